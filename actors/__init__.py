@@ -1,0 +1,1 @@
+"""Where it runs: Ray tasks, actors and trainers."""

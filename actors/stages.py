@@ -1,0 +1,108 @@
+"""Run training jobs side by side, as many as the plan has lanes; each trains, then is evaluated."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from actors.evaluation import CASES, evaluate_job
+from actors.resources import TASK_CPUS, ResourcePlan
+from actors.training import DONE, FAILED, TrainJob, run_job
+from storage import uri
+
+
+@dataclass(frozen=True)
+class ArmRun:
+    """A training job as an arm of an ablation; `seed` is the replicate's number."""
+
+    arm: str
+    seed: int
+    job: TrainJob
+
+    @property
+    def label(self) -> str:
+        """`arm/seed0`."""
+        return f"{self.arm}/seed{self.seed}"
+
+    def evaluated(self) -> bool:
+        """Trained with this configuration, and scored since."""
+        return self.job.finished() and uri.exists(uri.join(self.job.out, CASES))
+
+
+def _train_and_evaluate(run: ArmRun, plan: ResourcePlan) -> None:
+    """Body of a lane. What an earlier configuration left is removed first, the scores before the weights they came from."""
+    out = run.job.out
+    if not run.job.finished():
+        for name in (CASES, DONE, FAILED):
+            uri.remove(uri.join(out, name))
+        run_job(run.job, plan)
+    if not uri.exists(uri.join(out, CASES)):
+        evaluate_job(run.job.stream.run, out, run.arm, run.seed, plan.threads, run.job.train.precision)
+
+
+def reason_of(error: BaseException) -> str:
+    """The last line of a remote failure: what went wrong, without the traceback."""
+    text = str(getattr(error, "cause", None) or error).strip()
+    return text.splitlines()[-1] if text else type(error).__name__
+
+
+def run_arms(
+    runs: Sequence[ArmRun], plan: ResourcePlan, on_tick: Callable[[list[str]], None], tick_s: float = 1.0
+) -> dict[str, str]:
+    """Train and evaluate all runs, the costliest first; returns label → reason for those that failed.
+
+    One failing arm does not stop the others. `on_tick` is called about every `tick_s` seconds with the labels that are running.
+    """
+    import ray
+
+    lane = ray.remote(num_cpus=0, num_gpus=0, max_retries=2)(_train_and_evaluate)
+    queue = sorted((r for r in runs if not r.evaluated()), key=_cost, reverse=True)
+    running: dict[Any, ArmRun] = {}
+    failed: dict[str, str] = {}
+    while queue or running:
+        while queue and len(running) < plan.lanes:
+            run = queue.pop(0)
+            running[lane.options(name=run.label).remote(run, plan)] = run
+        finished, _ = ray.wait(list(running), timeout=tick_s)
+        for reference in finished:
+            run = running.pop(reference)
+            try:
+                ray.get(reference)
+            except Exception as error:  # any failure of one arm is reported, and the others go on
+                failed[run.label] = reason_of(error)
+                uri.write_text(uri.join(run.job.out, FAILED), json.dumps({"reason": failed[run.label]}))
+        on_tick([r.label for r in running.values()])
+    return failed
+
+
+def _cost(run: ArmRun) -> float:
+    """Roughly, samples through the network a step: what decides which arm starts first."""
+    stream = run.job.stream
+    share = 1.0 + (stream.plan.unlabelled_ratio if stream.semi_supervised else 0.0)
+    is_sdnet = hasattr(run.job.network, "anatomy_width")
+    return share * (1.5 if is_sdnet else 1.0) + 0.2 * stream.fa
+
+
+def pretrain(job: TrainJob, plan: ResourcePlan, on_tick: Callable[[list[str]], None], tick_s: float = 1.0) -> None:
+    """Train the SDNet that fills the bank; same loop as an arm, not evaluated."""
+    import ray
+
+    if job.finished():
+        return
+    reference = ray.remote(num_cpus=0, max_retries=2)(run_job).remote(job, plan)
+    while not ray.wait([reference], timeout=tick_s)[0]:
+        on_tick(["pretrain"])
+    ray.get(reference)
+    on_tick([])
+
+
+def evaluate(run: ArmRun, plan: ResourcePlan) -> int:
+    """Score a trained arm again, replacing its `cases.csv`."""
+    import ray
+
+    task = ray.remote(num_cpus=TASK_CPUS, num_gpus=plan.trainer_gpus)(evaluate_job)
+    precision = run.job.train.precision
+    reference = task.remote(run.job.stream.run, run.job.out, run.arm, run.seed, plan.threads, precision)
+    return int(ray.get(reference))

@@ -1,0 +1,1 @@
+"""Why it runs: configuration, arms, tracking, report and the command line."""

@@ -1,0 +1,5 @@
+"""`python -m experiments …` is `cardiomix …`."""
+
+from experiments.cli import main
+
+main()

@@ -1,0 +1,307 @@
+"""The command line. Imports stay inside the verbs, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from storage.errors import InputError
+
+if TYPE_CHECKING:
+    from experiments.ablation import Ablation
+    from experiments.config import Settings
+
+FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+
+app = typer.Typer(
+    name="cardiomix",
+    help="Cardiac MR segmentation that keeps working on scanners it has never seen: train by mixing anatomy and modality factors.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+bank_app = typer.Typer(name="bank", help="Look at a factor bank.", no_args_is_help=True)
+app.add_typer(bank_app)
+
+Run = Annotated[str, typer.Option("--run", help="Run folder: a local path or an fsspec URI.")]
+Preset = Annotated[str, typer.Option("--preset", help="Preset for a run that has no config.yaml yet: demo, cpu or paper.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="Override a field, such as train.epochs=10; repeatable.")]
+Data = Annotated[list[str] | None, typer.Argument(help="Folders of studies: M&Ms, ACDC or a table of files.")]
+Layout = Annotated[str, typer.Option("--layout", help="auto, mnms, acdc or table.")]
+
+
+def _settings(run: str, preset: str, assignments: list[str] | None) -> Settings:
+    """The run's own configuration if it has one, else the preset's; with overrides, which are kept."""
+    from experiments import config
+    from storage import uri
+
+    known = uri.exists(uri.join(run, config.CONFIG_FILE))
+    settings = config.load(run) if known else config.preset(preset)
+    changed = config.override(settings, assignments or [])
+    if changed != settings or not known:
+        config.save(changed, run)
+    return changed
+
+
+def _driver(run: str, preset: str = "cpu", assignments: list[str] | None = None) -> Ablation:
+    from experiments.ablation import Ablation
+    from experiments.progress import Progress
+
+    return Ablation(run, _settings(run, preset, assignments), Progress())
+
+
+@app.command(epilog="Example:  cardiomix phantom data/phantom --set testing=2 --set frames=8")
+def phantom(
+    out: Annotated[Path, typer.Argument(help="Folder to write, in M&Ms' own layout.")],
+    seed: Annotated[int, typer.Option(help="Equal seeds give equal bytes.")] = 0,
+    assignments: Annotated[list[str] | None, typer.Option("--set", help="A field of the phantom, such as frames=8.")] = None,
+) -> None:
+    """Write a small multi-vendor cine data set."""
+    from experiments import config
+    from experiments.progress import Progress
+    from pipeline.phantom import write_phantom
+
+    fields = [f"phantom.{a}" for a in assignments or []] + [f"phantom.seed={seed}"]
+    settings = config.override(config.demo(), fields)
+    progress = Progress()
+    with progress.stage("phantom") as step:
+        subjects = write_phantom(out, settings.phantom, lambda done, total: step.update("", done, total))
+    progress.say(f"{len(subjects)} subjects in {out}")
+
+
+@app.command(epilog="Example:  cardiomix ingest data/mnms --run runs/first --preset paper")
+def ingest(
+    data: Data,
+    run: Run,
+    preset: Preset = "cpu",
+    layout: Layout = "auto",
+    strict: Annotated[bool, typer.Option("--strict", help="Fail on the first subject that cannot be used.")] = False,
+    assignments: Set = None,
+) -> None:
+    """Read studies of any layout into the run's slice store; says what came in and what was skipped, and why."""
+    from experiments import config
+    from storage.run_lock import run_lock
+
+    with run_lock(run):
+        driver = _driver(run, preset, assignments)
+        driver.settings = driver.settings.model_copy(update={"data": tuple(data or ()), "layout": layout})
+        config.save(driver.settings, run)
+        driver.ingest(strict)
+
+
+@app.command(epilog="Example:  cardiomix pretrain --run runs/first")
+def pretrain(run: Run, assignments: Set = None) -> None:
+    """Train the SDNet that fills the factor bank; continues where it stopped."""
+    from experiments.ablation import require_data
+    from storage.run_lock import run_lock
+
+    require_data(run)
+    with run_lock(run):
+        _driver(run, assignments=assignments).pretrain()
+
+
+@app.command(epilog="Example:  cardiomix extract --run runs/first")
+def extract(run: Run, assignments: Set = None) -> None:
+    """Write the factor bank with the frozen SDNet; continues where it stopped."""
+    from experiments.ablation import require_data
+    from storage.run_lock import run_lock
+
+    require_data(run)
+    with run_lock(run):
+        _driver(run, assignments=assignments).extract()
+
+
+@app.command(epilog="Example:  cardiomix train fs_sdnet_ra --run runs/first --seeds 2")
+def train(
+    arm: Annotated[str, typer.Argument(help="unet_ra, fs_sdnet, fs_sdnet_ra, ss_sdnet_ra or ss_sdnet_ra_fa.")],
+    run: Run,
+    seeds: Annotated[int | None, typer.Option(help="Replicates.")] = None,
+    assignments: Set = None,
+) -> None:
+    """Train one arm and score it on the test subjects; continues where it stopped."""
+    from experiments import config
+    from experiments.ablation import require_data
+    from storage.run_lock import run_lock
+
+    require_data(run)
+    with run_lock(run):
+        driver = _driver(run, assignments=assignments)
+        only = driver.settings.model_dump() | {"arms": (arm,), "seeds": seeds or driver.settings.seeds}
+        driver.settings = config.validated(only, f"arm {arm}")
+        _finish(driver.train())
+
+
+@app.command(epilog="Example:  cardiomix evaluate --run runs/first")
+def evaluate(run: Run) -> None:
+    """Score every trained arm on the test subjects again, on their native grids."""
+    from actors import stages
+    from experiments import jobs
+    from experiments.ablation import require_data
+    from storage.run_lock import run_lock
+
+    require_data(run)
+    with run_lock(run):
+        driver = _driver(run)
+        budget = driver.plan()
+        trained = [arm for arm in jobs.arm_runs(run, driver.settings) if arm.job.finished()]
+        if not trained:
+            raise InputError(run, "has no trained arm of this configuration", "train one: `cardiomix train ARM --run RUN`")
+        for arm in trained:
+            driver.progress.say(f"{arm.label}: {stages.evaluate(arm, budget)} volumes")
+
+
+@app.command(epilog="Example:  cardiomix report --run runs/first")
+def report(run: Run) -> None:
+    """Write the tables, figures and the page from what the run holds."""
+    from experiments.ablation import require_data
+    from storage.run_lock import run_lock
+
+    require_data(run)
+    with run_lock(run):
+        driver = _driver(run)
+        _show(driver.report().html, run, driver)
+
+
+@app.command(epilog="Example:  cardiomix ablate cpu --data data/acdc --data data/ge --run runs/real --set train.epochs=20")
+def ablate(
+    preset: Annotated[str, typer.Argument(help="demo, cpu, paper, or a config.yaml to repeat.")],
+    run: Run,
+    data: Annotated[list[str] | None, typer.Option("--data", help="Folder of studies; repeatable. None: the phantom.")] = None,
+    arms: Annotated[str | None, typer.Option("--arms", help="Only these, separated by commas.")] = None,
+    seeds: Annotated[int | None, typer.Option(help="Replicates of each arm.")] = None,
+    bank: Annotated[str | None, typer.Option("--bank", help="Reuse a factor bank from elsewhere.")] = None,
+    sdnet: Annotated[str | None, typer.Option("--sdnet", help="Reuse a pretrained SDNet: its folder.")] = None,
+    layout: Layout = "auto",
+    strict: Annotated[bool, typer.Option("--strict", help="Fail on the first subject that cannot be used.")] = False,
+    assignments: Set = None,
+) -> None:
+    """The whole ablation, from studies to the report; stages already done are reused."""
+    from experiments import ablation, config
+    from experiments.progress import Progress
+    from storage.run_lock import run_lock
+
+    settings = config.load(preset) if preset.endswith((".yaml", ".yml")) else config.preset(preset)
+    document = config.override(settings, assignments or []).model_dump() | {"layout": layout}
+    if data:
+        document["data"] = tuple(data)
+    elif preset not in ("demo",) and not settings.data:
+        raise InputError(f"preset {preset}", "needs data", "name folders of studies with --data")
+    if arms is not None:
+        document["arms"] = tuple(arm.strip() for arm in arms.split(",") if arm.strip())
+    document |= {k: v for k, v in {"seeds": seeds, "bank": bank, "pretrained": sdnet}.items() if v is not None}
+    progress = Progress()
+    with run_lock(run):
+        driver = ablation.Ablation(run, config.validated(document, "ablate"), progress)
+        paths, failed = ablation.ablate(driver, strict)
+        _show(paths.html, run, driver)
+    _finish(failed)
+
+
+@app.command(epilog="Example:  cardiomix status --run runs/first")
+def status(run: Run) -> None:
+    """Which stages and arms are done, under way, failed or missing."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from experiments.ablation import status as states
+
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, state in states(run):
+        table.add_row(name, state)
+    Console().print(table)
+
+
+@app.command(epilog="Example:  cardiomix preview --run runs/first --out mosaic.png")
+def preview(
+    run: Run,
+    out: Annotated[Path, typer.Option(help="PNG to write.")] = Path("preview.png"),
+    per_vendor: Annotated[int, typer.Option(help="Subjects of each vendor.")] = 1,
+) -> None:
+    """A picture of factor-based augmentation: anatomies × modalities from the bank."""
+    from experiments.config import load
+    from experiments.preview import mosaic_png
+    from storage import uri
+
+    uri.write_bytes(str(out), mosaic_png(run, load(run), per_vendor))
+    typer.echo(str(out))
+
+
+@app.command(epilog="Example:  cardiomix predict runs/first/arms/fs_sdnet_ra/seed0 patient_sa.nii.gz --out masks")
+def predict(
+    model: Annotated[str, typer.Argument(help="Folder of a trained network: model.safetensors and model.json.")],
+    images: Annotated[list[str], typer.Argument(help="NIfTI files, 3D or 4D.")],
+    out: Annotated[Path, typer.Option(help="Folder for the masks.")],
+) -> None:
+    """Segment NIfTI files; each mask lies on its image's own grid, LV 1, MYO 2, RV 3."""
+    from experiments.predict import predict_files
+    from experiments.progress import Progress
+
+    progress = Progress()
+    with progress.stage("predict") as step:
+        written = predict_files(model, images, out, lambda done, total: step.update("", done, total))
+    for path in written:
+        typer.echo(str(path))
+
+
+@bank_app.command("info", epilog="Example:  cardiomix bank info runs/first/bank.zarr")
+def bank_info(bank: Annotated[str, typer.Argument(help="Folder or URI of a bank.")]) -> None:
+    """What a bank holds."""
+    from collections import Counter
+
+    from storage.factor_bank import FactorBank
+
+    opened = FactorBank.open(bank)
+    index = opened.index
+    typer.echo(f"{index.num_rows} slices, {len(opened.committed())} of {opened.shards()} shards, {opened.fingerprint}")
+    for vendor, count in sorted(Counter(index["vendor"].to_pylist()).items()):
+        typer.echo(f"  {vendor}: {count} slices")
+
+
+@bank_app.command("verify", epilog="Example:  cardiomix bank verify runs/first/bank.zarr")
+def bank_verify(bank: Annotated[str, typer.Argument(help="Folder or URI of a bank.")]) -> None:
+    """Compare every shard with its ledger entry; exit status 1 if something differs."""
+    from storage.factor_bank import FactorBank
+
+    problems = FactorBank.open(bank).verify()
+    for problem in problems:
+        typer.echo(problem)
+    if problems:
+        raise typer.Exit(FAILED)
+    typer.echo("clean")
+
+
+def _show(html: str, run: str, driver: Ablation) -> None:
+    """The last screen: the table, where the report is, how to open MLflow."""
+    from rich.console import Console
+
+    from experiments.report import render_terminal_table
+    from pipeline.evaluation import read_cases, summarise
+    from storage import uri
+
+    Console().print(render_terminal_table(summarise(read_cases(uri.join(run, "report", "cases.csv")))))
+    typer.echo(f"report: {html}")
+    typer.echo(f"table:  {uri.join(run, 'report', 'table.md')}")
+    typer.echo(f"MLflow: {driver.tracker.ui_command()}")
+
+
+def _finish(failed: dict[str, str]) -> None:
+    for label, reason in failed.items():
+        typer.echo(f"failed {label}: {reason}", err=True)
+    if failed:
+        raise typer.Exit(FAILED)
+
+
+def main() -> None:
+    """Console script. Exit status: 0, 1 failed, 2 bad usage or input."""
+    try:
+        app(standalone_mode=True)
+    except InputError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(BAD_INPUT)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; the same command continues where it stopped", err=True)
+        sys.exit(INTERRUPTED)

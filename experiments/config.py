@@ -1,0 +1,152 @@
+"""Settings of a run and the presets. Every component's own configuration sits beside it; here they are only composed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from actors.resources import ResourceConfig
+from experiments.arms import ARMS
+from pipeline.losses import LossConfig
+from pipeline.networks.sdnet import SDNetConfig
+from pipeline.networks.unet import UNetConfig
+from pipeline.phantom import PhantomConfig
+from pipeline.preprocess import PreprocessConfig
+from pipeline.sample_plan import PlanConfig
+from pipeline.training import TrainConfig
+from storage import uri
+from storage.errors import InputError
+from storage.layouts import LayoutOptions
+
+CONFIG_FILE = "config.yaml"
+
+
+class Settings(BaseModel):
+    """Everything that determines a run, except the data."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    preset: str
+    seed: int = Field(0, ge=0, description="replicate k of an arm uses seed + k")
+    arms: tuple[str, ...] = tuple(ARMS)
+    seeds: int = Field(1, ge=1, description="replicates of each arm")
+    data: tuple[str, ...] = Field((), description="folders as given to ingest; empty: the phantom")
+    layout: str = "auto"
+    layouts: LayoutOptions = LayoutOptions()
+    phantom: PhantomConfig = PhantomConfig()
+    preprocess: PreprocessConfig = PreprocessConfig()
+    unet: UNetConfig = UNetConfig()
+    sdnet: SDNetConfig = SDNetConfig()
+    loss: LossConfig = LossConfig()
+    plan: PlanConfig = PlanConfig()
+    train: TrainConfig = TrainConfig()
+    pretrain: TrainConfig = TrainConfig()
+    resources: ResourceConfig = ResourceConfig()
+    bank_shard: int = Field(64, ge=1, description="slices in a shard of the factor bank")
+    bank: str | None = Field(None, description="a factor bank from elsewhere; nothing is pretrained or extracted then")
+    pretrained: str | None = Field(None, description="folder of a trained SDNet from elsewhere")
+
+    @model_validator(mode="after")
+    def _known_arms(self) -> Settings:
+        unknown = [arm for arm in self.arms if arm not in ARMS]
+        if unknown or not self.arms:
+            raise ValueError(f"unknown arms {unknown}; choose from {', '.join(ARMS)}")
+        return self
+
+    @property
+    def config_hash(self) -> str:
+        """First 12 hex digits of SHA-256 over the whole document."""
+        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def demo() -> Settings:
+    """The whole ablation on the phantom. See the README for how long it takes and what comes out."""
+    return Settings(
+        preset="demo",
+        preprocess=PreprocessConfig(size=96, field=224),
+        unet=UNetConfig(width=8),
+        sdnet=SDNetConfig(anatomy_width=8, modality_width=8, segmentor_width=16, decoder_width=8),
+        train=TrainConfig(batch_size=4, epochs=6, steps_per_epoch=60, plateau_patience=2),
+        pretrain=TrainConfig(batch_size=4, epochs=4, steps_per_epoch=50, plateau_patience=2),
+    )
+
+
+def cpu() -> Settings:
+    """Real data within an hour on 2 cores: narrow networks, 128² for the paper's 224² field."""
+    return Settings(
+        preset="cpu",
+        preprocess=PreprocessConfig(size=128, field=224),
+        unet=UNetConfig(width=16),
+        sdnet=SDNetConfig(anatomy_width=16, modality_width=16, segmentor_width=16, decoder_width=16),
+        train=TrainConfig(batch_size=8, epochs=12, steps_per_epoch=60, plateau_patience=2),
+        pretrain=TrainConfig(batch_size=8, epochs=6, steps_per_epoch=60, plateau_patience=2),
+    )
+
+
+def paper() -> Settings:
+    """The paper's own numbers (sections 2 and 3): 224², batch 4, 50 epochs, Adam 1e-3, every frame of every cine. For GPUs."""
+    return Settings(preset="paper", layouts=LayoutOptions(frames="all"))
+
+
+PRESETS = {"demo": demo, "cpu": cpu, "paper": paper}
+
+
+def preset(name: str) -> Settings:
+    """The preset of this name. Raises InputError if there is none."""
+    if name not in PRESETS:
+        raise InputError(f"preset {name}", "there is no such preset", f"choose from {', '.join(PRESETS)}")
+    return PRESETS[name]()
+
+
+def override(settings: Settings, assignments: Sequence[str]) -> Settings:
+    """Apply `a.b=value` assignments (values as YAML). Raises InputError naming the assignment that is wrong."""
+    document = settings.model_dump()
+    for assignment in assignments:
+        path, separator, text = assignment.partition("=")
+        if not separator:
+            raise InputError(f"--set {assignment}", "is not an assignment", "write it as --set train.epochs=10")
+        node: Any = document
+        *parents, leaf = path.strip().split(".")
+        for name in parents:
+            node = node.get(name) if isinstance(node, dict) else None
+        if not isinstance(node, dict) or leaf not in node:
+            raise InputError(f"--set {assignment}", f"there is no field {path}", "see config.yaml of any run for the fields")
+        try:
+            node[leaf] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise InputError(f"--set {assignment}", "the value is not YAML", "quote it for the shell") from error
+    return validated(document, "--set " + " ".join(assignments))
+
+
+def validated(document: Any, where: str) -> Settings:
+    """Settings from a plain document. Raises InputError with the first field that is wrong."""
+    try:
+        return Settings.model_validate(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"])) or "settings"
+        message = str(first["msg"]).removeprefix("Value error, ")
+        raise InputError(where, f"{field}: {message}", f"given: {str(first['input'])[:60]}") from None
+
+
+def save(settings: Settings, run: str) -> None:
+    """Write `config.yaml`: complete, so that giving it back reproduces the run."""
+    text = yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    uri.write_text(uri.join(run, CONFIG_FILE), text)
+
+
+def load(run: str) -> Settings:
+    """Settings of an existing run folder, or of a YAML file. Raises InputError if absent or wrong."""
+    path = run if run.endswith((".yaml", ".yml")) else uri.join(run, CONFIG_FILE)
+    if not uri.exists(path):
+        raise InputError(path, "no such run configuration", "start with `cardiomix ingest` or `cardiomix ablate`")
+    try:
+        document = yaml.safe_load(uri.read_text(path))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(path, "is not YAML", "restore it, or start a new run") from error
+    return validated(document, path)

@@ -1,0 +1,218 @@
+"""The report's figures, each as PNG bytes: resolution histograms, FA mosaic, learning curves, Dice per subject.
+
+Colours are Okabe and Ito's, which stay apart without colour vision; an arm has the same colour and marker in every
+figure. Nothing here touches matplotlib's global state or needs a display.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from experiments.paper_table import ARM_LABELS, arm_label, arm_order
+from pipeline.evaluation import STRUCTURES, subject_dice
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# The range of pixel areas in the paper's training data, between which RA draws.
+RA_RANGE_MM2 = (0.954, 2.692)
+
+_PAPER_STYLE = dict(
+    zip(
+        ARM_LABELS,
+        (("#6E6E6E", "s"), ("#E69F00", "o"), ("#0072B2", "^"), ("#009E73", "D"), ("#CC79A7", "v")),
+        strict=True,
+    )
+)
+_OTHER_STYLES = (("#56B4E9", "P"), ("#D55E00", "X"), ("#332288", "<"), ("#882255", ">"))
+_VENDOR_COLOUR = "#3B6EA5"
+_INK, _MUTED, _GRID = "#1F2933", "#6B7280", "#E5E7EB"
+_RC: Any = {
+    "font.family": ["DejaVu Sans"],
+    "font.size": 9,
+    "text.color": _INK,
+    "axes.edgecolor": "#B8BEC7",
+    "axes.labelcolor": _INK,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": _GRID,
+    "xtick.color": _MUTED,
+    "ytick.color": _MUTED,
+    "legend.frameon": False,
+}
+
+
+def arm_style(arm: str) -> tuple[str, str]:
+    """Colour and marker of an arm, the same in every figure; an unknown name takes a spare pair by its spelling."""
+    return _PAPER_STYLE.get(arm) or _OTHER_STYLES[sum(arm.encode()) % len(_OTHER_STYLES)]
+
+
+def resolution_histograms(areas: Mapping[str, Sequence[float]]) -> bytes:
+    """Pixel area in mm², one value a subject, by vendor, like the paper's Fig. 2; the paper's RA range is shaded."""
+    vendors = sorted(areas)
+    everything = np.concatenate([np.asarray(areas[vendor], dtype=np.float64) for vendor in vendors])
+    bins = np.linspace(min(everything.min(), RA_RANGE_MM2[0]) - 0.1, max(everything.max(), RA_RANGE_MM2[1]) + 0.1, 28)
+    with _figure(max(4.0, 2.9 * len(vendors)), 2.6, 1, len(vendors), sharex=True) as (figure, axes, png):
+        for vendor, axis in zip(vendors, axes.flat, strict=True):
+            axis.axvspan(*RA_RANGE_MM2, color="#F3F4F6", zorder=0)
+            axis.hist(
+                np.asarray(areas[vendor]), bins=bins.tolist(), color=_VENDOR_COLOUR, edgecolor="white", linewidth=0.8
+            )
+            axis.set_title(f"{vendor}  ·  {_plural(len(areas[vendor]), 'subject')}")
+            axis.yaxis.get_major_locator().set_params(integer=True)
+            axis.grid(axis="x", visible=False)
+        axes.flat[0].set_ylabel("subjects")
+        figure.supxlabel("pixel area, mm²   (shaded: the range the paper rescales to)", fontsize=9, color=_MUTED)
+    return png.getvalue()
+
+
+def fa_mosaic(
+    anatomy_AHW: npt.NDArray[np.floating[Any]],
+    modality_MHW: npt.NDArray[np.floating[Any]],
+    generated_AMHW: npt.NDArray[np.floating[Any]],
+    anatomy_titles: Sequence[str],
+    modality_titles: Sequence[str],
+) -> bytes:
+    """Factor-based augmentation as a matrix, like the paper's Fig. 1(c): rows give the anatomy, columns the modality.
+
+    Images are floats on one scale (here [-1, 1]) and are shown in one grey window, the 0.5 to 99.5 percentiles of the
+    originals.
+    """
+    a, m = len(anatomy_AHW), len(modality_MHW)
+    window = np.percentile(np.concatenate([anatomy_AHW.ravel(), modality_MHW.ravel()]), (0.5, 99.5))
+    # The originals stand apart from what is made of them: a narrow empty row and column between.
+    gaps = {"width_ratios": [1, 0.12] + [1] * m, "height_ratios": [1, 0.12] + [1] * a, "wspace": 0.04, "hspace": 0.04}
+    cell, margin = 1.5, 0.35  # inches
+    width, height = margin + cell * (m + 1.2), margin + cell * (a + 1.2) * anatomy_AHW.shape[1] / anatomy_AHW.shape[2]
+    with _figure(width, height, a + 2, m + 2, layout=None, gridspec_kw=gaps) as (figure, axes, png):
+        figure.subplots_adjust(left=margin / width, right=0.995, top=1 - margin / height, bottom=0.005)
+        for axis in axes.flat:
+            axis.set_axis_off()
+        for row, image in enumerate(anatomy_AHW):
+            _picture(axes[row + 2, 0], image, window, side=anatomy_titles[row])
+        for column, image in enumerate(modality_MHW):
+            _picture(axes[0, column + 2], image, window, top=modality_titles[column])
+            for row in range(a):
+                _picture(axes[row + 2, column + 2], generated_AMHW[row, column], window)
+        axes[0, 0].text(
+            0.98, 0.62, "modality  →", ha="right", va="center", color=_MUTED, transform=axes[0, 0].transAxes
+        )
+        axes[0, 0].text(0.5, 0.02, "anatomy  ↓", ha="center", va="bottom", color=_MUTED, transform=axes[0, 0].transAxes)
+    return png.getvalue()
+
+
+def learning_curves(histories: Mapping[tuple[str, int], Sequence[Mapping[str, Any]]]) -> bytes:
+    """Validation Dice and training loss over steps, a line for each (arm, seed), from records of `history.jsonl`."""
+    with _figure(9.6, 3.2, 1, 2) as (figure, axes, png):
+        for axis, key, title in zip(
+            axes.flat, ("val/dice", "loss/total"), ("validation Dice", "training loss"), strict=True
+        ):
+            for arm, seed in sorted(histories, key=lambda pair: (arm_order(pair[0]), pair[1])):
+                points = [
+                    (r.get("step", r.get("epoch")), r[key]) for r in histories[arm, seed] if r.get(key) is not None
+                ]
+                if points:
+                    colour, marker = arm_style(arm)
+                    axis.plot(
+                        *zip(*points, strict=True), color=colour, marker=marker, markersize=3, linewidth=1.4, alpha=0.9
+                    )
+            axis.set_title(title, loc="left")
+            axis.set_xlabel("optimiser steps", color=_MUTED)
+        axes.flat[0].set_ylim(0, 1)
+        _legend(figure, sorted({arm for arm, _ in histories}, key=arm_order))
+    return png.getvalue()
+
+
+def dice_per_subject(cases: Sequence[Mapping[str, Any]]) -> bytes:
+    """Dice of every subject (mean over phases and seeds) by vendor, structure and arm: box, dots, and the mean as a
+    bar.
+
+    `cases` are rows of `cases.csv`. A missed structure is the dot at 0, where it belongs.
+    """
+    vendors = sorted({case["vendor"] for case in cases})
+    arms = sorted({case["arm"] for case in cases}, key=arm_order)
+    size = (max(5.0, 0.9 + len(vendors) * (0.7 + 0.36 * len(arms))), 6.6)
+    with _figure(*size, len(STRUCTURES), len(vendors), sharex=True, sharey=True) as (figure, axes, png):
+        for row, structure in enumerate(STRUCTURES):
+            for column, vendor in enumerate(vendors):
+                axis = axes[row, column]
+                here = [c for c in cases if c["vendor"] == vendor and c["structure"] == structure]
+                for x, arm in enumerate(arms):
+                    _subject_strip(axis, x, list(subject_dice(c for c in here if c["arm"] == arm).values()), arm)
+                axis.set(xticks=[], xlim=(-0.6, len(arms) - 0.4), ylim=(-0.03, 1.03))
+            axes[row, 0].set_ylabel(f"{structure}  Dice", fontweight="bold")
+        for column, vendor in enumerate(vendors):
+            axes[0, column].set_title(vendor)
+        _legend(figure, arms)
+    return png.getvalue()
+
+
+def _subject_strip(axis: Axes, x: int, values: list[float], arm: str) -> None:
+    if not values:
+        return
+    colour, marker = arm_style(arm)
+    # A fixed golden-ratio scatter: dots keep apart and the figure is the same each time.
+    spread = (np.arange(len(values)) * 0.618034 % 1.0 - 0.5) * 0.5
+    if len(values) >= 5:
+        box = {"facecolor": "none", "edgecolor": colour, "linewidth": 1.0, "alpha": 0.7}
+        quiet = {"color": colour, "linewidth": 1.0, "alpha": 0.7}
+        axis.boxplot(
+            [values], positions=[x], widths=0.62, showfliers=False, patch_artist=True, manage_ticks=False,
+            boxprops=box, whiskerprops=quiet, capprops=quiet, medianprops=quiet,
+        )  # fmt: skip
+    axis.scatter(x + spread, values, s=13, marker=marker, color=colour, alpha=0.65, linewidths=0, zorder=3)
+    axis.hlines(float(np.mean(values)), x - 0.36, x + 0.36, color=colour, linewidth=2.6, zorder=4)
+
+
+def _picture(axis: Axes, image: npt.NDArray[Any], window: npt.NDArray[Any], top: str = "", side: str = "") -> None:
+    axis.set_axis_on()
+    axis.imshow(image, cmap="gray", vmin=window[0], vmax=window[1], interpolation="nearest")
+    axis.set(xticks=[], yticks=[])
+    axis.grid(False)
+    for spine in axis.spines.values():
+        spine.set_visible(False)
+    axis.set_title(top, fontsize=9, fontweight="bold", pad=4)
+    axis.set_ylabel(side, fontsize=9, fontweight="bold", labelpad=4)
+
+
+def _legend(figure: Figure, arms: Sequence[str]) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], color=arm_style(arm)[0], marker=arm_style(arm)[1], label=arm_label(arm), markersize=5)
+        for arm in arms
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(5, max(1, len(arms))))
+
+
+@contextmanager
+def _figure(
+    width: float, height: float, rows: int, columns: int, *, layout: str | None = "constrained", **subplots: Any
+) -> Iterator[tuple[Figure, npt.NDArray[Any], io.BytesIO]]:
+    """A figure in inches with a 2D array of axes; on leaving, the buffer holds its PNG."""
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    png = io.BytesIO()
+    with matplotlib.rc_context(_RC):
+        figure = Figure(figsize=(width, height), layout=layout, facecolor="white")  # type: ignore[arg-type]
+        FigureCanvasAgg(figure)
+        yield figure, figure.subplots(rows, columns, squeeze=False, **subplots), png
+        # A fixed Software entry keeps the bytes equal from one matplotlib version's banner to the next.
+        figure.savefig(png, format="png", dpi=150, metadata={"Software": "cardiomix"})
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -1,0 +1,70 @@
+"""Table 1 of the paper as data, and the names of its arms.
+
+Source: X. Liu et al., "Disentangled Representations for Domain-generalized Cardiac Segmentation", STACOM 2020, Table 1:
+average Dice on the challenge's hidden set, 20 subjects a vendor. That set was never released, so that the numbers are a
+reference, not a target.
+"""
+
+from __future__ import annotations
+
+ARM_LABELS: dict[str, str] = {
+    "unet_ra": "U-Net+RA",
+    "fs_sdnet": "FS SDNet",
+    "fs_sdnet_ra": "FS SDNet+RA",
+    "ss_sdnet_ra": "SS SDNet+RA",
+    "ss_sdnet_ra_fa": "SS SDNet+RA+FA",
+}
+
+REFERENCE_NOTE = (
+    "The paper's numbers are its Table 1, measured on the challenge's hidden set of 80 subjects (20 a vendor), which "
+    "was never released. They are a reference for orientation, not a target that can be hit exactly."
+)
+PHANTOM_NOTE = (
+    "These results come from a synthetic phantom, not from patients: they show that the experiment runs, and say "
+    "nothing about how well hearts are segmented. The paper's numbers stand beside them for orientation only."
+)
+
+# arm -> vendor -> (LV, MYO, RV)
+PAPER_DICE: dict[str, dict[str, tuple[float, float, float]]] = {
+    "unet_ra": {
+        "A": (0.900, 0.829, 0.811), "B": (0.937, 0.877, 0.907), "C": (0.856, 0.837, 0.852), "D": (0.762, 0.651, 0.503),
+    },
+    "fs_sdnet": {
+        "A": (0.901, 0.837, 0.822), "B": (0.942, 0.877, 0.920), "C": (0.851, 0.826, 0.853), "D": (0.734, 0.618, 0.474),
+    },
+    "fs_sdnet_ra": {
+        "A": (0.905, 0.846, 0.828), "B": (0.945, 0.886, 0.921), "C": (0.855, 0.843, 0.843), "D": (0.819, 0.749, 0.624),
+    },
+    "ss_sdnet_ra": {
+        "A": (0.909, 0.854, 0.841), "B": (0.945, 0.887, 0.916), "C": (0.843, 0.837, 0.813), "D": (0.811, 0.752, 0.553),
+    },
+    "ss_sdnet_ra_fa": {
+        "A": (0.909, 0.846, 0.778), "B": (0.939, 0.882, 0.909), "C": (0.863, 0.847, 0.843), "D": (0.812, 0.712, 0.498),
+    },
+}  # fmt: skip
+
+
+# What one step of the paper changes: (in words, arm with it, arm without it).
+CONTRASTS = (
+    ("RA: resolution augmentation", "fs_sdnet_ra", "fs_sdnet"),
+    ("SDNet instead of U-Net", "fs_sdnet_ra", "unet_ra"),
+    ("SS: unlabelled data as well", "ss_sdnet_ra", "fs_sdnet_ra"),
+    ("FA: factor augmentation", "ss_sdnet_ra_fa", "ss_sdnet_ra"),
+)
+
+
+def arm_label(arm: str) -> str:
+    """The paper's name of an arm; an arm that the paper does not have keeps its own name."""
+    return ARM_LABELS.get(arm, arm)
+
+
+def arm_order(arm: str) -> tuple[int, str]:
+    """Sort key: the paper's arms in the paper's order, then others by name."""
+    names = list(ARM_LABELS)
+    return (names.index(arm), "") if arm in ARM_LABELS else (len(names), arm)
+
+
+def paper_dice(arm: str, vendor: str, structure: str) -> float | None:
+    """Dice of the paper's Table 1, or None where the paper has no such arm, vendor (A to D) or structure."""
+    row = PAPER_DICE.get(arm, {}).get(vendor)
+    return None if row is None or structure not in ("LV", "MYO", "RV") else row[("LV", "MYO", "RV").index(structure)]

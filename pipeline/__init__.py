@@ -1,0 +1,1 @@
+"""What happens to arrays: pure functions and modules of numpy and torch."""

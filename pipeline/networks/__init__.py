@@ -1,0 +1,1 @@
+"""U-Net and SDNet."""

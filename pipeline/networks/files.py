@@ -1,0 +1,109 @@
+"""Networks on disk: `model.safetensors` and `model.json` in one folder, local or fsspec; nothing is unpickled."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+from torch import nn
+
+from pipeline.networks.sdnet import Decoder, SDNet, SDNetConfig, fingerprint
+from pipeline.networks.unet import UNet, UNetConfig
+from storage import uri
+from storage.errors import InputError
+
+WEIGHTS, CONFIG = "model.safetensors", "model.json"
+
+
+def build(config: UNetConfig | SDNetConfig) -> UNet | SDNet:
+    """An untrained network of this configuration."""
+    return SDNet(config) if isinstance(config, SDNetConfig) else UNet(config.width, config.classes)
+
+
+def weights_of(model: nn.Module) -> bytes:
+    """The model's state as safetensors bytes, contiguous, on the CPU, in a stable order."""
+    return save({k: v.detach().cpu().contiguous() for k, v in sorted(model.state_dict().items())})
+
+
+def save_model(
+    folder: str, model: nn.Module, config: UNetConfig | SDNetConfig, preprocess: dict[str, Any], terms: list[str]
+) -> str:
+    """Write weights and configuration; returns the fingerprint. The configuration goes last: it marks completeness."""
+    weights = weights_of(model)
+    kind = "sdnet" if isinstance(config, SDNetConfig) else "unet"
+    document = {"kind": kind, "network": config.model_dump(), "preprocess": preprocess, "terms": terms}
+    name = fingerprint(weights, json.dumps(document, sort_keys=True))
+    uri.write_bytes(uri.join(folder, WEIGHTS), weights)
+    uri.write_text(uri.join(folder, CONFIG), json.dumps({**document, "fingerprint": name}, indent=1, sort_keys=True))
+    return name
+
+
+def read_config(folder: str) -> dict[str, Any]:
+    """The document `model.json`. Raises InputError if absent or not ours."""
+    path = uri.join(folder, CONFIG)
+    if not uri.exists(path):
+        raise InputError(path, "no trained network here", "train it first, or give the folder that holds model.json")
+    try:
+        document = json.loads(uri.read_text(path))
+        if document["kind"] not in ("sdnet", "unet"):
+            raise KeyError("kind")
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(path, "not a cardiomix model description", "train again or restore the file") from error
+    return dict(document)
+
+
+def load_model(folder: str) -> tuple[UNet | SDNet, dict[str, Any]]:
+    """Network in eval mode and its document. Raises InputError on absent, damaged or mismatched files."""
+    document, path = read_config(folder), uri.join(folder, WEIGHTS)
+    config = (SDNetConfig if document["kind"] == "sdnet" else UNetConfig)(**document["network"])
+    model = build(config)
+    try:
+        weights = uri.read_bytes(path)
+        found = fingerprint(
+            weights, json.dumps({k: v for k, v in document.items() if k != "fingerprint"}, sort_keys=True)
+        )
+        if found != document["fingerprint"]:
+            raise InputError(
+                path, "weights are not the ones model.json names", "restore both files from the same training"
+            )
+        model.load_state_dict(load(weights))
+    except FileNotFoundError as error:
+        raise InputError(path, "weights are missing", "restore the file or train again") from error
+    return model.eval(), document
+
+
+def load_sdnet(folder: str) -> SDNet:
+    """A trained SDNet in eval mode. Raises InputError if the folder holds another network."""
+    model, _ = load_model(folder)
+    if not isinstance(model, SDNet):
+        raise InputError(folder, "holds a U-Net, not an SDNet", "give the folder of a pretrained SDNet")
+    return model
+
+
+def sdnet_fingerprint(folder: str) -> str:
+    """The name of the network by its content, as `model.json` records it."""
+    return str(read_config(folder)["fingerprint"])
+
+
+def decoder_state(model: SDNet) -> tuple[bytes, dict[str, Any]]:
+    """The decoder alone: safetensors bytes and its configuration; all that FA needs besides factors."""
+    return weights_of(model.decoder), model.config.model_dump()
+
+
+def load_decoder(weights: bytes, config: dict[str, Any]) -> Decoder:
+    """The inverse of `decoder_state`, in eval mode."""
+    decoder = Decoder(SDNetConfig(**config))
+    decoder.load_state_dict(load(weights))
+    return decoder.eval().requires_grad_(False)
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Trainable numbers in a module."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+
+def default_device() -> torch.device:
+    """A GPU when there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,135 @@
+"""SDNet with a real AdaIN decoder (Chartsias et al. 2019; Huang and Belongie 2017; paper section 2.2)."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.networks.unet import UNet
+
+
+class SDNetConfig(BaseModel):
+    """Widths and factor sizes. The authors' are the defaults; the decoder's width is not given by the paper."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    anatomy_width: int = Field(64, ge=1, description="first level of the anatomy encoder's U-Net")
+    anatomy_channels: int = Field(8, ge=1, le=8)
+    modality_width: int = Field(64, ge=1, description="first convolution of the modality encoder; then 2 and 4 times")
+    modality_size: int = Field(8, ge=1)
+    segmentor_width: int = Field(64, ge=1)
+    decoder_width: int = Field(16, ge=1)
+    style_width: int = Field(64, ge=1, description="hidden layer of the MLP from modality to AdaIN's scale and shift")
+    classes: int = Field(4, ge=2)
+
+
+def binarise(soft: Tensor) -> Tensor:
+    """Round to exactly 0 or 1 forward, identity backward (straight-through; paper: differentiable rounding)."""
+    return soft + (soft.round() - soft).detach() if soft.requires_grad else soft.round()
+
+
+def adain(x_NCHW: Tensor, scale_NC: Tensor, shift_NC: Tensor) -> Tensor:
+    """`instance_norm(x) · scale + shift`, a scale and shift for every image and channel (Huang and Belongie 2017)."""
+    return F.instance_norm(x_NCHW) * scale_NC[..., None, None] + shift_NC[..., None, None]
+
+
+class Decoder(nn.Module):
+    """Anatomy (N, C, H, W) and modality (N, M) → image (N, 1, H, W) in (-1, 1)."""
+
+    def __init__(self, config: SDNetConfig) -> None:
+        super().__init__()
+        width = config.decoder_width
+        inputs = [config.anatomy_channels, width, width]
+        self.convolutions = nn.ModuleList(nn.Conv2d(i, width, 3, padding=1) for i in inputs)
+        # No activation after the last layer: a scale must be free to be negative.
+        self.style = nn.Sequential(
+            nn.Linear(config.modality_size, config.style_width),
+            nn.ReLU(inplace=True),
+            nn.Linear(config.style_width, 2 * width * len(inputs)),
+        )
+        self.out = nn.Conv2d(width, 1, 7, padding=3)
+
+    def forward(self, anatomy_NCHW: Tensor, modality_NM: Tensor) -> Tensor:
+        """Draw the anatomy the way the modality says."""
+        style = self.style(modality_NM).chunk(2 * len(self.convolutions), dim=1)
+        x = anatomy_NCHW
+        for layer, convolution in enumerate(self.convolutions):
+            # scale is predicted as its difference from 1, so that an untrained decoder starts as plain instance norm
+            x = F.relu(adain(convolution(x), 1.0 + style[2 * layer], style[2 * layer + 1]))
+        return torch.tanh(self.out(x))
+
+
+class ModalityEncoder(nn.Sequential):
+    """(N, 1, H, W) → (N, modality_size): 7 × 7, two 4 × 4 of stride 2, global average, linear."""
+
+    def __init__(self, config: SDNetConfig) -> None:
+        width = config.modality_width
+        super().__init__(
+            nn.Conv2d(1, width, 7, padding=3),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(width, 2 * width, 4, stride=2, padding=1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(2 * width, 4 * width, 4, stride=2, padding=1),
+            nn.ReLU(inplace=True),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(4 * width, config.modality_size),
+        )
+
+
+def segmentor(config: SDNetConfig) -> nn.Sequential:
+    """(N, C, H, W) anatomy → (N, classes, H, W) logits."""
+    width = config.segmentor_width
+    return nn.Sequential(
+        nn.Conv2d(config.anatomy_channels, width, 3, padding=1),
+        nn.BatchNorm2d(width),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(width, width, 3, padding=1),
+        nn.BatchNorm2d(width),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(width, config.classes, 1),
+    )
+
+
+class SDNet(nn.Module):
+    """Anatomy encoder, modality encoder, segmentor and AdaIN decoder. `forward` segments: image → logits."""
+
+    def __init__(self, config: SDNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.anatomy_encoder = UNet(config.anatomy_width, config.anatomy_channels)
+        self.modality_encoder = ModalityEncoder(config)
+        self.segmentor = segmentor(config)
+        self.decoder = Decoder(config)
+
+    def encode_anatomy(self, image_N1HW: Tensor) -> Tensor:
+        """Exactly binary (N, C, H, W): softmax over channels, rounded; at most one channel a pixel is 1."""
+        return binarise(self.anatomy_encoder(image_N1HW).softmax(dim=1))
+
+    def encode_modality(self, image_N1HW: Tensor) -> Tensor:
+        """(N, modality_size) float."""
+        modality: Tensor = self.modality_encoder(image_N1HW)
+        return modality
+
+    def decode(self, anatomy_NCHW: Tensor, modality_NM: Tensor) -> Tensor:
+        """Image (N, 1, H, W) in (-1, 1)."""
+        image: Tensor = self.decoder(anatomy_NCHW, modality_NM)
+        return image
+
+    def segment(self, anatomy_NCHW: Tensor) -> Tensor:
+        """Logits (N, classes, H, W)."""
+        logits: Tensor = self.segmentor(anatomy_NCHW)
+        return logits
+
+    def forward(self, image_N1HW: Tensor) -> Tensor:
+        """Logits (N, classes, H, W) of an image."""
+        return self.segment(self.encode_anatomy(image_N1HW))
+
+
+def fingerprint(weights: bytes, config_json: str) -> str:
+    """Name of a network by its content: first 16 hex digits of SHA-256 over configuration and safetensors bytes."""
+    return hashlib.sha256(config_json.encode() + b"\0" + weights).hexdigest()[:16]

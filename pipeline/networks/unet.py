@@ -1,0 +1,55 @@
+"""U-Net, four poolings, batch-norm, bilinear upsampling (paper section 2.2; the authors' widths 64-128-256-512-512)."""
+
+from __future__ import annotations
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+
+class UNetConfig(BaseModel):
+    """Width of the first level; the others are 2, 4, 8 and 8 times as wide."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    width: int = Field(64, ge=1)
+    classes: int = Field(4, ge=2, description="background, LV, MYO, RV")
+
+
+def double_conv(inputs: int, outputs: int, middle: int | None = None) -> nn.Sequential:
+    """(3 × 3 convolution, batch-norm, ReLU) twice."""
+    middle = middle or outputs
+    return nn.Sequential(
+        nn.Conv2d(inputs, middle, 3, padding=1),
+        nn.BatchNorm2d(middle),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(middle, outputs, 3, padding=1),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(inplace=True),
+    )
+
+
+class UNet(nn.Module):
+    """(N, 1, H, W) → (N, outputs, H, W) logits; H and W multiples of 16."""
+
+    def __init__(self, width: int, outputs: int) -> None:
+        super().__init__()
+        widths = [width, 2 * width, 4 * width, 8 * width, 8 * width]
+        self.down = nn.ModuleList(double_conv(i, o) for i, o in zip([1, *widths], widths, strict=False))
+        # (skip + below) → narrower: 16w → 4w, 8w → 2w, 4w → w, 2w → w
+        ups = [(16 * width, 4 * width), (8 * width, 2 * width), (4 * width, width), (2 * width, width)]
+        self.up = nn.ModuleList(double_conv(i, o, i // 2) for i, o in ups)
+        self.pool = nn.MaxPool2d(2)
+        self.head = nn.Conv2d(width, outputs, 1)
+
+    def forward(self, image_N1HW: Tensor) -> Tensor:
+        """Logits of the image's size."""
+        x, skips = image_N1HW, []
+        for level, block in enumerate(self.down):
+            x = block(x if level == 0 else self.pool(x))
+            skips.append(x)
+        for block, skip in zip(self.up, reversed(skips[:-1]), strict=True):
+            x = nn.functional.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
+            x = block(torch.cat([skip, x], dim=1))
+        logits: Tensor = self.head(x)
+        return logits

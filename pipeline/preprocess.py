@@ -1,0 +1,158 @@
+"""From a stored slice to what a network sees: intensities in [-1, 1] on the working grid.
+
+The *working grid* shrinks every image by one constant linear factor (`size / field`), so that a small input sees the same
+field of view as the paper's 224 × 224 and the resolution gap between vendors stays. With `size == field` it is the native grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field
+
+from pipeline.rescale import resampling_matrix, resized, resized_labels
+
+if TYPE_CHECKING:
+    from storage.slice_store import SliceStore
+
+T = TypeVar("T", bound=np.generic)
+
+CANVAS_MULTIPLE = 16  # four poolings by two
+
+
+class PreprocessConfig(BaseModel):
+    """Intensity normalisation and working grid; part of a bank's identity."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    size: int = Field(224, ge=32, multiple_of=16, description="network input, pixels a side")
+    field: int = Field(224, ge=32, description="native pixels that `size` stands for (paper: 224)")
+    normalisation: Literal["zscore", "minmax", "percentile"] = "zscore"
+    clip_sigma: float = Field(3.0, gt=0, description="zscore: clip at ± this many σ, then divide by it")
+
+    @property
+    def factor(self) -> float:
+        """Linear shrink from native to working pixels, dimensionless."""
+        return self.size / self.field
+
+
+@dataclass(frozen=True)
+class VolumeStats:
+    """Intensity statistics of one frame's volume, in stored intensity units; what `normalise` needs."""
+
+    mean: float
+    std: float
+    minimum: float
+    maximum: float
+    p005: float
+    p995: float
+
+    @classmethod
+    def of(cls, volume: npt.NDArray[np.float32]) -> VolumeStats:
+        """Statistics of a volume of any shape, in float64; percentiles are 0.5 % and 99.5 %."""
+        values = np.asarray(volume, dtype=np.float64)
+        low, high = np.percentile(values, [0.5, 99.5])
+        return cls(
+            float(values.mean()),
+            float(values.std()),
+            float(values.min()),
+            float(values.max()),
+            float(low),
+            float(high),
+        )
+
+    @classmethod
+    def of_row(cls, store: SliceStore, i: int) -> VolumeStats:
+        """The statistics that the slice store's index holds for slice `i`'s volume."""
+        names = ("volume_mean", "volume_std", "volume_min", "volume_max", "volume_p005", "volume_p995")
+        return cls(*(float(store.column(name)[i]) for name in names))
+
+
+def normalise(image: npt.NDArray[np.float32], stats: VolumeStats, config: PreprocessConfig) -> npt.NDArray[np.float32]:
+    """Map intensities to [-1, 1], float32, same shape.
+
+    `zscore` (Baumgartner et al. 2017, as the paper cites, then clipped to the range of tanh), `minmax` over the volume, or
+    `percentile` (0.5 % to 99.5 % over the volume).
+    """
+    if config.normalisation == "zscore":
+        scaled = (image - stats.mean) / (max(stats.std, 1e-8) * config.clip_sigma)
+    else:
+        low, high = (
+            (stats.minimum, stats.maximum) if config.normalisation == "minmax" else (stats.p005, stats.p995)
+        )
+        scaled = (image - low) * (2.0 / max(high - low, 1e-8)) - 1.0
+    return np.clip(scaled, -1.0, 1.0).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class WorkingSlice:
+    """One slice on the working grid: image (h, w) float32 in [-1, 1], mask (h, w) uint8, area of a pixel in mm²."""
+
+    image: npt.NDArray[np.float32]
+    mask: npt.NDArray[np.uint8]
+    area: float
+
+
+def working_scales(row_mm: float, col_mm: float, config: PreprocessConfig) -> tuple[float, float]:
+    """Linear scales (rows, columns) from native to working pixels; anisotropic pixels become square of the same area."""
+    side = float(np.sqrt(row_mm * col_mm))
+    return config.factor * row_mm / side, config.factor * col_mm / side
+
+
+def working_shape(height: int, width: int, row_mm: float, col_mm: float, config: PreprocessConfig) -> tuple[int, int]:
+    """Size (h, w) in working pixels of a native (height, width) slice."""
+    scale_y, scale_x = working_scales(row_mm, col_mm, config)
+    return max(1, round(height * scale_y)), max(1, round(width * scale_x))
+
+
+def working_slice(store: SliceStore, i: int, config: PreprocessConfig) -> WorkingSlice:
+    """Slice `i` of a store, normalised by its volume's statistics and on the working grid."""
+    image = normalise(store.image(i), VolumeStats.of_row(store, i), config)
+    mask = store.mask(i)
+    row_mm, col_mm = float(store.column("row_mm")[i]), float(store.column("col_mm")[i])
+    area = row_mm * col_mm / config.factor**2
+    scale_y, scale_x = working_scales(row_mm, col_mm, config)
+    shape = working_shape(*image.shape, row_mm, col_mm, config)
+    if shape == image.shape:
+        return WorkingSlice(image, mask, area)
+    rows = resampling_matrix(image.shape[0], shape[0], scale_y)
+    cols = resampling_matrix(image.shape[1], shape[1], scale_x)
+    return WorkingSlice(resized(image, rows, cols), resized_labels(mask, rows, cols), area)
+
+
+def canvas_size(store: SliceStore, slice_ids: Sequence[int], config: PreprocessConfig) -> tuple[int, int]:
+    """Smallest (H, W), multiples of 16 and at least the input size, that holds every given slice's working image."""
+    columns = [store.column(name) for name in ("height", "width", "row_mm", "col_mm")]
+    shapes = {tuple(float(c[i]) for c in columns) for i in slice_ids}
+    sizes = [working_shape(int(h), int(w), row, col, config) for h, w, row, col in shapes]
+    rounded = [
+        -(-max([s[axis] for s in sizes] + [config.size]) // CANVAS_MULTIPLE) * CANVAS_MULTIPLE for axis in (0, 1)
+    ]
+    return rounded[0], rounded[1]
+
+
+def centre_on(
+    array: npt.NDArray[T], canvas: tuple[int, int], fill: float
+) -> tuple[npt.NDArray[T], int, int]:
+    """Place (h, w) centred on a (H, W) canvas of `fill`; returns the canvas and the offset (top, left)."""
+    height, width = array.shape
+    top, left = (canvas[0] - height) // 2, (canvas[1] - width) // 2
+    out = np.full(canvas, fill, dtype=array.dtype)
+    out[top : top + height, left : left + width] = array
+    return out, top, left
+
+
+def centre_crop(array: npt.NDArray[T], size: int, fill: float) -> npt.NDArray[T]:
+    """The central (size, size) of (h, w), padded with `fill` where the array is smaller."""
+    out = np.full((size, size), fill, dtype=array.dtype)
+    take, put = [], []
+    for n in array.shape:
+        length = min(n, size)
+        take.append(slice((n - length) // 2, (n - length) // 2 + length))
+        put.append(slice((size - length) // 2, (size - length) // 2 + length))
+    out[put[0], put[1]] = array[take[0], take[1]]
+    return out

@@ -1,0 +1,156 @@
+"""Which sample comes next: a pure function of (seed, stream, index).
+
+A *stream* is an endless sequence of samples over one pool of slices. Epoch after epoch it passes over the pool in a new order, so
+that every slice is seen exactly once an epoch. A fixed share of its samples is synthesized (FA): the slice at hand gives the anatomy, a
+slice drawn from all of the pool's donors gives the modality. Random numbers come from Philox, keyed by what they are for, so that any
+index can be computed alone, in any process, in any order.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+PairPolicy = Literal["uniform", "vendor_balanced", "cross_vendor"]
+Ids = npt.NDArray[np.int64]
+
+
+class PlanConfig(BaseModel):
+    """Resolution augmentation, factor-based augmentation and how streams are mixed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    area_range_mm2: tuple[float, float] = Field(
+        (0.954, 2.692), description="RA: native pixel areas, uniform in between (paper section 2.1)"
+    )
+    fa_share: float = Field(0.5, ge=0, le=1, description="FA: synthesized share of every batch, replacing real samples")
+    pairs: PairPolicy = Field("uniform", description="FA: who gives the modality; `uniform` is the paper's")
+    unlabelled_ratio: float = Field(1.0, ge=0, description="unlabelled samples for each labelled one in a step")
+
+    @model_validator(mode="after")
+    def _areas_ordered(self) -> PlanConfig:
+        low, high = self.area_range_mm2
+        if not 0 < low <= high:
+            raise ValueError(f"area_range_mm2 must be 0 < low <= high, not {low} to {high}")
+        return self
+
+
+def generator(seed: int, purpose: str, *counters: int) -> np.random.Generator:
+    """A Philox generator that depends on its arguments alone."""
+    words = [seed & 0xFFFFFFFF, zlib.crc32(purpose.encode()), *counters]
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(words)))
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One planned sample.
+
+    slice_id: the slice that gives image and mask, or anatomy and mask; donor_id: the bank row that gives the modality, or None for a real
+    sample; area: target pixel area in native mm², or None to keep the slice's own.
+    """
+
+    slice_id: int
+    donor_id: int | None
+    area: float | None
+
+
+class Stream:
+    """Samples over `pool`, by index.
+
+    Args: seed; name (the stream's own randomness); pool, slice ids (n,); donors, bank rows (m,) and their vendors (m,), for FA;
+    fa_share 0 to 1; ra_range in mm² or None for no RA.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        name: str,
+        pool: Ids,
+        *,
+        fa_share: float = 0.0,
+        ra_range: tuple[float, float] | None = None,
+        pairs: PairPolicy = "uniform",
+        donors: Ids | None = None,
+        donor_vendors: npt.NDArray[np.str_] | None = None,
+        pool_vendors: npt.NDArray[np.str_] | None = None,
+    ) -> None:
+        if len(pool) == 0:
+            raise ValueError(f"stream {name}: its pool of slices is empty")
+        if fa_share > 0 and (donors is None or len(donors) == 0):
+            raise ValueError(f"stream {name}: FA needs modality donors")
+        self.seed, self.name, self.pool = seed, name, np.asarray(pool, dtype=np.int64)
+        self.fa_share, self.ra_range, self.pairs = fa_share, ra_range, pairs
+        self.donors = np.asarray(donors if donors is not None else [], dtype=np.int64)
+        vendors = np.asarray(donor_vendors if donor_vendors is not None else [""] * len(self.donors))
+        self._by_vendor = {str(v): self.donors[vendors == v] for v in np.unique(vendors)}
+        own = pool_vendors if pool_vendors is not None else np.full(len(self.pool), "")
+        self._own_vendor = dict(zip(self.pool.tolist(), map(str, own), strict=True))
+        # one pass is kept: samples are mostly asked for in order
+        self._order = lru_cache(maxsize=4)(self._shuffled)
+
+    def _shuffled(self, epoch: int) -> Ids:
+        return generator(self.seed, f"{self.name}/order", epoch).permutation(self.pool)
+
+    def __call__(self, index: int) -> Sample:
+        """The sample at `index` ≥ 0."""
+        epoch, position = divmod(index, len(self.pool))
+        slice_id = int(self._order(epoch)[position])
+        rng = generator(self.seed, f"{self.name}/sample", index >> 32, index & 0xFFFFFFFF)
+        # drawn in a fixed order, so that switching FA on leaves the areas of RA as they were
+        place, vendor_place, area_place = rng.random(3)
+        # evenly spread, so that every batch holds its share to within one sample
+        is_fa = int((index + 1) * self.fa_share) > int(index * self.fa_share)
+        donor = self._donor(slice_id, place, vendor_place) if is_fa else None
+        area = None
+        if self.ra_range is not None:
+            low, high = self.ra_range
+            area = low + (high - low) * float(area_place)
+        return Sample(slice_id, donor, area)
+
+    def _donor(self, slice_id: int, place: float, vendor_place: float) -> int:
+        if self.pairs == "uniform":
+            candidates = self.donors
+        else:
+            vendors = list(self._by_vendor)
+            if self.pairs == "cross_vendor":
+                # with one vendor there is no other: its own are all there are
+                vendors = [v for v in vendors if v != self._own_vendor[slice_id]] or vendors
+            candidates = self._by_vendor[vendors[int(vendor_place * len(vendors))]]
+        return int(candidates[int(place * len(candidates))])
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """How a training step is put together: `labelled` samples from one stream, then `unlabelled` from another.
+
+    The batch size is their sum. For several workers, `rank` of `world` takes its contiguous part of each; together they partition the
+    step for any `world` that divides both counts.
+    """
+
+    labelled: Stream
+    unlabelled: Stream | None
+    labelled_per_step: int
+    unlabelled_per_step: int
+
+    def samples(self, step: int, rank: int = 0, world: int = 1) -> list[tuple[Sample, bool]]:
+        """Samples of a step in order, each with whether its mask may be used."""
+        out: list[tuple[Sample, bool]] = []
+        for stream, count, labelled in (
+            (self.labelled, self.labelled_per_step, True),
+            (self.unlabelled, self.unlabelled_per_step, False),
+        ):
+            if stream is not None and count:
+                low, high = count * rank // world, count * (rank + 1) // world
+                out += [(stream(step * count + k), labelled) for k in range(low, high)]
+        return out
+
+    def rows(self, rank: int = 0, world: int = 1) -> int:
+        """Samples a step holds for one worker."""
+        counts = [self.labelled_per_step, self.unlabelled_per_step if self.unlabelled is not None else 0]
+        return sum(n * (rank + 1) // world - n * rank // world for n in counts)

@@ -1,0 +1,232 @@
+"""One training step, validation and the state that a restart needs; no Ray, no MLflow."""
+
+from __future__ import annotations
+
+import json
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from pipeline.losses import (
+    LossConfig,
+    code_kl,
+    latent_regression_loss,
+    reconstruction_loss,
+    sample_latent,
+    segmentation_losses,
+)
+from pipeline.networks.files import build, default_device
+from pipeline.networks.sdnet import SDNet, SDNetConfig
+from pipeline.networks.unet import UNet, UNetConfig
+from pipeline.sample_plan import generator
+
+STRUCTURES = ("LV", "MYO", "RV")
+
+
+class ArmConfig(BaseModel):
+    """What an arm of the ablation switches on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    network: Literal["unet", "sdnet"] = "sdnet"
+    semi_supervised: bool = False
+    ra: bool = False
+    fa: bool = False
+
+
+class TrainConfig(BaseModel):
+    """Optimisation (paper section 3.2). An epoch is one pass over the labelled slices unless `steps_per_epoch` says otherwise."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    batch_size: int = Field(4, ge=1, description="labelled samples a step, over all workers")
+    epochs: int = Field(50, ge=1)
+    steps_per_epoch: int | None = Field(None, ge=1)
+    learning_rate: float = Field(1e-3, gt=0)
+    plateau_factor: float = Field(0.1, gt=0, lt=1)
+    plateau_patience: int = Field(1, ge=0, description="1: the second epoch in a row without improvement lowers the rate")
+    precision: Literal["fp32", "bf16"] = "bf16"
+    gradient_clip: float | None = Field(None, gt=0, description="largest norm of the gradient; None: unclipped (paper)")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """image (N, 1, S, S) float32 in [-1, 1]; mask (N, S, S) int64; labelled (N,) bool; slice_id (N,) int64."""
+
+    image: Tensor
+    mask: Tensor
+    labelled: Tensor
+    slice_id: Tensor
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss is NaN or infinite; names the step and the slices of the batch."""
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    """bf16 autocast where asked for, else nothing."""
+    return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+def network_seed(seed: int, name: str) -> int:
+    """A seed for torch's generators that depends on (seed, name) alone."""
+    return int(generator(seed, name).integers(0, 2**62))
+
+
+@dataclass
+class TrainState:
+    """Everything a restart needs. `model` is the raw network; a wrapper for several workers shares its weights."""
+
+    model: UNet | SDNet
+    optimiser: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.ReduceLROnPlateau
+    latent: torch.Generator
+    step: int = 0
+    epoch: int = 0
+    best_dice: float = -1.0
+    best_weights: dict[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def create(cls, network: UNetConfig | SDNetConfig, config: TrainConfig, seed: int, rank: int = 0) -> TrainState:
+        """A fresh state; weights depend on `seed` alone, latent samples on (seed, rank)."""
+        torch.manual_seed(network_seed(seed, "weights"))
+        model = build(network).to(default_device(), memory_format=torch.channels_last)  # type: ignore[call-overload]
+        optimiser = torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=True)
+        scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
+            optimiser, mode="max", factor=config.plateau_factor, patience=config.plateau_patience, threshold=0.0
+        )
+        latent = torch.Generator().manual_seed(network_seed(seed, f"latent/{rank}"))
+        return cls(model, optimiser, scheduler, latent)
+
+    def save(self, folder: Path) -> None:
+        """Write a checkpoint into an empty folder; tensors only, readable with `weights_only=True`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {
+            "model": self.model.state_dict(),
+            "best": self.best_weights,
+            "optimiser": self.optimiser.state_dict(),
+            "latent": self.latent.get_state(),
+        }
+        torch.save(tensors, folder / "state.pt")
+        scalars = {"step": self.step, "epoch": self.epoch, "best_dice": self.best_dice}
+        document = {**scalars, "scheduler": self.scheduler.state_dict()}
+        (folder / "state.json").write_text(json.dumps(document))
+
+    def restore(self, folder: Path) -> None:
+        """Read what `save` wrote."""
+        tensors = torch.load(folder / "state.pt", weights_only=True, map_location=default_device())
+        document = json.loads((folder / "state.json").read_text())
+        self.model.load_state_dict(tensors["model"])
+        self.optimiser.load_state_dict(tensors["optimiser"])
+        self.latent.set_state(tensors["latent"].cpu())
+        self.best_weights = tensors["best"]
+        self.scheduler.load_state_dict(document.pop("scheduler"))
+        self.step, self.epoch, self.best_dice = document["step"], document["epoch"], document["best_dice"]
+
+    def end_epoch(self, dice: float) -> None:
+        """Plateau rule and best weights, by validation Dice."""
+        self.epoch += 1
+        self.scheduler.step(dice)
+        if dice > self.best_dice:
+            self.best_dice = dice
+            self.best_weights = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+
+
+class Objective(nn.Module):
+    """Network and losses as one module, so that a wrapper for several workers sees a single forward."""
+
+    def __init__(self, model: UNet | SDNet, config: LossConfig, latent: torch.Generator) -> None:
+        super().__init__()
+        self.model, self.config, self.latent = model, config, latent
+        self.segmentation = segmentation_losses(config)
+
+    def forward(self, image: Tensor, mask: Tensor, labelled: Tensor) -> dict[str, Tensor]:
+        """Weighted terms by name. Labelled samples come first in a batch; only they reach the segmentor."""
+        count = int(labelled.sum())
+        model = self.model
+        terms: dict[str, Tensor] = {}
+        if isinstance(model, SDNet):
+            anatomy = model.encode_anatomy(image)
+            codes = model.encode_modality(image)
+            reconstruction = model.decode(anatomy, codes)
+            terms["reconstruction"] = self.config.reconstruction * reconstruction_loss(reconstruction.float(), image)
+            terms["latent"] = self.config.latent * self._latent(model, anatomy, codes, reconstruction)
+            if self.config.kl > 0:
+                terms["kl"] = self.config.kl * code_kl(codes.float())
+            logits = model.segment(anatomy[:count]) if count else None
+        else:
+            logits = model(image[:count]) if count else None
+        if logits is not None:
+            terms |= self.segmentation(logits.float(), mask[:count])
+        return terms
+
+    def _latent(self, model: SDNet, anatomy: Tensor, codes: Tensor, reconstruction: Tensor) -> Tensor:
+        if self.config.latent_source == "reconstruction":
+            return latent_regression_loss(model.encode_modality(reconstruction).float(), codes.float())
+        sampled = sample_latent(codes, self.latent)
+        return latent_regression_loss(model.encode_modality(model.decode(anatomy, sampled)).float(), sampled.float())
+
+
+def train_step(
+    objective: nn.Module, state: TrainState, batch: Batch, config: TrainConfig
+) -> dict[str, float]:
+    """One optimiser step over labelled and unlabelled samples together; returns the terms and their sum as `total`.
+
+    Raises NonFiniteLossError before the weights are touched.
+    """
+    state.model.train()
+    device = batch.image.device
+    with autocast(device, config.precision):
+        terms = objective(batch.image, batch.mask, batch.labelled)
+    total = torch.stack(list(terms.values())).sum()
+    if not torch.isfinite(total):
+        raise NonFiniteLossError(
+            f"step {state.step}: loss is {total.item()}, terms { {k: v.item() for k, v in terms.items()} }, "
+            f"slices {batch.slice_id.tolist()}; lower train.learning_rate or set train.gradient_clip"
+        )
+    state.optimiser.zero_grad(set_to_none=True)
+    total.backward()
+    if config.gradient_clip is not None:
+        nn.utils.clip_grad_norm_(state.model.parameters(), config.gradient_clip)
+    state.optimiser.step()
+    state.step += 1
+    return {**{k: float(v.detach()) for k, v in terms.items()}, "total": float(total.detach())}
+
+
+@dataclass(frozen=True)
+class ValidationVolume:
+    """A held-out volume as the network sees it: image (Z, S, S) float32, mask (Z, S, S) uint8."""
+
+    image: npt.NDArray[np.float32]
+    mask: npt.NDArray[np.uint8]
+
+
+def validate(model: UNet | SDNet, volumes: list[ValidationVolume], precision: str, chunk: int = 16) -> dict[str, float]:
+    """Mean volume Dice on the network's grid: `dice` over structures, `dice_LV`, `dice_MYO`, `dice_RV`; 0 to 1.
+
+    A structure absent from mask and prediction is left out.
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    scores: dict[str, list[float]] = {name: [] for name in STRUCTURES}
+    for volume in volumes:
+        parts = []
+        with torch.inference_mode(), autocast(device, precision):
+            for i in range(0, len(volume.image), chunk):
+                image = torch.from_numpy(volume.image[i : i + chunk, None]).to(device)
+                parts.append(model(image.contiguous(memory_format=torch.channels_last)).argmax(1).cpu().numpy())
+        found = np.concatenate(parts)
+        for label, name in enumerate(STRUCTURES, start=1):
+            ours, theirs = found == label, volume.mask == label
+            size = int(ours.sum() + theirs.sum())
+            if size:
+                scores[name].append(2.0 * int((ours & theirs).sum()) / size)
+    means = {f"dice_{name}": float(np.mean(values)) if values else 0.0 for name, values in scores.items()}
+    return {"dice": float(np.mean(list(means.values()))), **means}

@@ -1,0 +1,124 @@
+"""ACDC as its organisers hand it out (Bernard et al., IEEE TMI 2018): `patientNNN/`, one folder a patient.
+
+`Info.cfg` holds ED and ES, 1-based. Images are 3D files of single frames, `patientNNN_frameFF.nii.gz`, each with its
+`_gt`, and in the full release also the cine, `patientNNN_4d.nii.gz`. Masks are RV 1, MYO 2, LV 3: the reverse of ours.
+"""
+
+from __future__ import annotations
+
+import re
+
+from storage import uri
+from storage.errors import InputError
+from storage.layouts.frames import cine_frames
+from storage.layouts.options import LayoutOptions
+from storage.layouts.terms import terms_of
+from storage.nifti import read_header
+from storage.subjects import LV, MYO, RV, FrameSource, Skipped, Subject
+
+LABELS = ((1, RV), (2, MYO), (3, LV))
+TERMS = "ACDC: CC BY-NC-SA 4.0; cite Bernard et al. 2018, doi 10.1109/TMI.2018.2837502"
+PATIENT = re.compile(r"patient\d+", re.IGNORECASE)
+PARTS = ("training", "testing")
+
+
+def matches(folder: str) -> bool:
+    """Whether the folder (or its `training` or `testing`) holds folders named patientNNN."""
+    return bool(_patients(folder))
+
+
+def read(folder: str, options: LayoutOptions) -> tuple[list[Subject], list[Skipped]]:
+    """Subjects and skipped patients. ED and ES; with `frames="all"` the whole cine where the 4D file is there."""
+    subjects: list[Subject] = []
+    skipped: list[Skipped] = []
+    terms = terms_of(folder, TERMS)
+    for part, path in _patients(folder):
+        name = uri.base_name(path)
+        try:
+            frames = _frames(path, options)
+        except InputError as error:
+            skipped.append(Skipped(name, error.where, error.problem, error.remedy))
+            continue
+        split, reason = _split(name, part, options)
+        subjects.append(
+            Subject(name, "acdc", options.acdc_vendor, options.acdc_centre, frames, split, reason, LABELS, terms)
+        )
+    return subjects, skipped
+
+
+def _patients(folder: str) -> list[tuple[str, str]]:
+    """(part, folder) of every patient; part is "", "training" or "testing"."""
+    here = [("", folder)] + [
+        (name.lower(), uri.join(folder, name)) for name in uri.list_names(folder) if name.lower() in PARTS
+    ]
+    return [
+        (part, uri.join(base, name))
+        for part, base in here
+        for name in uri.list_names(base)
+        if PATIENT.fullmatch(name) and uri.is_folder(uri.join(base, name))
+    ]
+
+
+def _split(name: str, part: str, options: LayoutOptions) -> tuple[str, str]:
+    if part == "testing":
+        return "test", "ACDC's testing folder"
+    if name in options.acdc_test:
+        return "test", "listed in layouts.acdc_test"
+    if name in options.acdc_validation:
+        return "validation", "listed in layouts.acdc_validation"
+    return "train", "neither in layouts.acdc_test nor in layouts.acdc_validation"
+
+
+def _frames(path: str, options: LayoutOptions) -> tuple[FrameSource, ...]:
+    name, files = uri.base_name(path), set(uri.list_names(path))
+    phases = _phases(path, files)
+    masks = {
+        frame: (uri.join(path, mask), None)
+        for frame in phases.values()
+        if (mask := _file(files, f"{name}_frame{frame + 1:02d}_gt"))
+    }
+    cine = _file(files, f"{name}_4d")
+    single = {phase: _file(files, f"{name}_frame{frame + 1:02d}") for phase, frame in phases.items()}
+    if cine and (options.frames == "all" or not all(single.values())):
+        image = uri.join(path, cine)
+        return cine_frames(image, read_header(image).frames, phases, masks, options)
+    for phase, file in single.items():
+        if file is None:
+            raise InputError(
+                f"{name}_frame{phases[phase] + 1:02d}.nii.gz",
+                f"no image of {phase}, neither this file nor {name}_4d.nii.gz",
+                "copy it from the data set, or correct Info.cfg",
+            )
+    return tuple(
+        FrameSource(phase, frame, uri.join(path, str(single[phase])), None, *masks.get(frame, (None, None)))
+        for phase, frame in sorted(phases.items(), key=lambda item: item[1])
+    )
+
+
+def _phases(path: str, files: set[str]) -> dict[str, int]:
+    """0-based frames of ED and ES. A wrong guess would pass a mask off as another phase's, hence no guess."""
+    info = next((f for f in files if f.lower() == "info.cfg"), None)
+    if info is None:
+        problem = "is absent, so which frame is ED and which ES is unknown"
+        raise InputError("Info.cfg", problem, "copy it from the data set")
+    found: dict[str, int] = {}
+    try:
+        lines = uri.read_text(uri.join(path, info)).splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError("Info.cfg", "cannot be read", "copy it again from the data set") from error
+    for line in lines:
+        key, _, value = (part.strip() for part in line.partition(":"))
+        if key.upper() in ("ED", "ES"):
+            if not value.isdecimal() or int(value) < 1:
+                raise InputError("Info.cfg", f"{key} is '{value}'", "write a frame number: 1, 2, 3, …")
+            found[key.upper()] = int(value) - 1
+    missing = [phase for phase in ("ED", "ES") if phase not in found]
+    if missing:
+        raise InputError("Info.cfg", f"has no line {' and '.join(missing)}", "add it: the 1-based number of the frame")
+    if found["ED"] == found["ES"]:
+        raise InputError("Info.cfg", "ED and ES are the same frame", "correct one of them")
+    return found
+
+
+def _file(files: set[str], stem: str) -> str | None:
+    return next((stem + end for end in (".nii.gz", ".nii") if stem + end in files), None)

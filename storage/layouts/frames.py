@@ -1,0 +1,66 @@
+"""Which frames of a study to take: the choice that every layout makes the same way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from storage.errors import InputError
+from storage.layouts.options import LayoutOptions
+from storage.subjects import FrameSource
+
+
+def cine_frames(
+    image: str,
+    count: int | None,
+    phases: Mapping[str, int],
+    masks: Mapping[int, tuple[str, int | None]],
+    options: LayoutOptions,
+) -> tuple[FrameSource, ...]:
+    """Frames of a 4D image, in order.
+
+    `count` is the number of frames (None: unknown; then only ED and ES can be taken), `phases` maps "ED" and "ES" to
+    0-based frames, `masks` maps a frame to its mask file and the index inside it (None: a 3D mask). Raises InputError
+    for a phase beyond the last frame.
+    """
+    if count is not None:
+        for phase, frame in phases.items():
+            check_frame(image, phase, frame, count)
+    if count is not None and options.frames == "all":
+        chosen = list(range(count))
+    elif phases:
+        chosen = sorted(set(phases.values()))
+    else:
+        chosen = evenly_spaced(count or 1, options.unlabelled_frames)
+    names = {frame: phase for phase, frame in phases.items()}
+    return tuple(
+        FrameSource(names.get(frame, "-"), frame, image, frame, *masks.get(frame, (None, None))) for frame in chosen
+    )
+
+
+def evenly_spaced(count: int, wanted: int) -> list[int]:
+    """Up to `wanted` frames of a heart beat of `count`: the cycle closes, so two of 24 are 0 and 12, not 0 and 23."""
+    taken = min(wanted, count)
+    return [i * count // taken for i in range(taken)]
+
+
+def check_frame(image: str, phase: str, frame: int, count: int) -> None:
+    """Raise InputError unless `frame` (0-based) is one of `count`."""
+    if not 0 <= frame < count:
+        raise InputError(
+            image.rsplit("/", 1)[-1],
+            f"{phase} is frame {frame}, but the image has frames 0 to {count - 1}",
+            f"correct {phase} (0-based) in the data set's table",
+        )
+
+
+def frame_number(text: str, column: str, where: str) -> int | None:
+    """A whole number from a table's cell ("7" or "7.0"); None for an empty one. Raises InputError."""
+    if text == "":
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if value < 0 or value != int(value):
+        raise InputError(where, f"{column} is '{text}'", f"{column} is a frame number: 0, 1, 2, …")
+    return int(value)

@@ -1,0 +1,197 @@
+"""The M&Ms challenge's open release (Campello et al., IEEE TMI 2021), and what looks like it.
+
+    [OpenDataset/]{Training/{Labeled,Unlabeled},Validation,Testing}/<code>/<code>_sa[_gt].nii.gz
+
+Image and mask are 4D; masks are LV 1, MYO 2, RV 3 at ED and ES, zero elsewhere. The information table, under any of its
+names, has vendor, centre and the 0-based ED and ES. Traps handled here: the unlabelled subjects have ED = ES = 0 in the
+table and may have `_gt` files, which are ignored; a mask can lie in another split's folder; the table may start with a
+nameless index.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from dataclasses import dataclass
+
+from storage import uri
+from storage.errors import InputError
+from storage.layouts.frames import cine_frames, frame_number
+from storage.layouts.options import LayoutOptions
+from storage.layouts.records import Record, need_columns, read_records
+from storage.layouts.terms import terms_of
+from storage.nifti import read_header
+from storage.subjects import LV, MYO, RV, FrameSource, Skipped, Subject
+
+LABELS = ((1, LV), (2, MYO), (3, RV))
+TERMS = "M&Ms: research, under its registration's terms; cite Campello et al. 2021, doi 10.1109/TMI.2021.3090082"
+PARENT = "opendataset"
+PARTS = {
+    "training/labeled": ("train", "M&Ms Training/Labeled"),
+    "training/labelled": ("train", "M&Ms Training/Labeled"),
+    "training/unlabeled": ("train", "M&Ms Training/Unlabeled"),
+    "training/unlabelled": ("train", "M&Ms Training/Unlabeled"),
+    "validation": ("validation", "M&Ms Validation"),
+    "testing": ("test", "M&Ms Testing"),
+}
+TABLES = "*m&ms*nformation*"
+NEEDED = ("external code", "vendor", "centre", "ed", "es")
+
+
+@dataclass(frozen=True)
+class Place:
+    """A subject's folder: the part of the data set it lies in, its path and the names in it."""
+
+    part: str
+    path: str
+    names: frozenset[str]
+
+    def file(self, stem: str) -> str | None:
+        """Path of `stem.nii.gz` or `stem.nii` in here."""
+        found = next((stem + end for end in (".nii.gz", ".nii") if stem + end in self.names), None)
+        return None if found is None else uri.join(self.path, found)
+
+
+def matches(folder: str) -> bool:
+    """Whether the folder, or OpenDataset in it, has at least one of the data set's parts."""
+    return not uri.base_name(folder).lower().endswith((".csv", ".parquet")) and bool(_parts(_root(folder)))
+
+
+def read(folder: str, options: LayoutOptions) -> tuple[list[Subject], list[Skipped]]:
+    """Subjects and those skipped. Raises InputError if the information table is absent or lacks a column."""
+    root = _root(folder)
+    source = _table(folder, root)
+    records = read_records(source)
+    need_columns(source, records, NEEDED)
+    known = {record["external code"]: record for record in records}
+    places = _places(root)
+    terms = terms_of(folder, TERMS)
+    subjects: list[Subject] = []
+    skipped = _without_folder(uri.base_name(source), sorted(set(known) - set(places)))
+    for code, found in places.items():
+        with_image = [place for place in found if place.file(f"{code}_sa")]
+        if not with_image:
+            # A folder that holds only a mask belongs to an image elsewhere; without one there is nothing to say.
+            skipped.append(Skipped(code, f"{code}_sa.nii.gz", "no image in its folder", "copy it from the data set"))
+            continue
+        for place in with_image[1:]:
+            reason = f"is in {_part_name(with_image[0])} and again in {_part_name(place)}, which is left out"
+            skipped.append(Skipped(code, f"{code}_sa.nii.gz", reason, "remove one of the two"))
+        try:
+            if code not in known:
+                raise InputError(uri.base_name(source), "has no row for this subject", "add the row")
+            subjects.append(_subject(code, with_image[0], found, known[code], terms, options))
+        except InputError as error:
+            skipped.append(Skipped(code, error.where, error.problem, error.remedy))
+    return subjects, skipped
+
+
+def _root(folder: str) -> str:
+    inner = next((n for n in uri.list_names(folder) if n.lower() == PARENT), None)
+    return folder if inner is None else uri.join(folder, inner)
+
+
+def _parts(root: str) -> dict[str, str]:
+    """Part (key of PARTS) -> its folder, for those that exist."""
+    found: dict[str, str] = {}
+    for name in uri.list_names(root):
+        path = uri.join(root, name)
+        if name.lower() == "training":
+            inner = {f"training/{n.lower()}": uri.join(path, n) for n in uri.list_names(path)}
+            found |= {part: where for part, where in inner.items() if part in PARTS}
+        elif name.lower() in PARTS:
+            found[name.lower()] = path
+    # A folder named `testing` alone is not yet M&Ms: one subject must be named as its are.
+    return found if any(_named_like_mnms(path) for path in found.values()) else {}
+
+
+def _named_like_mnms(part: str) -> bool:
+    for code in uri.list_names(part):
+        names = uri.list_names(uri.join(part, code))
+        if any(name.startswith(f"{code}_sa") for name in names):
+            return True
+    return False
+
+
+def _places(root: str) -> dict[str, list[Place]]:
+    """Code -> the folders of that name, in the order of PARTS."""
+    found: dict[str, list[Place]] = {}
+    parts = _parts(root)
+    for part in (p for p in PARTS if p in parts):
+        for code in uri.list_names(parts[part]):
+            path = uri.join(parts[part], code)
+            if uri.is_folder(path):
+                found.setdefault(code, []).append(Place(part, path, frozenset(uri.list_names(path))))
+    return dict(sorted(found.items()))
+
+
+def _table(folder: str, root: str) -> str:
+    """The information table: in the folder, in OpenDataset, or beside OpenDataset if that is the folder given."""
+    where = [folder, root]
+    if uri.base_name(folder).lower() == PARENT:
+        where.append(folder.rstrip("/").rpartition("/")[0] or ".")
+    for place in where:
+        names = [n for n in uri.list_names(place) if fnmatch.fnmatchcase(n.lower(), TABLES)]
+        names = [n for n in names if n.lower().endswith((".csv", ".xlsx"))]
+        if names:  # CSV before Excel, then the newest: its name starts with the date
+            return uri.join(place, min(names, key=lambda n: (n.lower().endswith(".xlsx"), [-ord(c) for c in n])))
+    raise InputError(
+        uri.base_name(folder),
+        "its information table is absent",
+        "copy 211230_M&Ms_Dataset_information_diagnosis_opendataset.csv from the data set into it",
+    )
+
+
+def _without_folder(source: str, codes: list[str]) -> list[Skipped]:
+    if not codes:
+        return []
+    shown = ", ".join(codes[:3]) + (", …" if len(codes) > 3 else "")
+    reason = f"{len(codes)} of its subjects have no folder ({shown})"
+    return [Skipped("-", source, reason, "fine for part of the data set; else copy the rest")]
+
+
+def _part_name(place: Place) -> str:
+    return PARTS[place.part][1].removeprefix("M&Ms ")
+
+
+def _subject(
+    code: str, place: Place, places: list[Place], record: Record, terms: str, options: LayoutOptions
+) -> Subject:
+    if not record["vendor"]:
+        raise InputError("information table", "vendor is empty", "fill in A, B, C or D")
+    split, reason = PARTS[place.part]
+    return Subject(
+        subject=code,
+        layout="mnms",
+        vendor=record["vendor"],
+        centre=record["centre"],
+        frames=_frames(code, place, places, record, options),
+        split=split,
+        split_reason=reason,
+        labels=LABELS,
+        terms=terms,
+    )
+
+
+def _frames(
+    code: str, place: Place, places: list[Place], record: Record, options: LayoutOptions
+) -> tuple[FrameSource, ...]:
+    image = place.file(f"{code}_sa") or ""
+    if place.part.startswith("training/unlabel"):
+        # Its ED = ES = 0 mean "unknown", and a mask here is not one to learn from.
+        return cine_frames(image, read_header(image).frames, {}, {}, options)
+    numbers = {phase: frame_number(record[phase.lower()], phase, "information table") for phase in ("ED", "ES")}
+    phases = {phase: number for phase, number in numbers.items() if number is not None}
+    if len(phases) < 2 or phases["ED"] == phases["ES"]:
+        shown = " and ".join(f"{phase} {record[phase.lower()] or 'empty'}" for phase in ("ED", "ES"))
+        raise InputError("information table", f"has {shown} for a labelled subject", "fill in its 0-based frames")
+    mask = next((path for p in [place, *places] if (path := p.file(f"{code}_sa_gt"))), None)
+    if mask is None:
+        raise InputError(
+            f"{code}_sa_gt.nii.gz",
+            "no mask in any part of the data set",
+            "copy it, or move the subject to Training/Unlabeled",
+        )
+    masks: dict[int, tuple[str, int | None]] = {frame: (mask, frame) for frame in phases.values()}
+    # Headers are read with the data; the number of frames matters here only if all of them are wanted.
+    count = read_header(image).frames if options.frames == "all" else None
+    return cine_frames(image, count, phases, masks, options)

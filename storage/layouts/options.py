@@ -1,0 +1,30 @@
+"""What a user may choose about reading data sets."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+# Both kinds of file (raw and rebuilt) and both diseases of the first thirty patients are in each list.
+ACDC_TEST = tuple(f"patient{n:03d}" for n in (4, 5, 10, 15, 24, 25, 29, 30))
+ACDC_VALIDATION = tuple(f"patient{n:03d}" for n in (3, 12, 23, 27))
+
+
+class LayoutOptions(BaseModel):
+    """How folders become subjects; part of a run's configuration."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    frames: Literal["ed_es", "all"] = Field("ed_es", description="frames of a cine to take; masks are at ED and ES")
+    unlabelled_frames: int = Field(
+        2, ge=1, description="evenly spaced frames of a cine that has neither ED and ES nor masks (frames=ed_es)"
+    )
+    acdc_vendor: str = Field("Siemens", min_length=1, description="vendor of every ACDC subject")
+    acdc_centre: str = Field("Dijon", description="centre of every ACDC subject")
+    acdc_test: tuple[str, ...] = Field(ACDC_TEST, description="ACDC subjects that are only tested on")
+    acdc_validation: tuple[str, ...] = Field(ACDC_VALIDATION, description="ACDC subjects that choose, never train")
+    validation_fraction: float = Field(
+        0.15, gt=0, lt=1, description="held out of a labelled vendor's training subjects where the data name none"
+    )
+    split_seed: int = Field(0, ge=0, description="which subjects are held out")

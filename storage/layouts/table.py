@@ -1,0 +1,163 @@
+"""A plain table of files, which takes any study: one row a subject.
+
+Columns `subject, image, mask, vendor, centre, ed, es`; optionally `split` (train, validation, test, excluded),
+`spacing` (slice, row and column distance in mm, such as `8 1.4 1.4`, in place of the headers') and `terms`. Paths are
+relative to the table's folder. Images are 3D or 4D; `ed` and `es` are 0-based frames; an empty mask means unlabelled.
+Masks are LV 1, MYO 2, RV 3, and either 4D like their image or 3D where only one frame is labelled.
+"""
+
+from __future__ import annotations
+
+import posixpath
+
+from storage import uri
+from storage.errors import InputError
+from storage.layouts.frames import cine_frames, frame_number
+from storage.layouts.options import LayoutOptions
+from storage.layouts.records import Record, need_columns, read_records
+from storage.layouts.terms import terms_of
+from storage.nifti import read_header
+from storage.subjects import LV, MYO, RV, FrameSource, Skipped, Subject
+
+LABELS = ((1, LV), (2, MYO), (3, RV))
+NEEDED = ("subject", "image", "mask", "vendor", "centre", "ed", "es")
+USUAL = ("subjects.csv", "subjects.parquet")
+SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "val": "validation",
+    "test": "test",
+    "testing": "test",
+    "excluded": "excluded",
+}
+TERMS = "not stated"
+
+
+def matches(folder: str) -> bool:
+    """Whether this is a table file or a folder with subjects.csv, or with one table that lists subjects and images."""
+    return _is_table(folder) or bool(_tables(folder))
+
+
+def read(folder: str, options: LayoutOptions) -> tuple[list[Subject], list[Skipped]]:
+    """Subjects and skipped rows. Raises InputError if the table itself cannot be used."""
+    source = _table(folder)
+    base = folder if source != folder else folder.rpartition("/")[0]
+    records = read_records(source)
+    need_columns(source, records, NEEDED)
+    subjects: dict[str, Subject] = {}
+    skipped: list[Skipped] = []
+    terms = terms_of(base, TERMS)
+    for number, record in enumerate(records, start=2):
+        name = record["subject"] or f"row {number}"
+        try:
+            if name in subjects:
+                raise InputError(uri.base_name(source), f"row {number} repeats the subject", "rename or remove the row")
+            subjects[name] = _subject(base, record, f"{uri.base_name(source)} row {number}", terms, options)
+        except InputError as error:
+            skipped.append(Skipped(name, error.where, error.problem, error.remedy))
+    return list(subjects.values()), skipped
+
+
+def _is_table(path: str) -> bool:
+    return path.lower().endswith((".csv", ".parquet")) and not uri.is_folder(path)
+
+
+def _tables(folder: str) -> list[str]:
+    """Tables in a folder that list subjects and images: subjects.csv alone if it is there."""
+    names = uri.list_names(folder)
+    for usual in USUAL:
+        if usual in names:
+            return [uri.join(folder, usual)]
+    found = []
+    for path in (uri.join(folder, n) for n in names if n.lower().endswith((".csv", ".parquet"))):
+        try:
+            records = read_records(path)
+        except InputError:  # some other file; if it is the only one, `_table` reads it again and tells
+            continue
+        if records and {"subject", "image"} <= set(records[0]):
+            found.append(path)
+    return found
+
+
+def _table(folder: str) -> str:
+    if _is_table(folder):
+        return folder
+    found = _tables(folder)
+    if len(found) > 1:
+        names = ", ".join(uri.base_name(path) for path in found)
+        raise InputError(uri.base_name(folder), f"has several tables: {names}", "give the path of the one you mean")
+    if not found:
+        raise InputError(uri.base_name(folder), "has no subjects.csv", f"write one with columns {', '.join(NEEDED)}")
+    return found[0]
+
+
+def _subject(base: str, record: Record, where: str, terms: str, options: LayoutOptions) -> Subject:
+    for column in ("subject", "image", "vendor"):
+        if not record[column]:
+            raise InputError(where, f"{column} is empty", f"fill in the {column}")
+    split = record.get("split", "").lower()
+    if split and split not in SPLIT_NAMES:
+        raise InputError(where, f"split is '{split}'", "write train, validation, test, excluded or nothing")
+    spacing = _spacing(record.get("spacing", ""), where)
+    return Subject(
+        subject=record["subject"],
+        layout="table",
+        vendor=record["vendor"],
+        centre=record["centre"],
+        frames=_frames(base, record, where, spacing, options),
+        split=SPLIT_NAMES[split] if split else None,
+        split_reason=f"split column of {where.rpartition(' row ')[0]}" if split else "",
+        labels=LABELS,
+        terms=record.get("terms") or terms,
+        spacing=spacing,
+    )
+
+
+def _frames(
+    base: str, record: Record, where: str, spacing: tuple[float, float, float] | None, options: LayoutOptions
+) -> tuple[FrameSource, ...]:
+    image = _inside(base, record["image"], where)
+    mask = _inside(base, record["mask"], where) if record["mask"] else None
+    numbers = {phase: frame_number(record[phase.lower()], phase.lower(), where) for phase in ("ED", "ES")}
+    phases = {phase: number for phase, number in numbers.items() if number is not None}
+    header = read_header(image, spacing)
+    if len(header.shape) == 3:
+        # One frame: ed or es, if only one of them is filled in, says which.
+        phase = next(iter(phases)) if len(phases) == 1 else "-"
+        return (FrameSource(phase, phases.get(phase, 0), image, None, mask, None),)
+    if len(phases) == 2 and phases["ED"] == phases["ES"]:
+        if mask is not None:
+            raise InputError(where, "ed and es are the same frame", "correct one of them")
+        phases = {}  # what tables write where nobody marked the phases
+    masks: dict[int, tuple[str, int | None]] = {}
+    if mask is not None:
+        if not phases:
+            raise InputError(where, "a mask, but neither ed nor es to say of which frame", "fill in ed or es")
+        cine = len(read_header(mask, spacing).shape) == 4
+        if not cine and len(phases) > 1:
+            raise InputError(where, "a mask of one frame, but both ed and es", "leave only the labelled one")
+        masks = {frame: (mask, frame if cine else None) for frame in phases.values()}
+    return cine_frames(image, header.frames, phases, masks, options)
+
+
+def _inside(base: str, path: str, where: str) -> str:
+    """A table's path, joined to its folder. A table may come from someone else: it does not choose files outside.
+
+    Only the path as written is judged: links inside the folder were made by whoever owns it.
+    """
+    relative = posixpath.normpath(path.replace("\\", "/"))
+    if posixpath.isabs(relative) or relative.split("/")[0] == ".." or "://" in path:
+        raise InputError(where, "a path leaves the data folder", "copy the file into the folder, write a relative path")
+    return uri.join(base, relative)
+
+
+def _spacing(text: str, where: str) -> tuple[float, float, float] | None:
+    if not text:
+        return None
+    words = text.lower().replace("×", " ").replace("x", " ").replace(",", " ").replace(";", " ").split()
+    try:
+        slice_mm, row_mm, col_mm = (float(word) for word in words)
+    except ValueError as error:
+        raise InputError(where, f"spacing is '{text}'", "write slice, row and column in mm: 8 1.4 1.4") from error
+    return slice_mm, row_mm, col_mm

@@ -1,0 +1,20 @@
+"""The terms that data come under; banks and weights made from them carry the line on."""
+
+from __future__ import annotations
+
+from storage import uri
+from storage.errors import InputError
+
+TERMS_FILE = "TERMS.txt"
+
+
+def terms_of(folder: str, usual: str) -> str:
+    """First line of the folder's TERMS.txt, or the layout's usual terms."""
+    path = uri.join(folder, TERMS_FILE)
+    if not uri.exists(path):
+        return usual
+    try:
+        lines = [line.strip() for line in uri.read_text(path).splitlines()]
+    except UnicodeDecodeError as error:
+        raise InputError(TERMS_FILE, "is not UTF-8 text", "save it again as UTF-8") from error
+    return next((line for line in lines if line), usual)

@@ -1,0 +1,158 @@
+"""The slice store: every subject's slices and masks in Zarr, one Parquet row a slice.
+
+    <run>/slices.zarr/<subject>/{image,mask}    (rows, H, W) int16 and uint8; one shard an array, one chunk a slice
+    <run>/slices.zarr/<subject>/rows.json       written last: the subject is complete, and this is what it was made from
+    <run>/slices.parquet                        `subjects.SLICE_SCHEMA`, sorted by subject, frame and slice
+    <run>/skipped.csv, <run>/splits.csv         who did not come in, and who is in which split, with the reasons
+
+Written by `slice_writer`, whose functions are named here too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import zarr
+
+from storage import uri
+from storage.errors import InputError
+from storage.nifti import Spacing
+from storage.slice_writer import SKIPPED, SPLITS, TABLE, finalise, frame_digests, subject_folder, write_subject
+from storage.subjects import SLICE_SCHEMA, SLICES_VERSION
+
+__all__ = ["SKIPPED", "SPLITS", "TABLE", "SliceStore", "Volume", "finalise", "frame_digests", "write_subject"]
+
+VERSION_KEY = b"cardiomix_slices"
+
+
+@dataclass(frozen=True)
+class Volume:
+    """One frame of one subject. `rows` are slice ids, first slice to last; `spacing` is (slice, row, column) in mm."""
+
+    subject: str
+    vendor: str
+    centre: str
+    phase: str
+    frame: int
+    rows: tuple[int, ...]
+    labelled: bool
+    split: str
+    spacing: Spacing
+
+
+class SliceStore:
+    """A map-style view of a run's slices: `len(store)`, `store[i]`; torch's DataLoader takes it as it is."""
+
+    def __init__(self, run: str, table: pa.Table) -> None:
+        self.run = run
+        self.table = table
+        self._columns: dict[str, npt.NDArray[Any]] = {}
+        self._arrays: dict[tuple[str, str], zarr.Array[Any]] = {}
+
+    @classmethod
+    def open(cls, run: str) -> SliceStore:
+        """Open a run's slice store. Raises InputError if there is none or its version is not ours."""
+        path = uri.join(run, TABLE)
+        if not uri.exists(path):
+            raise InputError(uri.base_name(run), "has no slices", "run `cardiomix ingest DATA --run RUN` first")
+        try:
+            table = pq.read_table(pa.BufferReader(uri.read_bytes(path)))
+        except pa.ArrowInvalid as error:
+            raise InputError(TABLE, "is damaged", "remove it and ingest again: finished subjects are kept") from error
+        version = (table.schema.metadata or {}).get(VERSION_KEY, b"none").decode()
+        if version != SLICES_VERSION:
+            raise InputError(
+                TABLE,
+                f"its version is {version}, this cardiomix reads {SLICES_VERSION}",
+                "ingest the data again into a new run, or use the cardiomix that wrote it",
+            )
+        if not table.schema.equals(SLICE_SCHEMA):
+            raise InputError(TABLE, "its columns are not those of its version", "ingest the data again")
+        return cls(run, table)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return SliceStore.open, (self.run,)  # other processes open their own
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    def column(self, name: str) -> npt.NDArray[Any]:
+        """One column, (len,): numbers and bools in their type, text as numpy str. Do not write into it."""
+        if name not in self._columns:
+            values = self.table.column(name)
+            text = pa.types.is_string(values.type)
+            self._columns[name] = np.array(values.to_pylist(), dtype=np.str_) if text else values.to_numpy()
+        return self._columns[name]
+
+    def image(self, i: int) -> npt.NDArray[np.float32]:
+        """Image of slice `i`, (H, W) float32, in the scanner's intensities."""
+        stored = np.asarray(self._array(i, "image")[int(self.column("row")[i])])
+        return self._decoded(stored, i)
+
+    def mask(self, i: int) -> npt.NDArray[np.uint8]:
+        """Mask of slice `i`, (H, W) uint8: LV 1, MYO 2, RV 3; zeros where it is not labelled."""
+        return np.asarray(self._array(i, "mask")[int(self.column("row")[i])], dtype=np.uint8)
+
+    def volume(self, rows: Sequence[int]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
+        """Images and masks (Z, H, W) of the given slices of one frame, such as `Volume.rows`."""
+        index = np.asarray(rows, dtype=np.int64)
+        frames = {(self.column("subject")[i], int(self.column("frame")[i])) for i in index}
+        if len(frames) != 1:
+            raise ValueError(f"slices of {len(frames)} volumes where one is expected")
+        own = self.column("row")[index]
+        # One contiguous read costs a third of single ones; fancy indexing into a shard many times more than either.
+        span, first = slice(int(own.min()), int(own.max()) + 1), int(index[0])
+        images = np.asarray(self._array(first, "image")[span])[own - own.min()]
+        masks = np.asarray(self._array(first, "mask")[span], dtype=np.uint8)[own - own.min()]
+        return self._decoded(images, first), masks
+
+    def volumes(self, split: str | None = None) -> list[Volume]:
+        """Every frame of every subject, or of those in one split, in the order of the table."""
+        names = ("subject", "vendor", "centre", "phase", "frame", "labelled", "split", "slice_mm", "row_mm", "col_mm")
+        columns = {name: self.column(name) for name in names}
+        rows: dict[tuple[str, int], list[int]] = {}
+        for i in range(len(self)):
+            if split is None or columns["split"][i] == split:
+                rows.setdefault((str(columns["subject"][i]), int(columns["frame"][i])), []).append(i)
+        order = self.column("slice")
+        return [_volume(columns, sorted(found, key=lambda i: int(order[i]))) for found in rows.values()]
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        """Slice `i`: `image` (H, W) float32, `mask` (H, W) uint8 and every column of the table. Raises IndexError."""
+        if not -len(self) <= i < len(self):
+            raise IndexError(f"slice {i} of {len(self)}")
+        at = i % len(self)
+        facts = {name: self.column(name)[at].item() for name in self.table.column_names}
+        return {"image": self.image(at), "mask": self.mask(at), **facts}
+
+    def _array(self, i: int, kind: str) -> zarr.Array[Any]:
+        subject = str(self.column("subject")[i])
+        if (subject, kind) not in self._arrays:
+            path = uri.join(subject_folder(self.run, subject), kind)
+            self._arrays[subject, kind] = zarr.open_array(uri.zarr_store(path, read_only=True), mode="r")
+        return self._arrays[subject, kind]
+
+    def _decoded(self, stored: npt.NDArray[np.int16], i: int) -> npt.NDArray[np.float32]:
+        scale, offset = float(self.column("scale")[i]), float(self.column("offset")[i])
+        if scale == 1.0 and offset == 0.0:
+            return stored.astype(np.float32)
+        return (stored * scale + offset).astype(np.float32)
+
+
+def _volume(columns: Mapping[str, npt.NDArray[Any]], rows: Sequence[int]) -> Volume:
+    i = rows[0]
+    text = {name: str(columns[name][i]) for name in ("subject", "vendor", "centre", "phase", "split")}
+    slice_mm, row_mm, col_mm = (float(columns[name][i]) for name in ("slice_mm", "row_mm", "col_mm"))
+    return Volume(
+        **text,
+        frame=int(columns["frame"][i]),
+        rows=tuple(rows),
+        labelled=bool(columns["labelled"][i]),
+        spacing=(slice_mm, row_mm, col_mm),
+    )

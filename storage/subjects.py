@@ -1,0 +1,101 @@
+"""A subject as every layout describes it, and the Arrow schema of the slice store's index."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import pyarrow as pa
+
+BACKGROUND, LV, MYO, RV = 0, 1, 2, 3
+STRUCTURES: Final = {"LV": LV, "MYO": MYO, "RV": RV}
+SPLITS: Final = ("train", "validation", "test", "excluded")
+PHASES: Final = ("ED", "ES", "-")
+
+SLICES_VERSION: Final = "1"
+
+
+@dataclass(frozen=True)
+class FrameSource:
+    """One volume of a subject: where its image is and, if it is labelled, its mask.
+
+    `frame` is the 0-based frame number in the study. `image_index` is the index along the fourth axis of the image
+    file, None for a 3D file; the same for the mask. Paths are full paths or URIs; they are never stored.
+    """
+
+    phase: str
+    frame: int
+    image: str
+    image_index: int | None
+    mask: str | None
+    mask_index: int | None
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One subject of one data set, ready to be read.
+
+    `labels` maps the values in the mask files to ours: LV 1, MYO 2, RV 3 (0 stays 0); any other value is an error.
+    `split` is None until `layouts.splits.assign` has run. `spacing` (slice, row, column; mm) overrides the headers.
+    """
+
+    subject: str
+    layout: str
+    vendor: str
+    centre: str
+    frames: tuple[FrameSource, ...]
+    split: str | None
+    split_reason: str
+    labels: tuple[tuple[int, int], ...]
+    terms: str
+    spacing: tuple[float, float, float] | None = None
+
+    @property
+    def labelled(self) -> bool:
+        """Whether any frame has a mask."""
+        return any(f.mask is not None for f in self.frames)
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A subject (or a row, or a file) that does not enter: the reason and what would mend it. `file` has no folder."""
+
+    subject: str
+    file: str
+    reason: str
+    remedy: str
+
+
+# One row a slice. `row` is the index in the subject's own arrays, `slice` the index along the volume's slice axis;
+# intensity = stored * scale + offset; the volume_ columns are statistics over the frame's whole volume, as read.
+SLICE_SCHEMA: Final = pa.schema(
+    [
+        pa.field("slice_id", pa.int64(), nullable=False),
+        pa.field("subject", pa.string(), nullable=False),
+        pa.field("vendor", pa.string(), nullable=False),
+        pa.field("centre", pa.string(), nullable=False),
+        pa.field("phase", pa.string(), nullable=False),
+        pa.field("frame", pa.int32(), nullable=False),
+        pa.field("slice", pa.int32(), nullable=False),
+        pa.field("row", pa.int32(), nullable=False),
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("width", pa.int32(), nullable=False),
+        pa.field("slice_mm", pa.float64(), nullable=False),
+        pa.field("row_mm", pa.float64(), nullable=False),
+        pa.field("col_mm", pa.float64(), nullable=False),
+        pa.field("pixel_area_mm2", pa.float64(), nullable=False),
+        pa.field("labelled", pa.bool_(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("scale", pa.float64(), nullable=False),
+        pa.field("offset", pa.float64(), nullable=False),
+        pa.field("volume_mean", pa.float64(), nullable=False),
+        pa.field("volume_std", pa.float64(), nullable=False),
+        pa.field("volume_min", pa.float64(), nullable=False),
+        pa.field("volume_max", pa.float64(), nullable=False),
+        pa.field("volume_p005", pa.float64(), nullable=False),
+        pa.field("volume_p995", pa.float64(), nullable=False),
+        pa.field("layout", pa.string(), nullable=False),
+        pa.field("terms", pa.string(), nullable=False),
+    ],
+    metadata={"cardiomix_slices": SLICES_VERSION},
+)

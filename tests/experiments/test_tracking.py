@@ -1,0 +1,135 @@
+"""Tracking against a real MLflow on SQLite: what repeats must not double."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments.tracking import Tracker
+from storage.errors import InputError
+
+HISTORY = [
+    {
+        "epoch": e,
+        "step": 10 * (e + 1),
+        "loss/total": 1.0 / (e + 1),
+        "val/dice": 0.2 * e,
+        "loss/latent": None,
+        "phase": "x",
+    }
+    for e in range(3)
+]
+SCORES: list[dict[str, Any]] = [
+    {
+        "arm": "fs_sdnet",
+        "vendor": "D (new)",
+        "structure": "RV",
+        "dice_mean": 0.5,
+        "hd95_median_mm": math.inf,
+        "missed": 3,
+    },
+    {"arm": "unet_ra", "vendor": "A", "structure": "LV", "dice_mean": 0.9, "hd95_median_mm": 4.0, "missed": 0},
+]
+
+
+@pytest.fixture(autouse=True)
+def _no_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+def _log_everything(run: Path, weights: Path) -> Tracker:
+    tracker = Tracker(str(run), "demo", tags={"git_commit": "abc"})
+    child = tracker.child("fs_sdnet", 0, "c0ffee", {"bank_fingerprint": "f00"}, {"train": {"lr": 0.001, "batch": 4}})
+    child.log_history(HISTORY)
+    child.log_scores(SCORES)
+    child.log_artifact(weights)
+    child.finish()
+    tracker.finish()
+    return tracker
+
+
+def test_an_ablation_logged_twice_is_there_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    from mlflow import MlflowClient
+
+    run, weights = tmp_path / "run", tmp_path / "model.safetensors"
+    weights.write_bytes(b"weights")
+    _log_everything(run, weights)
+    tracker = _log_everything(run, weights)
+
+    assert (run / "mlflow.db").is_file()
+    client = MlflowClient(tracking_uri=tracker.tracking_uri)
+    runs = client.search_runs([tracker.experiment_id])
+    parent = client.get_run(tracker.run_id)
+    (child,) = [r for r in runs if r.data.tags.get("mlflow.parentRunId") == tracker.run_id]
+    assert len(runs) == 2
+    assert parent.info.run_name == "ablation" and parent.data.tags["git_commit"] == "abc"
+    assert {key: child.data.tags[key] for key in ("arm", "seed", "config_hash", "bank_fingerprint")} == {
+        "arm": "fs_sdnet", "seed": "0", "config_hash": "c0ffee", "bank_fingerprint": "f00",
+    }  # fmt: skip
+    assert (child.info.status, parent.info.status) == ("FINISHED", "FINISHED")
+    assert child.data.params == {"train.lr": "0.001", "train.batch": "4"}
+    history = client.get_metric_history(child.info.run_id, "loss/total")
+    assert [(m.step, m.value) for m in history] == [(10, 1.0), (20, 0.5), (30, pytest.approx(1 / 3))]
+    assert child.data.metrics["dice/D _new_/RV"] == 0.5 and child.data.metrics["missed/D _new_/RV"] == 3
+    assert len(client.get_metric_history(child.info.run_id, "dice/D _new_/RV")) == 1
+    assert not any(key.startswith("hd95") or "/A/" in key for key in child.data.metrics)
+    assert [item.path for item in client.list_artifacts(child.info.run_id)] == ["model.safetensors"]
+    assert list((run / "mlartifacts").rglob("model.safetensors"))
+    assert str(tmp_path) not in str([r.data.tags for r in runs])
+    assert "alembic" not in capfd.readouterr().err
+    assert tracker.ui_command() == f"mlflow ui --backend-store-uri sqlite:///{run / 'mlflow.db'} --host 127.0.0.1"
+    assert [(r["arm"], r["seed"], r["status"]) for r in tracker.runs()] == [("fs_sdnet", 0, "FINISHED")]
+
+
+def test_a_resumed_arm_adds_only_what_is_new(tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    tracker = Tracker(str(tmp_path), "demo")
+    tracker.child("fs_sdnet", 0, "c0ffee").log_history(HISTORY[:2])
+    resumed = tracker.child("fs_sdnet", 0, "c0ffee")
+    # A killed worker repeats an epoch: step 20 comes again, with another value.
+    resumed.log_history([HISTORY[0], HISTORY[1] | {"loss/total": 9.0}, HISTORY[2]])
+    client = MlflowClient(tracking_uri=tracker.tracking_uri)
+    history = client.get_metric_history(resumed.run_id, "loss/total")
+    assert [(m.step, m.value) for m in history] == [(10, 1.0), (20, 0.5), (30, pytest.approx(1 / 3))]
+
+    resumed.log_scores(SCORES)
+    resumed.log_scores([SCORES[0] | {"dice_mean": 0.6}])
+    scores = client.get_metric_history(resumed.run_id, "dice/D _new_/RV")
+    assert [(m.step, m.value) for m in scores] == [(0, 0.5), (1, 0.6)]
+    # Another seed or another configuration is another run.
+    others = {tracker.child("fs_sdnet", 1, "c0ffee").run_id, tracker.child("fs_sdnet", 0, "beef").run_id}
+    assert len(others | {resumed.run_id}) == 3
+
+
+def test_two_runs_in_one_shared_database_stay_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'shared.db'}")
+    trackers: list[Tracker] = [Tracker(str(tmp_path / name), "same name") for name in ("one", "two", "one")]
+    assert trackers[0].run_id == trackers[2].run_id != trackers[1].run_id
+    assert not (tmp_path / "one" / "mlflow.db").exists()
+
+
+@pytest.mark.parametrize("make", [lambda p: p.mkdir(), lambda p: p.write_bytes(b"not a database" * 100)])
+def test_a_store_that_cannot_be_opened_is_one_clear_line(tmp_path: Path, make: Callable[[Path], object]) -> None:
+    make(tmp_path / "bad.db")
+    with pytest.raises(InputError, match=r"bad\.db.*MLflow store"):
+        Tracker(str(tmp_path / "run"), "demo", tracking_uri=f"sqlite:///{tmp_path / 'bad.db'}")
+
+
+def test_an_unreachable_server_is_one_clear_line_without_its_password(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"http://\*\*\*@127\.0\.0\.1:9") as caught:
+        Tracker(str(tmp_path), "demo", tracking_uri="http://me:secret@127.0.0.1:9")
+    assert "secret" not in str(caught.value)
+
+
+def test_a_run_in_an_object_store_keeps_its_database_beside_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tracker = Tracker("s3://bucket/run", "demo")
+    assert tracker.tracking_uri == f"sqlite:///{tmp_path / 'mlflow.db'}" and (tmp_path / "mlflow.db").is_file()
+    assert tracker.run_id != Tracker("s3://bucket/other", "demo").run_id

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.sample_plan import StepPlan, Stream
+
+POOL = np.arange(100, 137)
+DONORS = np.arange(50)
+VENDORS = np.array(["A"] * 40 + ["B"] * 8 + ["C"] * 2)
+
+
+def stream(seed: int = 0, **options: object) -> Stream:
+    return Stream(seed, "labelled", POOL, donors=DONORS, donor_vendors=VENDORS, **options)  # type: ignore[arg-type]
+
+
+@given(st.integers(0, 50))
+def test_every_slice_is_seen_exactly_once_an_epoch(epoch: int) -> None:
+    s = stream()
+    seen = [s(i).slice_id for i in range(epoch * len(POOL), (epoch + 1) * len(POOL))]
+    assert sorted(seen) == POOL.tolist()
+
+
+def test_a_sample_depends_on_seed_stream_and_index_alone() -> None:
+    s = stream(seed=3, fa_share=0.5, ra_range=(0.9, 2.7))
+    forward = [s(i) for i in range(200)]
+    fresh = stream(seed=3, fa_share=0.5, ra_range=(0.9, 2.7))
+    assert [fresh(i) for i in reversed(range(200))] == forward[::-1]
+    assert [stream(seed=4, fa_share=0.5, ra_range=(0.9, 2.7))(i) for i in range(200)] != forward
+
+
+def test_epochs_come_in_different_orders() -> None:
+    s = stream()
+    assert [s(i).slice_id for i in range(37)] != [s(i + 37).slice_id for i in range(37)]
+
+
+@given(st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]), st.integers(0, 1000))
+def test_the_synthesized_share_holds_in_every_batch(share: float, start: int) -> None:
+    s = stream(fa_share=share)
+    assert sum(s(i).donor_id is not None for i in range(4 * start, 4 * start + 4)) == 4 * share
+
+
+def test_target_areas_are_uniform_in_the_range_and_untouched_by_fa() -> None:
+    with_fa, without = stream(fa_share=0.5, ra_range=(1.0, 3.0)), stream(ra_range=(1.0, 3.0))
+    areas = np.array([with_fa(i).area for i in range(2000)])
+    assert areas.min() >= 1.0
+    assert areas.max() < 3.0
+    assert np.histogram(areas, bins=4, range=(1, 3))[0].min() > 420
+    assert [without(i).area for i in range(50)] == areas[:50].tolist()
+    assert stream()(0).area is None
+
+
+def test_vendor_balanced_donors_ignore_how_many_slices_a_vendor_has() -> None:
+    s = stream(fa_share=1.0, pairs="vendor_balanced")
+    counts = Counter(str(VENDORS[s(i).donor_id]) for i in range(1500))
+    assert min(counts.values()) > 430
+
+
+def test_cross_vendor_donors_come_from_another_vendor() -> None:
+    own = np.array(["A"] * 20 + ["B"] * 17)
+    s = stream(fa_share=1.0, pairs="cross_vendor", pool_vendors=own)
+    for i in range(300):
+        sample = s(i)
+        assert VENDORS[sample.donor_id] != own[sample.slice_id - 100]
+
+
+@given(st.integers(0, 30), st.sampled_from([1, 2, 4]))
+def test_workers_partition_a_step(step: int, world: int) -> None:
+    plan = StepPlan(stream(), Stream(0, "unlabelled", np.arange(11)), 4, 4)
+    parts = [plan.samples(step, rank, world) for rank in range(world)]
+    whole = plan.samples(step)
+    assert sorted((s.slice_id, lab) for p in parts for s, lab in p) == sorted((s.slice_id, lab) for s, lab in whole)
+    assert [len(p) for p in parts] == [plan.rows(rank, world) for rank in range(world)]
+
+
+def test_an_empty_pool_is_refused() -> None:
+    with pytest.raises(ValueError, match="empty"):
+        Stream(0, "labelled", np.array([], dtype=np.int64))

@@ -1,0 +1,429 @@
+"""From folders to subjects: every layout's traps, and who ends in which split."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from storage.errors import InputError
+from storage.layouts import LayoutOptions, detect, read, splits
+from storage.subjects import Skipped, Subject
+
+Write = Callable[..., Path]
+Build = Callable[[dict[str, tuple[str, str]]], Path]
+
+RELEASE = {
+    "A1": ("Training/Labeled", "A"),
+    "B1": ("Training/Labeled", "B"),
+    "C1": ("Training/Unlabeled", "C"),
+    "A2": ("Validation", "A"),
+    "D1": ("Validation", "D"),
+    "D2": ("Testing", "D"),
+}
+
+
+def by_name(folder: Path, **options: Any) -> tuple[dict[str, Subject], list[Skipped]]:
+    subjects, skipped = read(str(folder), options=LayoutOptions(**options))
+    return {s.subject: s for s in subjects}, skipped
+
+
+# ---- M&Ms
+
+
+def test_mnms_is_read_by_its_folders_and_its_table(mnms_folder: Build) -> None:
+    folder = mnms_folder(RELEASE)
+    assert detect(str(folder)) == detect(str(folder / "OpenDataset")) == "mnms"
+    subjects, skipped = by_name(folder)
+    assert skipped == [] and sorted(subjects) == sorted(RELEASE)
+    assert {n: s.vendor for n, s in subjects.items()} == {n: vendor for n, (_, vendor) in RELEASE.items()}
+    frames = subjects["A1"].frames
+    assert [(f.phase, f.frame, f.image_index, f.mask_index) for f in frames] == [("ED", 0, 0, 0), ("ES", 2, 2, 2)]
+    assert subjects["A1"].labels == ((1, 1), (2, 2), (3, 3))
+    assert subjects["D2"].split == "test" and subjects["D2"].labelled
+    assert by_name(folder / "OpenDataset")[0].keys() == subjects.keys()
+
+
+def test_mnms_unlabelled_subjects_ignore_their_masks_and_their_zero_phases(mnms_folder: Build) -> None:
+    subject = by_name(mnms_folder(RELEASE))[0]["C1"]
+    assert not subject.labelled and subject.split == "train"
+    assert [(f.phase, f.frame) for f in subject.frames] == [("-", 0), ("-", 2)]  # half a beat apart
+    three = by_name(mnms_folder(RELEASE), unlabelled_frames=3)[0]["C1"]
+    assert [f.frame for f in three.frames] == [0, 1, 2]
+
+
+def test_mnms_all_frames_keep_masks_at_ed_and_es_alone(mnms_folder: Build) -> None:
+    subject = by_name(mnms_folder(RELEASE), frames="all")[0]["B1"]
+    assert [(f.frame, f.phase, f.mask is not None) for f in subject.frames] == [
+        (0, "ED", True),
+        (1, "-", False),
+        (2, "ES", True),
+        (3, "-", False),
+    ]
+
+
+def test_mnms_finds_a_mask_in_another_splits_folder(mnms_folder: Build) -> None:
+    folder = mnms_folder(RELEASE)
+    data = folder / "OpenDataset"
+    (data / "Testing" / "A2").mkdir()
+    (data / "Validation" / "A2" / "A2_sa_gt.nii.gz").rename(data / "Testing" / "A2" / "A2_sa_gt.nii.gz")
+    subjects, skipped = by_name(folder)
+    assert skipped == []
+    assert subjects["A2"].split == "validation"
+    assert all(f.mask and "Testing" in f.mask for f in subjects["A2"].frames)
+
+
+def test_mnms_table_may_be_excel_or_older_or_with_semicolons(mnms_folder: Build) -> None:
+    import openpyxl
+
+    folder = mnms_folder(RELEASE)
+    (table,) = folder.glob("*.csv")
+    expected = by_name(folder)
+    lines = [line.split(",") for line in table.read_text().splitlines()]
+    table.unlink()
+    older = folder / "OpenDataset" / "201014_M&Ms_Dataset_Information_-_opendataset.csv"
+    older.write_text("\ufeff" + "\n".join(";".join(line[1:]) for line in lines))
+    assert by_name(folder) == expected
+    older.unlink()
+    book = openpyxl.Workbook()
+    assert book.active is not None
+    for line in lines:
+        book.active.append([int(cell) if cell.isdigit() else cell for cell in line])
+    book.save(folder / "M&Ms Dataset Information.xlsx")
+    assert by_name(folder) == expected
+
+
+def test_mnms_faults_skip_the_subject_and_the_rest_goes_on(mnms_folder: Build) -> None:
+    folder = mnms_folder({**RELEASE, "E1": ("Training/Labeled", "A"), "E2": ("Testing", "B"), "E3": ("Testing", "B")})
+    data = folder / "OpenDataset"
+    (table,) = folder.glob("*.csv")
+    text = table.read_text().replace(",E1,some,A,1,0,2,", ",E1,some,A,1,0,,").replace(",E2,", ",gone,")
+    table.write_text(text)
+    for code in ("E3", "B1"):
+        for file in data.glob(f"*/**/{code}_sa_gt.nii.gz"):
+            file.unlink()
+    (data / "Training" / "Labeled" / "A1" / "A1_sa.nii.gz").unlink()
+    subjects, skipped = by_name(folder)
+    assert sorted(subjects) == ["A2", "C1", "D1", "D2"]
+    reasons = {s.subject: s.reason for s in skipped}
+    assert reasons == {
+        "-": "1 of its subjects have no folder (gone)",
+        "A1": "no image in its folder",
+        "B1": "no mask in any part of the data set",
+        "E1": "has ED 0 and ES empty for a labelled subject",
+        "E2": "has no row for this subject",
+        "E3": "no mask in any part of the data set",
+    }
+    assert all(s.remedy for s in skipped)
+
+
+def test_mnms_subject_in_two_parts_enters_once(mnms_folder: Build) -> None:
+    folder = mnms_folder(RELEASE)
+    copy = folder / "OpenDataset" / "Testing" / "A1"
+    copy.mkdir()
+    for file in (folder / "OpenDataset" / "Training" / "Labeled" / "A1").iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    subjects, skipped = by_name(folder)
+    assert subjects["A1"].split == "train"
+    assert [s.reason for s in skipped] == ["is in Training/Labeled and again in Testing, which is left out"]
+
+
+@pytest.mark.parametrize("column", ["External code", "Vendor", "Centre", "ED", "ES"])
+def test_mnms_table_without_a_column_is_named(mnms_folder: Build, column: str) -> None:
+    folder = mnms_folder(RELEASE)
+    (table,) = folder.glob("*.csv")
+    table.write_text(table.read_text().replace(f",{column},", ",other,", 1))
+    with pytest.raises(InputError, match=f"has no column {column.lower()}"):
+        read(str(folder))
+    table.unlink()
+    with pytest.raises(InputError, match="information table is absent"):
+        read(str(folder))
+
+
+# ---- ACDC
+
+
+@pytest.fixture
+def acdc_folder(tmp_path: Path, write_nifti: Write, study: Callable[..., Any]) -> Path:
+    """patient003, 004 and 006; ED is frame 1 and ES frame 3 of four."""
+    for number in (3, 4, 6):
+        name = f"patient{number:03d}"
+        image, mask = study(number)
+        for frame in (1, 3):
+            stem = tmp_path / "acdc" / name / f"{name}_frame{frame:02d}"
+            write_nifti(Path(f"{stem}.nii.gz"), image[..., frame - 1])
+            write_nifti(Path(f"{stem}_gt.nii.gz"), mask[..., frame - 1])
+        write_nifti(tmp_path / "acdc" / name / f"{name}_4d.nii.gz", image)
+        (tmp_path / "acdc" / name / "Info.cfg").write_text("ED: 1\nES: 3\nGroup: DCM\nHeight: 160.0\n")
+    return tmp_path / "acdc"
+
+
+def test_acdc_phases_count_from_one_and_labels_run_the_other_way(acdc_folder: Path) -> None:
+    assert detect(str(acdc_folder)) == "acdc"
+    subjects, skipped = by_name(acdc_folder)
+    assert skipped == []
+    subject = subjects["patient006"]
+    assert [(f.phase, f.frame, f.image_index) for f in subject.frames] == [("ED", 0, None), ("ES", 2, None)]
+    assert dict(subject.labels) == {1: 3, 2: 2, 3: 1}
+    assert (subject.vendor, subject.centre) == ("Siemens", "Dijon")
+    assert {n: s.split for n, s in subjects.items()} == {
+        "patient003": "validation",
+        "patient004": "test",
+        "patient006": "train",
+    }
+
+
+def test_acdc_cine_gives_all_frames_or_stands_in_for_frame_files(acdc_folder: Path) -> None:
+    frames = by_name(acdc_folder, frames="all")[0]["patient006"].frames
+    assert [(f.frame, f.image_index, f.phase, f.mask is not None) for f in frames] == [
+        (0, 0, "ED", True),
+        (1, 1, "-", False),
+        (2, 2, "ES", True),
+        (3, 3, "-", False),
+    ]
+    assert [f.mask_index for f in frames if f.mask] == [None, None]
+    (acdc_folder / "patient006" / "patient006_frame03.nii.gz").unlink()
+    (acdc_folder / "patient006" / "patient006_frame03_gt.nii.gz").unlink()
+    frames = by_name(acdc_folder)[0]["patient006"].frames
+    assert [(f.phase, f.image_index, f.mask is not None) for f in frames] == [("ED", 0, True), ("ES", 2, False)]
+
+
+def test_acdc_release_folders_are_searched_and_testing_is_tested_on(acdc_folder: Path) -> None:
+    for part, name in (("training", "patient003"), ("training", "patient006"), ("testing", "patient004")):
+        (acdc_folder / part).mkdir(exist_ok=True)
+        (acdc_folder / name).rename(acdc_folder / part / name)
+    (acdc_folder / "testing" / "patient004").rename(acdc_folder / "testing" / "patient101")
+    for file in (acdc_folder / "testing" / "patient101").iterdir():
+        file.rename(file.with_name(file.name.replace("patient004", "patient101")))
+    subjects, _ = by_name(acdc_folder)
+    assert {n: s.split for n, s in subjects.items()} == {
+        "patient003": "validation",
+        "patient006": "train",
+        "patient101": "test",
+    }
+
+
+@pytest.mark.parametrize(
+    ("info", "reason"),
+    [
+        (None, "is absent, so which frame is ED and which ES is unknown"),
+        ("ED: 1\n", "has no line ES"),
+        ("ED: one\nES: 3\n", "ED is 'one'"),
+        ("ED: 0\nES: 3\n", "ED is '0'"),
+        ("ED: 3\nES: 3\n", "ED and ES are the same frame"),
+        ("ED: 1\nES: 9\n", "ES is frame 8, but the image has frames 0 to 3"),
+    ],
+)
+def test_acdc_patient_with_a_bad_info_file_is_skipped(acdc_folder: Path, info: str | None, reason: str) -> None:
+    path = acdc_folder / "patient004" / "Info.cfg"
+    path.unlink() if info is None else path.write_text(info)
+    subjects, skipped = by_name(acdc_folder)
+    assert sorted(subjects) == ["patient003", "patient006"]
+    assert [(s.subject, s.reason) for s in skipped] == [("patient004", reason)]
+
+
+def test_real_acdc_patient_without_info_is_skipped_and_the_rest_comes(real_acdc: Path) -> None:
+    subjects, skipped = by_name(real_acdc)
+    assert [(s.subject, s.file) for s in skipped] == [("patient001", "Info.cfg")]
+    assert sorted(subjects) == [f"patient{n:03d}" for n in range(2, 31)]
+    tested = {n for n, s in subjects.items() if s.split == "test"}
+    assert tested == {f"patient{n:03d}" for n in (4, 5, 10, 15, 24, 25, 29, 30)}
+    assert {n for n, s in subjects.items() if s.split == "validation"} == {f"patient{n:03d}" for n in (3, 12, 23, 27)}
+
+
+# ---- table
+
+HEADER = "subject,image,mask,vendor,centre,ed,es"
+
+
+@pytest.fixture
+def table_folder(tmp_path: Path, write_nifti: Write, study: Callable[..., Any]) -> Path:
+    """Images and masks `p1_sa.nii.gz` (4D) and `p1_ed.nii.gz` (3D), no table yet."""
+    image, mask = study(0)
+    folder = tmp_path / "study"
+    write_nifti(folder / "images" / "p1_sa.nii.gz", image)
+    write_nifti(folder / "images" / "p1_sa_gt.nii.gz", mask)
+    write_nifti(folder / "images" / "p1_ed.nii.gz", image[..., 0])
+    write_nifti(folder / "images" / "p1_ed_gt.nii.gz", mask[..., 0])
+    return folder
+
+
+def one_row(folder: Path, row: str, header: str = HEADER, **options: Any) -> Subject | Skipped:
+    """The only answer to a table of one row."""
+    (folder / "subjects.csv").write_text(f"{header}\n{row}\n")
+    subjects, skipped = by_name(folder, **options)
+    (answer,) = [*subjects.values(), *skipped]
+    return answer
+
+
+FRAMES = {
+    "p,images/p1_sa.nii.gz,images/p1_sa_gt.nii.gz,X,here,0,2": [("ED", 0, 0, 0), ("ES", 2, 2, 2)],
+    "p,images/p1_sa.nii.gz,images/p1_ed_gt.nii.gz,X,here,0,": [("ED", 0, 0, None)],
+    "p,images/p1_ed.nii.gz,images/p1_ed_gt.nii.gz,X,here,0,": [("ED", 0, None, None)],
+    "p,images/p1_ed.nii.gz,images/p1_ed_gt.nii.gz,X,here,,": [("-", 0, None, None)],
+    "p,images/p1_sa.nii.gz,,X,here,1,3.0": [("ED", 1, 1, None), ("ES", 3, 3, None)],
+    "p,images/p1_sa.nii.gz,,X,here,,": [("-", 0, 0, None), ("-", 2, 2, None)],
+    "p,images/p1_sa.nii.gz,,X,here,0,0": [("-", 0, 0, None), ("-", 2, 2, None)],
+}
+
+
+@pytest.mark.parametrize(("row", "frames"), FRAMES.items())
+def test_table_rows_name_the_frames(table_folder: Path, row: str, frames: list[tuple[Any, ...]]) -> None:
+    subject = one_row(table_folder, row)
+    assert isinstance(subject, Subject), subject
+    assert [(f.phase, f.frame, f.image_index, f.mask_index) for f in subject.frames] == frames
+    assert (subject.vendor, subject.centre, subject.labels) == ("X", "here", ((1, 1), (2, 2), (3, 3)))
+
+
+FAULTS = {
+    ",images/p1_sa.nii.gz,,X,c,0,2": "subject is empty",
+    "p,,,X,c,0,2": "image is empty",
+    "p,images/p1_sa.nii.gz,,,c,0,2": "vendor is empty",
+    "p,images/absent.nii.gz,,X,c,0,2": "no such file",
+    "p,../outside.nii.gz,,X,c,0,2": "a path leaves the data folder",
+    "p,images/../../outside.nii.gz,,X,c,0,2": "a path leaves the data folder",
+    "p,/etc/passwd,,X,c,0,2": "a path leaves the data folder",
+    "p,s3://bucket/x.nii.gz,,X,c,0,2": "a path leaves the data folder",
+    "p,images/p1_sa.nii.gz,../m.nii.gz,X,c,0,2": "a path leaves the data folder",
+    "p,images/p1_sa.nii.gz,,X,c,0,4": "ES is frame 4, but the image has frames 0 to 3",
+    "p,images/p1_sa.nii.gz,,X,c,-1,2": "ed is '-1'",
+    "p,images/p1_sa.nii.gz,,X,c,end,2": "ed is 'end'",
+    "p,images/p1_sa.nii.gz,images/p1_sa_gt.nii.gz,X,c,1,1": "ed and es are the same frame",
+    "p,images/p1_sa.nii.gz,images/p1_sa_gt.nii.gz,X,c,,": "a mask, but neither ed nor es",
+    "p,images/p1_sa.nii.gz,images/p1_ed_gt.nii.gz,X,c,0,2": "a mask of one frame, but both ed and es",
+}
+
+
+@pytest.mark.parametrize(("row", "reason"), FAULTS.items())
+def test_table_faults_skip_the_row_with_reason_and_remedy(table_folder: Path, row: str, reason: str) -> None:
+    skipped = one_row(table_folder, row)
+    assert isinstance(skipped, Skipped)
+    assert reason in skipped.reason and skipped.remedy
+    assert str(table_folder) not in f"{skipped}"
+
+
+def test_table_split_spacing_and_terms_are_optional_columns(table_folder: Path) -> None:
+    header = f"{HEADER},Split,Spacing,terms"
+    start = "p,images/p1_sa.nii.gz,,X,c,0,2"
+    subject = one_row(table_folder, f"{start},Val,8 x 1.5 x 1.25,CC0", header)
+    assert isinstance(subject, Subject)
+    assert (subject.split, subject.spacing, subject.terms) == ("validation", (8.0, 1.5, 1.25), "CC0")
+    for row, reason in ((f"{start},dev,,", "split is 'dev'"), (f"{start},,8,", "spacing is '8'")):
+        skipped = one_row(table_folder, row, header)
+        assert isinstance(skipped, Skipped) and skipped.reason == reason
+
+
+def test_table_may_be_parquet_or_of_another_name(table_folder: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    row = {"subject": 7, "image": "images/p1_sa.nii.gz", "mask": None, "vendor": "X", "centre": "c", "ed": 0, "es": 2}
+    pq.write_table(pa.Table.from_pylist([row]), table_folder / "anything.parquet")
+    assert detect(str(table_folder)) == detect(str(table_folder / "anything.parquet")) == "table"
+    assert sorted(by_name(table_folder)[0]) == sorted(by_name(table_folder / "anything.parquet")[0]) == ["7"]
+    (table_folder / "more.csv").write_text(f"{HEADER}\n")
+    assert sorted(by_name(table_folder)[0]) == ["7"]
+    pq.write_table(pa.Table.from_pylist([row]), table_folder / "second.parquet")
+    with pytest.raises(InputError, match="several tables"):
+        read(str(table_folder))
+
+
+def test_table_row_that_repeats_a_subject_is_skipped(table_folder: Path) -> None:
+    row = "p,images/p1_sa.nii.gz,,X,c,0,2"
+    (table_folder / "subjects.csv").write_text(f"{HEADER}\n{row}\n{row}\n")
+    subjects, skipped = by_name(table_folder)
+    assert sorted(subjects) == ["p"]
+    assert [s.reason for s in skipped] == ["row 3 repeats the subject"]
+
+
+@pytest.mark.parametrize("column", HEADER.split(","))
+def test_table_without_a_column_is_named(table_folder: Path, column: str) -> None:
+    (table_folder / "subjects.csv").write_text(HEADER.replace(column, "other", 1) + "\n" + "x," * 6 + "x\n")
+    with pytest.raises(InputError, match=f"has no column {column} "):
+        read(str(table_folder), "table")
+
+
+def test_folders_that_are_nothing_say_what_is_expected(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"none of the known layouts; give a folder in the layout of M&Ms"):
+        detect(str(tmp_path))
+    with pytest.raises(InputError, match="no such folder"):
+        read(str(tmp_path / "absent"))
+    with pytest.raises(InputError, match="no such layout"):
+        read(str(tmp_path), "dicom")
+    with pytest.raises(InputError, match=r"has no subjects\.csv"):
+        read(str(tmp_path), "table")
+
+
+def test_terms_beside_the_data_replace_the_usual_ones(mnms_folder: Build) -> None:
+    folder = mnms_folder(RELEASE)
+    assert "Campello" in by_name(folder)[0]["A1"].terms
+    (folder / "TERMS.txt").write_text("\nCC0\nmore\n")
+    assert by_name(folder)[0]["A1"].terms == "CC0"
+
+
+# ---- splits
+
+
+def person(name: str, vendor: str, split: str | None, labelled: bool = True) -> Subject:
+    from storage.subjects import FrameSource
+
+    frame = FrameSource("ED", 0, "i.nii", 0, "m.nii" if labelled else None, 0 if labelled else None)
+    return Subject(name, "table", vendor, "c", (frame,), split, "given" if split else "", ((1, 1),), "")
+
+
+def assigned(*people: Subject, **options: Any) -> dict[str, str | None]:
+    out = splits.assign(people, LayoutOptions(**options))
+    assert [s.subject for s in out] == [p.subject for p in people]
+    assert all(s.split and s.split_reason for s in out)
+    return {s.subject: s.split for s in out}
+
+
+def test_validation_of_an_unseen_vendor_is_excluded(mnms_folder: Build) -> None:
+    out = {s.subject: s for s in splits.assign(read(str(mnms_folder(RELEASE)))[0], LayoutOptions())}
+    assert {n: s.split for n, s in out.items()} == {
+        "A1": "train",
+        "A2": "validation",
+        "B1": "train",
+        "C1": "train",
+        "D1": "excluded",
+        "D2": "test",
+    }
+    assert out["D1"].split_reason == "M&Ms Validation, but vendor D has no labelled training subject"
+
+
+def test_labelled_vendors_without_validation_hold_some_out_and_unlabelled_subjects_never() -> None:
+    people = [person(f"x{n}", "X", "train" if n % 2 else None) for n in range(20)]
+    people += [person(f"u{n}", "X", None, labelled=False) for n in range(20)]
+    people += [person(f"g{n}", "G", None, labelled=False) for n in range(5)]
+    out = assigned(*people)
+    held = {n for n, s in out.items() if s == "validation"}
+    assert len(held) == 3 and all(n.startswith("x") for n in held)
+    assert set(out.values()) == {"train", "validation"}
+    assert assigned(*reversed(people)) == out
+    other = {n for n, s in assigned(*people, split_seed=1).items() if s == "validation"}
+    assert other != held and len(other) == 3
+
+
+def test_a_vendor_with_validation_subjects_holds_nobody_out() -> None:
+    out = assigned(*[person(f"x{n}", "X", None) for n in range(9)], person("v", "X", "validation"))
+    assert [n for n, s in out.items() if s == "validation"] == ["v"]
+
+
+def test_a_single_labelled_subject_trains() -> None:
+    assert assigned(person("x", "X", None)) == {"x": "train"}
+
+
+def test_a_held_out_choice_hardly_moves_when_a_subject_comes_in() -> None:
+    names = [f"s{n}" for n in range(40)]
+    before = {n for n, s in assigned(*[person(n, "X", None) for n in names]).items() if s == "validation"}
+    after = assigned(*[person(n, "X", None) for n in [*names, "new"]])
+    assert len(before - {n for n, s in after.items() if s == "validation"}) <= 1
+
+
+def test_options_refuse_what_they_do_not_know() -> None:
+    with pytest.raises(ValueError, match="Extra inputs"):
+        LayoutOptions(frame="all")  # type: ignore[call-arg]
+    assert np.isclose(LayoutOptions().validation_fraction, 0.15)

@@ -1,0 +1,293 @@
+"""The slice store keeps what it was given, survives a kill and refuses what it does not know."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from storage.errors import InputError
+from storage.layouts import LayoutOptions, read, splits
+from storage.slice_store import SliceStore, finalise, frame_digests, write_subject
+from storage.slice_writer import encode, source_hash
+from storage.subjects import SLICE_SCHEMA, FrameSource, Skipped, Subject
+
+Write = Callable[..., Path]
+Study = Callable[..., Any]
+Build = Callable[[dict[str, tuple[str, str]]], Path]
+
+
+@pytest.fixture
+def subject(tmp_path: Path, write_nifti: Write, study: Study) -> Subject:
+    """Subject `p 1/ä`: a cine with masks at frames 0 and 2, x spacing 1.25 mm, y 2.5 mm, z 8 mm."""
+    image, mask = study(0)
+    write_nifti(tmp_path / "i.nii.gz", image, (1.25, 2.5, 8.0))
+    write_nifti(tmp_path / "m.nii.gz", mask, (1.25, 2.5, 8.0))
+    frames = tuple(
+        FrameSource(phase, frame, str(tmp_path / "i.nii.gz"), frame, str(tmp_path / "m.nii.gz"), frame)
+        for phase, frame in (("ED", 0), ("ES", 2))
+    )
+    labels = ((1, 1), (2, 2), (3, 3))
+    return Subject("p 1/ä", "table", "X", "here", frames, "test", "because", labels, "CC0")
+
+
+def stored(run: Path, *subjects: Subject) -> SliceStore:
+    rows = {s.subject: write_subject(str(run), s) for s in subjects}
+    finalise(str(run), rows, [], subjects)
+    return SliceStore.open(str(run))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_images_and_masks_come_back_bit_for_bit(tmp_path: Path, subject: Subject, study: Study) -> None:
+    image, mask = study(0)
+    store = stored(tmp_path / "run", subject)
+    assert len(store) == 6
+    for i in range(6):
+        frame, z = (0, 2)[i // 3], i % 3
+        assert np.array_equal(store.image(i), image[:, :, z, frame].T) and store.image(i).dtype == np.float32
+        assert np.array_equal(store.mask(i), mask[:, :, z, frame].T) and store.mask(i).dtype == np.uint8
+    assert store.table.schema.equals(SLICE_SCHEMA, check_metadata=True)
+    row = {name: store.column(name)[4].item() for name in store.table.column_names}
+    values = image[..., 2].astype(np.float64)
+    expected = {
+        "slice_id": 4,
+        "subject": "p 1/ä",
+        "phase": "ES",
+        "frame": 2,
+        "slice": 1,
+        "row": 4,
+        "height": 20,
+        "width": 24,
+        "slice_mm": 8.0,
+        "row_mm": 2.5,
+        "col_mm": 1.25,
+        "pixel_area_mm2": 3.125,
+        "labelled": True,
+        "split": "test",
+        "scale": 1.0,
+        "offset": 0.0,
+        "terms": "CC0",
+        "volume_mean": values.mean(),
+        "volume_std": values.std(),
+        "volume_min": values.min(),
+        "volume_max": values.max(),
+        "volume_p005": np.percentile(values, 0.5),
+        "volume_p995": np.percentile(values, 99.5),
+    }
+    assert {k: row[k] for k in expected} == pytest.approx(expected)
+
+
+def test_a_volume_is_its_slices_in_order(tmp_path: Path, subject: Subject, study: Study) -> None:
+    image, mask = study(0)
+    store = stored(tmp_path / "run", subject)
+    ed, es = store.volumes()
+    assert (ed.phase, ed.rows, ed.spacing, ed.labelled) == ("ED", (0, 1, 2), (8.0, 2.5, 1.25), True)
+    assert store.volumes("test") == [ed, es] and store.volumes("train") == []
+    images, masks = store.volume(es.rows)
+    assert np.array_equal(images, image[..., 2].T) and np.array_equal(masks, mask[..., 2].T)
+    images, _ = store.volume([5, 3])
+    assert np.array_equal(images, image[:, :, [2, 0], 2].T)
+    with pytest.raises(ValueError, match="2 volumes"):
+        store.volume([0, 3])
+
+
+def test_the_view_feeds_torchs_data_loader_in_processes(tmp_path: Path, subject: Subject) -> None:
+    from torch.utils.data import DataLoader
+
+    store = stored(tmp_path / "run", subject)
+    batches = list(DataLoader(store, batch_size=4, num_workers=2))  # type: ignore[arg-type]
+    assert [tuple(b["image"].shape) for b in batches] == [(4, 20, 24), (2, 20, 24)]
+    assert batches[0]["phase"] == ["ED"] * 3 + ["ES"]
+    assert np.array_equal(batches[1]["mask"][1].numpy(), store.mask(5))
+    assert store[-1]["slice_id"] == 5
+    with pytest.raises(IndexError):
+        store[6]
+    assert np.array_equal(pickle.loads(pickle.dumps(store)).image(3), store.image(3))
+
+
+@pytest.mark.parametrize(
+    ("values", "exact", "offset"),
+    [
+        ([-32768, 0, 32767], True, 0.0),
+        ([0, 5, 65535], True, 32768.0),
+        ([40000, 40001, 60000], True, 72768.0),
+        ([0.0, 0.25, 299.9], False, None),
+        ([0, 5, 100000], False, None),
+        ([-1e-6, 0, 1e-6], False, None),
+    ],
+)
+def test_whole_numbers_are_exact_and_the_rest_within_half_a_step(
+    values: list[float], exact: bool, offset: float | None
+) -> None:
+    image = np.array(values, np.float32).reshape(1, 1, 3)
+    integers, scale, shift = encode(image)
+    assert integers.dtype == np.int16
+    back = integers * scale + shift
+    if exact:
+        assert scale == 1.0 and shift == offset
+        assert np.array_equal(back, image)
+    else:
+        assert np.abs(back - image).max() <= (image.max() - image.min()) / 65535 * 0.5001
+
+
+def test_float_images_keep_their_statistics_and_their_masks(tmp_path: Path, write_nifti: Write) -> None:
+    rng = np.random.default_rng(0)
+    image = rng.gamma(2.0, 40.0, (9, 8, 2)).astype(np.float32)
+    path = str(write_nifti(tmp_path / "f.nii", image))
+    subject = Subject("f", "table", "X", "c", (FrameSource("-", 0, path, None, None, None),), None, "", ((1, 1),), "")
+    store = stored(tmp_path / "run", subject)
+    assert np.abs(store.image(1) - image[..., 1].T).max() <= np.ptp(image) / 65535
+    assert store.column("volume_mean")[0] == pytest.approx(image.astype(np.float64).mean())
+    assert not store.column("labelled").any() and not store.mask(0).any()
+    assert store.column("split").tolist() == ["train", "train"]
+
+
+def test_a_finished_subject_is_not_read_again_and_a_changed_one_is(tmp_path: Path, subject: Subject) -> None:
+    run = tmp_path / "run"
+    first = write_subject(str(run), subject)
+    before = {p: p.stat().st_mtime_ns for p in run.rglob("*")}
+    assert write_subject(str(run), subject) == first
+    relabelled = replace(subject, vendor="Y", split="train")
+    assert {r["vendor"] for r in write_subject(str(run), relabelled)} == {"Y"}
+    assert {p: p.stat().st_mtime_ns for p in run.rglob("*")} == before
+    swapped = replace(subject, labels=((1, 3), (2, 2), (3, 1)))
+    write_subject(str(run), swapped)
+    assert (stored(run, swapped).mask(0) == 3).sum() == (stored(tmp_path / "other", subject).mask(0) == 1).sum()
+    assert source_hash(replace(subject, spacing=(8.0, 1.0, 1.0))) != source_hash(subject)
+
+
+def test_a_mended_file_is_read_again(tmp_path: Path, subject: Subject, write_nifti: Write, study: Study) -> None:
+    store = stored(tmp_path / "run", subject)
+    image, _ = study(7)
+    assert not np.array_equal(store.image(0), image[:, :, 0, 0].T)
+    write_nifti(tmp_path / "i.nii.gz", image, (1.25, 2.5, 8.0))
+    assert np.array_equal(stored(tmp_path / "run", subject).image(0), image[:, :, 0, 0].T)
+
+
+def test_an_interrupted_subject_is_written_anew_to_the_same_bytes(tmp_path: Path, subject: Subject) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    stored(whole, subject)
+    write_subject(str(broken), subject)
+    (marker,) = broken.rglob("rows.json")
+    marker.unlink()
+    (chunk,) = (p for p in broken.glob("slices.zarr/*/mask/c/**/*") if p.is_file())
+    chunk.write_bytes(b"half")
+    (chunk.parent / "rubbish").write_bytes(b"x")
+    stored(broken, subject)
+    assert contents(broken) == contents(whole)
+
+
+def test_one_shard_holds_an_array_and_one_chunk_a_slice(tmp_path: Path, subject: Subject) -> None:
+    stored(tmp_path / "run", subject)
+    for kind, dtype in (("image", "int16"), ("mask", "uint8")):
+        (folder,) = (tmp_path / "run").glob(f"slices.zarr/*/{kind}")
+        meta = json.loads((folder / "zarr.json").read_text())
+        assert (meta["zarr_format"], meta["shape"], meta["data_type"]) == (3, [6, 20, 24], dtype)
+        assert meta["chunk_grid"]["configuration"]["chunk_shape"] == [6, 20, 24]
+        (sharding,) = meta["codecs"]
+        assert sharding["configuration"]["chunk_shape"] == [1, 20, 24]
+        assert len([p for p in folder.rglob("*") if p.is_file()]) == 2  # the description and one shard
+
+
+def test_no_folder_of_the_source_is_stored(tmp_path: Path, subject: Subject) -> None:
+    stored(tmp_path / "run", subject)
+    names = (str(tmp_path).encode(), b"i.nii", b"m.nii")
+    for path, content in contents(tmp_path / "run").items():
+        assert not any(name in content for name in names), path
+
+
+def test_a_store_in_an_object_store_is_the_same(tmp_path: Path, subject: Subject) -> None:
+    run = "memory://slice-store-test/run"
+    rows = {subject.subject: write_subject(run, subject)}
+    finalise(run, rows, [], [subject])
+    remote, local = SliceStore.open(run), stored(tmp_path / "run", subject)
+    assert remote.table.equals(local.table)
+    assert np.array_equal(remote.volume(range(3))[0], local.volume(range(3))[0])
+    assert write_subject(run, subject) == rows[subject.subject]
+
+
+def test_the_index_is_sorted_and_the_reasons_stand_beside_it(mnms_folder: Build, tmp_path: Path) -> None:
+    people = {"Z": ("Training/Labeled", "A"), "B": ("Testing", "D"), "K": ("Validation", "D")}
+    subjects = splits.assign(read(str(mnms_folder(people)))[0], LayoutOptions())
+    run = tmp_path / "run"
+    rows = {s.subject: write_subject(str(run), s) for s in reversed(subjects)}
+    skipped = [Skipped("q", "q.nii", "is broken, badly", "mend it"), Skipped("a", "a.nii", "is gone", "find it")]
+    finalise(str(run), rows, skipped, subjects)
+    store = SliceStore.open(str(run))
+    assert store.column("subject").tolist() == ["B"] * 6 + ["K"] * 6 + ["Z"] * 6
+    assert store.column("slice_id").tolist() == list(range(18))
+    assert (run / "skipped.csv").read_text().splitlines() == [
+        "subject,file,reason,remedy",
+        "a,a.nii,is gone,find it",
+        'q,q.nii,"is broken, badly",mend it',
+    ]
+    lines = (run / "splits.csv").read_text().splitlines()
+    assert lines[0] == "subject,vendor,centre,split,reason" and lines[2].startswith('K,D,1,excluded,"M&Ms Validation')
+    assert [v.subject for v in store.volumes("test")] == ["B", "B"]
+
+
+def test_stores_that_are_absent_damaged_or_of_another_version_say_so(tmp_path: Path, subject: Subject) -> None:
+    with pytest.raises(InputError, match="has no slices; run `cardiomix ingest"):
+        SliceStore.open(str(tmp_path / "run"))
+    store = stored(tmp_path / "run", subject)
+    index = tmp_path / "run" / "slices.parquet"
+    later = store.table.replace_schema_metadata({"cardiomix_slices": "2"})
+    pq.write_table(later, index)
+    with pytest.raises(InputError, match="its version is 2, this cardiomix reads 1"):
+        SliceStore.open(str(tmp_path / "run"))
+    pq.write_table(store.table.replace_schema_metadata({}), index)
+    with pytest.raises(InputError, match="its version is none"):
+        SliceStore.open(str(tmp_path / "run"))
+    pq.write_table(pa.table({"x": [1]}, metadata={"cardiomix_slices": "1"}), index)
+    with pytest.raises(InputError, match="its columns are not those"):
+        SliceStore.open(str(tmp_path / "run"))
+    index.write_bytes(b"no table")
+    with pytest.raises(InputError, match="is damaged"):
+        SliceStore.open(str(tmp_path / "run"))
+
+
+def test_masks_that_do_not_fit_their_image_are_refused(
+    tmp_path: Path, subject: Subject, write_nifti: Write, study: Study
+) -> None:
+    _, mask = study(0)
+    coarse, strange = mask[::2], mask.copy()
+    strange[0, 0, 0, 0] = 9
+    cases: dict[str, tuple[Any, tuple[float, ...], str]] = {
+        "matrix": (coarse, (1.25, 2.5, 8.0), "the mask is 12 × 20 × 3 voxels, the image 24 × 20 × 3"),
+        "voxels": (mask, (1.25, 1.25, 8.0), "the mask's voxels are 1.25 × 1.25 × 8 mm, the image's 1.25 × 2.5 × 8 mm"),
+        "coding": (strange, (1.25, 2.5, 8.0), "values outside the coding: 9"),
+        "frame": (np.roll(mask, 1, axis=3), (1.25, 2.5, 8.0), "the mask is empty at ED, frame 0"),
+    }
+    for name, (data, zooms, reason) in cases.items():
+        write_nifti(tmp_path / "m.nii.gz", data, zooms)
+        with pytest.raises(InputError, match=reason):
+            write_subject(str(tmp_path / name), subject)
+        assert frame_digests(str(tmp_path / name), subject.subject) == []
+
+
+def test_frames_of_different_matrices_are_refused(tmp_path: Path, write_nifti: Write) -> None:
+    rng = np.random.default_rng(0)
+    paths = [str(write_nifti(tmp_path / f"{n}.nii", rng.integers(0, 9, (n, 8, 2)).astype(np.int16))) for n in (8, 9)]
+    frames = tuple(FrameSource("-", k, path, None, None, None) for k, path in enumerate(paths))
+    subject = Subject("s", "table", "X", "c", frames, None, "", ((1, 1),), "")
+    with pytest.raises(InputError, match="its slices are 8 × 9, another frame's 8 × 8"):
+        write_subject(str(tmp_path / "run"), subject)
+
+
+@pytest.mark.parametrize("name", ["..", ".", "../x", "a/b", ".hidden"])
+def test_a_subjects_name_never_leaves_its_folder(tmp_path: Path, subject: Subject, name: str) -> None:
+    stored(tmp_path / "run", replace(subject, subject=name))
+    inside = [p.parent for p in (tmp_path / "run").rglob("rows.json")]
+    assert [p.parent for p in inside] == [tmp_path / "run" / "slices.zarr"]
+    assert np.array_equal(SliceStore.open(str(tmp_path / "run")).mask(0).shape, (20, 24))
