@@ -11,7 +11,8 @@ CASES = "cases.csv"
 
 
 def evaluate_job(run: str, out: str, arm: str, seed: int, threads: int, precision: str) -> int:
-    """Predict every labelled test volume with the network in `out`, write `cases.csv` there; returns the volumes scored."""
+    """Predict every labelled test volume with the network in `out`, write `cases.csv` there; returns the volumes
+    scored."""
     import torch
 
     from pipeline.evaluation import score_volume, write_cases

@@ -102,10 +102,12 @@ def start_ray(cpus: int | None = None) -> dict[str, float]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # fractional CPUs mean more processes than cores, as planned; without this Ray warns of them one by one
+    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")
     if not ray.is_initialized():
         inside_cluster = "RAY_ADDRESS" in os.environ
-        options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if not inside_cluster:
-            options |= {"include_dashboard": False, "num_cpus": cpus, "_node_ip_address": "127.0.0.1"}
+            options |= {"include_dashboard": False, "num_cpus": cpus}
         ray.init(**options)
     return {k: float(v) for k, v in ray.cluster_resources().items()}

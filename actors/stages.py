@@ -32,7 +32,8 @@ class ArmRun:
 
 
 def _train_and_evaluate(run: ArmRun, plan: ResourcePlan) -> None:
-    """Body of a lane. What an earlier configuration left is removed first, the scores before the weights they came from."""
+    """Body of a lane. What an earlier configuration left is removed first, the scores before the weights they came
+    from."""
     out = run.job.out
     if not run.job.finished():
         for name in (CASES, DONE, FAILED):
@@ -53,7 +54,8 @@ def run_arms(
 ) -> dict[str, str]:
     """Train and evaluate all runs, the costliest first; returns label → reason for those that failed.
 
-    One failing arm does not stop the others. `on_tick` is called about every `tick_s` seconds with the labels that are running.
+    One failing arm does not stop the others. `on_tick` is called about every `tick_s` seconds with the labels that
+    are running.
     """
     import ray
 

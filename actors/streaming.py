@@ -54,7 +54,9 @@ def step_plan(config: StreamConfig, store: SliceStore, bank: FactorBank | None =
     per_step = round(config.batch_size * config.plan.unlabelled_ratio) if config.semi_supervised else 0
     if per_step and not len(unlabelled):
         raise InputError(
-            config.run, "a semi-supervised arm needs unlabelled training slices", "add unlabelled subjects or leave it out"
+            config.run,
+            "a semi-supervised arm needs unlabelled training slices",
+            "add unlabelled subjects or leave it out",
         )
     donor_vendors = np.array(bank.index["vendor"].to_pylist(), dtype=np.str_) if bank is not None else None
 
@@ -72,14 +74,18 @@ def step_plan(config: StreamConfig, store: SliceStore, bank: FactorBank | None =
         )
 
     return StepPlan(
-        stream("labelled", labelled), stream("unlabelled", unlabelled) if per_step else None, config.batch_size, per_step
+        stream("labelled", labelled),
+        stream("unlabelled", unlabelled) if per_step else None,
+        config.batch_size,
+        per_step,
     )
 
 
 def open_bank(config: StreamConfig, store: SliceStore) -> FactorBank | None:
     """The bank of an arm with FA, checked against the run.
 
-    Raises InputError if there is none, it was made on another working grid, it lacks one of the run's training slices, or it
+    Raises InputError if there is none, it was made on another working grid, it lacks one of the run's training
+    slices, or it
     holds a subject that this run validates or tests on.
     """
     if not config.fa:
@@ -87,15 +93,19 @@ def open_bank(config: StreamConfig, store: SliceStore) -> FactorBank | None:
     if config.bank is None:
         raise InputError(config.run, "an arm with FA needs a factor bank", "run `cardiomix extract`, or pass --bank")
     bank = FactorBank.open(config.bank)
-    if bank.preprocess != config.preprocess.model_dump():
+    if bank.spec.preprocess != config.preprocess.model_dump(mode="json"):
         raise InputError(
-            config.bank, "was made with another preprocessing", f"use --set preprocess… as in the bank: {bank.preprocess}"
+            config.bank,
+            "was made with another preprocessing",
+            f"use --set preprocess… as in the bank: {bank.spec.preprocess}",
         )
     held_out = set(store.column("subject")[np.isin(store.column("split"), ("validation", "test"))].tolist())
     leaked = sorted(held_out & set(bank.index["subject"].to_pylist()))
     if leaked:
         raise InputError(
-            config.bank, f"holds {leaked[0]}, which this run validates or tests on", "use a bank made without these subjects"
+            config.bank,
+            f"holds {leaked[0]}, which this run validates or tests on",
+            "use a bank made without these subjects",
         )
     missing = len(set(_keys_of_training(store)) - set(_bank_rows(bank)))
     if missing:
@@ -149,7 +159,8 @@ class SampleMaker:
         self._row_of = {int(i): rows[key] for i, key in zip(ids, _keys(self.store, ids), strict=True)}
 
     def __call__(self, block: dict[str, Any]) -> dict[str, Any]:
-        """{"step": (k,) int64} → image (n, 1, S, S) float32, mask (n, S, S) uint8, labelled (n,) bool, slice_id (n,)."""
+        """{"step": (k,) int64} → image (n, 1, S, S) float32, mask (n, S, S) uint8, labelled (n,) bool, slice_id
+        (n,)."""
         planned = [s for step in block["step"] for s in self.plan.samples(int(step), self.rank, self.world)]
         size = self.config.preprocess.size
         image = np.empty((len(planned), 1, size, size), dtype=np.float32)
@@ -211,7 +222,7 @@ def batches(
     numbers = np.arange(steps.start, steps.stop, dtype=np.int64)
     blocks = [pa.table({"step": numbers[i : i + STEPS_PER_BLOCK]}) for i in range(0, len(numbers), STEPS_PER_BLOCK)]
     made = ray.data.from_arrow(blocks).map_batches(
-        SampleMaker,  # type: ignore[arg-type]
+        SampleMaker,
         fn_constructor_kwargs={"config": config, "rank": rank, "world": world},
         batch_size=None,
         compute=ActorPoolStrategy(size=actors),

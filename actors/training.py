@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from actors.resources import ResourcePlan
-from actors.streaming import StreamConfig, batches, step_plan
+from actors.streaming import StreamConfig, batches
 from pipeline.losses import LossConfig
 from pipeline.networks.sdnet import SDNetConfig
 from pipeline.networks.unet import UNetConfig
@@ -63,9 +63,8 @@ def total_steps(job: TrainJob, store: SliceStore) -> tuple[int, int]:
 def validation_volumes(job: TrainJob, store: SliceStore) -> list[ValidationVolume]:
     """Labelled volumes of held-out subjects, as the network sees them."""
     from pipeline.inference import network_input
-    from pipeline.preprocess import VolumeStats
+    from pipeline.preprocess import VolumeStats, working_slice
     from pipeline.rescale import resample_crop
-    from pipeline.preprocess import working_slice
     from pipeline.training import ValidationVolume
 
     config = job.stream.preprocess

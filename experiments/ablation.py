@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from actors.resources import ResourcePlan, plan, start_ray
 from experiments import config, jobs
+from experiments.arms import ARMS
 from experiments.config import Settings
 from experiments.progress import Progress
 from experiments.report import ReportPaths, build_report, read_history
@@ -107,6 +108,7 @@ class Ablation:
                 actors=budget.extract_actors,
                 num_cpus=budget.extract_cpus,
                 num_gpus=budget.extract_gpus,
+                threads=1,
                 shard_slices=self.settings.bank_shard,
                 progress=step.update,
             )
@@ -164,7 +166,11 @@ class Ablation:
         if self._tracker is None:
             from experiments.tracking import Tracker
 
-            tags = {"git_commit": git_commit(), "preset": self.settings.preset, "config_hash": self.settings.config_hash}
+            tags = {
+                "git_commit": git_commit(),
+                "preset": self.settings.preset,
+                "config_hash": self.settings.config_hash,
+            }
             self._tracker = Tracker(self.run, self.name, tags=tags)
         return self._tracker
 
@@ -175,9 +181,7 @@ class Ablation:
             self._children[label] = self.tracker.child(arm, seed, job.config_hash, tags, params)
         return self._children[label]
 
-    def _follow(
-        self, label: str, arm: str, seed: int, job: TrainJob, bar: Any = None, finish: bool = False
-    ) -> None:
+    def _follow(self, label: str, arm: str, seed: int, job: TrainJob, bar: Any = None, finish: bool = False) -> None:
         """Bring the progress bar and MLflow up to what the job's history file says."""
         records = _history_of(job)
         if bar is not None and records:
@@ -269,10 +273,13 @@ def status(run: str) -> list[tuple[str, str]]:
         bank = jobs.bank_uri(run, settings)
         if not uri.exists(bank):
             lines.append(("extract", "missing"))
-            settings = settings.model_copy(update={"arms": tuple(a for a in settings.arms if "fa" not in a.split("_"))})
+            settings = without_fa(settings)
         else:
-            opened = FactorBank.open(bank)
-            lines.append(("extract", f"done: {len(opened.committed())} of {opened.shards()} shards"))
+            opened = FactorBank.open(bank, partial=True)
+            done = f"{len(opened.committed())} of {opened.shards()} shards"
+            lines.append(("extract", f"done: {done}" if opened.is_complete() else done))
+            if not opened.is_complete():
+                settings = without_fa(settings)
     for arm in jobs.arm_runs(run, settings):
         path = uri.join(arm.job.out, FAILED)
         if arm.evaluated():
@@ -291,6 +298,11 @@ def _training_state(job: TrainJob) -> str:
         return "trained"
     records = _history_of(job)
     return f"epoch {records[-1]['epoch']} of {job.train.epochs}" if records else "missing"
+
+
+def without_fa(settings: Settings) -> Settings:
+    """The same settings with the arms that need no bank."""
+    return settings.model_copy(update={"arms": tuple(arm for arm in settings.arms if not ARMS[arm].fa)})
 
 
 def require_data(run: str) -> None:

@@ -18,7 +18,7 @@ FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
 app = typer.Typer(
     name="cardiomix",
-    help="Cardiac MR segmentation that keeps working on scanners it has never seen: train by mixing anatomy and modality factors.",
+    help="Cardiac MR segmentation for scanners it has never seen: training samples made by mixing anatomy and modality.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -28,7 +28,9 @@ bank_app = typer.Typer(name="bank", help="Look at a factor bank.", no_args_is_he
 app.add_typer(bank_app)
 
 Run = Annotated[str, typer.Option("--run", help="Run folder: a local path or an fsspec URI.")]
-Preset = Annotated[str, typer.Option("--preset", help="Preset for a run that has no config.yaml yet: demo, cpu or paper.")]
+Preset = Annotated[
+    str, typer.Option("--preset", help="Preset for a run that has no config.yaml yet: demo, cpu or paper.")
+]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Override a field, such as train.epochs=10; repeatable.")]
 Data = Annotated[list[str] | None, typer.Argument(help="Folders of studies: M&Ms, ACDC or a table of files.")]
 Layout = Annotated[str, typer.Option("--layout", help="auto, mnms, acdc or table.")]
@@ -54,11 +56,13 @@ def _driver(run: str, preset: str = "cpu", assignments: list[str] | None = None)
     return Ablation(run, _settings(run, preset, assignments), Progress())
 
 
-@app.command(epilog="Example:  cardiomix phantom data/phantom --set testing=2 --set frames=8")
+@app.command(epilog="Example:  cardiomix phantom data/phantom --seed 1 --set testing=2")
 def phantom(
     out: Annotated[Path, typer.Argument(help="Folder to write, in M&Ms' own layout.")],
     seed: Annotated[int, typer.Option(help="Equal seeds give equal bytes.")] = 0,
-    assignments: Annotated[list[str] | None, typer.Option("--set", help="A field of the phantom, such as frames=8.")] = None,
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", help="A field of the phantom, such as frames=8.")
+    ] = None,
 ) -> None:
     """Write a small multi-vendor cine data set."""
     from experiments import config
@@ -149,7 +153,9 @@ def evaluate(run: Run) -> None:
         budget = driver.plan()
         trained = [arm for arm in jobs.arm_runs(run, driver.settings) if arm.job.finished()]
         if not trained:
-            raise InputError(run, "has no trained arm of this configuration", "train one: `cardiomix train ARM --run RUN`")
+            raise InputError(
+                run, "has no trained arm of this configuration", "train one: `cardiomix train ARM --run RUN`"
+            )
         for arm in trained:
             driver.progress.say(f"{arm.label}: {stages.evaluate(arm, budget)} volumes")
 
@@ -166,11 +172,15 @@ def report(run: Run) -> None:
         _show(driver.report().html, run, driver)
 
 
-@app.command(epilog="Example:  cardiomix ablate cpu --data data/acdc --data data/ge --run runs/real --set train.epochs=20")
+@app.command(
+    epilog="Example:  cardiomix ablate cpu --data data/acdc --data data/ge --run runs/real --set train.epochs=20"
+)
 def ablate(
     preset: Annotated[str, typer.Argument(help="demo, cpu, paper, or a config.yaml to repeat.")],
     run: Run,
-    data: Annotated[list[str] | None, typer.Option("--data", help="Folder of studies; repeatable. None: the phantom.")] = None,
+    data: Annotated[
+        list[str] | None, typer.Option("--data", help="Folder of studies; repeatable. None: the phantom.")
+    ] = None,
     arms: Annotated[str | None, typer.Option("--arms", help="Only these, separated by commas.")] = None,
     seeds: Annotated[int | None, typer.Option(help="Replicates of each arm.")] = None,
     bank: Annotated[str | None, typer.Option("--bank", help="Reuse a factor bank from elsewhere.")] = None,
@@ -254,7 +264,7 @@ def bank_info(bank: Annotated[str, typer.Argument(help="Folder or URI of a bank.
 
     from storage.factor_bank import FactorBank
 
-    opened = FactorBank.open(bank)
+    opened = FactorBank.open(bank, partial=True)
     index = opened.index
     typer.echo(f"{index.num_rows} slices, {len(opened.committed())} of {opened.shards()} shards, {opened.fingerprint}")
     for vendor, count in sorted(Counter(index["vendor"].to_pylist()).items()):
@@ -266,7 +276,7 @@ def bank_verify(bank: Annotated[str, typer.Argument(help="Folder or URI of a ban
     """Compare every shard with its ledger entry; exit status 1 if something differs."""
     from storage.factor_bank import FactorBank
 
-    problems = FactorBank.open(bank).verify()
+    problems = FactorBank.open(bank, partial=True).verify()
     for problem in problems:
         typer.echo(problem)
     if problems:

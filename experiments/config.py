@@ -1,4 +1,5 @@
-"""Settings of a run and the presets. Every component's own configuration sits beside it; here they are only composed."""
+"""Settings of a run and the presets. Every component's own configuration sits beside it; here they are only
+composed."""
 
 from __future__ import annotations
 
@@ -83,13 +84,14 @@ def cpu() -> Settings:
         preprocess=PreprocessConfig(size=128, field=224),
         unet=UNetConfig(width=16),
         sdnet=SDNetConfig(anatomy_width=16, modality_width=16, segmentor_width=16, decoder_width=16),
-        train=TrainConfig(batch_size=8, epochs=12, steps_per_epoch=60, plateau_patience=2),
-        pretrain=TrainConfig(batch_size=8, epochs=6, steps_per_epoch=60, plateau_patience=2),
+        train=TrainConfig(batch_size=8, epochs=15, steps_per_epoch=60, plateau_patience=3, plateau_factor=0.3),
+        pretrain=TrainConfig(batch_size=8, epochs=8, steps_per_epoch=60, plateau_patience=3, plateau_factor=0.3),
     )
 
 
 def paper() -> Settings:
-    """The paper's own numbers (sections 2 and 3): 224², batch 4, 50 epochs, Adam 1e-3, every frame of every cine. For GPUs."""
+    """The paper's own numbers (sections 2 and 3): 224², batch 4, 50 epochs, Adam 1e-3, every frame of every cine. For
+    GPUs."""
     return Settings(preset="paper", layouts=LayoutOptions(frames="all"))
 
 
@@ -115,7 +117,9 @@ def override(settings: Settings, assignments: Sequence[str]) -> Settings:
         for name in parents:
             node = node.get(name) if isinstance(node, dict) else None
         if not isinstance(node, dict) or leaf not in node:
-            raise InputError(f"--set {assignment}", f"there is no field {path}", "see config.yaml of any run for the fields")
+            raise InputError(
+                f"--set {assignment}", f"there is no field {path}", "see config.yaml of any run for the fields"
+            )
         try:
             node[leaf] = yaml.safe_load(text)
         except yaml.YAMLError as error:

@@ -35,6 +35,6 @@ def predict_files(
             volume, spacing = nifti.read_frame(path, frame)
             masks.append(predict_volume(model, volume, VolumeStats.of(volume), spacing, config))
         mask = np.stack(masks) if len(header.shape) == 4 else masks[0]
-        nifti.write_mask_like(target, mask, path)
+        nifti.write_mask_like(str(target), mask, path)
         progress(done + 1, len(images))
     return targets

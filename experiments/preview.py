@@ -13,7 +13,8 @@ from storage.slice_store import SliceStore
 
 
 def mosaic_png(run: str, settings: Settings, a_vendor: int = 1) -> bytes:
-    """PNG of FA samples: anatomies (rows) × modalities (columns), `a_vendor` mid-ventricular ED slices of each vendor."""
+    """PNG of FA samples: anatomies (rows) × modalities (columns), `a_vendor` mid-ventricular ED slices of each
+    vendor."""
     from experiments.figures import fa_mosaic
     from pipeline.networks.files import load_decoder
     from pipeline.synthesis import synthesize

@@ -26,7 +26,7 @@ def network_input(
     rows = resampling_matrix(volume.shape[1], size, scale_y)
     cols = resampling_matrix(volume.shape[2], size, scale_x)
     out = resized(scaled, rows, cols)
-    outside = ~(rows.any(1)[:, None] & cols.any(1)[None])
+    outside = ~((rows.sum(1) > 0)[:, None] & (cols.sum(1) > 0)[None])
     if outside.any():
         fill = scaled.min((1, 2))
         out[:, outside] = fill[:, None]

@@ -1,4 +1,5 @@
-"""The objective of the paper (eq. 1): reconstruction, latent regression, Dice and focal; MONAI's segmentation losses."""
+"""The objective of the paper (eq. 1): reconstruction, latent regression, Dice and focal; MONAI's segmentation
+losses."""
 
 from __future__ import annotations
 
@@ -21,10 +22,11 @@ class LossConfig(BaseModel):
     dice: float = Field(1.0, ge=0)
     focal: float = Field(1.0, ge=0)
     kl: float = Field(0.0, ge=0, description="KL of the modality codes' batch statistics from N(0, 1); not in eq. 1")
-    dice_form: Literal["generalised", "soft"] = "generalised"
+    dice_form: Literal["generalised", "soft"] = Field("soft", description="sums over the batch, background included")
     focal_gamma: float = Field(2.0, ge=0)
     latent_source: Literal["sampled", "reconstruction"] = Field(
-        "sampled", description="regress a sampled vector (paper), or the image's own from its reconstruction (authors' code)"
+        "sampled",
+        description="regress a sampled vector (paper), or the image's own from its reconstruction (authors' code)",
     )
 
 
@@ -33,7 +35,8 @@ def segmentation_losses(config: LossConfig) -> Callable[[Tensor, Tensor], dict[s
     from monai.losses import DiceLoss, FocalLoss, GeneralizedDiceLoss
 
     form = GeneralizedDiceLoss if config.dice_form == "generalised" else DiceLoss
-    dice = form(softmax=True, to_onehot_y=True)
+    # Over the batch: many slices lack a structure, and by image an absent class outweighs all others.
+    dice = form(softmax=True, to_onehot_y=True, batch=True)
     focal = FocalLoss(use_softmax=True, to_onehot_y=True, gamma=config.focal_gamma)
 
     def losses(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:

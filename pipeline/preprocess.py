@@ -1,7 +1,9 @@
 """From a stored slice to what a network sees: intensities in [-1, 1] on the working grid.
 
-The *working grid* shrinks every image by one constant linear factor (`size / field`), so that a small input sees the same
-field of view as the paper's 224 × 224 and the resolution gap between vendors stays. With `size == field` it is the native grid.
+The *working grid* shrinks every image by one constant linear factor (`size / field`), so that a small input sees the
+same
+field of view as the paper's 224 × 224 and the resolution gap between vendors stays. With `size == field` it is the
+native grid.
 """
 
 from __future__ import annotations
@@ -75,17 +77,17 @@ class VolumeStats:
 def normalise(image: npt.NDArray[np.float32], stats: VolumeStats, config: PreprocessConfig) -> npt.NDArray[np.float32]:
     """Map intensities to [-1, 1], float32, same shape.
 
-    `zscore` (Baumgartner et al. 2017, as the paper cites, then clipped to the range of tanh), `minmax` over the volume, or
+    `zscore` (Baumgartner et al. 2017, as the paper cites, then clipped to the range of tanh), `minmax` over the
+    volume, or
     `percentile` (0.5 % to 99.5 % over the volume).
     """
     if config.normalisation == "zscore":
         scaled = (image - stats.mean) / (max(stats.std, 1e-8) * config.clip_sigma)
     else:
-        low, high = (
-            (stats.minimum, stats.maximum) if config.normalisation == "minmax" else (stats.p005, stats.p995)
-        )
+        low, high = (stats.minimum, stats.maximum) if config.normalisation == "minmax" else (stats.p005, stats.p995)
         scaled = (image - low) * (2.0 / max(high - low, 1e-8)) - 1.0
-    return np.clip(scaled, -1.0, 1.0).astype(np.float32)
+    clipped: npt.NDArray[np.float32] = np.clip(scaled, -1.0, 1.0).astype(np.float32)
+    return clipped
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,8 @@ class WorkingSlice:
 
 
 def working_scales(row_mm: float, col_mm: float, config: PreprocessConfig) -> tuple[float, float]:
-    """Linear scales (rows, columns) from native to working pixels; anisotropic pixels become square of the same area."""
+    """Linear scales (rows, columns) from native to working pixels; anisotropic pixels become square of the same
+    area."""
     side = float(np.sqrt(row_mm * col_mm))
     return config.factor * row_mm / side, config.factor * col_mm / side
 
@@ -116,7 +119,7 @@ def working_slice(store: SliceStore, i: int, config: PreprocessConfig) -> Workin
     row_mm, col_mm = float(store.column("row_mm")[i]), float(store.column("col_mm")[i])
     area = row_mm * col_mm / config.factor**2
     scale_y, scale_x = working_scales(row_mm, col_mm, config)
-    shape = working_shape(*image.shape, row_mm, col_mm, config)
+    shape = working_shape(image.shape[0], image.shape[1], row_mm, col_mm, config)
     if shape == image.shape:
         return WorkingSlice(image, mask, area)
     rows = resampling_matrix(image.shape[0], shape[0], scale_y)
@@ -135,9 +138,7 @@ def canvas_size(store: SliceStore, slice_ids: Sequence[int], config: PreprocessC
     return rounded[0], rounded[1]
 
 
-def centre_on(
-    array: npt.NDArray[T], canvas: tuple[int, int], fill: float
-) -> tuple[npt.NDArray[T], int, int]:
+def centre_on(array: npt.NDArray[T], canvas: tuple[int, int], fill: float) -> tuple[npt.NDArray[T], int, int]:
     """Place (h, w) centred on a (H, W) canvas of `fill`; returns the canvas and the offset (top, left)."""
     height, width = array.shape
     top, left = (canvas[0] - height) // 2, (canvas[1] - width) // 2

@@ -1,6 +1,7 @@
 """Resolution augmentation: rescale, crop and pad in one resampling.
 
-A resampling is a pair of small matrices, one an axis, so that image and mask are sampled on exactly the same grid, centres stay
+A resampling is a pair of small matrices, one an axis, so that image and mask are sampled on exactly the same grid,
+centres stay
 centres (no half-pixel drift from rounding a resized shape) and shrinking is antialiased.
 """
 
@@ -16,14 +17,15 @@ Floats = npt.NDArray[np.float32]
 
 def source_coordinates(n_in: int, n_out: int, scale: float) -> npt.NDArray[np.float64]:
     """Where each of `n_out` pixel centres lies on an axis of `n_in` pixels; both axes share their centre.  (n_out,)"""
-    return (np.arange(n_out) + 0.5 - n_out / 2) / scale + n_in / 2 - 0.5
+    return np.asarray((np.arange(n_out) + 0.5 - n_out / 2) / scale + n_in / 2 - 0.5, dtype=np.float64)
 
 
 @lru_cache(maxsize=512)
 def resampling_matrix(n_in: int, n_out: int, scale: float) -> Floats:
     """Linear interpolation, antialiased when `scale` < 1, as a matrix (n_out, n_in) float32.
 
-    Rows sum to one, or to zero where the output pixel's centre lies outside the input. For `n_out == n_in * scale` it equals
+    Rows sum to one, or to zero where the output pixel's centre lies outside the input. For `n_out == n_in * scale` it
+    equals
     `torch.nn.functional.interpolate(mode="bilinear", antialias=True)`.
     """
     at = source_coordinates(n_in, n_out, scale)
@@ -31,21 +33,22 @@ def resampling_matrix(n_in: int, n_out: int, scale: float) -> Floats:
     weights = np.clip(1.0 - np.abs(at[:, None] - np.arange(n_in)[None]) / support, 0.0, None)
     weights[(at < -0.5) | (at > n_in - 0.5)] = 0.0
     total = weights.sum(1, keepdims=True)
-    matrix = np.divide(weights, total, out=np.zeros_like(weights), where=total > 0).astype(np.float32)
+    matrix: Floats = np.divide(weights, total, out=np.zeros_like(weights), where=total > 0).astype(np.float32)
     matrix.setflags(write=False)  # shared through the cache
     return matrix
 
 
 def resized(image: Floats, rows: Floats, cols: Floats) -> Floats:
     """Resample (h, w) or (C, h, w) with matrices (h', h) and (w', w)."""
-    out: Floats = rows @ image @ cols.T
+    out: Floats = np.asarray(rows @ image @ cols.T, dtype=np.float32)
     return out
 
 
 def resized_labels(mask: npt.NDArray[np.uint8], rows: Floats, cols: Floats, classes: int = 4) -> npt.NDArray[np.uint8]:
     """Resample a label map by its largest class share: (h, w) uint8 → (h', w') uint8; outside is background."""
     shares = resized(np.stack([mask == c for c in range(classes)]).astype(np.float32), rows, cols)
-    return shares.argmax(0).astype(np.uint8)
+    labels: npt.NDArray[np.uint8] = shares.argmax(0).astype(np.uint8)
+    return labels
 
 
 def linear_scale(source_area: float, target_area: float) -> float:

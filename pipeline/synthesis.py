@@ -8,7 +8,8 @@ import torch
 
 from pipeline.networks.sdnet import Decoder
 
-# A decoder's bits depend a little on the batch size: a fixed chunk makes a sample's bytes independent of its neighbours.
+# A decoder's bits depend a little on the batch size: a fixed chunk makes a sample's bytes independent of its
+# neighbours.
 CHUNK = 1
 
 

@@ -42,7 +42,8 @@ class ArmConfig(BaseModel):
 
 
 class TrainConfig(BaseModel):
-    """Optimisation (paper section 3.2). An epoch is one pass over the labelled slices unless `steps_per_epoch` says otherwise."""
+    """Optimisation (paper section 3.2). An epoch is one pass over the labelled slices unless `steps_per_epoch` says
+    otherwise."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -51,7 +52,9 @@ class TrainConfig(BaseModel):
     steps_per_epoch: int | None = Field(None, ge=1)
     learning_rate: float = Field(1e-3, gt=0)
     plateau_factor: float = Field(0.1, gt=0, lt=1)
-    plateau_patience: int = Field(1, ge=0, description="1: the second epoch in a row without improvement lowers the rate")
+    plateau_patience: int = Field(
+        1, ge=0, description="1: the second epoch in a row without improvement lowers the rate"
+    )
     precision: Literal["fp32", "bf16"] = "bf16"
     gradient_clip: float | None = Field(None, gt=0, description="largest norm of the gradient; None: unclipped (paper)")
 
@@ -174,9 +177,7 @@ class Objective(nn.Module):
         return latent_regression_loss(model.encode_modality(model.decode(anatomy, sampled)).float(), sampled.float())
 
 
-def train_step(
-    objective: nn.Module, state: TrainState, batch: Batch, config: TrainConfig
-) -> dict[str, float]:
+def train_step(objective: nn.Module, state: TrainState, batch: Batch, config: TrainConfig) -> dict[str, float]:
     """One optimiser step over labelled and unlabelled samples together; returns the terms and their sum as `total`.
 
     Raises NonFiniteLossError before the weights are touched.

@@ -34,7 +34,7 @@ def pack(binary: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     if binary.dtype != np.bool_ and (bits.max(initial=0) > 1 or not np.array_equal(bits, binary)):
         raise ValueError("anatomy has values other than 0 and 1")
     planes = np.moveaxis(bits, -3, 0)  # (C, …, H, W)
-    packed = planes[0].copy()
+    packed: npt.NDArray[np.uint8] = planes[0].copy()
     for channel in range(1, len(planes)):  # whole planes at a time: several times faster than packbits on this axis
         packed |= planes[channel] << np.uint8(channel)
     return packed

@@ -41,8 +41,8 @@ ROOT, INDEX, WEIGHTS, WEIGHTS_CONFIG = "zarr.json", "index.parquet", "decoder.sa
 ARRAYS: Final = ("anatomy", "mask", "modality")
 OURS: Final = frozenset({ROOT, INDEX, WEIGHTS, WEIGHTS_CONFIG, ledger.FOLDER, *ARRAYS})
 
-# height, width, top, left: the image's true extent on the canvas, in working pixels, of which pixel_area_mm2 is the area;
-# native_: the scanner's own grid.
+# height, width, top, left: the image's true extent on the canvas, in working pixels; pixel_area_mm2: that of a working
+# pixel; native_: the scanner's own grid.
 _COLUMNS: Final = (
     (pa.int64(), "row slice_id"),
     (pa.string(), "subject vendor centre phase"),

@@ -21,6 +21,9 @@ class SDNetConfig(BaseModel):
     anatomy_channels: int = Field(8, ge=1, le=8)
     modality_width: int = Field(64, ge=1, description="first convolution of the modality encoder; then 2 and 4 times")
     modality_size: int = Field(8, ge=1)
+    anatomy_gain: float = Field(
+        30.0, gt=0, description="multiplies the anatomy head's initial weights; at 1 no channel fires at first"
+    )
     segmentor_width: int = Field(64, ge=1)
     decoder_width: int = Field(16, ge=1)
     style_width: int = Field(64, ge=1, description="hidden layer of the MLP from modality to AdaIN's scale and shift")
@@ -102,6 +105,10 @@ class SDNet(nn.Module):
         super().__init__()
         self.config = config
         self.anatomy_encoder = UNet(config.anatomy_width, config.anatomy_channels)
+        # A softmax over 8 near-equal logits never exceeds 0.5: everything would round to 0, and decoder and segmentor would
+        # see an empty anatomy for hundreds of steps.
+        with torch.no_grad():
+            self.anatomy_encoder.head.weight.mul_(config.anatomy_gain)
         self.modality_encoder = ModalityEncoder(config)
         self.segmentor = segmentor(config)
         self.decoder = Decoder(config)

@@ -1,4 +1,4 @@
-"""The phantom: M&Ms' layout, reproducible bytes, vendors as the table says, hearts that beat and fail as they should."""
+"""The phantom: M&Ms' layout, reproducible bytes, vendors as the table says, hearts that beat as they should."""
 
 from __future__ import annotations
 

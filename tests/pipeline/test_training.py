@@ -52,7 +52,7 @@ def test_dice_losses_are_monais() -> None:
     logits, labels = torch.randn(2, 4, 8, 8), torch.randint(0, 4, (2, 8, 8))
     for form, loss in (("soft", monai.losses.DiceLoss), ("generalised", monai.losses.GeneralizedDiceLoss)):
         ours = segmentation_losses(LossConfig(dice_form=form))(logits, labels)["dice"]  # type: ignore[arg-type]
-        torch.testing.assert_close(ours, loss(softmax=True, to_onehot_y=True)(logits, labels[:, None]))
+        torch.testing.assert_close(ours, loss(softmax=True, to_onehot_y=True, batch=True)(logits, labels[:, None]))
 
 
 @pytest.mark.parametrize("network", [SDNET, UNetConfig(width=4)])

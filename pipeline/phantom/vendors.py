@@ -1,0 +1,154 @@
+"""The four scanners of the phantom: one table, with where each number comes from.
+
+Sources, by column of `VENDORS`:
+
+* `areas` (pixel area, mm²): Liu et al. 2020, Fig. 2 and section 3.3: all training data lie in 0.954–2.692; 32 of 75
+  subjects of A are around 2.000; 24 of 25 of C are 2.203. D is 0.63, as in native Canon headers of M&Ms. Between those
+  anchors (B over the low half, the rest of A over the whole range) the shape is read off the histograms.
+* `field_mm`, `aspect`: typical protocols; A has a rectangular phase field of view, the others reconstruct squares.
+  C's gradient-unwarped images end in a circle (`circular`), as public GE cines do (Sunnybrook Cardiac Data).
+* `thickness_mm`, `gap_mm`: M&Ms slices are 5–10 mm apart; how that divides into thickness and gap is a typical choice.
+* `signal`: tissue brightness, dimensionless. Balanced SSFP contrast goes with T2/T1: blood and fat are bright,
+  myocardium, muscle and liver mid-grey, lung dark. The levels of A and C were set beside public Siemens (ACDC) and GE
+  (Sunnybrook) cines by eye; those of B and D are choices that keep the order of tissues and change their distances.
+* `gamma`: a choice; vendors' reconstructions differ by a monotone curve, and D's lifts the darks.
+* `coil`, `coil_reach_mm`: how much brighter it is near the anterior coil, and how far that reaches. C is the steepest,
+  as in Sunnybrook; B the flattest, as of a reconstruction that corrects for the coil. Choices.
+* `blur_mm`: standard deviation of the in-plane point spread, about 0.45 × the *acquired* pixel (1.7–2.2 mm). D's pixels
+  are interpolated by zero filling, so that its blur spans several of them.
+* `noise`: Rician standard deviation relative to blood, 1 / SNR, for the SNR of 25–45 usual for bSSFP cine; which vendor
+  gets which is a choice. `noise_corr_px` is the correlation in pixels that zero filling leaves.
+* `maximum`: stored integer of the brightest tissue. In M&Ms some volumes end at about 300, others at 7,000.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True)
+class TissueSignal:
+    """Magnitude of each tissue before the coil, dimensionless. `fat` is painted with opposite phase."""
+
+    blood: float
+    myocardium: float
+    fat: float
+    muscle: float
+    liver: float
+    spleen: float
+    marrow: float
+    lung: float
+    fluid: float
+
+
+@dataclass(frozen=True)
+class Vendor:
+    """One scanner. `areas` are (share, low, high) pieces of the distribution of pixel areas in mm², small to large."""
+
+    code: str
+    name: str
+    centres: tuple[int, ...]
+    areas: tuple[tuple[float, float, float], ...]
+    field_mm: tuple[float, float]
+    aspect: float
+    circular: bool
+    thickness_mm: tuple[float, float]
+    gap_mm: tuple[float, float]
+    signal: TissueSignal
+    gamma: float
+    coil: float
+    coil_reach_mm: float
+    blur_mm: float
+    noise: float
+    noise_corr_px: float
+    maximum: tuple[float, float]
+
+    def pixel_area(self, quantile: float) -> float:
+        """Pixel area in mm² at a quantile in [0, 1) of this vendor's distribution."""
+        below = 0.0
+        for share, low, high in self.areas:
+            if quantile < below + share:
+                return low + (high - low) * (quantile - below) / share
+            below += share
+        return self.areas[-1][2]
+
+
+VENDORS: Final[dict[str, Vendor]] = {
+    "A": Vendor(
+        code="A",
+        name="Siemens",
+        centres=(1,),
+        areas=((0.12, 1.20, 1.50), (0.15, 1.50, 1.95), (0.45, 1.96, 2.04), (0.28, 2.05, 2.692)),
+        field_mm=(320.0, 350.0),
+        aspect=0.84,
+        circular=False,
+        thickness_mm=(8.0, 8.0),
+        gap_mm=(1.0, 2.0),
+        signal=TissueSignal(0.85, 0.27, 0.88, 0.20, 0.23, 0.34, 0.36, 0.035, 0.95),
+        gamma=1.00,
+        coil=1.0,
+        coil_reach_mm=85.0,
+        blur_mm=0.80,
+        noise=0.022,
+        noise_corr_px=0.0,
+        maximum=(280.0, 620.0),
+    ),
+    "B": Vendor(
+        code="B",
+        name="Philips",
+        centres=(2, 3),
+        areas=((0.45, 0.954, 1.25), (0.35, 1.25, 1.60), (0.20, 1.60, 1.90)),
+        field_mm=(310.0, 340.0),
+        aspect=1.0,
+        circular=False,
+        thickness_mm=(8.0, 8.0),
+        gap_mm=(0.0, 2.0),
+        signal=TissueSignal(0.90, 0.33, 0.74, 0.27, 0.31, 0.40, 0.38, 0.05, 0.92),
+        gamma=0.92,
+        coil=0.35,
+        coil_reach_mm=120.0,
+        blur_mm=0.75,
+        noise=0.028,
+        noise_corr_px=0.6,
+        maximum=(900.0, 2400.0),
+    ),
+    "C": Vendor(
+        code="C",
+        name="GE",
+        centres=(4,),
+        areas=((0.04, 1.80, 1.90), (0.96, 2.203, 2.203)),
+        field_mm=(340.0, 380.0),
+        aspect=1.0,
+        circular=True,
+        thickness_mm=(8.0, 8.0),
+        gap_mm=(0.0, 2.0),
+        signal=TissueSignal(0.74, 0.24, 0.95, 0.22, 0.24, 0.38, 0.40, 0.03, 0.82),
+        gamma=1.12,
+        coil=1.25,
+        coil_reach_mm=85.0,
+        blur_mm=0.95,
+        noise=0.034,
+        noise_corr_px=0.5,
+        maximum=(1200.0, 4200.0),
+    ),
+    "D": Vendor(
+        code="D",
+        name="Canon",
+        centres=(5,),
+        areas=((1.0, 0.63, 0.63),),
+        field_mm=(300.0, 320.0),
+        aspect=1.0,
+        circular=False,
+        thickness_mm=(8.0, 8.0),
+        gap_mm=(0.0, 2.0),
+        signal=TissueSignal(0.76, 0.36, 0.66, 0.31, 0.36, 0.46, 0.40, 0.08, 0.80),
+        gamma=0.88,
+        coil=0.8,
+        coil_reach_mm=100.0,
+        blur_mm=1.0,
+        noise=0.036,
+        noise_corr_px=1.1,
+        maximum=(3000.0, 7000.0),
+    ),
+}

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from actors.streaming import SampleMaker, StreamConfig, batches, step_plan
+from pipeline.phantom import PhantomConfig, write_phantom
+from pipeline.preprocess import PreprocessConfig
+from pipeline.sample_plan import PlanConfig
+from storage.errors import InputError
+from storage.slice_store import SliceStore
+
+PREPROCESS = PreprocessConfig(size=64)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> str:
+    """A small ingested phantom with a bank of an untrained SDNet."""
+    import torch
+
+    from actors.extraction import extract
+    from actors.ingest import ingest
+    from pipeline.networks.files import save_model
+    from pipeline.networks.sdnet import SDNet, SDNetConfig
+
+    folder = tmp_path_factory.mktemp("stream")
+    small = PhantomConfig(labelled_a=2, labelled_b=2, unlabelled_c=2, testing=1, frames=3, slices=(3, 3))
+    write_phantom(folder / "data", small)
+    ingest([str(folder / "data")], str(folder / "run"), num_cpus=0.5)
+    torch.manual_seed(0)
+    network = SDNetConfig(anatomy_width=4, modality_width=4, segmentor_width=4, decoder_width=4)
+    save_model(str(folder / "run" / "sdnet"), SDNet(network), network, PREPROCESS.model_dump(), [])
+    extract(
+        str(folder / "run"),
+        str(folder / "run" / "sdnet"),
+        str(folder / "run" / "bank.zarr"),
+        PREPROCESS,
+        num_cpus=0.5,
+        shard_slices=8,
+    )
+    return str(folder / "run")
+
+
+def stream_config(run: str, **changes: Any) -> StreamConfig:
+    values: dict[str, Any] = {
+        "run": run,
+        "bank": f"{run}/bank.zarr",
+        "preprocess": PREPROCESS,
+        "plan": PlanConfig(),
+        "seed": 0,
+        "semi_supervised": True,
+        "ra": True,
+        "fa": True,
+        "batch_size": 4,
+    }
+    return StreamConfig(**values | changes)
+
+
+def digest(config: StreamConfig, steps: range, actors: int = 1) -> str:
+    h = hashlib.sha256()
+    for batch in batches(config, steps, actors=actors, cpus=0.5):
+        for name in ("image", "mask", "labelled", "slice_id"):
+            h.update(batch[name].numpy().tobytes())
+    return h.hexdigest()
+
+
+def test_the_stream_is_the_same_bytes_for_any_number_of_actors(run: str) -> None:
+    config = stream_config(run)
+    assert digest(config, range(40)) == digest(config, range(40), actors=2)
+
+
+def test_a_stream_that_starts_later_gives_the_later_samples(run: str) -> None:
+    config = stream_config(run)
+    whole = [b["image"].numpy().copy() for b in batches(config, range(21), cpus=0.5)]
+    later = [b["image"].numpy().copy() for b in batches(config, range(13, 21), cpus=0.5)]
+    assert len(whole) == 21
+    np.testing.assert_array_equal(np.stack(whole[13:]), np.stack(later))
+
+
+def test_a_step_holds_labelled_then_unlabelled_samples_of_training_subjects_alone(run: str) -> None:
+    store = SliceStore.open(run)
+    for batch in batches(stream_config(run), range(12), cpus=0.5):
+        assert batch["labelled"].tolist() == [True] * 4 + [False] * 4
+        assert batch["image"].shape == (8, 1, 64, 64)
+        assert batch["image"].abs().max() <= 1
+        ids = batch["slice_id"].numpy()
+        assert set(store.column("split")[ids]) == {"train"}
+        assert store.column("labelled")[ids].tolist() == batch["labelled"].tolist()
+        assert batch["mask"][4:].max() == 0
+
+
+def test_a_real_sample_without_augmentation_is_the_working_slice_itself(run: str) -> None:
+    from pipeline.preprocess import centre_crop, working_slice
+
+    maker = SampleMaker(stream_config(run, fa=False, ra=False))
+    sample = maker.plan.labelled(0)
+    image, mask = maker.make(sample)
+    expected = working_slice(maker.store, sample.slice_id, PREPROCESS)
+    if all((n - 64) % 2 == 0 for n in expected.image.shape):
+        np.testing.assert_allclose(image, centre_crop(expected.image, 64, float(expected.image.min())), atol=1e-6)
+    assert image.shape == mask.shape == (64, 64)
+
+
+def test_a_synthesized_sample_keeps_the_mask_of_its_anatomy_and_takes_another_image(run: str) -> None:
+    fa, real = SampleMaker(stream_config(run)), SampleMaker(stream_config(run, fa=False))
+    index = next(i for i in range(10) if fa.plan.labelled(i).donor_id is not None)
+    drawn, drawn_mask = fa.make(fa.plan.labelled(index))
+    image, mask = real.make(real.plan.labelled(index))
+    np.testing.assert_array_equal(drawn_mask, mask)
+    assert np.abs(drawn - image).mean() > 0.01
+
+
+def test_the_fa_arm_refuses_a_bank_that_does_not_fit(run: str) -> None:
+    store = SliceStore.open(run)
+    with pytest.raises(InputError, match="needs a factor bank"):
+        SampleMaker(stream_config(run, bank=None))
+    with pytest.raises(InputError, match="another preprocessing"):
+        SampleMaker(stream_config(run, preprocess=PreprocessConfig(size=96)))
+    assert step_plan(stream_config(run, fa=False), store).labelled.fa_share == 0
+
+
+def test_noise_in_place_of_every_test_image_changes_no_sample(run: str) -> None:
+    """The plan draws from training slices alone, so the stream's bytes cannot depend on a test image."""
+    import zarr
+
+    config = stream_config(run)
+    before = digest(config, range(10))
+    store = SliceStore.open(run)
+    for subject in set(store.column("subject")[store.column("split") == "test"].tolist()):
+        array = zarr.open_array(Path(run) / "slices.zarr" / subject / "image", mode="r+")
+        array[:] = np.random.default_rng(0).integers(0, 999, array.shape).astype(np.int16)
+    assert digest(config, range(10)) == before

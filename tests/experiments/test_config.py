@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from experiments import config
+from storage.errors import InputError
+
+
+@pytest.mark.parametrize("name", list(config.PRESETS))
+def test_a_saved_configuration_gives_the_same_settings_back(tmp_path: Path, name: str) -> None:
+    settings = config.preset(name)
+    config.save(settings, str(tmp_path))
+    assert config.load(str(tmp_path)) == settings
+    assert config.load(str(tmp_path / "config.yaml")).config_hash == settings.config_hash
+
+
+def test_the_paper_preset_holds_the_papers_numbers() -> None:
+    paper = config.preset("paper")
+    assert (paper.preprocess.size, paper.preprocess.factor) == (224, 1.0)
+    assert (paper.train.batch_size, paper.train.epochs, paper.train.learning_rate) == (4, 50, 1e-3)
+    assert (paper.train.plateau_factor, paper.train.plateau_patience) == (0.1, 1)
+    assert paper.plan.area_range_mm2 == (0.954, 2.692)
+    weights = paper.loss
+    assert (weights.reconstruction, weights.latent, weights.dice, weights.focal) == (1, 1, 1, 1)
+    assert (paper.sdnet.anatomy_channels, paper.sdnet.modality_size) == (8, 8)
+
+
+def test_fields_are_set_by_dotted_path() -> None:
+    changed = config.override(config.preset("cpu"), ["train.epochs=3", "plan.pairs=cross_vendor", "resources.lanes=1"])
+    assert (changed.train.epochs, changed.plan.pairs, changed.resources.lanes) == (3, "cross_vendor", 1)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("train.epochs", "is not an assignment"),
+        ("train.epoch=3", "no field train.epoch"),
+        ("nothing.at.all=3", "no field"),
+        ("train.epochs=0", "train.epochs"),
+        ("train.epochs=many", "train.epochs"),
+        ("arms=[unet]", "unknown arms"),
+        ("plan.area_range_mm2=[3, 1]", "area_range_mm2"),
+        ("preprocess.size=100", "preprocess.size"),
+        ("train.epochs={", "not YAML"),
+    ],
+)
+def test_a_wrong_setting_is_one_line_that_names_it(assignment: str, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        config.override(config.preset("cpu"), [assignment])
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_preset_or_damaged_configuration_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="choose from demo, cpu, paper"):
+        config.preset("fast")
+    (tmp_path / "config.yaml").write_text("preset: [")
+    with pytest.raises(InputError, match="not YAML"):
+        config.load(str(tmp_path))
+    with pytest.raises(InputError, match="no such run"):
+        config.load(str(tmp_path / "absent"))

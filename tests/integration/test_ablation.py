@@ -1,0 +1,120 @@
+"""The whole flow on a small phantom: a real local Ray, real training, a real MLflow database."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+ARMS = ("unet_ra", "fs_sdnet", "fs_sdnet_ra", "ss_sdnet_ra", "ss_sdnet_ra_fa")
+TINY = (
+    "phantom.labelled_a=3",
+    "phantom.labelled_b=3",
+    "phantom.unlabelled_c=2",
+    "phantom.testing=1",
+    "phantom.frames=3",
+    "phantom.slices=[3,3]",
+    "preprocess.size=64",
+    "unet.width=4",
+    "sdnet.anatomy_width=4",
+    "sdnet.modality_width=4",
+    "sdnet.segmentor_width=4",
+    "sdnet.decoder_width=4",
+    "train.epochs=2",
+    "train.steps_per_epoch=5",
+    "pretrain.epochs=1",
+    "pretrain.steps_per_epoch=4",
+    "bank_shard=8",
+)
+
+
+def cardiomix(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")}
+    command = [sys.executable, "-m", "experiments", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished tiny ablation of all five arms, made by the command line."""
+    folder = tmp_path_factory.mktemp("ablation") / "tiny"
+    sets = [part for assignment in TINY for part in ("--set", assignment)]
+    done = cardiomix("ablate", "demo", "--run", str(folder), *sets)
+    assert done.returncode == 0, done.stderr
+    assert "SS SDNet+RA+FA" in done.stdout
+    assert "mlflow ui" in done.stdout
+    return folder
+
+
+@pytest.mark.timeout(600)
+def test_all_five_arms_are_trained_with_equal_steps_and_scored_by_vendor(run: Path) -> None:
+    for arm in ARMS:
+        done = json.loads((run / "arms" / arm / "seed0" / "done.json").read_text())
+        assert done["steps"] == 10
+    with (run / "report" / "cases.csv").open() as file:
+        cases = list(csv.DictReader(file))
+    assert {(c["arm"], c["vendor"]) for c in cases} == {(arm, vendor) for arm in ARMS for vendor in "ABCD"}
+    assert {c["phase"] for c in cases} == {"ED", "ES"}
+    assert all(0 <= float(c["dice"]) <= 1 or np.isnan(float(c["dice"])) for c in cases)
+    for name in ("index.html", "table.csv", "table.md"):
+        assert (run / "report" / name).stat().st_size > 200
+
+
+def test_no_test_or_validation_subject_is_in_the_bank(run: Path) -> None:
+    from storage.factor_bank import FactorBank
+    from storage.slice_store import SliceStore
+
+    store = SliceStore.open(str(run))
+    split_of = dict(zip(store.column("subject").tolist(), store.column("split").tolist(), strict=True))
+    bank = FactorBank.open(str(run / "bank.zarr"))
+    assert {split_of[s] for s in bank.index["subject"].to_pylist()} == {"train"}
+    assert bank.verify() == []
+    assert set(bank.index["vendor"].to_pylist()) == {"A", "B", "C"}
+
+
+def test_mlflow_holds_a_parent_and_a_child_for_each_arm(run: Path) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{run / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("tiny")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    assert {r.info.status for r in runs} == {"FINISHED"}
+    children = {r.data.tags["arm"]: r for r in runs if "arm" in r.data.tags}
+    assert set(children) == {*ARMS, "pretrain"}
+    fa = children["ss_sdnet_ra_fa"].data
+    assert {"dice/D/LV", "val/dice", "loss/total", "data_wait_fraction"} <= set(fa.metrics)
+    assert fa.tags["bank_fingerprint"]
+    assert len(client.get_metric_history(children["unet_ra"].info.run_id, "val/dice")) == 2
+
+
+def test_a_second_start_reuses_every_stage_and_gives_the_same_table(run: Path) -> None:
+    table = (run / "report" / "table.csv").read_bytes()
+    kept = {p: p.stat().st_mtime_ns for p in run.glob("arms/*/seed0/model.safetensors")}
+    again = cardiomix("ablate", str(run / "config.yaml"), "--run", str(run))
+    assert again.returncode == 0, again.stderr
+    assert (run / "report" / "table.csv").read_bytes() == table
+    assert {p: p.stat().st_mtime_ns for p in kept} == kept
+
+
+def test_status_says_what_is_done(run: Path) -> None:
+    done = cardiomix("status", "--run", str(run))
+    assert done.returncode == 0
+    assert done.stdout.count("done") >= len(ARMS) + 3
+
+
+def test_a_prediction_lies_on_the_grid_of_its_image(run: Path, tmp_path: Path) -> None:
+    image = next((run / "phantom" / "Testing").glob("*/*_sa.nii.gz"))
+    done = cardiomix("predict", str(run / "arms" / "unet_ra" / "seed0"), str(image), "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    ours, theirs = nib.load(tmp_path / f"{image.name[:-7]}_pred.nii.gz"), nib.load(image)
+    assert ours.shape == theirs.shape
+    np.testing.assert_allclose(ours.affine, theirs.affine, atol=1e-5)
+    assert set(np.unique(np.asarray(ours.dataobj))) <= {0, 1, 2, 3}
