@@ -11,6 +11,7 @@ from actors.evaluation import CASES, evaluate_job
 from actors.resources import TASK_CPUS, ResourcePlan
 from actors.training import DONE, FAILED, TrainJob, run_job
 from storage import uri
+from storage.errors import StageError
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def _cost(run: ArmRun) -> float:
 
 
 def pretrain(job: TrainJob, plan: ResourcePlan, on_tick: Callable[[list[str]], None], tick_s: float = 1.0) -> None:
-    """Train the SDNet that fills the bank; same loop as an arm, not evaluated."""
+    """Train the SDNet that fills the bank; same loop as an arm, not evaluated. Raises StageError with the reason."""
     import ray
 
     if job.finished():
@@ -96,7 +97,10 @@ def pretrain(job: TrainJob, plan: ResourcePlan, on_tick: Callable[[list[str]], N
     reference = ray.remote(num_cpus=0, max_retries=2)(run_job).remote(job, plan)
     while not ray.wait([reference], timeout=tick_s)[0]:
         on_tick(["pretrain"])
-    ray.get(reference)
+    try:
+        ray.get(reference)
+    except Exception as error:
+        raise StageError(f"pretrain: {reason_of(error)}") from error
     on_tick([])
 
 

@@ -63,7 +63,12 @@ class Ablation:
             folders = [self.phantom()]
         with self.progress.stage("ingest") as step:
             report = ingest(
-                folders, self.run, self.settings.layouts, self.settings.layout, progress=step.update, strict=strict
+                folders,
+                self.run,
+                self.settings.layouts,
+                self.settings.layout,
+                progress=lambda _, done, total: step.update("", done, total),
+                strict=strict,
             )
         self.progress.ingested(report)
 
@@ -149,11 +154,18 @@ class Ablation:
             paths = build_report(
                 self.run, self.name, self._note(), mosaic, arms=self.settings.arms, problems=failed or {}
             )
+            config.save_shareable(self.settings, uri.join(self.run, "report"))
             if uri.is_local(self.run):
                 self.tracker.log_artifacts(uri.local_path(uri.join(self.run, "report")))
-                self.tracker.log_artifact(uri.local_path(uri.join(self.run, config.CONFIG_FILE)))
         self.tracker.finish("FAILED" if failed else "FINISHED")
         return paths
+
+    def abandon(self) -> None:
+        """Leave no run in MLflow that looks as if it went on."""
+        if self._tracker is not None:
+            for child in self._children.values():
+                child.finish("KILLED")
+            self._tracker.finish("KILLED")
 
     @property
     def name(self) -> str:
@@ -247,12 +259,16 @@ def ablate(driver: Ablation, strict: bool = False) -> tuple[ReportPaths, dict[st
     """All stages of a run; returns where the report is and which arms failed, with the reason."""
     began = time.perf_counter()
     config.save(driver.settings, driver.run)
-    driver.ingest(strict)
-    if jobs.needs_bank(driver.settings):
-        driver.pretrain()
-        driver.extract()
-    failed = driver.train()
-    paths = driver.report(failed)
+    try:
+        driver.ingest(strict)
+        if jobs.needs_bank(driver.settings):
+            driver.pretrain()
+            driver.extract()
+        failed = driver.train()
+        paths = driver.report(failed)
+    except BaseException:
+        driver.abandon()
+        raise
     driver.progress.say(f"{(time.perf_counter() - began) / 60:.1f} minutes")
     return paths, failed
 

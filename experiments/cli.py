@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from storage.errors import InputError
+from storage.errors import InputError, StageError
 
 if TYPE_CHECKING:
     from experiments.ablation import Ablation
     from experiments.config import Settings
 
-FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+FAILED, BAD_INPUT = 1, 2
 
 app = typer.Typer(
     name="cardiomix",
-    help="Cardiac MR segmentation for scanners it has never seen: training samples made by mixing anatomy and modality.",
+    help="Cardiac MR segmentation for scanners never seen: training samples mixed from anatomy and modality.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -312,6 +312,6 @@ def main() -> None:
     except InputError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(BAD_INPUT)
-    except KeyboardInterrupt:
-        typer.echo("interrupted; the same command continues where it stopped", err=True)
-        sys.exit(INTERRUPTED)
+    except StageError as error:
+        typer.echo(f"failed: {error}", err=True)
+        sys.exit(FAILED)

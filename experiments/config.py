@@ -144,6 +144,11 @@ def save(settings: Settings, run: str) -> None:
     uri.write_text(uri.join(run, CONFIG_FILE), text)
 
 
+def save_shareable(settings: Settings, folder: str) -> None:
+    """Write `config.yaml` without the places of data, bank and network, for those who read the report."""
+    save(settings.model_copy(update={"data": (), "bank": None, "pretrained": None}), folder)
+
+
 def load(run: str) -> Settings:
     """Settings of an existing run folder, or of a YAML file. Raises InputError if absent or wrong."""
     path = run if run.endswith((".yaml", ".yml")) else uri.join(run, CONFIG_FILE)

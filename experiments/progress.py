@@ -31,7 +31,7 @@ class Step:
         if self._bars is not None and self._task is not None:
             self._bars.update(self._task, completed=done, total=total, note=note)
         elif (note, done) != self._last and (time.monotonic() - self._said > QUIET_LINES_S or done == total):
-            self._console.print(f"  {self._name}: {done} of {total} {note}", highlight=False)
+            self._console.print(f"  {self._name}: {done} of {total} {note}", highlight=False, soft_wrap=True)
             self._said = time.monotonic()
         self._last = (note, done)
 
@@ -55,7 +55,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         """One plain line."""
-        self.console.print(text, highlight=False, markup=False)
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[Step]:
@@ -76,7 +76,9 @@ class Progress:
     def ingested(self, report: IngestReport) -> None:
         """What came in, by vendor, and what was skipped and why."""
         for vendor, counts in report.by_vendor.items():
-            self.say(f"  {vendor}: {counts}")
+            self.say(
+                f"  {vendor}: {counts.subjects} subjects, {counts.slices} slices, {counts.labelled} of them labelled"
+            )
         for skipped in report.skipped:
             self.say(f"  skipped {skipped.subject}: {skipped.reason}; {skipped.remedy}")
 

@@ -18,3 +18,7 @@ class InputError(Exception):
 
     def __str__(self) -> str:
         return f"{self.where}: {self.problem}; {self.remedy}"
+
+
+class StageError(Exception):
+    """A stage of a run failed for a reason that is not the user's input; one line, without a traceback."""

@@ -127,7 +127,9 @@ def test_a_non_finite_loss_names_the_slices_and_leaves_the_weights() -> None:
 
 def test_validation_dice_is_by_volume_and_leaves_out_what_is_absent_from_both() -> None:
     class Perfect(torch.nn.Module):
-        weight = torch.nn.Parameter(torch.zeros(1))
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
 
         def forward(self, image: torch.Tensor) -> torch.Tensor:
             return F.one_hot(image[:, 0].long(), 4).permute(0, 3, 1, 2).float()

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from pipeline.inference import network_input, predict_volume
+from pipeline.preprocess import (
+    PreprocessConfig,
+    VolumeStats,
+    centre_crop,
+    centre_on,
+    normalise,
+    working_scales,
+    working_shape,
+)
+
+SPACING = (8.0, 1.4, 1.4)
+
+
+@pytest.mark.parametrize("kind", ["zscore", "minmax", "percentile"])
+@given(volume=arrays(np.float32, (2, 5, 6), elements=st.floats(-50, 7000, width=32)))
+def test_intensities_lie_in_the_range_of_tanh_whatever_the_scanner_wrote(kind: str, volume: np.ndarray) -> None:
+    out = normalise(volume, VolumeStats.of(volume), PreprocessConfig(normalisation=kind))  # type: ignore[arg-type]
+    assert out.dtype == np.float32
+    assert np.all(np.abs(out) <= 1)
+
+
+def test_zscore_is_the_paper_s_normalisation_divided_by_its_clip() -> None:
+    volume = np.random.default_rng(0).normal(300, 40, (4, 32, 32)).astype(np.float32)
+    out = normalise(volume, VolumeStats.of(volume), PreprocessConfig(clip_sigma=3.0))
+    expected = np.clip((volume - volume.mean()) / volume.std(), -3, 3) / 3
+    np.testing.assert_allclose(out, expected, atol=1e-4)
+
+
+def test_scaling_a_scanner_s_intensities_changes_nothing() -> None:
+    volume = np.random.default_rng(0).gamma(2, 100, (3, 16, 16)).astype(np.float32)
+    config = PreprocessConfig()
+    first, second = (normalise(v, VolumeStats.of(v), config) for v in (volume, volume * 23 + 7))
+    np.testing.assert_allclose(first, second, atol=1e-4)
+
+
+def test_the_working_grid_shrinks_by_one_factor_and_makes_pixels_square() -> None:
+    config = PreprocessConfig(size=112)
+    assert working_scales(1.4, 1.4, config) == pytest.approx((0.5, 0.5))
+    scale_y, scale_x = working_scales(2.0, 1.0, config)
+    assert scale_y * scale_x == pytest.approx(0.25)
+    assert 2.0 / scale_y == pytest.approx(1.0 / scale_x)
+    assert working_shape(216, 256, 1.4, 1.4, config) == (108, 128)
+
+
+@given(st.integers(3, 40), st.integers(3, 40))
+def test_what_is_centred_on_a_canvas_is_cropped_back_unchanged(height: int, width: int) -> None:
+    image = np.random.default_rng(0).random((height, width), dtype=np.float32)
+    canvas, top, left = centre_on(image, (48, 48), -1.0)
+    np.testing.assert_array_equal(canvas[top : top + height, left : left + width], image)
+    assert canvas.sum() == pytest.approx(image.sum() - (48 * 48 - image.size), rel=1e-4)
+    crop = centre_crop(image, 16, -1.0)
+    assert crop.shape == (16, 16)
+
+
+def test_a_network_that_sees_the_answer_predicts_it_on_the_native_grid() -> None:
+    """The path to the network's grid and back costs little: a ring of LV and MYO, anisotropic and off centre."""
+    import torch
+
+    y, x = np.mgrid[:200, :170]
+    r = np.hypot((y - 90) * 1.2, x - 92)
+    mask = np.where(r < 18, 1, np.where(r < 28, 2, 0)).astype(np.uint8)[None].repeat(2, 0)
+
+    class Oracle(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            labels = ((image[:, 0] - image.min()) / (image.max() - image.min()) * 2).round().long()
+            return torch.nn.functional.one_hot(labels, 4).permute(0, 3, 1, 2).float() * 20
+
+    stats = VolumeStats.of(mask.astype(np.float32))
+    config = PreprocessConfig(size=128, normalisation="minmax")
+    found = predict_volume(Oracle(), mask.astype(np.float32), stats, (8.0, 1.2, 1.0), config)  # type: ignore[arg-type]
+    assert found.shape == mask.shape
+    for label in (1, 2):
+        dice = 2 * np.sum((found == label) & (mask == label)) / (np.sum(found == label) + np.sum(mask == label))
+        assert dice > 0.9
+
+
+def test_beyond_the_image_the_network_sees_the_slice_s_own_minimum() -> None:
+    volume = np.random.default_rng(0).random((2, 60, 60), dtype=np.float32) + 1
+    config = PreprocessConfig(size=128)
+    out = network_input(volume, VolumeStats.of(volume), SPACING, config)
+    inside = normalise(volume, VolumeStats.of(volume), config)
+    assert out.shape == (2, 128, 128)
+    np.testing.assert_allclose(out[:, 0, 0], inside.min((1, 2)))
