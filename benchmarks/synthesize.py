@@ -1,5 +1,4 @@
-"""An FA sample from stored factors against making it without a bank: both encoders and the decoder, width 64, fp32.
-one core."""
+"""An FA sample from stored factors against making it without a bank: both encoders and the decoder, width 64, fp32."""
 
 from __future__ import annotations
 

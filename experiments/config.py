@@ -72,8 +72,9 @@ def demo() -> Settings:
         preprocess=PreprocessConfig(size=96, field=224),
         unet=UNetConfig(width=8),
         sdnet=SDNetConfig(anatomy_width=8, modality_width=8, segmentor_width=16, decoder_width=8),
-        train=TrainConfig(batch_size=4, epochs=6, steps_per_epoch=60, plateau_patience=2),
-        pretrain=TrainConfig(batch_size=4, epochs=4, steps_per_epoch=50, plateau_patience=2),
+        plan=PlanConfig(unlabelled_ratio=0.5),
+        train=TrainConfig(batch_size=4, epochs=10, steps_per_epoch=60, plateau_patience=2, plateau_factor=0.3),
+        pretrain=TrainConfig(batch_size=4, epochs=6, steps_per_epoch=60, plateau_patience=2, plateau_factor=0.3),
     )
 
 
@@ -84,8 +85,8 @@ def cpu() -> Settings:
         preprocess=PreprocessConfig(size=128, field=224),
         unet=UNetConfig(width=16),
         sdnet=SDNetConfig(anatomy_width=16, modality_width=16, segmentor_width=16, decoder_width=16),
-        train=TrainConfig(batch_size=8, epochs=15, steps_per_epoch=60, plateau_patience=3, plateau_factor=0.3),
-        pretrain=TrainConfig(batch_size=8, epochs=8, steps_per_epoch=60, plateau_patience=3, plateau_factor=0.3),
+        train=TrainConfig(batch_size=8, epochs=15, steps_per_epoch=60, plateau_patience=2, plateau_factor=0.3),
+        pretrain=TrainConfig(batch_size=8, epochs=8, steps_per_epoch=60, plateau_patience=2, plateau_factor=0.3),
     )
 
 
