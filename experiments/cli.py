@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from storage import uri
 from storage.errors import InputError, StageError
 
 if TYPE_CHECKING:
@@ -27,7 +28,13 @@ app = typer.Typer(
 bank_app = typer.Typer(name="bank", help="Look at a factor bank.", no_args_is_help=True)
 app.add_typer(bank_app)
 
-Run = Annotated[str, typer.Option("--run", help="Run folder: a local path or an fsspec URI.")]
+
+def _absolute(place: str | None) -> str | None:
+    """Ray's workers have working directories of their own, so no relative path may reach them."""
+    return None if place is None else uri.absolute(place)
+
+
+Run = Annotated[str, typer.Option("--run", callback=_absolute, help="Run folder: a local path or an fsspec URI.")]
 Preset = Annotated[
     str, typer.Option("--preset", help="Preset for a run that has no config.yaml yet: demo, cpu or paper.")
 ]
@@ -39,7 +46,6 @@ Layout = Annotated[str, typer.Option("--layout", help="auto, mnms, acdc or table
 def _settings(run: str, preset: str, assignments: list[str] | None) -> Settings:
     """The run's own configuration if it has one, else the preset's; with overrides, which are kept."""
     from experiments import config
-    from storage import uri
 
     known = uri.exists(uri.join(run, config.CONFIG_FILE))
     settings = config.load(run) if known else config.preset(preset)
@@ -92,7 +98,9 @@ def ingest(
 
     with run_lock(run):
         driver = _driver(run, preset, assignments)
-        driver.settings = driver.settings.model_copy(update={"data": tuple(data or ()), "layout": layout})
+        driver.settings = driver.settings.model_copy(
+            update={"data": tuple(map(uri.absolute, data or ())), "layout": layout}
+        )
         config.save(driver.settings, run)
         driver.ingest(strict)
 
@@ -183,8 +191,12 @@ def ablate(
     ] = None,
     arms: Annotated[str | None, typer.Option("--arms", help="Only these, separated by commas.")] = None,
     seeds: Annotated[int | None, typer.Option(help="Replicates of each arm.")] = None,
-    bank: Annotated[str | None, typer.Option("--bank", help="Reuse a factor bank from elsewhere.")] = None,
-    sdnet: Annotated[str | None, typer.Option("--sdnet", help="Reuse a pretrained SDNet: its folder.")] = None,
+    bank: Annotated[
+        str | None, typer.Option("--bank", callback=_absolute, help="Reuse a factor bank from elsewhere.")
+    ] = None,
+    sdnet: Annotated[
+        str | None, typer.Option("--sdnet", callback=_absolute, help="Reuse a pretrained SDNet: its folder.")
+    ] = None,
     layout: Layout = "auto",
     strict: Annotated[bool, typer.Option("--strict", help="Fail on the first subject that cannot be used.")] = False,
     assignments: Set = None,
@@ -197,7 +209,7 @@ def ablate(
     settings = config.load(preset) if preset.endswith((".yaml", ".yml")) else config.preset(preset)
     document = config.override(settings, assignments or []).model_dump() | {"layout": layout}
     if data:
-        document["data"] = tuple(data)
+        document["data"] = tuple(map(uri.absolute, data))
     elif preset not in ("demo",) and not settings.data:
         raise InputError(f"preset {preset}", "needs data", "name folders of studies with --data")
     if arms is not None:
@@ -234,7 +246,6 @@ def preview(
     """A picture of factor-based augmentation: anatomies × modalities from the bank."""
     from experiments.config import load
     from experiments.preview import mosaic_png
-    from storage import uri
 
     uri.write_bytes(str(out), mosaic_png(run, load(run), per_vendor))
     typer.echo(str(out))
@@ -290,7 +301,6 @@ def _show(html: str, run: str, driver: Ablation) -> None:
 
     from experiments.report import render_terminal_table
     from pipeline.evaluation import read_cases, summarise
-    from storage import uri
 
     Console().print(render_terminal_table(summarise(read_cases(uri.join(run, "report", "cases.csv")))))
     typer.echo(f"report: {html}")

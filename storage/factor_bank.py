@@ -13,82 +13,45 @@ indexing into shards, which costs Zarr many times more than a contiguous read.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import zarr
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 from zarr.codecs import BloscCodec
 
 from storage import ledger, uri
-from storage.anatomy_codec import MAX_CHANNELS
+from storage.bank_spec import (
+    ARRAYS,
+    BANK_INDEX_SCHEMA,
+    FORMAT,
+    INDEX,
+    OURS,
+    ROOT,
+    VERSION,
+    WEIGHTS,
+    WEIGHTS_CONFIG,
+    BankSpec,
+    as_json,
+    code_version,
+    in_schema,
+    index_digest,
+    read_attributes,
+    read_index,
+    sha256,
+)
 from storage.errors import InputError
 
-FORMAT: Final = "cardiomix-factor-bank"
-VERSION: Final = 1
-ROOT, INDEX, WEIGHTS, WEIGHTS_CONFIG = "zarr.json", "index.parquet", "decoder.safetensors", "decoder.json"
-ARRAYS: Final = ("anatomy", "mask", "modality")
-OURS: Final = frozenset({ROOT, INDEX, WEIGHTS, WEIGHTS_CONFIG, ledger.FOLDER, *ARRAYS})
-
-# height, width, top, left: the image's true extent on the canvas, in working pixels; pixel_area_mm2: that of a working
-# pixel; native_: the scanner's own grid.
-_COLUMNS: Final = (
-    (pa.int64(), "row slice_id"),
-    (pa.string(), "subject vendor centre phase"),
-    (pa.int32(), "frame slice"),
-    (pa.bool_(), "labelled"),
-    (pa.string(), "split"),
-    (pa.float64(), "pixel_area_mm2"),
-    (pa.int32(), "height width top left native_height native_width"),
-    (pa.float64(), "native_row_mm native_col_mm"),
-    (pa.string(), "terms"),
-)
-BANK_INDEX_SCHEMA: Final = pa.schema(
-    [pa.field(name, kind, nullable=False) for kind, names in _COLUMNS for name in names.split()]
-)
-
-
-def code_version() -> str:
-    """The installed cardiomix, as banks record it."""
-    try:
-        return version("cardiomix")
-    except PackageNotFoundError:  # run from a bare checkout
-        return "unknown"
-
-
-class BankSpec(BaseModel):
-    """What a bank is made of; all but `code_version` is its identity.
-
-    channels: binary anatomy channels, 1 to 8; modality_size: floats a slice; canvas: (H, W) in working pixels;
-    shard_slices: slices a shard; sdnet_fingerprint: the network that made it; preprocess: how images came to the
-    network, as JSON; terms: of the source data.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="ignore")  # a later minor version may add attributes
-
-    channels: int = Field(ge=1, le=MAX_CHANNELS)
-    modality_size: int = Field(ge=1)
-    canvas: tuple[int, int]
-    shard_slices: int = Field(ge=1)
-    sdnet_fingerprint: str = Field(min_length=1)
-    preprocess: dict[str, Any]
-    terms: tuple[str, ...]
-    code_version: str = Field(default_factory=code_version)
-
-    def identity(self) -> dict[str, Any]:
-        """All but the code version, as JSON values."""
-        return self.model_dump(mode="json", exclude={"code_version"})
+__all__ = ["BANK_INDEX_SCHEMA", "BankSpec", "FactorBank", "PackedBank", "index_digest"]
 
 
 @dataclass(frozen=True)
@@ -123,20 +86,20 @@ class FactorBank:
         decoder_config, what builds the network they fit. A creation that was cut short is done again.
         Raises InputError if the place holds another bank or something else.
         """
-        index = _in_schema(index)
+        index = in_schema(index)
         if uri.exists(uri.join(bank, ROOT)):
             found = cls.open(bank, partial=True)
             found._require_same(spec, index)
             return found
         _clear_unfinished(bank)
-        config = _json(decoder_config)
+        config = as_json(decoder_config)
         attributes = {
             "format": FORMAT,
             "version": VERSION,
             **spec.model_dump(mode="json"),
             "slices": index.num_rows,
             "index_sha256": index_digest(index),
-            "decoder_sha256": _sha256(decoder, config.encode()),
+            "decoder_sha256": sha256(decoder, config.encode()),
         }
         out = io.BytesIO()
         pq.write_table(index, out, compression="zstd")
@@ -155,12 +118,12 @@ class FactorBank:
         With `partial`, missing shards are no error; they are when they are read.
         """
         name = uri.base_name(bank)
-        attributes = _read_attributes(bank)
+        attributes = read_attributes(bank)
         try:
             spec = BankSpec(**attributes)
         except (ValidationError, TypeError) as error:
             raise InputError(name, "its attributes are damaged", "restore zarr.json, or extract again") from error
-        index = _read_index(bank, attributes)
+        index = read_index(bank, attributes)
         found = cls(bank, spec, index, attributes)
         for array in ARRAYS:
             found._array(array)
@@ -272,7 +235,7 @@ class FactorBank:
             config = uri.read_bytes(uri.join(self.uri, WEIGHTS_CONFIG))
         except FileNotFoundError as error:
             raise InputError(where, "its decoder is missing", remedy) from error
-        if _sha256(weights, config) != self._attributes["decoder_sha256"]:
+        if sha256(weights, config) != self._attributes["decoder_sha256"]:
             raise InputError(where, "its decoder is not the one it was made with", remedy)
         return weights, dict(json.loads(config))
 
@@ -286,7 +249,7 @@ class FactorBank:
             "decoder": self._attributes["decoder_sha256"],
             "shards": [[k, dict(entries[k].sha256)] for k in sorted(entries) if self._vouches(k, entries[k])],
         }
-        return _sha256(_json(content).encode())[:16]
+        return sha256(as_json(content).encode())[:16]
 
     def verify(self) -> list[str]:
         """Everything that is wrong, one line each; empty if the bank is whole and every byte is as the ledger says."""
@@ -358,37 +321,12 @@ class FactorBank:
         return self._opened[name, writable]
 
 
-def index_digest(index: pa.Table) -> str:
-    """SHA-256 of an index's content, whatever the Parquet file's encoding: per column, its name and values as JSON."""
-    parts = [_json([name, index[name].to_pylist()]).encode() for name in index.column_names]
-    return _sha256(*parts)
-
-
-def _sha256(*parts: bytes) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part)
-    return digest.hexdigest()
-
-
-def _json(value: object) -> str:
-    return json.dumps(value, sort_keys=True, ensure_ascii=False)
-
-
 def _dtype(name: str) -> np.dtype[Any]:
     return np.dtype(np.float32 if name == "modality" else np.uint8)
 
 
 def _row_shape(name: str, spec: BankSpec) -> tuple[int, ...]:
     return (spec.modality_size,) if name == "modality" else spec.canvas
-
-
-def _in_schema(index: pa.Table) -> pa.Table:
-    """The index with exactly our columns, in our order, in one piece. Raises ValueError if it is not an index."""
-    table = index.select(BANK_INDEX_SCHEMA.names).cast(BANK_INDEX_SCHEMA).combine_chunks()
-    if not table.num_rows or not np.array_equal(table["row"].to_numpy(), np.arange(table.num_rows)):
-        raise ValueError("the index of a bank numbers its rows 0, 1, 2, …, and has at least one")
-    return table
 
 
 def _create_array(path: str, name: str, spec: BankSpec, rows: int) -> None:
@@ -414,47 +352,6 @@ def _clear_unfinished(bank: str) -> None:
     if not uri.is_folder(bank) or set(uri.list_names(bank)) - OURS:
         raise InputError(uri.base_name(bank), "is there and is not a factor bank", "name a new folder for the bank")
     uri.remove(bank)
-
-
-def _read_attributes(bank: str) -> dict[str, Any]:
-    """The group's attributes. Raises InputError if there are none of ours, or of a version that we do not know."""
-    name = uri.base_name(bank)
-    try:
-        document = json.loads(uri.read_text(uri.join(bank, ROOT)))
-        attributes = dict(document["attributes"])
-    except (FileNotFoundError, NotADirectoryError) as error:
-        remedy = "run `cardiomix extract --run RUN`, or correct the path"
-        raise InputError(name, "no factor bank here", remedy) from error
-    except OSError as error:
-        raise InputError(name, f"cannot be read ({type(error).__name__})", "check access to it") from error
-    except (ValueError, TypeError, KeyError) as error:
-        raise InputError(name, "its zarr.json is damaged", "restore it, or extract again") from error
-    if attributes.get("format") != FORMAT:
-        raise InputError(name, "is not a factor bank", "give the folder that `cardiomix extract` wrote")
-    if attributes.get("version") != VERSION:
-        raise InputError(
-            name,
-            f"its format version is {attributes.get('version')}, this cardiomix reads {VERSION}",
-            "use the cardiomix that wrote it, or extract again",
-        )
-    if not all(isinstance(attributes.get(key), str) for key in ("index_sha256", "decoder_sha256")):
-        raise InputError(name, "its attributes are damaged", "restore zarr.json, or extract again")
-    return attributes
-
-
-def _read_index(bank: str, attributes: Mapping[str, Any]) -> pa.Table:
-    where = f"{uri.base_name(bank)}, {INDEX}"
-    try:
-        table = pq.read_table(pa.BufferReader(uri.read_bytes(uri.join(bank, INDEX))))
-        index = _in_schema(table)
-    except FileNotFoundError as error:
-        raise InputError(where, "is missing", "restore it, or extract again") from error
-    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-        raise InputError(where, "is damaged", "restore it, or extract again") from error
-    if index.num_rows != attributes.get("slices"):
-        problem = f"has {index.num_rows} rows, the bank {attributes.get('slices')} slices"
-        raise InputError(where, problem, "restore it, or extract again")
-    return index
 
 
 def _flush(folder: str) -> None:

@@ -35,10 +35,10 @@ TINY = (
 )
 
 
-def cardiomix(*arguments: str) -> subprocess.CompletedProcess[str]:
+def cardiomix(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     environment = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")}
     command = [sys.executable, "-m", "experiments", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment, cwd=cwd)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished tiny ablation of all five arms, made by the command line."""
     folder = tmp_path_factory.mktemp("ablation") / "tiny"
     sets = [part for assignment in TINY for part in ("--set", assignment)]
-    done = cardiomix("ablate", "demo", "--run", str(folder), *sets)
+    # a relative path, as a user types it; Ray's workers have working directories of their own
+    done = cardiomix("ablate", "demo", "--run", folder.name, *sets, cwd=folder.parent)
     assert done.returncode == 0, done.stderr
     assert "SS SDNet+RA+FA" in done.stdout
     assert "mlflow ui" in done.stdout
