@@ -190,9 +190,10 @@ class SampleMaker:
 
         row = self._row_of[slice_id]
         top, left, height, width = (int(self._place[name][row]) for name in ("top", "left", "height", "width"))
-        canvas = self._packed.anatomy[row : row + 1]
-        drawn = synthesize(self._decoder, self._channels, canvas, self._packed.modality[donor : donor + 1])[0]
-        return WorkingSlice(drawn[top : top + height, left : left + width], source.mask, source.area)
+        # the true extent alone: AdaIN averages over what it is given, and padding is no part of the image
+        anatomy = self._packed.anatomy[row : row + 1, top : top + height, left : left + width]
+        drawn = synthesize(self._decoder, self._channels, anatomy, self._packed.modality[donor : donor + 1])[0]
+        return WorkingSlice(drawn, source.mask, source.area)
 
 
 def batches(

@@ -32,11 +32,11 @@ def mosaic_png(run: str, settings: Settings, a_vendor: int = 1) -> bytes:
         image = working_slice(store, slice_id, settings.preprocess).image
         originals.append(centre_crop(image, size, float(image.min())))
         top, left, height, width = (int(index[n][row].as_py()) for n in ("top", "left", "height", "width"))
+        anatomy = factors.anatomy[k : k + 1, top : top + height, left : left + width]
         line = []
         for donor in range(len(rows)):
-            canvas = synthesize(decoder, channels, factors.anatomy[k : k + 1], factors.modality[donor : donor + 1])[0]
-            extent = canvas[top : top + height, left : left + width]
-            line.append(centre_crop(extent, size, float(extent.min())))
+            image = synthesize(decoder, channels, anatomy, factors.modality[donor : donor + 1])[0]
+            line.append(centre_crop(image, size, float(image.min())))
         drawn.append(line)
     images: npt.NDArray[np.float32] = np.stack(originals)
     return fa_mosaic(images, images, np.array(drawn), titles, titles)

@@ -8,7 +8,7 @@ import torch
 
 from pipeline.networks.sdnet import SDNet
 from pipeline.networks.unet import UNet
-from pipeline.preprocess import PreprocessConfig, VolumeStats, normalise, working_scales
+from pipeline.preprocess import PreprocessConfig, VolumeStats, even, normalise, working_scales
 from pipeline.rescale import resampling_matrix, resized
 from pipeline.training import autocast
 
@@ -20,11 +20,11 @@ def network_input(
 
     Beyond the image is the slice's own minimum. `spacing` is (slice, row, column) in mm.
     """
-    scaled = normalise(volume, stats, config)
+    scaled = normalise(volume, stats, config)[:, : even(volume.shape[1]), : even(volume.shape[2])]
     size = config.size
     scale_y, scale_x = working_scales(spacing[1], spacing[2], config)
-    rows = resampling_matrix(volume.shape[1], size, scale_y)
-    cols = resampling_matrix(volume.shape[2], size, scale_x)
+    rows = resampling_matrix(scaled.shape[1], size, scale_y)
+    cols = resampling_matrix(scaled.shape[2], size, scale_x)
     out = resized(scaled, rows, cols)
     outside = ~((rows.sum(1) > 0)[:, None] & (cols.sum(1) > 0)[None])
     if outside.any():
@@ -50,8 +50,9 @@ def predict_volume(
     device = next(model.parameters()).device
     inputs = network_input(volume, stats, spacing, config)
     scale_y, scale_x = working_scales(spacing[1], spacing[2], config)
-    rows = resampling_matrix(config.size, volume.shape[1], 1.0 / scale_y)
-    cols = resampling_matrix(config.size, volume.shape[2], 1.0 / scale_x)
+    height, width = even(volume.shape[1]), even(volume.shape[2])
+    rows = resampling_matrix(config.size, height, 1.0 / scale_y)
+    cols = resampling_matrix(config.size, width, 1.0 / scale_x)
     out = np.zeros(volume.shape, dtype=np.uint8)
     for i in range(0, len(inputs), chunk):
         with torch.inference_mode(), autocast(device, precision):
@@ -59,5 +60,5 @@ def predict_volume(
             logits = model(image.contiguous(memory_format=torch.channels_last))
         shares = logits.float().softmax(1).cpu().numpy()
         for k, share in enumerate(shares):  # a slice at a time: native grids can be large
-            out[i + k] = resized(share, rows, cols).argmax(0)
+            out[i + k, :height, :width] = resized(share, rows, cols).argmax(0)
     return out

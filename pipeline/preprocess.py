@@ -106,16 +106,23 @@ def working_scales(row_mm: float, col_mm: float, config: PreprocessConfig) -> tu
     return config.factor * row_mm / side, config.factor * col_mm / side
 
 
+def even(n: int) -> int:
+    """`n` without its odd last pixel. Grids that share a centre then share pixel centres too, at scale 1 exactly."""
+    return n - n % 2
+
+
 def working_shape(height: int, width: int, row_mm: float, col_mm: float, config: PreprocessConfig) -> tuple[int, int]:
-    """Size (h, w) in working pixels of a native (height, width) slice."""
+    """Size (h, w) in working pixels, both even, of a native (height, width) slice."""
     scale_y, scale_x = working_scales(row_mm, col_mm, config)
-    return max(1, round(height * scale_y)), max(1, round(width * scale_x))
+    return 2 * max(1, round(even(height) * scale_y / 2)), 2 * max(1, round(even(width) * scale_x / 2))
 
 
 def working_slice(store: SliceStore, i: int, config: PreprocessConfig) -> WorkingSlice:
     """Slice `i` of a store, normalised by its volume's statistics and on the working grid."""
     image = normalise(store.image(i), VolumeStats.of_row(store, i), config)
     mask = store.mask(i)
+    inside = np.s_[: even(image.shape[0]), : even(image.shape[1])]
+    image, mask = image[inside], mask[inside]
     row_mm, col_mm = float(store.column("row_mm")[i]), float(store.column("col_mm")[i])
     area = row_mm * col_mm / config.factor**2
     scale_y, scale_x = working_scales(row_mm, col_mm, config)

@@ -20,7 +20,7 @@ def source_coordinates(n_in: int, n_out: int, scale: float) -> npt.NDArray[np.fl
     return np.asarray((np.arange(n_out) + 0.5 - n_out / 2) / scale + n_in / 2 - 0.5, dtype=np.float64)
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=64)
 def resampling_matrix(n_in: int, n_out: int, scale: float) -> Floats:
     """Linear interpolation, antialiased when `scale` < 1, as a matrix (n_out, n_in) float32.
 

@@ -78,9 +78,9 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any
     return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
-def network_seed(seed: int, name: str) -> int:
-    """A seed for torch's generators that depends on (seed, name) alone."""
-    return int(generator(seed, name).integers(0, 2**62))
+def network_seed(seed: int, name: str, *counters: int) -> int:
+    """A seed for torch's generators that depends on its arguments alone."""
+    return int(generator(seed, name, *counters).integers(0, 2**62))
 
 
 @dataclass
@@ -91,6 +91,8 @@ class TrainState:
     optimiser: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.ReduceLROnPlateau
     latent: torch.Generator
+    seed: int
+    rank: int = 0
     step: int = 0
     epoch: int = 0
     best_dice: float = -1.0
@@ -98,15 +100,14 @@ class TrainState:
 
     @classmethod
     def create(cls, network: UNetConfig | SDNetConfig, config: TrainConfig, seed: int, rank: int = 0) -> TrainState:
-        """A fresh state; weights depend on `seed` alone, latent samples on (seed, rank)."""
+        """A fresh state; weights depend on `seed` alone, latent samples on (seed, rank, step)."""
         torch.manual_seed(network_seed(seed, "weights"))
         model = build(network).to(default_device(), memory_format=torch.channels_last)  # type: ignore[call-overload]
         optimiser = torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=True)
         scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
             optimiser, mode="max", factor=config.plateau_factor, patience=config.plateau_patience, threshold=0.0
         )
-        latent = torch.Generator().manual_seed(network_seed(seed, f"latent/{rank}"))
-        return cls(model, optimiser, scheduler, latent)
+        return cls(model, optimiser, scheduler, torch.Generator(), seed, rank)
 
     def save(self, folder: Path) -> None:
         """Write a checkpoint into an empty folder; tensors only, readable with `weights_only=True`."""
@@ -115,7 +116,6 @@ class TrainState:
             "model": self.model.state_dict(),
             "best": self.best_weights,
             "optimiser": self.optimiser.state_dict(),
-            "latent": self.latent.get_state(),
         }
         torch.save(tensors, folder / "state.pt")
         scalars = {"step": self.step, "epoch": self.epoch, "best_dice": self.best_dice}
@@ -128,7 +128,6 @@ class TrainState:
         document = json.loads((folder / "state.json").read_text())
         self.model.load_state_dict(tensors["model"])
         self.optimiser.load_state_dict(tensors["optimiser"])
-        self.latent.set_state(tensors["latent"].cpu())
         self.best_weights = tensors["best"]
         self.scheduler.load_state_dict(document.pop("scheduler"))
         self.step, self.epoch, self.best_dice = document["step"], document["epoch"], document["best_dice"]
@@ -183,6 +182,7 @@ def train_step(objective: nn.Module, state: TrainState, batch: Batch, config: Tr
     Raises NonFiniteLossError before the weights are touched.
     """
     state.model.train()
+    state.latent.manual_seed(network_seed(state.seed, f"latent/{state.rank}", state.step))
     device = batch.image.device
     with autocast(device, config.precision):
         terms = objective(batch.image, batch.mask, batch.labelled)

@@ -94,3 +94,21 @@ def test_beyond_the_image_the_network_sees_the_slice_s_own_minimum() -> None:
     inside = normalise(volume, VolumeStats.of(volume), config)
     assert out.shape == (2, 128, 128)
     np.testing.assert_allclose(out[:, 0, 0], inside.min((1, 2)))
+
+
+@pytest.mark.parametrize("shape", [(216, 253), (217, 256), (101, 100)])
+@pytest.mark.parametrize("size", [128, 224])
+def test_without_rescaling_image_and_mask_share_their_centre_at_any_native_size(
+    shape: tuple[int, int], size: int
+) -> None:
+    """The crop of the working grid neither blurs nor shifts: the image of a mask stays that mask."""
+    from pipeline.rescale import resample_crop
+
+    config = PreprocessConfig(size=size, normalisation="minmax")
+    extent = working_shape(shape[0], shape[1], 1.4, 1.4, config)
+    assert extent[0] % 2 == extent[1] % 2 == 0
+    mask = np.zeros(extent, np.uint8)
+    mask[extent[0] // 2 - 9 : extent[0] // 2 + 4, extent[1] // 2 - 5 : extent[1] // 2 + 8] = 1
+    image, labels = resample_crop(mask.astype(np.float32), mask, 1.0, size, 0.0)
+    np.testing.assert_array_equal(image > 0.5, labels == 1)
+    np.testing.assert_array_equal(np.unique(image), [0.0, 1.0])
