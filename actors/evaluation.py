@@ -15,14 +15,15 @@ def evaluate_job(run: str, out: str, arm: str, seed: int, threads: int, precisio
     scored."""
     import torch
 
-    from pipeline.evaluation import score_volume, write_cases
+    from pipeline.evaluation import case_rows, score_volume, write_cases
     from pipeline.inference import predict_volume
-    from pipeline.networks.files import load_model
+    from pipeline.networks.files import default_device, load_model
     from pipeline.preprocess import PreprocessConfig, VolumeStats
 
     torch.set_num_threads(threads)
     store = SliceStore.open(run)
     model, document = load_model(out)
+    model.to(default_device())
     preprocess = PreprocessConfig(**document["preprocess"])
     cases: list[dict[str, Any]] = []
     volumes = [v for v in store.volumes("test") if v.labelled]
@@ -30,22 +31,14 @@ def evaluate_job(run: str, out: str, arm: str, seed: int, threads: int, precisio
         images, mask = store.volume(volume.rows)
         stats = VolumeStats.of_row(store, volume.rows[0])
         found = predict_volume(model, images, stats, volume.spacing, preprocess, precision)
-        for score in score_volume(found, mask, volume.spacing):
-            cases.append(
-                {
-                    "arm": arm,
-                    "seed": seed,
-                    "subject": volume.subject,
-                    "vendor": volume.vendor,
-                    "centre": volume.centre,
-                    "phase": volume.phase,
-                    "structure": score.structure,
-                    "dice": score.dice,
-                    "hd95_mm": score.hd95_mm,
-                    "assd_mm": score.assd_mm,
-                    "missed": score.missed,
-                    "dice_slices": score.dice_slices,
-                }
-            )
+        cases += case_rows(
+            score_volume(found, mask, volume.spacing),
+            arm=arm,
+            seed=seed,
+            subject=volume.subject,
+            vendor=volume.vendor,
+            centre=volume.centre,
+            phase=volume.phase,
+        )
     write_cases(uri.join(out, CASES), cases)
     return len(volumes)

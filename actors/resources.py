@@ -51,11 +51,21 @@ class ResourcePlan:
         )
 
 
-def plan(config: ResourceConfig, cpus: float, gpus: float, jobs: int = 1) -> ResourcePlan:
-    """Divide a cluster of `cpus` and `gpus` for `jobs` trainings.
+@dataclass(frozen=True)
+class Cluster:
+    """CPUs and GPUs in all, and CPUs of the largest node: no actor spans nodes."""
+
+    cpus: float
+    gpus: float
+    node_cpus: float
+
+
+def plan(config: ResourceConfig, cluster: Cluster, jobs: int = 1) -> ResourcePlan:
+    """Divide a cluster for `jobs` trainings.
 
     Raises InputError at once, with the shortfall, if they do not fit; nothing is left to wait for ever.
     """
+    cpus, gpus = cluster.cpus, cluster.gpus
     if config.gpus and gpus < config.train_workers:
         raise InputError(
             "resources",
@@ -65,7 +75,7 @@ def plan(config: ResourceConfig, cpus: float, gpus: float, jobs: int = 1) -> Res
     use_gpu = gpus >= config.train_workers and config.gpus is not False
     most = int(gpus // config.train_workers) if use_gpu else 2
     lanes = max(1, min(config.lanes or most, jobs))
-    cores = cpus / lanes / config.train_workers
+    cores = min(cpus / lanes / config.train_workers, cluster.node_cpus)
     if cores < 0.5:
         raise InputError(
             "resources",
@@ -93,15 +103,16 @@ def _fraction(cpus: float) -> float:
     return float(int(cpus)) if cpus >= 1 else max(0.05, int(cpus * 1000) / 1000)
 
 
-def start_ray(cpus: int | None = None) -> dict[str, float]:
-    """Join the cluster this process belongs to, or start a local one on loopback; returns its total resources."""
+def start_ray(cpus: int | None = None) -> Cluster:
+    """Join the cluster this process belongs to, or start a local one without a dashboard."""
     import logging
 
     import ray
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # whoever books no GPU sees none: two lanes on one unbooked card would fight over its memory
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
     # fractional CPUs mean more processes than cores, as planned; without this Ray warns of them one by one
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")
     if not ray.is_initialized():
@@ -110,4 +121,6 @@ def start_ray(cpus: int | None = None) -> dict[str, float]:
         if not inside_cluster:
             options |= {"include_dashboard": False, "num_cpus": cpus}
         ray.init(**options)
-    return {k: float(v) for k, v in ray.cluster_resources().items()}
+    total = ray.cluster_resources()
+    nodes = [float(node["Resources"].get("CPU", 0.0)) for node in ray.nodes() if node["Alive"]]
+    return Cluster(float(total.get("CPU", 0.0)), float(total.get("GPU", 0.0)), max(nodes, default=0.0))

@@ -27,6 +27,11 @@ class ArmRun:
         """`arm/seed0`."""
         return f"{self.arm}/seed{self.seed}"
 
+    def failure(self) -> str | None:
+        """Why the last try failed, if it did and nothing has come of it since."""
+        path = uri.join(self.job.out, FAILED)
+        return None if self.evaluated() or not uri.exists(path) else str(json.loads(uri.read_text(path))["reason"])
+
     def evaluated(self) -> bool:
         """Trained with this configuration, and scored since."""
         return self.job.finished() and uri.exists(uri.join(self.job.out, CASES))

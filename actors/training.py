@@ -38,6 +38,7 @@ class TrainJob(BaseModel):
     stream: StreamConfig
     loss: LossConfig
     train: TrainConfig
+    workers: int = 1
     bank_fingerprint: str | None = None
     data_fingerprint: str
 
@@ -81,17 +82,17 @@ def validation_volumes(job: TrainJob, store: SliceStore) -> list[ValidationVolum
 
 
 class _History:
-    """Epoch records, rewritten whole: a repeated epoch replaces its first try."""
+    """Epoch records, rewritten whole: a repeated epoch replaces its first try, another configuration's are dropped."""
 
-    def __init__(self, path: str, epoch: int) -> None:
-        self.path = path
+    def __init__(self, path: str, config_hash: str, epoch: int) -> None:
+        self.path, self.config_hash = path, config_hash
         self.records: list[dict[str, Any]] = []
         if epoch and uri.exists(path):
             lines = [json.loads(line) for line in uri.read_text(path).splitlines() if line]
-            self.records = [r for r in lines if r["epoch"] <= epoch]
+            self.records = [r for r in lines if r["epoch"] <= epoch and r.get("config_hash") == config_hash]
 
     def append(self, record: dict[str, Any]) -> None:
-        self.records.append(record)
+        self.records.append({**record, "config_hash": self.config_hash})
         uri.write_text(self.path, "".join(json.dumps(r) + "\n" for r in self.records))
 
 
@@ -131,7 +132,7 @@ def _run_epochs(
     if world > 1:
         objective = ray.train.torch.prepare_model(objective)
     held_out = validation_volumes(job, store) if rank == 0 else []
-    history = _History(uri.join(job.out, HISTORY), state.epoch)
+    history = _History(uri.join(job.out, HISTORY), job.config_hash, state.epoch)
     stream = batches(
         job.stream,
         range(state.step, total),
@@ -201,7 +202,9 @@ def finish_job(job: TrainJob, store: SliceStore, state: TrainState) -> None:
 
     state.model.load_state_dict(state.best_weights)
     terms = sorted({str(t) for t in store.column("terms")[store.column("split") == "train"]})
-    name = save_model(job.out, state.model, job.network, job.stream.preprocess.model_dump(), terms)
+    seen = store.column("subject")[np.isin(store.column("split"), ("train", "validation"))]
+    preprocess = job.stream.preprocess.model_dump(mode="json")
+    name = save_model(job.out, state.model, job.network, preprocess, terms, seen.tolist())
     done = {
         "config_hash": job.config_hash,
         "fingerprint": name,

@@ -2,65 +2,69 @@
 
 from __future__ import annotations
 
-import json
-import os
-import platform
-import subprocess
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from actors.resources import ResourcePlan, plan, start_ray
+from actors.resources import Cluster, ResourcePlan, plan, start_ray
 from experiments import config, jobs
-from experiments.arms import ARMS
 from experiments.config import Settings
 from experiments.progress import Progress
-from experiments.report import ReportPaths, build_report, read_history
+from experiments.report import ReportPaths, build_report
+from experiments.run_log import RunLog
+from experiments.version import provenance
 from storage import uri
 from storage.errors import InputError
-from storage.slice_store import SliceStore
+from storage.slice_store import TABLE
 
 if TYPE_CHECKING:
     from actors.stages import ArmRun
     from actors.training import TrainJob
-    from experiments.tracking import ChildRun, Tracker
+    from experiments.progress import Step
 
-PHANTOM_FOLDER = "phantom"
-_LIBRARIES = ("ray", "torch", "zarr", "monai", "mlflow", "numpy")
+PHANTOM_FOLDER, PHANTOM_MARKER = "phantom", ".complete"
 
 
-@dataclass
 class Ablation:
-    """One run being driven. `settings` decide what is done; `run` is where it lies."""
+    """One run being driven. `settings` decide what is done; `run` is where it lies, absolute.
 
-    run: str
-    settings: Settings
-    progress: Progress
-    _tracker: Tracker | None = None
-    _children: dict[str, ChildRun] = field(default_factory=dict)
-    _logged: dict[str, int] = field(default_factory=dict)
-    _resources: dict[str, float] | None = None
+    A context manager: at its end no run in MLflow is left looking as if it went on.
+    """
+
+    def __init__(self, run: str, settings: Settings, progress: Progress) -> None:
+        self.run, self.settings, self.progress = run, settings, progress
+        self.name = uri.base_name(run)
+        self.log = RunLog(run, self.name, settings)
+        self._cluster: Cluster | None = None
+        self._failed: dict[str, str] = {}
+
+    def __enter__(self) -> Ablation:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.log.close("KILLED" if kind else "FAILED" if self._failed else "FINISHED")
 
     def plan(self, trainings: int = 1) -> ResourcePlan:
         """The budget for so many trainings on this cluster; starts Ray."""
-        if self._resources is None:
+        if self._cluster is None:
             with self.progress.stage("start Ray"):
-                self._resources = start_ray()
-        return plan(
-            self.settings.resources, self._resources.get("CPU", 0.0), self._resources.get("GPU", 0.0), trainings
-        )
+                self._cluster = start_ray()
+        return plan(self.settings.resources, self._cluster, trainings)
 
     def ingest(self, strict: bool = False) -> None:
-        """Phantom where no data was given, then every subject into the slice store."""
+        """Every subject into the slice store; the demo's phantom is written first. Checks that the arms can be
+        trained."""
         from actors.ingest import ingest
 
-        self.plan()
         folders: Sequence[str] = self.settings.data
         if not folders:
+            if self.settings.preset != "demo":
+                raise InputError(self.name, "has no data", "name folders of studies")
             folders = [self.phantom()]
+        self.plan()
         with self.progress.stage("ingest") as step:
             report = ingest(
                 folders,
@@ -77,7 +81,7 @@ class Ablation:
         from pipeline.phantom import write_phantom
 
         folder = uri.local_path(uri.join(self.run, PHANTOM_FOLDER))
-        marker = folder / ".complete"
+        marker = folder / PHANTOM_MARKER
         wanted = self.settings.phantom.model_dump_json()
         if not (marker.exists() and marker.read_text() == wanted):
             with self.progress.stage("phantom") as step:
@@ -94,21 +98,28 @@ class Ablation:
         job = jobs.pretrain_job(self.run, self.settings)
         if not job.finished():
             with self.progress.stage("pretrain") as step:
-                stages.pretrain(job, self.plan(), lambda _: self._follow("pretrain", "pretrain", 0, job, step))
-        self._follow("pretrain", "pretrain", 0, job, None, finish=True)
+                stages.pretrain(job, self.plan(), lambda _: self._follow("pretrain", 0, job, step))
+        self.log.follow("pretrain", 0, job)
+        self.log.finish("pretrain", 0, job)
 
     def extract(self) -> None:
-        """Fill the factor bank with the frozen SDNet; committed shards stay."""
+        """Fill the factor bank with the frozen SDNet; committed shards stay, a bank of an earlier SDNet is made
+        anew."""
         from actors.extraction import extract
 
         if self.settings.bank:
             return
+        bank = jobs.bank_uri(self.run, self.settings)
+        jobs.check_pretrained(self.run, self.settings)
+        if jobs.stale_bank(self.run, self.settings):
+            self.progress.say("the bank is of an earlier SDNet, preprocessing or data: made anew")
+            uri.remove(bank)
         budget = self.plan()
         with self.progress.stage("extract") as step:
             extract(
                 self.run,
                 jobs.sdnet_uri(self.run, self.settings),
-                jobs.bank_uri(self.run, self.settings),
+                bank,
                 self.settings.preprocess,
                 actors=budget.extract_actors,
                 num_cpus=budget.extract_cpus,
@@ -122,206 +133,109 @@ class Ablation:
         """All arms and seeds, trained and scored; returns label → reason for those that failed."""
         from actors import stages
 
+        jobs.check(self.run, self.settings)
         runs = jobs.arm_runs(self.run, self.settings)
         todo = [r for r in runs if not r.evaluated()]
-        failed: dict[str, str] = {}
         if todo:
             budget = self.plan(len(todo))
             self.progress.say(budget.describe())
             with self.progress.arms([r.label for r in todo], self.settings.train.epochs) as bars:
 
                 def tick(running: list[str]) -> None:
-                    for arm in todo:
-                        if arm.label in running or arm.evaluated():
-                            self._follow(arm.label, arm.arm, arm.seed, arm.job, bars.of(arm.label), arm.evaluated())
+                    for run in todo:
+                        if run.label in running:
+                            self._follow(run.arm, run.seed, run.job, bars.of(run.label))
 
-                failed = stages.run_arms(todo, budget, tick)
-        for arm in runs:
-            if arm.label not in failed:
-                self._follow(arm.label, arm.arm, arm.seed, arm.job, None)
-        self._finish_children(runs, failed)
-        return failed
+                self._failed = stages.run_arms(todo, budget, tick)
+        for run in runs:
+            self.log.finish_arm(run, run.label in self._failed)
+        return self._failed
 
-    def report(self, failed: dict[str, str] | None = None) -> ReportPaths:
-        """Tables, figures and the page, from what the run folder holds."""
+    def evaluate(self) -> dict[str, int]:
+        """Score every trained arm again; returns label → volumes. Raises InputError if none is trained."""
+        from actors import stages
+
+        trained = [r for r in self._arm_runs() if r.job.finished()]
+        if not trained:
+            raise InputError(
+                self.name, "has no trained arm of this configuration", "run `cardiomix train ARM --run RUN`"
+            )
+        budget = self.plan()
+        volumes = {run.label: stages.evaluate(run, budget) for run in trained}
+        for run in trained:
+            self.log.finish_arm(run, failed=False)
+        return volumes
+
+    def report(self) -> ReportPaths:
+        """Tables, figures and the page, from what the run folder holds of this configuration."""
+        runs = self._arm_runs()
+        problems: dict[str, str] = {}
+        for run in runs:
+            reason = run.failure()
+            if reason is not None:
+                problems[run.arm] = "; ".join(filter(None, [problems.get(run.arm), f"seed {run.seed}: {reason}"]))
         with self.progress.stage("report"):
-            mosaic = None
-            bank = jobs.bank_uri(self.run, self.settings)
-            if uri.exists(bank):
-                from experiments.preview import mosaic_png
-
-                mosaic = mosaic_png(self.run, self.settings)
             paths = build_report(
-                self.run, self.name, self._note(), mosaic, arms=self.settings.arms, problems=failed or {}
+                self.run,
+                self.name,
+                self._note(),
+                self._mosaic(),
+                arms=self.settings.arms,
+                runs=[(run.arm, run.seed) for run in runs if run.evaluated()],
+                problems=problems,
             )
             config.save_shareable(self.settings, uri.join(self.run, "report"))
             if uri.is_local(self.run):
-                self.tracker.log_artifacts(uri.local_path(uri.join(self.run, "report")))
-        self.tracker.finish("FAILED" if failed else "FINISHED")
+                self.log.tracker.log_artifacts(uri.local_path(uri.join(self.run, "report")))
+        self._failed = self._failed or problems
         return paths
 
-    def abandon(self) -> None:
-        """Leave no run in MLflow that looks as if it went on."""
-        if self._tracker is not None:
-            for child in self._children.values():
-                child.finish("KILLED")
-            self._tracker.finish("KILLED")
+    def _arm_runs(self) -> list[ArmRun]:
+        return jobs.arm_runs(self.run, jobs.with_usable_bank(self.run, self.settings))
 
-    @property
-    def name(self) -> str:
-        """The run's name: its folder's."""
-        return self.run.rstrip("/").rsplit("/", 1)[-1]
+    def _mosaic(self) -> bytes | None:
+        """The picture of FA, where the run has a whole bank of its working grid."""
+        from experiments.preview import mosaic_png
 
-    @property
-    def tracker(self) -> Tracker:
-        """MLflow, opened at first use: by then a network trains and the wait costs nothing."""
-        if self._tracker is None:
-            from experiments.tracking import Tracker
+        if not jobs.bank_is_complete(self.run, self.settings):
+            return None
+        try:
+            return mosaic_png(self.run, self.settings)
+        except InputError as error:  # a bank from elsewhere may hold none of this run's subjects
+            self.progress.say(f"no picture of FA: {error}")
+            return None
 
-            tags = {
-                "git_commit": git_commit(),
-                "preset": self.settings.preset,
-                "config_hash": self.settings.config_hash,
-            }
-            self._tracker = Tracker(self.run, self.name, tags=tags)
-        return self._tracker
-
-    def _child(self, label: str, arm: str, seed: int, job: TrainJob) -> ChildRun:
-        if label not in self._children:
-            tags = {"git_commit": git_commit(), "bank_fingerprint": job.bank_fingerprint or ""}
-            params = job.model_dump(mode="json", exclude={"out": True, "stream": {"run", "bank"}})
-            self._children[label] = self.tracker.child(arm, seed, job.config_hash, tags, params)
-        return self._children[label]
-
-    def _follow(self, label: str, arm: str, seed: int, job: TrainJob, bar: Any = None, finish: bool = False) -> None:
-        """Bring the progress bar and MLflow up to what the job's history file says."""
-        records = _history_of(job)
-        if bar is not None and records:
-            last = records[-1]
-            bar.update(f"Dice {last['val/dice']:.3f}", last["epoch"], job.train.epochs)
-        if len(records) > self._logged.get(label, -1):
-            self._child(label, arm, seed, job).log_history(records)
-            self._logged[label] = len(records)
-        if finish and label == "pretrain":
-            self._child(label, arm, seed, job).finish()
-
-    def _finish_children(self, runs: list[ArmRun], failed: dict[str, str]) -> None:
-        from actors.evaluation import CASES
-        from pipeline.evaluation import read_cases, summarise
-
-        for arm in runs:
-            if arm.label in failed:
-                self._child(arm.label, arm.arm, arm.seed, arm.job).finish("FAILED")
-                continue
-            child = self._child(arm.label, arm.arm, arm.seed, arm.job)
-            child.log_scores(summarise(read_cases(uri.join(arm.job.out, CASES))))
-            if uri.is_local(arm.job.out):
-                for name in ("model.safetensors", "model.json", CASES):
-                    child.log_artifact(uri.local_path(uri.join(arm.job.out, name)))
-            child.finish()
+    def _follow(self, arm: str, seed: int, job: TrainJob, bar: Step) -> None:
+        records = self.log.follow(arm, seed, job)
+        if records:
+            bar.update(f"Dice {records[-1]['val/dice']:.3f}", records[-1]["epoch"], job.train.epochs)
 
     def _note(self) -> dict[str, Any]:
-        from importlib.metadata import version
-
+        settings = self.settings
         note: dict[str, Any] = {
-            "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-            "preset": self.settings.preset,
-            "configuration": self.settings.config_hash,
-            "cardiomix": version("cardiomix"),
-            "commit": git_commit()[:12],
-            "machine": f"{os.cpu_count()} cores, {platform.machine()}",
-            "seeds": self.settings.seeds,
-            "libraries": ", ".join(f"{name} {version(name)}" for name in _LIBRARIES),
+            **provenance(),
+            "preset": settings.preset,
+            "configuration": settings.config_hash,
+            "seeds": settings.seeds,
         }
-        if not self.settings.data:
-            note["data"] = "phantom"
-        return note
-
-
-def _history_of(job: TrainJob) -> list[dict[str, Any]]:
-    from actors.training import HISTORY
-
-    path = uri.join(job.out, HISTORY)
-    return read_history(path) if uri.exists(path) else []
-
-
-def git_commit() -> str:
-    """The commit that this code was checked out at, or `unknown`."""
-    here = Path(__file__).resolve().parent
-    try:
-        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return done.stdout.strip()
+        return note if settings.data else note | {"data": "phantom"}
 
 
 def ablate(driver: Ablation, strict: bool = False) -> tuple[ReportPaths, dict[str, str]]:
     """All stages of a run; returns where the report is and which arms failed, with the reason."""
     began = time.perf_counter()
-    config.save(driver.settings, driver.run)
-    try:
-        driver.ingest(strict)
-        if jobs.needs_bank(driver.settings):
-            driver.pretrain()
-            driver.extract()
-        failed = driver.train()
-        paths = driver.report(failed)
-    except BaseException:
-        driver.abandon()
-        raise
+    driver.ingest(strict)
+    jobs.check(driver.run, driver.settings)
+    if jobs.needs_bank(driver.settings):
+        driver.pretrain()
+        driver.extract()
+    failed = driver.train()
+    paths = driver.report()
     driver.progress.say(f"{(time.perf_counter() - began) / 60:.1f} minutes")
     return paths, failed
 
 
-def status(run: str) -> list[tuple[str, str]]:
-    """(stage or arm, state) of a run: done, missing, `epoch k of n`, or failed with its reason. Starts nothing."""
-    from actors.training import FAILED
-    from storage.factor_bank import FactorBank
-
-    settings = config.load(run)
-    if not uri.exists(uri.join(run, "slices.parquet")):
-        return [("ingest", "missing")]
-    lines = [("ingest", f"done: {len(SliceStore.open(run))} slices")]
-    if jobs.needs_bank(settings):
-        pre = jobs.pretrain_job(run, settings)
-        elsewhere = settings.pretrained or settings.bank
-        lines.append(("pretrain", f"reused from {elsewhere}" if elsewhere else _training_state(pre)))
-        bank = jobs.bank_uri(run, settings)
-        if not uri.exists(bank):
-            lines.append(("extract", "missing"))
-            settings = without_fa(settings)
-        else:
-            opened = FactorBank.open(bank, partial=True)
-            done = f"{len(opened.committed())} of {opened.shards()} shards"
-            lines.append(("extract", f"done: {done}" if opened.is_complete() else done))
-            if not opened.is_complete():
-                settings = without_fa(settings)
-    for arm in jobs.arm_runs(run, settings):
-        path = uri.join(arm.job.out, FAILED)
-        if arm.evaluated():
-            state = "done"
-        elif uri.exists(path):
-            state = f"failed: {json.loads(uri.read_text(path))['reason']}"
-        else:
-            state = _training_state(arm.job)
-        lines.append((arm.label, state))
-    lines.append(("report", "done" if uri.exists(uri.join(run, "report", "index.html")) else "missing"))
-    return lines
-
-
-def _training_state(job: TrainJob) -> str:
-    if job.finished():
-        return "trained"
-    records = _history_of(job)
-    return f"epoch {records[-1]['epoch']} of {job.train.epochs}" if records else "missing"
-
-
-def without_fa(settings: Settings) -> Settings:
-    """The same settings with the arms that need no bank."""
-    return settings.model_copy(update={"arms": tuple(arm for arm in settings.arms if not ARMS[arm].fa)})
-
-
 def require_data(run: str) -> None:
     """Raises InputError where a run has no slices yet."""
-    if not uri.exists(uri.join(run, "slices.parquet")):
-        raise InputError(run, "has no slices", "run `cardiomix ingest DATA --run RUN` first")
+    if not uri.exists(uri.join(run, TABLE)):
+        raise InputError(uri.base_name(run), "has no slices", "run `cardiomix ingest DATA --run RUN` first")

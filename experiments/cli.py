@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -40,26 +42,38 @@ Preset = Annotated[
 ]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Override a field, such as train.epochs=10; repeatable.")]
 Data = Annotated[list[str] | None, typer.Argument(help="Folders of studies: M&Ms, ACDC or a table of files.")]
-Layout = Annotated[str, typer.Option("--layout", help="auto, mnms, acdc or table.")]
+Layout = Annotated[
+    str | None, typer.Option("--layout", help="auto, mnms, acdc or table; as in the configuration if not given.")
+]
 
 
 def _settings(run: str, preset: str, assignments: list[str] | None) -> Settings:
-    """The run's own configuration if it has one, else the preset's; with overrides, which are kept."""
+    """The run's own configuration if it has one, else the preset's, with overrides."""
     from experiments import config
 
     known = uri.exists(uri.join(run, config.CONFIG_FILE))
-    settings = config.load(run) if known else config.preset(preset)
-    changed = config.override(settings, assignments or [])
-    if changed != settings or not known:
-        config.save(changed, run)
-    return changed
+    return config.override(config.load(run) if known else config.preset(preset), assignments or [])
 
 
-def _driver(run: str, preset: str = "cpu", assignments: list[str] | None = None) -> Ablation:
+@contextmanager
+def _driving(run: str, settings: Settings) -> Iterator[Ablation]:
+    """The run, locked, with a driver; the settings become the run's."""
+    from experiments import config
     from experiments.ablation import Ablation
     from experiments.progress import Progress
+    from storage.run_lock import run_lock
 
-    return Ablation(run, _settings(run, preset, assignments), Progress())
+    with run_lock(run), Ablation(run, settings, Progress()) as driver:
+        config.save(settings, run)
+        yield driver
+
+
+def _stage(run: str, assignments: list[str] | None = None) -> AbstractContextManager[Ablation]:
+    """`_driving` for a run that has slices."""
+    from experiments.ablation import require_data
+
+    require_data(run)
+    return _driving(run, _settings(run, "cpu", assignments))
 
 
 @app.command(epilog="Example:  cardiomix phantom data/phantom --seed 1 --set testing=2")
@@ -88,43 +102,32 @@ def ingest(
     data: Data,
     run: Run,
     preset: Preset = "cpu",
-    layout: Layout = "auto",
+    layout: Layout = None,
     strict: Annotated[bool, typer.Option("--strict", help="Fail on the first subject that cannot be used.")] = False,
     assignments: Set = None,
 ) -> None:
     """Read studies of any layout into the run's slice store; says what came in and what was skipped, and why."""
     from experiments import config
-    from storage.run_lock import run_lock
 
-    with run_lock(run):
-        driver = _driver(run, preset, assignments)
-        driver.settings = driver.settings.model_copy(
-            update={"data": tuple(map(uri.absolute, data or ())), "layout": layout}
-        )
-        config.save(driver.settings, run)
+    document = _settings(run, preset, assignments).model_dump()
+    document |= {"data": tuple(map(uri.absolute, data))} if data else {}
+    document |= {"layout": layout} if layout else {}
+    with _driving(run, config.validated(document, "ingest")) as driver:
         driver.ingest(strict)
 
 
 @app.command(epilog="Example:  cardiomix pretrain --run runs/first")
 def pretrain(run: Run, assignments: Set = None) -> None:
     """Train the SDNet that fills the factor bank; continues where it stopped."""
-    from experiments.ablation import require_data
-    from storage.run_lock import run_lock
-
-    require_data(run)
-    with run_lock(run):
-        _driver(run, assignments=assignments).pretrain()
+    with _stage(run, assignments) as driver:
+        driver.pretrain()
 
 
 @app.command(epilog="Example:  cardiomix extract --run runs/first")
 def extract(run: Run, assignments: Set = None) -> None:
     """Write the factor bank with the frozen SDNet; continues where it stopped."""
-    from experiments.ablation import require_data
-    from storage.run_lock import run_lock
-
-    require_data(run)
-    with run_lock(run):
-        _driver(run, assignments=assignments).extract()
+    with _stage(run, assignments) as driver:
+        driver.extract()
 
 
 @app.command(epilog="Example:  cardiomix train fs_sdnet_ra --run runs/first --seeds 2")
@@ -137,46 +140,29 @@ def train(
     """Train one arm and score it on the test subjects; continues where it stopped."""
     from experiments import config
     from experiments.ablation import require_data
-    from storage.run_lock import run_lock
 
     require_data(run)
-    with run_lock(run):
-        driver = _driver(run, assignments=assignments)
-        only = driver.settings.model_dump() | {"arms": (arm,), "seeds": seeds or driver.settings.seeds}
-        driver.settings = config.validated(only, f"arm {arm}")
-        _finish(driver.train())
+    document = _settings(run, "cpu", assignments).model_dump()
+    only = config.validated(document | {"arms": (arm,), "seeds": seeds or document["seeds"]}, f"arm {arm}")
+    whole = config.validated(document | {"seeds": max(only.seeds, document["seeds"])}, "train")
+    with _driving(run, whole) as driver:
+        driver.settings = only
+        failed = driver.train()
+    _finish(failed)
 
 
 @app.command(epilog="Example:  cardiomix evaluate --run runs/first")
 def evaluate(run: Run) -> None:
     """Score every trained arm on the test subjects again, on their native grids."""
-    from actors import stages
-    from experiments import jobs
-    from experiments.ablation import require_data
-    from storage.run_lock import run_lock
-
-    require_data(run)
-    with run_lock(run):
-        driver = _driver(run)
-        budget = driver.plan()
-        trained = [arm for arm in jobs.arm_runs(run, driver.settings) if arm.job.finished()]
-        if not trained:
-            raise InputError(
-                run, "has no trained arm of this configuration", "train one: `cardiomix train ARM --run RUN`"
-            )
-        for arm in trained:
-            driver.progress.say(f"{arm.label}: {stages.evaluate(arm, budget)} volumes")
+    with _stage(run) as driver:
+        for label, volumes in driver.evaluate().items():
+            driver.progress.say(f"{label}: {volumes} volumes")
 
 
 @app.command(epilog="Example:  cardiomix report --run runs/first")
 def report(run: Run) -> None:
     """Write the tables, figures and the page from what the run holds."""
-    from experiments.ablation import require_data
-    from storage.run_lock import run_lock
-
-    require_data(run)
-    with run_lock(run):
-        driver = _driver(run)
+    with _stage(run) as driver:
         _show(driver.report().html, run, driver)
 
 
@@ -197,27 +183,24 @@ def ablate(
     sdnet: Annotated[
         str | None, typer.Option("--sdnet", callback=_absolute, help="Reuse a pretrained SDNet: its folder.")
     ] = None,
-    layout: Layout = "auto",
+    layout: Layout = None,
     strict: Annotated[bool, typer.Option("--strict", help="Fail on the first subject that cannot be used.")] = False,
     assignments: Set = None,
 ) -> None:
     """The whole ablation, from studies to the report; stages already done are reused."""
     from experiments import ablation, config
-    from experiments.progress import Progress
-    from storage.run_lock import run_lock
 
     settings = config.load(preset) if preset.endswith((".yaml", ".yml")) else config.preset(preset)
-    document = config.override(settings, assignments or []).model_dump() | {"layout": layout}
+    document = config.override(settings, assignments or []).model_dump()
     if data:
         document["data"] = tuple(map(uri.absolute, data))
-    elif preset not in ("demo",) and not settings.data:
+    elif settings.preset != "demo" and not settings.data:
         raise InputError(f"preset {preset}", "needs data", "name folders of studies with --data")
     if arms is not None:
         document["arms"] = tuple(arm.strip() for arm in arms.split(",") if arm.strip())
-    document |= {k: v for k, v in {"seeds": seeds, "bank": bank, "pretrained": sdnet}.items() if v is not None}
-    progress = Progress()
-    with run_lock(run):
-        driver = ablation.Ablation(run, config.validated(document, "ablate"), progress)
+    given = {"layout": layout, "seeds": seeds, "bank": bank, "pretrained": sdnet}
+    document |= {name: value for name, value in given.items() if value is not None}
+    with _driving(run, config.validated(document, "ablate")) as driver:
         paths, failed = ablation.ablate(driver, strict)
         _show(paths.html, run, driver)
     _finish(failed)
@@ -229,7 +212,7 @@ def status(run: Run) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from experiments.ablation import status as states
+    from experiments.status import status as states
 
     table = Table(box=None, show_header=False, pad_edge=False)
     for name, state in states(run):
@@ -305,7 +288,7 @@ def _show(html: str, run: str, driver: Ablation) -> None:
     Console().print(render_terminal_table(summarise(read_cases(uri.join(run, "report", "cases.csv")))))
     typer.echo(f"report: {html}")
     typer.echo(f"table:  {uri.join(run, 'report', 'table.md')}")
-    typer.echo(f"MLflow: {driver.tracker.ui_command()}")
+    typer.echo(f"MLflow: {driver.log.tracker.ui_command()}")
 
 
 def _finish(failed: dict[str, str]) -> None:

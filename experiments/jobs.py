@@ -6,12 +6,14 @@ import hashlib
 import json
 
 from actors.stages import ArmRun
-from actors.streaming import StreamConfig
+from actors.streaming import StreamConfig, step_plan
 from actors.training import TrainJob
 from experiments.arms import ARMS, PRETRAIN
 from experiments.config import Settings
+from pipeline.networks.files import read_config, sdnet_fingerprint, subject_key
 from pipeline.training import ArmConfig, TrainConfig
 from storage import uri
+from storage.errors import InputError
 from storage.factor_bank import FactorBank
 from storage.slice_store import SliceStore
 
@@ -35,6 +37,20 @@ def data_fingerprint(run: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def _stream(run: str, settings: Settings, arm: ArmConfig, train: TrainConfig, seed: int) -> StreamConfig:
+    return StreamConfig(
+        run=run,
+        bank=bank_uri(run, settings) if arm.fa else None,
+        preprocess=settings.preprocess,
+        plan=settings.plan,
+        seed=seed,
+        semi_supervised=arm.semi_supervised,
+        ra=arm.ra,
+        fa=arm.fa,
+        batch_size=train.batch_size,
+    )
+
+
 def _job(
     run: str, settings: Settings, name: str, arm: ArmConfig, train: TrainConfig, seed: int, out: str, data: str
 ) -> TrainJob:
@@ -43,19 +59,10 @@ def _job(
         name=name,
         out=out,
         network=settings.unet if arm.network == "unet" else settings.sdnet,
-        stream=StreamConfig(
-            run=run,
-            bank=bank,
-            preprocess=settings.preprocess,
-            plan=settings.plan,
-            seed=seed,
-            semi_supervised=arm.semi_supervised,
-            ra=arm.ra,
-            fa=arm.fa,
-            batch_size=train.batch_size,
-        ),
+        stream=_stream(run, settings, arm, train, seed),
         loss=settings.loss,
         train=train,
+        workers=settings.resources.train_workers,
         bank_fingerprint=FactorBank.open(bank).fingerprint if bank else None,
         data_fingerprint=data,
     )
@@ -71,7 +78,12 @@ def pretrain_job(run: str, settings: Settings) -> TrainJob:
 
 
 def arm_runs(run: str, settings: Settings) -> list[ArmRun]:
-    """Every arm and replicate of the settings, in their order. The bank must exist if an arm needs it."""
+    """Every arm and replicate of the settings, in their order.
+
+    Raises InputError if an arm needs a bank that is absent, incomplete, or of an earlier SDNet than the run's.
+    """
+    if needs_bank(settings) and stale_bank(run, settings):
+        raise InputError(BANK, "is of an earlier SDNet, preprocessing or data", "run `cardiomix extract --run RUN`")
     data = data_fingerprint(run)
     runs = []
     for arm in settings.arms:
@@ -80,6 +92,88 @@ def arm_runs(run: str, settings: Settings) -> list[ArmRun]:
             job = _job(run, settings, arm, ARMS[arm], settings.train, settings.seed + k, out, data)
             runs.append(ArmRun(arm, k, job))
     return runs
+
+
+def check(run: str, settings: Settings) -> None:
+    """Whether the run's data and the settings can train these arms at all, before hours are spent.
+
+    Raises InputError if there are no held-out volumes to choose by, an arm has nothing to train on, or the train
+    workers
+    cannot share a step evenly.
+    """
+    store = SliceStore.open(run)
+    if not any(volume.labelled for volume in store.volumes("validation")):
+        raise InputError(
+            uri.base_name(run),
+            "has no labelled validation subject to choose by",
+            "see splits.csv; add labelled subjects",
+        )
+    workers = settings.resources.train_workers
+    for name in settings.arms:
+        arm = ARMS[name]
+        stream = _stream(run, settings, arm, settings.train, settings.seed)
+        try:
+            step = step_plan(stream, store)
+        except InputError as error:
+            raise InputError(f"arm {name}", error.problem, error.remedy) from error
+        if step.labelled_per_step % workers or step.unlabelled_per_step % workers:
+            raise InputError(
+                "resources.train_workers",
+                f"{workers} workers cannot share {step.labelled_per_step} labelled and {step.unlabelled_per_step} "
+                "unlabelled samples evenly",
+                "choose train.batch_size and plan.unlabelled_ratio as multiples",
+            )
+
+
+def check_pretrained(run: str, settings: Settings) -> None:
+    """Whether an SDNet from elsewhere may fill this run's bank.
+
+    Raises InputError if it is of another preprocessing, or saw a subject that this run tests on.
+    """
+    if settings.pretrained is None:
+        return
+    document, where = read_config(settings.pretrained), uri.base_name(settings.pretrained)
+    if document["preprocess"] != settings.preprocess.model_dump(mode="json"):
+        raise InputError(
+            where, "was trained with another preprocessing", f"set preprocess as it was: {document['preprocess']}"
+        )
+    store = SliceStore.open(run)
+    tested = set(store.column("subject")[store.column("split") == "test"].tolist())
+    seen = sorted(name for name in tested if subject_key(name) in document.get("trained_on", ()))
+    if seen:
+        raise InputError(where, f"was trained on {seen[0]}, which this run tests on", "pretrain without these subjects")
+
+
+def bank_is_complete(run: str, settings: Settings) -> bool:
+    """Whether the bank that FA arms use is there, whole and of the run's working grid."""
+    bank = bank_uri(run, settings)
+    if not uri.exists(bank):
+        return False
+    opened = FactorBank.open(bank, partial=True)
+    return opened.is_complete() and opened.spec.preprocess == settings.preprocess.model_dump(mode="json")
+
+
+def with_usable_bank(run: str, settings: Settings) -> Settings:
+    """The same settings, without the arms whose bank is not there yet."""
+    if bank_is_complete(run, settings):
+        return settings
+    # not validated again: it may leave no arm
+    return settings.model_copy(update={"arms": tuple(arm for arm in settings.arms if not ARMS[arm].fa)})
+
+
+def stale_bank(run: str, settings: Settings) -> bool:
+    """Whether the run's own bank is of another SDNet, preprocessing or set of training slices than the run's now."""
+    bank = uri.join(run, BANK)
+    if settings.bank or not uri.exists(bank):
+        return False
+    opened, store = FactorBank.open(bank, partial=True), SliceStore.open(run)
+    ids = (store.column("split") == "train").nonzero()[0]
+    return (
+        opened.spec.sdnet_fingerprint != sdnet_fingerprint(sdnet_uri(run, settings))
+        or opened.spec.preprocess != settings.preprocess.model_dump(mode="json")
+        or opened.index["slice_id"].to_pylist() != ids.tolist()
+        or opened.index["subject"].to_pylist() != store.column("subject")[ids].tolist()
+    )
 
 
 def needs_bank(settings: Settings) -> bool:

@@ -19,10 +19,11 @@ def predict_files(
     Raises InputError before anything is written if a header cannot be used or two images would give the same mask.
     """
     from pipeline.inference import predict_volume
-    from pipeline.networks.files import load_model
+    from pipeline.networks.files import default_device, load_model
     from pipeline.preprocess import PreprocessConfig, VolumeStats
 
     model, document = load_model(model_folder)
+    model.to(default_device())
     config = PreprocessConfig(**document["preprocess"])
     headers = [nifti.read_header(path) for path in images]
     targets = [out / f"{Path(path).name.removesuffix('.gz').removesuffix('.nii')}_pred.nii.gz" for path in images]

@@ -8,6 +8,8 @@ import numpy.typing as npt
 from experiments.config import Settings
 from experiments.jobs import bank_uri
 from pipeline.preprocess import centre_crop, working_slice
+from storage import uri
+from storage.errors import InputError
 from storage.factor_bank import FactorBank
 from storage.slice_store import SliceStore
 
@@ -20,11 +22,13 @@ def mosaic_png(run: str, settings: Settings, a_vendor: int = 1) -> bytes:
     from pipeline.synthesis import synthesize
 
     bank, store = FactorBank.open(bank_uri(run, settings)), SliceStore.open(run)
-    rows, titles = _representatives(bank, a_vendor)
+    by_key = {key: i for i, key in enumerate(_keys(store))}
+    rows, titles = _representatives(bank, {subject for subject, _, _ in by_key}, a_vendor)
+    if not rows:
+        raise InputError(uri.base_name(run), "shares no subject with the bank", "preview the run that the bank is of")
     factors = bank.read(rows)
     weights, config = bank.decoder()
     decoder, channels = load_decoder(weights, config), int(config["anatomy_channels"])
-    by_key = {key: i for i, key in enumerate(_keys(store))}
     index, size = bank.index, settings.preprocess.size
     originals, drawn = [], []
     for k, row in enumerate(rows):
@@ -51,9 +55,10 @@ def _key(bank: FactorBank, row: int) -> tuple[str, int, int]:
     return index["subject"][row].as_py(), index["frame"][row].as_py(), index["slice"][row].as_py()
 
 
-def _representatives(bank: FactorBank, a_vendor: int) -> tuple[list[int], list[str]]:
-    """Rows of the middle slice of the first frame of each vendor's first subjects."""
-    index = bank.index.select(["row", "vendor", "subject", "frame", "slice"]).to_pylist()
+def _representatives(bank: FactorBank, known: set[str], a_vendor: int) -> tuple[list[int], list[str]]:
+    """Rows of the middle slice of the first frame of each vendor's first subjects that the run has images of."""
+    columns = bank.index.select(["row", "vendor", "subject", "frame", "slice"]).to_pylist()
+    index = [row for row in columns if row["subject"] in known]
     rows, titles = [], []
     for vendor in sorted({r["vendor"] for r in index}):
         subjects = sorted({r["subject"] for r in index if r["vendor"] == vendor})[:a_vendor]

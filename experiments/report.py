@@ -10,7 +10,7 @@ import base64
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -71,6 +71,7 @@ def build_report(
     mosaic: bytes | None = None,
     *,
     arms: Sequence[str] = tuple(ARM_LABELS),
+    runs: Collection[tuple[str, int]] | None = None,
     problems: Mapping[str, str] | None = None,
 ) -> ReportPaths:
     """Write `<run>/report/`: index.html, table.csv, cases.csv, table.md and the figures as PNG; each file is replaced
@@ -78,9 +79,10 @@ def build_report(
 
     `note` holds facts to show (machine, date, versions, configuration hash, …); `data: "phantom"` in it adds the
     warning that no patient was measured. `mosaic` is the PNG of `figures.fa_mosaic`. `arms` are those that the run was
-    meant to have, so that a missing one is named; `problems` says in words why an arm failed.
+    meant to have, so that a missing one is named; `runs` are the arms and seeds whose scores count, None for all that
+    are there; `problems` says in words why an arm failed.
     """
-    run = _collect(run_uri)
+    run = _collect(run_uri, runs)
     rows = sorted(summarise(run.cases), key=lambda row: arm_order(row["arm"]))
     pictures = _draw(run, mosaic)
     folder = uri.join(run_uri, "report")
@@ -161,7 +163,7 @@ def contrasts(cases: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def _collect(run_uri: str) -> _Run:
+def _collect(run_uri: str, only: Collection[tuple[str, int]] | None) -> _Run:
     run = _Run()
     arms = uri.join(run_uri, "arms")
     for arm in sorted(_names(arms), key=arm_order):
@@ -169,6 +171,8 @@ def _collect(run_uri: str) -> _Run:
             if not (name.startswith("seed") and name[4:].isdigit()):
                 continue
             here, seed = uri.join(arms, arm, name), int(name[4:])
+            if only is not None and (arm, seed) not in only:
+                continue
             if uri.exists(uri.join(here, "history.jsonl")):
                 run.histories[arm, seed] = read_history(uri.join(here, "history.jsonl"))
             if uri.exists(uri.join(here, "cases.csv")):

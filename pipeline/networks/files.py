@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -27,13 +29,33 @@ def weights_of(model: nn.Module) -> bytes:
     return save({k: v.detach().cpu().contiguous() for k, v in sorted(model.state_dict().items())})
 
 
+def subject_key(subject: str) -> str:
+    """Names a subject in a network's description without giving its code away: 12 hex digits of SHA-256."""
+    return hashlib.sha256(subject.encode()).hexdigest()[:12]
+
+
 def save_model(
-    folder: str, model: nn.Module, config: UNetConfig | SDNetConfig, preprocess: dict[str, Any], terms: list[str]
+    folder: str,
+    model: nn.Module,
+    config: UNetConfig | SDNetConfig,
+    preprocess: dict[str, Any],
+    terms: list[str],
+    trained_on: Iterable[str] = (),
 ) -> str:
-    """Write weights and configuration; returns the fingerprint. The configuration goes last: it marks completeness."""
+    """Write weights and configuration; returns the fingerprint. The configuration goes last: it marks completeness.
+
+    `trained_on` names the training and validation subjects that made the weights; their keys are kept, so that a run
+    can tell that it would test on one of them.
+    """
     weights = weights_of(model)
     kind = "sdnet" if isinstance(config, SDNetConfig) else "unet"
-    document = {"kind": kind, "network": config.model_dump(), "preprocess": preprocess, "terms": terms}
+    document = {
+        "kind": kind,
+        "network": config.model_dump(),
+        "preprocess": preprocess,
+        "terms": terms,
+        "trained_on": sorted(map(subject_key, set(trained_on))),
+    }
     name = fingerprint(weights, json.dumps(document, sort_keys=True))
     uri.write_bytes(uri.join(folder, WEIGHTS), weights)
     uri.write_text(uri.join(folder, CONFIG), json.dumps({**document, "fingerprint": name}, indent=1, sort_keys=True))

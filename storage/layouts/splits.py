@@ -16,13 +16,14 @@ def assign(subjects: Sequence[Subject], options: LayoutOptions) -> list[Subject]
     - A subject with a split keeps it; one without trains.
     - A validation subject whose vendor has no labelled training subject is excluded: choosing a checkpoint by it would
       let an unseen vendor in (Liu et al. 2020 test on such vendors).
-    - Where a vendor has labelled training subjects and no validation subject anywhere in the data, some of its labelled
+    - Where a vendor has labelled training subjects and no labelled validation subject anywhere in the data, some of
+    its labelled
       training subjects are held out; unlabelled subjects never are.
     """
     out = [s if s.split else replace(s, split="train", split_reason="no split given") for s in subjects]
     trained = {s.vendor for s in out if s.split == "train" and s.labelled}
     out = [_without_unseen(s, trained) for s in out]
-    validated = {s.vendor for s in out if s.split == "validation"}
+    validated = {s.vendor for s in out if s.split == "validation" and s.labelled}
     held_out: set[str] = set()
     for vendor in sorted(trained - validated):
         held_out |= _hold_out([s.subject for s in out if _trains(s, vendor)], options)

@@ -1,0 +1,58 @@
+"""What of a run is done, under way, failed or missing; reads files and starts nothing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from experiments import config, jobs
+from experiments.arms import ARMS
+from experiments.run_log import history_of
+from storage import uri
+from storage.factor_bank import FactorBank
+from storage.slice_store import TABLE, SliceStore
+
+if TYPE_CHECKING:
+    from actors.training import TrainJob
+    from experiments.config import Settings
+
+
+def status(run: str) -> list[tuple[str, str]]:
+    """(stage or arm, state): done, missing, `epoch k of n` or failed with its reason. Raises InputError for no run."""
+    settings = config.load(run)
+    if not uri.exists(uri.join(run, TABLE)):
+        return [("ingest", "missing")]
+    lines = [("ingest", f"done: {len(SliceStore.open(run))} slices")]
+    if jobs.needs_bank(settings):
+        lines += _bank_lines(run, settings)
+    known = {r.label: r for r in jobs.arm_runs(run, jobs.with_usable_bank(run, settings))}
+    for label in (f"{arm}/seed{k}" for arm in settings.arms for k in range(settings.seeds)):
+        if label not in known:
+            lines.append((label, "missing: it needs the bank"))
+            continue
+        reason = known[label].failure()
+        if known[label].evaluated():
+            lines.append((label, "done"))
+        else:
+            lines.append((label, f"failed: {reason}" if reason else _training(known[label].job)))
+    lines.append(("report", "done" if uri.exists(uri.join(run, "report", "index.html")) else "missing"))
+    return lines
+
+
+def _bank_lines(run: str, settings: Settings) -> list[tuple[str, str]]:
+    if settings.bank:
+        return [("bank", f"reused: {uri.base_name(settings.bank)}")]
+    pretrained = settings.pretrained
+    first = f"reused: {uri.base_name(pretrained)}" if pretrained else _training(jobs.pretrain_job(run, settings))
+    bank = jobs.bank_uri(run, settings)
+    if not uri.exists(bank):
+        return [("pretrain", first), ("extract", "missing")]
+    opened = FactorBank.open(bank, partial=True)
+    shards = f"{len(opened.committed())} of {opened.shards()} shards"
+    return [("pretrain", first), ("extract", f"done: {shards}" if opened.is_complete() else shards)]
+
+
+def _training(job: TrainJob) -> str:
+    if job.finished():
+        return "done" if job.name not in ARMS else "trained, not evaluated"
+    records = history_of(job)
+    return f"epoch {records[-1]['epoch']} of {job.train.epochs}" if records else "missing"
