@@ -86,7 +86,7 @@ def test_a_step_holds_labelled_then_unlabelled_samples_of_training_subjects_alon
     for batch in batches(stream_config(run), range(12), cpus=0.5):
         assert batch["labelled"].tolist() == [True] * 4 + [False] * 4
         assert batch["image"].shape == (8, 1, 64, 64)
-        assert batch["image"].abs().max() <= 1
+        assert batch["image"].abs().max() <= 1 + 1e-6  # interpolation rounds
         ids = batch["slice_id"].numpy()
         assert set(store.column("split")[ids]) == {"train"}
         assert store.column("labelled")[ids].tolist() == batch["labelled"].tolist()
