@@ -142,7 +142,7 @@ def dice_per_subject(cases: Sequence[Mapping[str, Any]]) -> bytes:
     """
     vendors = sorted({case["vendor"] for case in cases})
     arms = sorted({case["arm"] for case in cases}, key=arm_order)
-    size = (max(5.0, 0.9 + len(vendors) * (0.7 + 0.36 * len(arms))), 6.6)
+    size = (max(7.5, 0.9 + len(vendors) * (0.7 + 0.36 * len(arms))), 6.6)
     with _figure(*size, len(STRUCTURES), len(vendors), sharex=True, sharey=True) as (figure, axes, png):
         for row, structure in enumerate(STRUCTURES):
             for column, vendor in enumerate(vendors):
