@@ -68,7 +68,8 @@ class Settings(BaseModel):
 def demo() -> Settings:
     """The whole ablation on the phantom: 7 minutes on 2 cores (Zen 4), 2026-11-24.
 
-    Mean volume Dice of 3 test subjects a vendor: A .90 to .92 LV, D .75 with U-Net+RA; FS SDNet on D .18 without RA,
+    Mean volume Dice of 3 test subjects a vendor: A .90 to .92 LV (.76 with FA), D .75 with U-Net+RA; FS SDNet on D
+    .18 without RA,
     .82
     with it. FA costs, since so small an SDNet, pretrained so briefly, drops thin myocardium.
     """
