@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from actors.training import TrainJob
     from experiments.progress import Step
 
-PHANTOM_FOLDER, PHANTOM_MARKER = "phantom", ".complete"
+PHANTOM_FOLDER = "phantom"
 
 
 class Ablation:
@@ -78,15 +78,12 @@ class Ablation:
 
     def phantom(self) -> str:
         """Write the phantom into the run folder, once."""
-        from pipeline.phantom import write_phantom
+        from pipeline.phantom import is_written, write_phantom
 
         folder = uri.local_path(uri.join(self.run, PHANTOM_FOLDER))
-        marker = folder / PHANTOM_MARKER
-        wanted = self.settings.phantom.model_dump_json()
-        if not (marker.exists() and marker.read_text() == wanted):
+        if not is_written(folder, self.settings.phantom):
             with self.progress.stage("phantom") as step:
                 write_phantom(folder, self.settings.phantom, lambda done, total: step.update("", done, total))
-            marker.write_text(wanted)
         return str(folder)
 
     def pretrain(self) -> None:

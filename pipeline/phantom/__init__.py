@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.phantom.write import PhantomConfig, write_phantom
+from pipeline.phantom.plan import PhantomConfig
+from pipeline.phantom.write import is_written, write_phantom
 
-__all__ = ["PhantomConfig", "write_phantom"]
+__all__ = ["PhantomConfig", "is_written", "write_phantom"]

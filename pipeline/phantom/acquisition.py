@@ -1,4 +1,8 @@
-"""From tissue to stored integers: coil, off-resonance bands, point spread, Rician noise, scaling."""
+"""From tissue to stored integers: coil, off-resonance bands, point spread, Rician noise, scaling.
+
+What differs between vendors is in `vendors.VENDORS`; the numbers here hold for all of them and are choices by eye where
+nothing else is said.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,15 @@ from pipeline.phantom.shapes import Plane
 from pipeline.phantom.thorax import Habitus, Thorax
 from pipeline.phantom.vendors import Vendor
 
-SYSTOLE = 0.36  # share of the beat from end diastole to end systole
+SYSTOLE = 0.36  # share of the beat from ED to ES; in nine ACDC studies, median 0.37 (0.29 to 0.50)
+_BREATH_MM = 1.0  # standard deviation of a slice's shift: every slice is a breath-hold of its own
+_ABOVE_BASE_MM = (0.0, 6.0)  # how far above the base a stack begins, as planned by hand
+_COIL_MM = 105.0  # from the heart to the anterior coil: through the chest wall
+_COIL_ANGLE = (-2.2, 0.25)  # mean and deviation in radians of where the coil lies: up and left
+_COIL_JITTER = (0.85, 1.15)  # of its reach, from patient to patient
+_DRIFT = 0.12  # standard deviation of the log gain over _DRIFT_MM, from the other coils
+_DRIFT_MM = 120.0
+_FULL_SCALE = 1.6  # magnitude that is stored as the vendor's `maximum`: about that of fat under the coil
 _HEART_HALF_MM = 92.0  # half side of the window around the heart that is painted anew in every frame
 _EDGE_MM = 6.0  # rim of that window given up to the blur
 
@@ -63,10 +75,10 @@ def acquire(rng: np.random.Generator, patient: Patient, vendor: Vendor, protocol
     rows, columns = _window(grid)
     heart = Heart(grid.crop(rows, columns), patient, vendor.signal, p.thickness_mm)
     gain = coil_gain(rng, grid, vendor) * bands(rng, grid)
-    scale = float(rng.uniform(*vendor.maximum)) / 1.6
+    scale = float(rng.uniform(*vendor.maximum)) / _FULL_SCALE
     sigma = vendor.blur_mm / p.pixel_mm
     rim = max(1, math.ceil(_EDGE_MM / p.pixel_mm))
-    first = -float(rng.uniform(0.0, 6.0))  # the stack starts at or a little above the base
+    first = -float(rng.uniform(*_ABOVE_BASE_MM))
     image = np.empty((p.frames, p.slices, *shape), dtype=np.int16)
     mask = np.zeros((2, p.slices, *shape), dtype=np.uint8)
     visible = _visible(vendor, grid, shape)
@@ -76,7 +88,7 @@ def acquire(rng: np.random.Generator, patient: Patient, vendor: Vendor, protocol
         background = thorax.paint(s / patient.length, fields)
         blurred = gaussian_filter(background, sigma, truncate=3.0)
         noise = _noise(rng, shape, vendor)
-        breath = (float(rng.normal(0, 1.0)), float(rng.normal(0, 1.0)))
+        breath = (float(rng.normal(0, _BREATH_MM)), float(rng.normal(0, _BREATH_MM)))
         near = np.ascontiguousarray(fields[:, rows, columns])
         for t in range(p.frames):
             window = background[rows, columns].copy()
@@ -92,19 +104,23 @@ def acquire(rng: np.random.Generator, patient: Patient, vendor: Vendor, protocol
 
 def coil_gain(rng: np.random.Generator, grid: Grid, vendor: Vendor) -> Plane:
     """Multiplicative bias field (h, w), 1 at the heart: brighter towards the anterior chest wall, plus a slow drift."""
-    angle = float(rng.normal(-2.2, 0.25))  # where the coil lies: up and left
-    x, y = 105 * math.cos(angle), 105 * math.sin(angle)
+    angle = float(rng.normal(*_COIL_ANGLE))
+    x, y = _COIL_MM * math.cos(angle), _COIL_MM * math.sin(angle)
     far = np.sqrt((grid.x - np.float32(x)) ** 2 + (grid.y - np.float32(y)) ** 2)
-    reach = vendor.coil_reach_mm * float(rng.uniform(0.85, 1.15))
+    reach = vendor.coil_reach_mm * float(rng.uniform(*_COIL_JITTER))
     gain = 1 + np.float32(vendor.coil) * np.exp(-((far / np.float32(reach)) ** 2))
-    drift = float(rng.normal(0, 0.12)) * grid.x / 120 + float(rng.normal(0, 0.12)) * grid.y / 120
-    at_heart = 1 + vendor.coil * math.exp(-((105 / reach) ** 2))
+    drift = float(rng.normal(0, _DRIFT)) * grid.x / _DRIFT_MM + float(rng.normal(0, _DRIFT)) * grid.y / _DRIFT_MM
+    at_heart = 1 + vendor.coil * math.exp(-((_COIL_MM / reach) ** 2))
     field: Plane = (gain * np.exp(drift) / np.float32(at_heart)).astype(np.float32)
     return field
 
 
 def bands(rng: np.random.Generator, grid: Grid) -> Plane:
-    """bSSFP off-resonance bands (h, w) in (0, 1]: none in the shimmed middle, dark lines crowding towards the rim."""
+    """bSSFP off-resonance bands (h, w) in (0, 1]: none in the shimmed middle, dark lines crowding towards the rim.
+
+    Balanced SSFP loses its signal wherever off-resonance reaches half a cycle a repetition time; how the field strays
+    towards the rim is a choice, since no vendor's shim is public.
+    """
     angle = float(rng.uniform(-0.4, 1.2))
     across = grid.x * np.float32(math.cos(angle)) + grid.y * np.float32(math.sin(angle))
     far = np.sqrt((grid.x + 15) ** 2 + (grid.y - 10) ** 2)

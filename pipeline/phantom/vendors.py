@@ -1,24 +1,40 @@
 """The four scanners of the phantom: one table, with where each number comes from.
 
-Sources, by column of `VENDORS`:
+Sources, by column of `VENDORS`; "choice" means that nothing public was found to take the number from. ACDC stands for
+30 of its Siemens studies (Bernard et al. 2018), Sunnybrook for four of its GE studies, both measured for this table.
 
+* `code`, `name`, `centres`: M&Ms (Campello et al. 2021): A Siemens, centre 1; B Philips, centres 2 and 3; C GE, centre
+  4; D Canon, centre 5.
 * `areas` (pixel area, mm²): Liu et al. 2020, Fig. 2 and section 3.3: all training data lie in 0.954–2.692; 32 of 75
   subjects of A are around 2.000; 24 of 25 of C are 2.203. D is 0.63, as in native Canon headers of M&Ms. Between those
   anchors (B over the low half, the rest of A over the whole range) the shape is read off the histograms.
-* `field_mm`, `aspect`: typical protocols; A has a rectangular phase field of view, the others reconstruct squares.
-  C's gradient-unwarped images end in a circle (`circular`), as public GE cines do (Sunnybrook Cardiac Data).
-* `thickness_mm`, `gap_mm`: M&Ms slices are 5–10 mm apart; how that divides into thickness and gap is a typical choice.
-* `signal`: tissue brightness, dimensionless. Balanced SSFP contrast goes with T2/T1: blood and fat are bright,
-  myocardium, muscle and liver mid-grey, lung dark. The levels of A and C were set beside public Siemens (ACDC) and GE
-  (Sunnybrook) cines by eye; those of B and D are choices that keep the order of tissues and change their distances.
-* `gamma`: a choice; vendors' reconstructions differ by a monotone curve, and D's lifts the darks.
-* `coil`, `coil_reach_mm`: how much brighter it is near the anterior coil, and how far that reaches. C is the steepest,
-  as in Sunnybrook; B the flattest, as of a reconstruction that corrects for the coil. Choices.
-* `blur_mm`: standard deviation of the in-plane point spread, about 0.45 × the *acquired* pixel (1.7–2.2 mm). D's pixels
-  are interpolated by zero filling, so that its blur spans several of them.
-* `noise`: Rician standard deviation relative to blood, 1 / SNR, for the SNR of 25–45 usual for bSSFP cine; which vendor
-  gets which is a choice. `noise_corr_px` is the correlation in pixels that zero filling leaves.
-* `maximum`: stored integer of the brightest tissue. In M&Ms some volumes end at about 300, others at 7,000.
+* `field_mm`: choice; C's upper end is 256 pixels of its 2.203 mm². ACDC has 350–450, Sunnybrook 330–350.
+* `aspect` (height / width): A as the median of ACDC, 0.84; the others reconstruct squares, as Sunnybrook's GE does.
+* `circular`: C ends in a circle, as gradient-unwarped images do: two of the four Sunnybrook studies. Others: choice.
+* `thickness_mm`, `gap_mm`: M&Ms slices are 5–10 mm apart; how that divides into thickness and gap is a choice.
+* `signal`: see `TissueSignal` below.
+* `gamma`: choice; vendors' reconstructions differ by a monotone curve, and D's lifts the darks.
+* `coil` (gain under the anterior coil over that far from it, less 1), `coil_reach_mm`: choices. C is the steepest, as
+  Sunnybrook looks; B the flattest, as of a reconstruction that corrects for the coil.
+* `blur_mm`: standard deviation of the in-plane point spread, about 0.45 × the *acquired* pixel, for which 1.7–2.2 mm is
+  a choice. D's pixels are interpolated by zero filling, so that its blur spans several of them.
+* `noise`: Rician standard deviation relative to blood. Choice: a signal-to-noise ratio of 28 to 45 for blood, the
+  noisy end (29 ± 7 is reported for *myocardium* in conventional cines, PMC8147553, Table 1), so that it shows.
+* `noise_corr_px`: standard deviation in pixels of the smoothing that zero filling gives to noise: 0 where nothing is
+  interpolated, most for D. How much is a choice.
+* `maximum`: integer that a magnitude of 1.6 is stored as, about that of fat under the coil. In M&Ms some volumes end
+  at about 300, others at 7,000; raw ACDC ends at 445–4,025, Sunnybrook at 840–1,583. Which vendor gets which: choice.
+
+Sources, by column of `TissueSignal`. Balanced SSFP brings tissues out in the order of T2/T1 and lets fat appear in
+opposite phase to water (Scheffler and Hennig, MRM 49:395, 2003). Textbook T2/T1 at 1.5 T: `fluid` 0.5, `fat` 0.3,
+`blood` 0.15, `liver` 0.08, `muscle` 0.06. Every scanner here has fluid > blood > spleen > myocardium ≥ liver > muscle >
+lung; the levels are set by eye, and where fat lies among them is a choice.
+
+* `blood`, `myocardium`: A and C by eye beside ACDC and Sunnybrook. ACDC's medians of muscle and left cavity have a
+  ratio of 0.35 (10th to 90th percentile 0.30 to 0.54); in files as written A has 0.34, C 0.30, and by choice B 0.41, D
+  0.54.
+* `fat`, `muscle`, `liver`, `spleen`, `marrow`, `lung`, `fluid`: A and C by eye beside the same cines, which have no
+  masks of these tissues; B and D are choices.
 """
 
 from __future__ import annotations
@@ -29,7 +45,10 @@ from typing import Final
 
 @dataclass(frozen=True)
 class TissueSignal:
-    """Magnitude of each tissue before the coil, dimensionless. `fat` is painted with opposite phase."""
+    """Magnitude of each tissue before the coil, noise and `gamma`, dimensionless, in 0 to 1.
+
+    `marrow` is that of the vertebrae, `fluid` that around the spinal cord. `fat` is painted with opposite phase.
+    """
 
     blood: float
     myocardium: float
@@ -44,7 +63,11 @@ class TissueSignal:
 
 @dataclass(frozen=True)
 class Vendor:
-    """One scanner. `areas` are (share, low, high) pieces of the distribution of pixel areas in mm², small to large."""
+    """One scanner; units and sources of every field in the module's docstring.
+
+    `areas` are (share, low, high) pieces of the distribution of pixel areas in mm², small to large. Pairs are the
+    lowest and highest of a uniform distribution.
+    """
 
     code: str
     name: str

@@ -11,18 +11,20 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pipeline.phantom.acquisition import SYSTOLE, Protocol, acquire
 from pipeline.phantom.anatomy import PATHOLOGIES, Patient, draw_patient
+from pipeline.phantom.plan import SPLITS, Order, PhantomConfig, codes, orders
 from pipeline.phantom.vendors import VENDORS, Vendor
 from storage.errors import InputError
+from storage.layouts.terms import TERMS_FILE
 
 INFORMATION_CSV: Final = "211230_M&Ms_Dataset_information_diagnosis_opendataset.csv"
 COLUMNS: Final = (
@@ -39,31 +41,21 @@ COLUMNS: Final = (
     "Weight",
 )
 NOTE: Final = "phantom.json"  # says that the folder is a phantom, and of which configuration
-_OURS = re.compile(r"(Training/Labeled|Training/Unlabeled|Testing)/[A-Z0-9]{6}")
+FORMAT: Final = "cardiomix-phantom"  # of the note
+# Without it the layout's usual terms, M&Ms', would go into every bank and network made from a phantom.
+TERMS: Final = """cardiomix phantom: synthetic, of no patient; the terms of M&Ms do not apply to it
+
+Drawn by a program in the layout of M&Ms, with none of its data. phantom.json holds the configuration, which draws the
+same bytes again.
+"""
+_OURS = re.compile(rf"({'|'.join(SPLITS)})/[A-Z0-9]{{6}}")
 _GOLDEN = 0.6180339887498949  # steps of a golden-ratio sequence cover [0, 1) evenly for any count
+# The same for every vendor; choices where nothing else is said.
+_BEAT_S = 0.9  # 67 beats a minute
+_SLICE_DISTANCE_MM = (5.0, 10.0)  # M&Ms' range
+_PAST_APEX_MM = 4.0  # how far a stack covers beyond the ventricle's length
+_ED_FRAME = (0, 0, 0, 0, 0, -1, 1)  # drawn from: triggered on the R wave, ED is the first frame or next to it
 _GZIP_LEVEL = 1  # noise does not compress, so a higher level only costs time
-
-
-class PhantomConfig(BaseModel):
-    """What to write. The defaults take under half a minute on one core and about 0.25 GB of disk."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    labelled_a: int = Field(10, ge=0, description="labelled training subjects of vendor A")
-    labelled_b: int = Field(10, ge=0, description="labelled training subjects of vendor B")
-    unlabelled_c: int = Field(4, ge=0, description="unlabelled training subjects of vendor C")
-    testing: int = Field(3, ge=0, description="test subjects of each of A, B, C and D")
-    subjects: float = Field(1.0, gt=0, description="multiplies all four counts; none that is not 0 drops below 1")
-    frames: int = Field(8, ge=2, le=100, description="frames of a cine")
-    slices: tuple[int, int] = Field((7, 9), description="fewest and most slices of a study")
-    field_scale: float = Field(1.0, ge=0.55, le=1.3, description="multiplies every vendor's field of view")
-    seed: int = Field(0, ge=0, lt=2**63)
-
-    @model_validator(mode="after")
-    def _slices_in_order(self) -> PhantomConfig:
-        if not 1 <= self.slices[0] <= self.slices[1]:
-            raise ValueError("slices must be (fewest, most) with 1 ≤ fewest ≤ most")
-        return self
 
 
 @dataclass(frozen=True)
@@ -79,39 +71,27 @@ class PhantomSubject:
     row: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class _Order:
-    """One subject to make: `serial` counts within vendor and split."""
-
-    vendor: str
-    split: str
-    serial: int
-
-    @property
-    def stream(self) -> int:
-        """Number of the subject's random stream; does not depend on how many others there are."""
-        splits = ("Training/Labeled", "Training/Unlabeled", "Testing")
-        return (ord(self.vendor) << 40) | (splits.index(self.split) << 32) | self.serial
-
-
 def write_phantom(
     out: Path, config: PhantomConfig, progress: Callable[[int, int], None] | None = None
 ) -> list[PhantomSubject]:
     """Write the data set under `out` and return its subjects, in the order of the information CSV.
 
     Equal configurations give equal bytes, and a subject's bytes do not depend on how many others are asked for. Files
-    appear whole or not at all; the CSV comes last. A phantom already there is replaced, subjects no longer wanted are
-    removed. `progress(done, total)` is called after each subject. Raises InputError where `out` holds anything else.
+    appear whole or not at all; the CSV comes last. A phantom already there is removed first. `progress(done, total)` is
+    called after each subject. Raises InputError where `out` is a file, cannot be written or holds anything else.
     """
-    out = Path(out)
-    orders = _orders(config)
-    codes = _codes(orders, config.seed)
-    _claim(out, config, [f"{order.split}/{code}" for order, code in zip(orders, codes, strict=True)])
+    out = Path(os.path.abspath(out))  # so that it has a name, whatever was given
+    wanted = orders(config)
+    named = list(zip(wanted, codes(wanted, config.seed), strict=True))
+    try:
+        _claim(out, config, [f"{order.split}/{code}" for order, code in named])
+    except OSError as error:
+        raise InputError(out.name, f"cannot be written ({error.strerror})", "choose another folder") from error
     subjects = []
-    for done, (order, code) in enumerate(zip(orders, codes, strict=True), start=1):
+    for done, (order, code) in enumerate(named, start=1):
         subjects.append(_write_subject(out, config, order, code))
         if progress is not None:
-            progress(done, len(orders))
+            progress(done, len(named))
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(COLUMNS)
@@ -120,54 +100,52 @@ def write_phantom(
     return subjects
 
 
+def is_written(out: Path, config: PhantomConfig) -> bool:
+    """Whether `out` holds the whole phantom of this configuration."""
+    note = _read_note(Path(out)) or {}
+    return note.get("config") == config.model_dump(mode="json") and (Path(out) / INFORMATION_CSV).exists()
+
+
 def _claim(out: Path, config: PhantomConfig, folders: list[str]) -> None:
-    """Make `out` ours: note what will be in it, and clear what an earlier phantom left there."""
-    note = out / NOTE
+    """Make `out` ours: clear what an earlier phantom left there, note what will be in it, and state its terms."""
     if out.exists() and not out.is_dir():
         raise InputError(out.name, "is a file", "name a folder for the phantom")
-    if note.is_file():
-        try:
-            old = [str(folder) for folder in json.loads(note.read_text())["subjects"]]
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(NOTE, "is not a phantom's note", "choose an empty folder") from error
-        for folder in set(old) - set(folders):
-            if _OURS.fullmatch(folder):  # nothing outside our own layout is ever removed
-                shutil.rmtree(out / folder, ignore_errors=True)
-        (out / INFORMATION_CSV).unlink(missing_ok=True)
-    elif (out / INFORMATION_CSV).exists() or (out / "Training").exists() or (out / "Testing").exists():
-        raise InputError(out.name, "holds another data set", "choose an empty folder for the phantom")
+    note = _read_note(out)
+    if note is None and out.is_dir() and any(not path.name.startswith(".") for path in out.iterdir()):
+        raise InputError(out.name, "holds something else than a phantom", "choose an empty folder for it")
+    if note is not None:
+        _clear(out, note)
     out.mkdir(parents=True, exist_ok=True)
-    document = {"format": "cardiomix-phantom", "config": config.model_dump(mode="json"), "subjects": folders}
-    _replace(note, (json.dumps(document, indent=1) + "\n").encode())
+    document = {"format": FORMAT, "config": config.model_dump(mode="json"), "subjects": folders}
+    _replace(out / NOTE, (json.dumps(document, indent=1) + "\n").encode())
+    _replace(out / TERMS_FILE, TERMS.encode())
 
 
-def _orders(config: PhantomConfig) -> list[_Order]:
-    def scaled(count: int) -> int:
-        return max(1, round(count * config.subjects)) if count else 0
-
-    groups = [("A", "Training/Labeled", config.labelled_a), ("B", "Training/Labeled", config.labelled_b)]
-    groups += [("C", "Training/Unlabeled", config.unlabelled_c)]
-    groups += [(vendor, "Testing", config.testing) for vendor in VENDORS]
-    return [_Order(vendor, split, i) for vendor, split, count in groups for i in range(scaled(count))]
-
-
-def _codes(orders: list[_Order], seed: int) -> list[str]:
-    """Codes as M&Ms writes them, such as A0S9V9; distinct."""
-    letters, digits = "ABCDEFGHIJKLMNOPQRSTUVWXYZ", "0123456789"
-    codes: list[str] = []
-    for order in orders:
-        attempt = 0
-        while True:
-            digest = hashlib.sha256(f"{seed}:{order.stream}:{attempt}".encode()).digest()
-            code = "".join((digits if i % 2 else letters)[b % (10 if i % 2 else 26)] for i, b in enumerate(digest[:6]))
-            if code not in codes:
-                break
-            attempt += 1
-        codes.append(code)
-    return codes
+def _read_note(out: Path) -> dict[str, Any] | None:
+    """The note of the phantom in `out`; None where there is none."""
+    try:
+        note = json.loads((out / NOTE).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError:
+        note = None
+    if not isinstance(note, dict) or note.get("format") != FORMAT or not isinstance(note.get("subjects"), list):
+        raise InputError(NOTE, "is not a phantom's note", "choose an empty folder for the phantom")
+    return note
 
 
-def _write_subject(out: Path, config: PhantomConfig, order: _Order, code: str) -> PhantomSubject:
+def _clear(out: Path, note: dict[str, Any]) -> None:
+    """Remove the phantom that `note` tells of. The CSV goes first: without it nobody takes the rest for whole."""
+    (out / INFORMATION_CSV).unlink(missing_ok=True)
+    for folder in map(str, note["subjects"]):
+        if _OURS.fullmatch(folder):  # nothing outside our own layout is ever removed
+            shutil.rmtree(out / folder, ignore_errors=True)
+    for split in (*SPLITS, "Training"):
+        with suppress(OSError):  # not there, or not empty
+            (out / split).rmdir()
+
+
+def _write_subject(out: Path, config: PhantomConfig, order: Order, code: str) -> PhantomSubject:
     vendor = VENDORS[order.vendor]
     rng = np.random.Generator(np.random.Philox(key=np.array([config.seed, order.stream], dtype=np.uint64)))
     patient = draw_patient(rng, PATHOLOGIES[order.serial % len(PATHOLOGIES)])
@@ -176,14 +154,13 @@ def _write_subject(out: Path, config: PhantomConfig, order: _Order, code: str) -
     centre = vendor.centres[order.serial % len(vendor.centres)]
     folder = out / order.split / code
     folder.mkdir(parents=True, exist_ok=True)
-    labelled = order.split != "Training/Unlabeled"
-    if labelled:
+    if order.labelled:
         mask = np.zeros(cine.image.shape, dtype=np.uint8)
         mask[[protocol.ed, protocol.es]] = cine.mask
         _write_nifti(folder / f"{code}_sa_gt.nii.gz", mask, protocol)
     _write_nifti(folder / f"{code}_sa.nii.gz", cine.image, protocol)
     # The real release has no ED and ES for the unlabelled subjects: zeros stand there.
-    ed, es = (protocol.ed, protocol.es) if labelled else (0, 0)
+    ed, es = (protocol.ed, protocol.es) if order.labelled else (0, 0)
     row: tuple[object, ...] = (code, vendor.name, vendor.code, centre, ed, es, patient.age, patient.pathology)
     row += (patient.sex, patient.height_cm, patient.weight_kg)
     return PhantomSubject(
@@ -192,7 +169,7 @@ def _write_subject(out: Path, config: PhantomConfig, order: _Order, code: str) -
 
 
 def _protocol(
-    rng: np.random.Generator, config: PhantomConfig, order: _Order, vendor: Vendor, patient: Patient
+    rng: np.random.Generator, config: PhantomConfig, order: Order, vendor: Vendor, patient: Patient
 ) -> Protocol:
     # A golden-ratio sequence from a start of the seed's: few subjects already look like the vendor's distribution.
     digest = hashlib.sha256(f"{config.seed}:area:{order.vendor}:{order.split}".encode()).digest()
@@ -202,10 +179,10 @@ def _protocol(
     thickness = float(rng.uniform(*vendor.thickness_mm))
     spacing = thickness + float(rng.uniform(*vendor.gap_mm))
     # Cover the ventricles if the count allows; a patient too long or short for it gets slices further apart or closer.
-    reach = patient.length + 4.0
+    reach = patient.length + _PAST_APEX_MM
     slices = int(np.clip(round(reach / spacing), *config.slices))
-    spacing = float(np.clip(reach / slices, 5.0, 10.0)) if slices > 2 else spacing
-    ed = int(rng.choice([0, 0, 0, 0, 0, config.frames - 1, 1]))
+    spacing = float(np.clip(reach / slices, *_SLICE_DISTANCE_MM)) if slices > 2 else spacing
+    ed = int(rng.choice(_ED_FRAME)) % config.frames
     es = (ed + max(1, round(SYSTOLE * config.frames))) % config.frames
     return Protocol(
         pixel_mm=pixel,
@@ -237,7 +214,7 @@ def _write_nifti(path: Path, data: npt.NDArray[np.int16] | npt.NDArray[np.uint8]
         -p.spacing_mm * (p.slices - 1) / 2,
     ]
     image = nib.nifti1.Nifti1Image(data.transpose(3, 2, 1, 0), affine)
-    image.header.set_zooms((p.pixel_mm, p.pixel_mm, p.spacing_mm, round(0.9 / p.frames, 4)))
+    image.header.set_zooms((p.pixel_mm, p.pixel_mm, p.spacing_mm, round(_BEAT_S / p.frames, 4)))
     image.header.set_xyzt_units("mm", "sec")
     image.header["descrip"] = b"synthetic phantom, no patient"
     packed = io.BytesIO()

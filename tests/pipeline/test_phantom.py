@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +12,28 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import ValidationError
 from scipy import ndimage
 
-from pipeline.phantom import PhantomConfig, write_phantom
+from experiments import cli
+from pipeline.phantom import PhantomConfig, is_written, vendors, write_phantom
 from pipeline.phantom.anatomy import draw_patient, section
+from pipeline.phantom.plan import SPLITS, orders, share_out
 from pipeline.phantom.vendors import VENDORS
-from pipeline.phantom.write import COLUMNS, INFORMATION_CSV, PhantomSubject
+from pipeline.phantom.write import COLUMNS, INFORMATION_CSV, TERMS, PhantomSubject
 from storage.errors import InputError
+from storage.layouts import LayoutOptions, read
+from storage.layouts.splits import assign
 
 LV, MYO, RV = 1, 2, 3
-TINY = PhantomConfig(labelled_a=3, labelled_b=2, unlabelled_c=1, testing=1, frames=3, field_scale=0.75, seed=7)
+TINY = PhantomConfig(
+    labelled_a=3, labelled_b=2, unlabelled_c=1, testing=1, validation=1, frames=3, field_scale=0.75, seed=7
+)
+ONE = PhantomConfig(
+    labelled_a=1, labelled_b=0, unlabelled_c=0, testing=0, frames=2, slices=(3, 3), field_scale=0.55, seed=7
+)
 
 
 def fourth_dimension(path: Path) -> tuple[npt.NDArray[Any], tuple[float, ...]]:
@@ -57,6 +70,7 @@ def test_folders_and_files_are_named_as_in_mnms(phantom: tuple[Path, list[Phanto
         *[("B", "Training/Labeled")] * 2,
         ("C", "Training/Unlabeled"),
         *[(v, "Testing") for v in "ABCD"],
+        *[(v, "Validation") for v in "ABCD"],
     ]
     assert len({s.code for s in subjects}) == len(subjects)
     for s in subjects:
@@ -105,23 +119,82 @@ def test_masks_are_zero_except_at_end_diastole_and_end_systole(phantom: tuple[Pa
         assert set(np.unique(mask)) == {0, LV, MYO, RV}
 
 
+@pytest.mark.parametrize("frames", [2, 5])
+def test_a_cine_has_the_frames_asked_for_and_ed_and_es_are_two_of_them(tmp_path: Path, frames: int) -> None:
+    for s in write_phantom(tmp_path / "data", ONE.model_copy(update={"frames": frames, "labelled_a": 8})):
+        image, _ = fourth_dimension(tmp_path / "data" / s.folder / f"{s.code}_sa.nii.gz")
+        mask, _ = fourth_dimension(tmp_path / "data" / s.folder / f"{s.code}_sa_gt.nii.gz")
+        ed_es = {int(s.row[COLUMNS.index("ED")]), int(s.row[COLUMNS.index("ES")])}
+        assert image.shape[3] == mask.shape[3] == frames
+        assert ed_es == set(np.flatnonzero(mask.any(axis=(0, 1, 2)))) and len(ed_es) == 2
+
+
 def test_equal_seeds_give_equal_bytes_and_other_seeds_do_not(tmp_path: Path) -> None:
-    small = TINY.model_copy(update={"labelled_a": 1, "labelled_b": 0, "unlabelled_c": 0})
+    small = ONE.model_copy(update={"testing": 1, "validation": 1})
     for name, seed in (("one", 1), ("two", 1), ("other", 2)):
         write_phantom(tmp_path / name, small.model_copy(update={"seed": seed}))
     one, two, other = (files(tmp_path / name) for name in ("one", "two", "other"))
     assert one == two
+    assert one.pop("TERMS.txt") == other.pop("TERMS.txt")
     assert not set(one.values()) & set(other.values())
 
 
 def test_a_subject_does_not_depend_on_how_many_others_there_are(
     tmp_path: Path, phantom: tuple[Path, list[PhantomSubject]]
 ) -> None:
-    out, _ = phantom
-    write_phantom(tmp_path / "few", TINY.model_copy(update={"labelled_a": 1, "labelled_b": 0, "unlabelled_c": 0}))
+    out, subjects = phantom
+    fewer = write_phantom(tmp_path / "few", PhantomConfig.model_validate(TINY.model_dump() | {"subjects": 11}))
     few, all_of_them = files(tmp_path / "few"), files(out)
     images = [name for name in few if name.endswith(".nii.gz")]
-    assert images and all(few[name] == all_of_them[name] for name in images)
+    assert len(fewer) == 11 < len(subjects) and len(images) == 2 * 11 - 1
+    assert all(few[name] == all_of_them[name] for name in images)
+    assert {s.row for s in fewer} < {s.row for s in subjects}
+
+
+@pytest.mark.parametrize("subjects", [7, 12, 35, 36, 37, 345])
+def test_as_many_subjects_as_asked_for_and_no_vendor_or_split_is_lost(subjects: int) -> None:
+    wanted = orders(PhantomConfig(subjects=subjects))
+    groups = [(order.vendor, order.split) for order in wanted]
+    assert len(groups) == subjects
+    assert set(groups) == {(order.vendor, order.split) for order in orders(PhantomConfig())}
+    if subjects == 36:
+        assert wanted == orders(PhantomConfig())
+
+
+@given(st.lists(st.integers(0, 50), min_size=1, max_size=9).filter(any), st.integers(0, 500))
+def test_shares_add_up_and_stay_within_one_of_their_proportion(counts: list[int], more: int) -> None:
+    total = sum(count > 0 for count in counts) + more
+    shares = share_out(total, counts)
+    assert sum(shares) == total
+    assert share_out(sum(counts), counts) == counts
+    assert all((share > 0) == (count > 0) for share, count in zip(shares, counts, strict=True))
+    large = [i for i, share in enumerate(shares) if share > 1]
+    for i in large:
+        for j in large:
+            assert abs(shares[i] * counts[j] - shares[j] * counts[i]) <= counts[i] + counts[j]
+
+
+def test_a_phantom_is_read_as_mnms_and_its_validation_subjects_follow_the_rules(
+    phantom: tuple[Path, list[PhantomSubject]],
+) -> None:
+    out, subjects = phantom
+    found, skipped = read(str(out))
+    assert not skipped and {s.layout for s in found} == {"mnms"}
+    split = {(s.vendor, s.split, s.labelled) for s in assign(found, LayoutOptions())}
+    assert {name for _, name, _ in split} == {"train", "validation", "test", "excluded"}
+    assert {part for part in split if part[1] == "validation"} == {("A", "validation", True), ("B", "validation", True)}
+    # C has no labelled training subject and D none at all: they may not choose a checkpoint.
+    assert {vendor for vendor, name, _ in split if name == "excluded"} == {"C", "D"}
+    named = {s.subject: s for s in assign(found, LayoutOptions())}
+    for s in subjects:
+        want = {"Training/Labeled": "train", "Training/Unlabeled": "train", "Testing": "test"}.get(s.split)
+        assert named[s.code].split == (want or ("validation" if s.vendor in "AB" else "excluded"))
+
+
+def test_a_phantom_carries_its_own_terms_and_not_those_of_mnms(phantom: tuple[Path, list[PhantomSubject]]) -> None:
+    terms = {s.terms for s in read(str(phantom[0]))[0]}
+    assert terms == {TERMS.splitlines()[0]}
+    assert "synthetic, of no patient" in terms.pop()
 
 
 def test_pixel_areas_are_those_of_the_vendor(phantom: tuple[Path, list[PhantomSubject]]) -> None:
@@ -216,26 +289,123 @@ def test_the_heart_beats_in_the_picture_and_the_spine_does_not(phantom: tuple[Pa
         assert change[moved].mean() > 3 * change[rim].mean()
 
 
-def test_a_second_phantom_replaces_the_first_and_foreign_data_are_left_alone(tmp_path: Path) -> None:
-    small = TINY.model_copy(update={"labelled_a": 1, "labelled_b": 0, "unlabelled_c": 0, "testing": 0})
-    first = write_phantom(tmp_path / "data", small)
-    second = write_phantom(tmp_path / "data", small.model_copy(update={"seed": 8}))
-    left = {p.name for p in (tmp_path / "data/Training/Labeled").iterdir()}
-    assert left == {second[0].code} != {first[0].code}
-    (tmp_path / "hospital/Training/Labeled/A1B2C3").mkdir(parents=True)
-    with pytest.raises(InputError, match="another data set; choose an empty folder"):
-        write_phantom(tmp_path / "hospital", small)
+def test_every_number_of_the_vendors_table_has_its_source_in_the_docstring() -> None:
+    for table in (vendors.Vendor, vendors.TissueSignal):
+        for field in dataclasses.fields(table):
+            assert f"`{field.name}`" in str(vendors.__doc__), field.name
+
+
+def test_a_phantom_that_replaces_another_leaves_nothing_of_it(tmp_path: Path) -> None:
+    first = ONE.model_copy(update={"testing": 1, "validation": 1, "unlabelled_c": 1})
+    second = ONE.model_copy(update={"seed": 8})
+    write_phantom(tmp_path / "data", first)
+    (tmp_path / "data/TERMS.txt").write_text("other terms")
+    assert is_written(tmp_path / "data", first) and not is_written(tmp_path / "data", second)
+    write_phantom(tmp_path / "data", second)
+    write_phantom(tmp_path / "fresh", second)
+    assert is_written(tmp_path / "data", second) and not is_written(tmp_path / "data", first)
+    assert files(tmp_path / "data") == files(tmp_path / "fresh")
+    assert [p.name for p in (tmp_path / "data").iterdir() if p.is_dir()] == ["Training"]
+
+
+def test_a_phantom_cut_short_is_not_whole_and_the_next_call_makes_it_so(tmp_path: Path) -> None:
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    two = ONE.model_copy(update={"labelled_a": 2})
+    write_phantom(tmp_path / "data", ONE)
+    with pytest.raises(KeyboardInterrupt):
+        write_phantom(tmp_path / "data", two, stop)
+    assert not is_written(tmp_path / "data", ONE) and not is_written(tmp_path / "data", two)
+    with pytest.raises(InputError, match="information table is absent"):
+        read(str(tmp_path / "data"))
+    write_phantom(tmp_path / "data", ONE)
+    write_phantom(tmp_path / "fresh", ONE)
+    assert files(tmp_path / "data") == files(tmp_path / "fresh")
+
+
+def test_foreign_data_are_left_alone(tmp_path: Path) -> None:
+    for place in (*SPLITS, "OpenDataset", "notes"):
+        foreign = tmp_path / place.replace("/", "-") / place / "A1B2C3"
+        foreign.mkdir(parents=True)
+        with pytest.raises(InputError, match="holds something else than a phantom; choose an empty folder"):
+            write_phantom(tmp_path / place.replace("/", "-"), ONE)
+        assert foreign.is_dir()
     (tmp_path / "a_file").write_text("")
     with pytest.raises(InputError, match="is a file"):
-        write_phantom(tmp_path / "a_file", small)
+        write_phantom(tmp_path / "a_file", ONE)
+    with pytest.raises(InputError, match="cannot be written"):
+        write_phantom(tmp_path / "a_file" / "data", ONE)
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd/phantom.json").write_text('{"subjects": ["../.."]}')
+    with pytest.raises(InputError, match="not a phantom's note"):
+        write_phantom(tmp_path / "odd", ONE)
 
 
-def test_counts_scale_progress_is_told_and_bad_settings_are_refused(tmp_path: Path) -> None:
-    config = TINY.model_copy(update={"subjects": 0.34, "labelled_b": 0, "testing": 0})
+def test_progress_is_told_of_every_subject_and_no_part_of_a_file_stays(tmp_path: Path) -> None:
     told: list[tuple[int, int]] = []
-    subjects = write_phantom(tmp_path / "data", config, lambda done, total: told.append((done, total)))
-    assert [s.vendor for s in subjects] == ["A", "C"] and told == [(1, 2), (2, 2)]
+    write_phantom(tmp_path, ONE.model_copy(update={"unlabelled_c": 1}), lambda done, total: told.append((done, total)))
+    assert told == [(1, 2), (2, 2)]
     assert not list(tmp_path.rglob("*.part"))
-    for wrong in ({"frames": 1}, {"slices": (9, 7)}, {"seed": -1}, {"vendors": 5}):
-        with pytest.raises(ValidationError):
-            PhantomConfig.model_validate(wrong)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"frames": 1}, "frames"),
+        ({"slices": (9, 7)}, "fewest"),
+        ({"seed": -1}, "seed"),
+        ({"vendors": 5}, "vendors"),
+        ({"subjects": 0}, "greater than or equal to 1"),
+        ({"subjects": 6}, "must be at least 7"),
+        ({"subjects": 10, "validation": 1}, "must be at least 11"),
+        ({"labelled_a": 0, "labelled_b": 0, "unlabelled_c": 0, "testing": 0}, "every count is 0"),
+    ],
+)
+def test_bad_settings_are_refused(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        PhantomConfig.model_validate(wrong)
+
+
+def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """Exit status of `cardiomix phantom …`."""
+    monkeypatch.setattr(sys, "argv", ["cardiomix", "phantom", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    return int(ended.value.code or 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--subjects", "0"), "--subjects 0: phantom.subjects"),
+        (("--subjects", "6"), "must be at least 7"),
+        (("--frames", "1"), "--frames 1: phantom.frames"),
+        (("--frames", "101"), "phantom.frames"),
+        (("--seed", "-1"), "--seed -1: phantom.seed"),
+        (("--set", "frame=3"), "no field phantom.frame"),
+        (("--set", "field_scale=9"), "phantom.field_scale"),
+        (("--set", "labelled_a=0", "--set", "subjects=5"), "must be at least 6"),
+    ],
+)
+def test_a_bad_value_on_the_command_line_is_one_line_and_writes_nothing(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...],
+    message: str,
+) -> None:
+    assert command(monkeypatch, str(tmp_path / "data"), *arguments) == 2
+    told = capsys.readouterr().err.strip()
+    assert told.startswith("error: ") and message in told and "\n" not in told
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_line_draws_what_its_options_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"frames": 2, "seed": 3, "subjects": 2}
+    fields = {"labelled_b": 0, "unlabelled_c": 0, "testing": 0, "slices": [3, 3], "field_scale": 0.55}
+    arguments = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    arguments += [text for name, value in fields.items() for text in ("--set", f"{name}={value}")]
+    assert command(monkeypatch, str(tmp_path / "told"), *arguments) == 0
+    write_phantom(tmp_path / "called", PhantomConfig.model_validate(options | fields))
+    assert files(tmp_path / "told") == files(tmp_path / "called")
