@@ -18,7 +18,7 @@ def evaluate_job(run: str, out: str, arm: str, seed: int, threads: int, precisio
     from pipeline.evaluation import case_rows, score_volume, write_cases
     from pipeline.inference import predict_volume
     from pipeline.networks.files import default_device, load_model
-    from pipeline.preprocess import PreprocessConfig, VolumeStats
+    from pipeline.preprocess import PreprocessConfig
 
     torch.set_num_threads(threads)
     store = SliceStore.open(run)
@@ -29,7 +29,7 @@ def evaluate_job(run: str, out: str, arm: str, seed: int, threads: int, precisio
     volumes = [v for v in store.volumes("test") if v.labelled]
     for volume in volumes:
         images, mask = store.volume(volume.rows)
-        stats = VolumeStats.of_row(store, volume.rows[0])
+        stats = store.statistics(volume.rows[0])
         found = predict_volume(model, images, stats, volume.spacing, preprocess, precision)
         cases += case_rows(
             score_volume(found, mask, volume.spacing),

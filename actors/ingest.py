@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
 from storage import uri
-from storage.errors import InputError
-from storage.layouts import LayoutOptions, read, splits
-from storage.slice_store import finalise, frame_digests, write_subject
+from storage.errors import InputError, StageError
+from storage.layouts import LayoutOptions, collect, same_images, splits
+from storage.slice_store import Stored, finalise, write_subject
 from storage.subjects import Skipped, Subject
 
-Row = dict[str, Any]
+log = logging.getLogger(__name__)
+
 Progress = Callable[[str, int, int], None]
 
 TASK_CPUS = 1.0
@@ -59,70 +61,35 @@ def ingest(
     subjects, skipped = collect(data, chosen, layout)
     if strict and skipped:
         raise _strictly(skipped[0])
-    rows: dict[str, list[Row]] = {}
+    stored: dict[str, Stored] = {}
     for done, (name, outcome) in enumerate(_converted(run, subjects, num_cpus), start=1):
         if isinstance(outcome, Skipped):
             if strict:
                 raise _strictly(outcome)
             skipped.append(outcome)
         else:
-            rows[name] = outcome
+            stored[name] = outcome
         if progress is not None:
             progress("ingest", done, len(subjects))
-    repeated = same_images({name: frame_digests(run, name) for name in rows})
+    repeated = same_images({name: found.digests for name, found in stored.items()})
     if strict and repeated:
         raise _strictly(repeated[0])
     skipped += repeated
     for copy in repeated:
-        del rows[copy.subject]
-    if not rows:
+        del stored[copy.subject]
+    if not stored:
         first = skipped[0]
         raise InputError(f"{first.subject}, {first.file}", f"{first.reason} (no subject came in)", first.remedy)
-    entered = splits.assign([s for s in subjects if s.subject in rows], chosen)
-    finalise(run, rows, skipped, entered)
-    return IngestReport(len(rows), sum(map(len, rows.values())), _by_vendor(entered, rows), skipped)
+    entered = splits.assign([s for s in subjects if s.subject in stored], chosen)
+    finalise(run, stored, skipped, entered)
+    slices = sum(found.slices for found in stored.values())
+    return IngestReport(len(stored), slices, _by_vendor(entered, stored), skipped)
 
 
-def collect(data: Sequence[str], options: LayoutOptions, layout: str = "auto") -> tuple[list[Subject], list[Skipped]]:
-    """Subjects of all folders, sorted by name, splits not yet assigned; of two with one name, the first stays.
-
-    Raises InputError for a folder that cannot be used at all.
-    """
-    subjects: dict[str, Subject] = {}
-    skipped: list[Skipped] = []
-    origin: dict[str, str] = {}
-    for folder in data:
-        found, left_out = read(folder, layout, options)
-        skipped += left_out
-        for subject in found:
-            if subject.subject in subjects:
-                name = uri.base_name(uri.absolute(folder))
-                reason = f"a subject of that name came in from {origin[subject.subject]}"
-                skipped.append(Skipped(subject.subject, name, reason, "rename one, or give each folder once"))
-                continue
-            subjects[subject.subject] = subject
-            origin[subject.subject] = uri.base_name(uri.absolute(folder))
-    return sorted(subjects.values(), key=lambda s: s.subject), skipped
-
-
-def same_images(digests: Mapping[str, Sequence[str]]) -> list[Skipped]:
-    """Subjects that share an image with one earlier in the alphabet: kept, they could be trained on and tested on."""
-    first: dict[str, str] = {}
-    repeated = []
-    for name in sorted(digests):
-        owner = next((first[d] for d in digests[name] if d in first), None)
-        if owner is not None:
-            reason = f"has an image that is also subject {owner}'s"
-            repeated.append(Skipped(name, "-", reason, "remove one of the two, or correct the path"))
-            continue
-        first |= dict.fromkeys(digests[name], name)
-    return repeated
-
-
-def _converted(run: str, subjects: Sequence[Subject], num_cpus: float) -> Iterator[tuple[str, list[Row] | Skipped]]:
-    """Rows or the reason of each subject, as they get done; only as many at a time as can run, and a few queued."""
+def _converted(run: str, subjects: Sequence[Subject], num_cpus: float) -> Iterator[tuple[str, Stored | Skipped]]:
+    """What is stored of each subject, or why nothing is, as they get done; only a few at a time."""
     import ray
-    from ray.exceptions import RayError
+    from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 
     cluster = float(ray.cluster_resources().get("CPU", 0.0))
     if cluster < num_cpus:
@@ -143,7 +110,10 @@ def _converted(run: str, subjects: Sequence[Subject], num_cpus: float) -> Iterat
             try:
                 outcome = ray.get(ready)
             except RayError as error:
-                raise RuntimeError(f"ingest of {name} failed: {error}") from error
+                log.debug("ingest of %s", name, exc_info=True)  # names files with their folders
+                cause = type(error.cause).__name__ if isinstance(error, RayTaskError) else "its worker died"
+                cause = "its worker ran out of memory" if isinstance(error, OutOfMemoryError) else cause
+                raise StageError(f"ingest of {name}: {cause}; the same command goes on where it stopped") from None
             submit(1)
             yield name, outcome
     finally:
@@ -151,7 +121,7 @@ def _converted(run: str, subjects: Sequence[Subject], num_cpus: float) -> Iterat
             ray.cancel(reference)
 
 
-def _task(run: str, subject: Subject) -> list[Row] | Skipped:
+def _task(run: str, subject: Subject) -> Stored | Skipped:
     """Runs in a worker: bad input is an answer, not a crash, so that no traceback reaches anybody."""
     try:
         return write_subject(run, subject)
@@ -163,10 +133,9 @@ def _strictly(skipped: Skipped) -> InputError:
     return InputError(f"{skipped.subject}, {skipped.file}", skipped.reason, skipped.remedy)
 
 
-def _by_vendor(subjects: Sequence[Subject], rows: Mapping[str, Sequence[Row]]) -> dict[str, VendorCount]:
+def _by_vendor(subjects: Sequence[Subject], stored: Mapping[str, Stored]) -> dict[str, VendorCount]:
     counts = {}
     for vendor in sorted({s.vendor for s in subjects}):
-        own = [s.subject for s in subjects if s.vendor == vendor]
-        slices = [row for name in own for row in rows[name]]
-        counts[vendor] = VendorCount(len(own), len(slices), sum(bool(row["labelled"]) for row in slices))
+        own = [stored[s.subject] for s in subjects if s.vendor == vendor]
+        counts[vendor] = VendorCount(len(own), sum(s.slices for s in own), sum(s.labelled for s in own))
     return counts

@@ -9,6 +9,7 @@ import numpy as np
 
 from storage import nifti
 from storage.errors import InputError
+from storage.intensities import statistics
 
 
 def predict_files(
@@ -20,7 +21,7 @@ def predict_files(
     """
     from pipeline.inference import predict_volume
     from pipeline.networks.files import default_device, load_model
-    from pipeline.preprocess import PreprocessConfig, VolumeStats
+    from pipeline.preprocess import PreprocessConfig
 
     model, document = load_model(model_folder)
     model.to(default_device())
@@ -34,7 +35,7 @@ def predict_files(
         masks = []
         for frame in frames:
             volume, spacing = nifti.read_frame(path, frame)
-            masks.append(predict_volume(model, volume, VolumeStats.of(volume), spacing, config))
+            masks.append(predict_volume(model, volume, statistics(volume), spacing, config))
         mask = np.stack(masks) if len(header.shape) == 4 else masks[0]
         nifti.write_mask_like(str(target), mask, path)
         progress(done + 1, len(images))

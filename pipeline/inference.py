@@ -8,13 +8,14 @@ import torch
 
 from pipeline.networks.sdnet import SDNet
 from pipeline.networks.unet import UNet
-from pipeline.preprocess import PreprocessConfig, VolumeStats, even, normalise, working_scales
+from pipeline.preprocess import PreprocessConfig, even, normalise, working_scales
 from pipeline.rescale import resampling_matrix, resized
 from pipeline.training import autocast
+from storage.intensities import Statistics
 
 
 def network_input(
-    volume: npt.NDArray[np.float32], stats: VolumeStats, spacing: tuple[float, float, float], config: PreprocessConfig
+    volume: npt.NDArray[np.float32], stats: Statistics, spacing: tuple[float, float, float], config: PreprocessConfig
 ) -> npt.NDArray[np.float32]:
     """(Z, H, W) intensities → (Z, size, size) in [-1, 1]: normalised, working grid, centre crop, in one resampling.
 
@@ -36,7 +37,7 @@ def network_input(
 def predict_volume(
     model: UNet | SDNet,
     volume: npt.NDArray[np.float32],
-    stats: VolumeStats,
+    stats: Statistics,
     spacing: tuple[float, float, float],
     config: PreprocessConfig,
     precision: str = "fp32",

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.rescale import resampling_matrix, resized, resized_labels
+from storage.intensities import Statistics
 
 if TYPE_CHECKING:
     from storage.slice_store import SliceStore
@@ -42,39 +43,7 @@ class PreprocessConfig(BaseModel):
         return self.size / self.field
 
 
-@dataclass(frozen=True)
-class VolumeStats:
-    """Intensity statistics of one frame's volume, in stored intensity units; what `normalise` needs."""
-
-    mean: float
-    std: float
-    minimum: float
-    maximum: float
-    p005: float
-    p995: float
-
-    @classmethod
-    def of(cls, volume: npt.NDArray[np.float32]) -> VolumeStats:
-        """Statistics of a volume of any shape, in float64; percentiles are 0.5 % and 99.5 %."""
-        values = np.asarray(volume, dtype=np.float64)
-        low, high = np.percentile(values, [0.5, 99.5])
-        return cls(
-            float(values.mean()),
-            float(values.std()),
-            float(values.min()),
-            float(values.max()),
-            float(low),
-            float(high),
-        )
-
-    @classmethod
-    def of_row(cls, store: SliceStore, i: int) -> VolumeStats:
-        """The statistics that the slice store's index holds for slice `i`'s volume."""
-        names = ("volume_mean", "volume_std", "volume_min", "volume_max", "volume_p005", "volume_p995")
-        return cls(*(float(store.column(name)[i]) for name in names))
-
-
-def normalise(image: npt.NDArray[np.float32], stats: VolumeStats, config: PreprocessConfig) -> npt.NDArray[np.float32]:
+def normalise(image: npt.NDArray[np.float32], stats: Statistics, config: PreprocessConfig) -> npt.NDArray[np.float32]:
     """Map intensities to [-1, 1], float32, same shape.
 
     `zscore` (Baumgartner et al. 2017, as the paper cites, then clipped to the range of tanh), `minmax` over the
@@ -119,7 +88,7 @@ def working_shape(height: int, width: int, row_mm: float, col_mm: float, config:
 
 def working_slice(store: SliceStore, i: int, config: PreprocessConfig) -> WorkingSlice:
     """Slice `i` of a store, normalised by its volume's statistics and on the working grid."""
-    image = normalise(store.image(i), VolumeStats.of_row(store, i), config)
+    image = normalise(store.image(i), store.statistics(i), config)
     mask = store.mask(i)
     inside = np.s_[: even(image.shape[0]), : even(image.shape[1])]
     image, mask = image[inside], mask[inside]

@@ -1,15 +1,14 @@
 """NIfTI in and out: the header is checked before the data are touched, arrays come out as slices, rows, columns.
 
 A slice is (H, W): rows are the file's second axis, columns its first, so a volume is the file's (x, y, z) transposed
-to (z, y, x). Only voxel sizes are read from a header, never its direction cosines (some data sets' are not orthonormal,
-and strict readers refuse them) and never its free-text fields.
+to (z, y, x). It is never turned by a header's direction cosines (some data sets' are not orthonormal, or lost): those
+serve only to compare a mask with its image. Free-text fields are never read.
 """
 
 from __future__ import annotations
 
 import gzip
 import math
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
@@ -18,6 +17,8 @@ from typing import Any, BinaryIO, Self, cast
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
+from isal import isal_zlib
+from isal.igzip import IGzipFile
 from nibabel.arrayproxy import ArrayProxy
 from nibabel.spatialimages import HeaderDataError
 
@@ -34,24 +35,40 @@ UNIT_MM = {"meter": 1000.0, "mm": 1.0, "micron": 0.001, "unknown": 1.0}
 MOST_FRAME_VOXELS = 2**28
 DEFLATE_RATIO = 1032  # no gzip stream grows by more
 SMALLEST_MM, LARGEST_MM = 0.01, 100.0
+PARALLEL = 0.9  # cosine above which two axes are taken for one
 GRID_TOLERANCE = 0.01  # relative; headers that other tools wrote round voxel sizes
+CUT_OFF = "is damaged or cut off: it cannot be read to the end"
 FREE_TEXT = ("descrip", "aux_file", "intent_name", "db_name")
-DAMAGED = (EOFError, OSError, zlib.error, ValueError)
+DAMAGED: tuple[type[Exception], ...] = (EOFError, OSError, isal_zlib.error, ValueError)  # type: ignore[assignment]
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a header says. `shape` is the file's own (x, y, z) or (x, y, z, t); `spacing_mm` is (slice, row, column)."""
+    """What a header says. `shape` is the file's own (x, y, z) or (x, y, z, t); `spacing_mm` is (slice, row, column).
+
+    `affine` (3, 4), in mm, goes from voxel (x, y, z) to the scanner's (right, anterior, superior); None where the
+    header has none.
+    """
 
     shape: tuple[int, ...]
     spacing_mm: Spacing
     dtype: str
     path: str
+    affine: tuple[tuple[float, ...], ...] | None = None
 
     @property
     def frames(self) -> int:
         """Number of frames; 1 for a 3D file."""
         return self.shape[3] if len(self.shape) == 4 else 1
+
+    @property
+    def directions(self) -> npt.NDArray[np.float64] | None:
+        """Unit vectors (3, 3) along the file's x, y and z, one a column, in scanner space; None if not known."""
+        if self.affine is None:
+            return None
+        columns = np.array(self.affine)[:, :3]
+        lengths = np.linalg.norm(columns, axis=0)
+        return columns / lengths if (lengths > 0).all() else None
 
     @property
     def volume_shape(self) -> tuple[int, int, int]:
@@ -84,7 +101,7 @@ class NiftiFile:
     def _open(self, path: str, spacing: Spacing | None) -> None:
         self._zipped = self._raw.read(2) == b"\x1f\x8b"
         self._raw.seek(0)
-        self._stream = cast(BinaryIO, gzip.GzipFile(fileobj=self._raw)) if self._zipped else self._raw
+        self._stream = _unzipped(self._raw) if self._zipped else self._raw
         self._nifti = _read_raw_header(self._stream, self.name)
         self.header = _checked(self._nifti, path, spacing)
         self._check_size()
@@ -121,9 +138,7 @@ class NiftiFile:
         except MemoryError as error:
             raise InputError(self.name, "a frame does not fit in memory", "use a machine with more of it") from error
         except DAMAGED as error:
-            raise InputError(
-                self.name, "is damaged or cut off: its data cannot be read to the end", "copy the file again"
-            ) from error
+            raise InputError(self.name, CUT_OFF, "copy the file again") from error
         return data.transpose(2, 1, 0)
 
     def close(self) -> None:
@@ -154,7 +169,7 @@ def read_frame(
     finite or all the same.
     """
     with NiftiFile(path, spacing) as file:
-        return checked_image(file.frame(index), file.name), file.header.spacing_mm
+        return checked_image(file.frame(index), file.name).astype(np.float32, copy=False), file.header.spacing_mm
 
 
 def read_labels(path: str, index: int | None = None, coding: Mapping[int, int] | None = None) -> npt.NDArray[np.uint8]:
@@ -166,9 +181,12 @@ def read_labels(path: str, index: int | None = None, coding: Mapping[int, int] |
         return checked_labels(file.frame(index), coding or {1: 1, 2: 2, 3: 3}, file.name)
 
 
-def checked_image(frame: Array, name: str) -> npt.NDArray[np.float32]:
-    """Intensities (Z, H, W) as float32. Raises InputError if any is not finite, or all are the same."""
-    image = np.ascontiguousarray(frame, dtype=np.float32)
+def checked_image(frame: Array, name: str) -> Array:
+    """Intensities (Z, H, W), contiguous: integers as they are, else float32.
+
+    Raises InputError if any is not finite, or all are the same.
+    """
+    image = np.ascontiguousarray(frame, dtype=None if frame.dtype.kind in "iu" else np.float32)
     low, high = float(image.min()), float(image.max())  # NaN and infinities come through either
     if not (math.isfinite(low) and math.isfinite(high)):
         count = int(np.size(image) - np.count_nonzero(np.isfinite(image)))
@@ -180,8 +198,11 @@ def checked_image(frame: Array, name: str) -> npt.NDArray[np.float32]:
 
 def checked_labels(frame: Array, coding: Mapping[int, int], name: str) -> npt.NDArray[np.uint8]:
     """A mask (Z, H, W) as uint8 in our labels. Raises InputError for values outside the coding."""
-    values = np.unique(frame)
-    strange = [float(v) for v in values if v != 0 and v not in coding]
+    known = {0, *coding}
+    low, high = frame.min(), frame.max()
+    # Most masks hold nothing beyond 0, 1, 2 and 3, which is seen without sorting them.
+    usual = frame.dtype.kind in "iu" and low >= 0 and high < 256 and set(range(int(high) + 1)) <= known
+    strange = [] if usual else [float(v) for v in np.unique(frame) if v not in known]
     if strange:
         shown = ", ".join(f"{v:g}" for v in strange[:4]) + (", …" if len(strange) > 4 else "")
         raise InputError(
@@ -195,8 +216,12 @@ def checked_labels(frame: Array, coding: Mapping[int, int], name: str) -> npt.ND
     return np.ascontiguousarray(table[frame.astype(np.uint8)])
 
 
-def check_same_grid(image: Header, mask: Header) -> None:
-    """Raise InputError unless the mask has the image's matrix and voxel size (frames may differ)."""
+def check_same_grid(image: Header, mask: Header, placement: bool = True) -> None:
+    """Raise InputError unless the mask has the image's matrix and voxel size (frames may differ).
+
+    With `placement`, also if their headers put the two grids mirrored, turned or apart in space; headers of which one
+    has lost its directions cannot be compared, and pass.
+    """
     name = uri.base_name(mask.path)
     remedy = f"resample the mask onto the grid of {uri.base_name(image.path)}"
     if image.shape[:3] != mask.shape[:3]:
@@ -205,6 +230,28 @@ def check_same_grid(image: Header, mask: Header) -> None:
     if not np.allclose(image.spacing_mm, mask.spacing_mm, rtol=GRID_TOLERANCE):
         theirs, ours = (" × ".join(f"{mm:g}" for mm in h.spacing_mm[::-1]) for h in (mask, image))
         raise InputError(name, f"the mask's voxels are {theirs} mm, the image's {ours} mm", remedy)
+    problem = _misplaced(image, mask) if placement else None
+    if problem is not None:
+        raise InputError(name, problem, f"{remedy}; if only its header is wrong: --set layouts.check_masks=false")
+
+
+def _misplaced(image: Header, mask: Header) -> str | None:
+    """How the mask's grid lies against the image's, if not on it."""
+    ours, theirs = image.directions, mask.directions
+    if ours is None or theirs is None or image.affine is None or mask.affine is None:
+        return None
+    turned = ours.T @ theirs  # cosines between the image's axes (rows) and the mask's (columns)
+    along = np.abs(turned).argmax(axis=0)
+    if sorted(along) != [0, 1, 2] or np.abs(turned)[along, range(3)].min() < PARALLEL:
+        return None
+    if list(along) != [0, 1, 2]:
+        return "the mask's axes are in another order than the image's"
+    flipped = [what for what, axis in (("columns", 0), ("rows", 1), ("slices", 2)) if turned[axis, axis] < 0]
+    if flipped:
+        return f"the mask's {' and '.join(flipped)} run the other way than the image's"
+    apart = np.array(mask.affine)[:, 3] - np.array(image.affine)[:, 3]
+    voxels = np.abs(apart @ ours) / np.array(image.spacing_mm[::-1])
+    return f"the mask lies {np.linalg.norm(apart):.1f} mm beside the image" if voxels.max() > 1 else None
 
 
 def write_volume(path: str, data: Array, spacing: Spacing, dtype: npt.DTypeLike) -> None:
@@ -253,6 +300,10 @@ def _write(path: str, header: nib.Nifti1Header, data: Array, dtype: np.dtype[Any
     uri.write_bytes(path, gzip.compress(body, compresslevel=6, mtime=0) if path.endswith(".gz") else body)
 
 
+def _unzipped(raw: BinaryIO) -> BinaryIO:
+    return cast(BinaryIO, IGzipFile(fileobj=raw))  # type: ignore[no-untyped-call]
+
+
 def _read_raw_header(stream: BinaryIO, name: str) -> nib.Nifti1Header:
     not_nifti = InputError(name, "is not a NIfTI file", "convert it, for instance with dcm2niix, or remove it")
     try:
@@ -265,7 +316,7 @@ def _read_raw_header(stream: BinaryIO, name: str) -> nib.Nifti1Header:
         if len(block) < size:
             raise EOFError
     except DAMAGED as error:
-        raise InputError(name, "is damaged or cut off within its header", "copy the file again") from error
+        raise InputError(name, CUT_OFF, "copy the file again") from error
     magic = block[344:348] if size == 348 else block[4:8]
     if magic in (b"ni1\0", b"ni2\0"):
         raise InputError(name, "is one half of a .hdr/.img pair", "convert the pair to one .nii.gz file")
@@ -296,7 +347,19 @@ def _checked(raw: nib.Nifti1Header, path: str, spacing: Spacing | None) -> Heade
     offset = float(raw["vox_offset"])
     if not (math.isfinite(offset) and offset >= int(raw["sizeof_hdr"])):
         raise InputError(name, f"its header says that data start at byte {offset:g}", "export it again")
-    return Header(shape, _voxel_size(raw, name) if spacing is None else _stated(spacing, name), dtype.str, path)
+    spacing_mm = _voxel_size(raw, name) if spacing is None else _stated(spacing, name)
+    return Header(shape, spacing_mm, dtype.str, path, _affine(raw))
+
+
+def _affine(raw: nib.Nifti1Header) -> tuple[tuple[float, ...], ...] | None:
+    """The sform if there is one, else the qform; None for neither or for one that is not finite."""
+    try:
+        affine = raw.get_sform() if raw["sform_code"] > 0 else raw.get_qform() if raw["qform_code"] > 0 else None
+    except (HeaderDataError, ValueError):  # a quaternion longer than 1
+        return None
+    if affine is None or not np.isfinite(affine).all():
+        return None
+    return tuple(tuple(float(v) for v in row) for row in affine[:3])
 
 
 def _voxel_size(raw: nib.Nifti1Header, name: str) -> Spacing:

@@ -1,7 +1,7 @@
 """The slice store: every subject's slices and masks in Zarr, one Parquet row a slice.
 
     <run>/slices.zarr/<subject>/{image,mask}    (rows, H, W) int16 and uint8; one shard an array, one chunk a slice
-    <run>/slices.zarr/<subject>/rows.json       written last: the subject is complete, and this is what it was made from
+    <run>/slices.zarr/<subject>/frames.json     written last: the subject is complete, and this is what it was made from
     <run>/slices.parquet                        `subjects.SLICE_SCHEMA`, sorted by subject, frame and slice
     <run>/skipped.csv, <run>/splits.csv         who did not come in, and who is in which split, with the reasons
 
@@ -22,11 +22,12 @@ import zarr
 
 from storage import uri
 from storage.errors import InputError
+from storage.intensities import Statistics
 from storage.nifti import Spacing
-from storage.slice_writer import SKIPPED, SPLITS, TABLE, finalise, frame_digests, subject_folder, write_subject
+from storage.slice_writer import SKIPPED, SPLITS, TABLE, Stored, finalise, subject_folder, write_subject
 from storage.subjects import SLICE_SCHEMA, SLICES_VERSION
 
-__all__ = ["SKIPPED", "SPLITS", "TABLE", "SliceStore", "Volume", "finalise", "frame_digests", "write_subject"]
+__all__ = ["SKIPPED", "SPLITS", "TABLE", "SliceStore", "Stored", "Volume", "finalise", "write_subject"]
 
 VERSION_KEY = b"cardiomix_slices"
 
@@ -98,6 +99,11 @@ class SliceStore:
     def mask(self, i: int) -> npt.NDArray[np.uint8]:
         """Mask of slice `i`, (H, W) uint8: LV 1, MYO 2, RV 3; zeros where it is not labelled."""
         return np.asarray(self._array(i, "mask")[int(self.column("row")[i])], dtype=np.uint8)
+
+    def statistics(self, i: int) -> Statistics:
+        """Of the whole volume that slice `i` is in, in the scanner's intensities."""
+        names = ("volume_mean", "volume_std", "volume_min", "volume_max", "volume_p005", "volume_p995")
+        return Statistics(*(float(self.column(name)[i]) for name in names))
 
     def volume(self, rows: Sequence[int]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
         """Images and masks (Z, H, W) of the given slices of one frame, such as `Volume.rows`."""

@@ -37,6 +37,7 @@ class Subject:
 
     `labels` maps the values in the mask files to ours: LV 1, MYO 2, RV 3 (0 stays 0); any other value is an error.
     `split` is None until `layouts.splits.assign` has run. `spacing` (slice, row, column; mm) overrides the headers.
+    `check_masks`: whether masks are held against their images' place in space and against what a heart looks like.
     """
 
     subject: str
@@ -49,6 +50,7 @@ class Subject:
     labels: tuple[tuple[int, int], ...]
     terms: str
     spacing: tuple[float, float, float] | None = None
+    check_masks: bool = True
 
     @property
     def labelled(self) -> bool:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
 from storage import uri
 from storage.errors import InputError
 from storage.layouts import acdc, mnms, table
 from storage.layouts.options import LayoutOptions
 from storage.subjects import Skipped, Subject
 
-__all__ = ["LAYOUTS", "LayoutOptions", "detect", "read"]
+__all__ = ["LAYOUTS", "LayoutOptions", "collect", "detect", "read", "same_images"]
 
 # In the order of detection: a M&Ms folder also holds a CSV, and a table may lie beside anything.
 LAYOUTS = {"mnms": mnms, "acdc": acdc, "table": table}
@@ -39,10 +43,67 @@ def read(
     chosen = detect(folder) if layout == "auto" else layout
     if chosen not in LAYOUTS:
         raise InputError(f"layout {layout}", "no such layout", f"choose one of auto, {', '.join(LAYOUTS)}")
-    subjects, skipped = LAYOUTS[chosen].read(folder, options or LayoutOptions())
-    if not subjects and not skipped:
+    options = options or LayoutOptions()
+    found, skipped = LAYOUTS[chosen].read(folder, options)
+    if not found and not skipped:
         raise InputError(uri.base_name(folder), f"no subject in the layout {chosen}", EXPECTED)
-    return sorted(subjects, key=lambda s: s.subject), sorted(skipped, key=lambda s: (s.subject, s.file))
+    subjects = []
+    for subject in sorted(found, key=lambda s: s.subject):
+        stray = None if options.follow_links else _leaves(folder, subject)
+        if stray is not None:
+            remedy = "copy the file into the folder, or --set layouts.follow_links=true"
+            skipped.append(Skipped(subject.subject, stray, "is a link that leaves the data folder", remedy))
+        else:
+            subjects.append(replace(subject, check_masks=options.check_masks))
+    return subjects, sorted(skipped, key=lambda s: (s.subject, s.file))
+
+
+def collect(data: Sequence[str], options: LayoutOptions, layout: str = "auto") -> tuple[list[Subject], list[Skipped]]:
+    """Subjects of all folders, sorted by name, splits not yet assigned; of two with one name, the first stays.
+
+    Raises InputError for a folder that cannot be used at all.
+    """
+    subjects: dict[str, Subject] = {}
+    skipped: list[Skipped] = []
+    origin: dict[str, str] = {}
+    for folder in data:
+        name = uri.base_name(uri.absolute(folder))
+        found, left_out = read(folder, layout, options)
+        skipped += left_out
+        for subject in found:
+            if subject.subject in subjects:
+                reason = f"a subject of that name came in from {origin[subject.subject]}"
+                skipped.append(Skipped(subject.subject, name, reason, "rename one, or give each folder once"))
+                continue
+            subjects[subject.subject] = subject
+            origin[subject.subject] = name
+    return sorted(subjects.values(), key=lambda s: s.subject), skipped
+
+
+def same_images(digests: Mapping[str, Sequence[str]]) -> list[Skipped]:
+    """Subjects that share an image with one earlier in the alphabet: kept, they could be trained on and tested on."""
+    first: dict[str, str] = {}
+    repeated = []
+    for name in sorted(digests):
+        owner = next((first[d] for d in digests[name] if d in first), None)
+        if owner is not None:
+            reason = f"has an image that is also subject {owner}'s"
+            repeated.append(Skipped(name, "-", reason, "remove one of the two, or correct the path"))
+            continue
+        first |= dict.fromkeys(digests[name], name)
+    return repeated
+
+
+def _leaves(folder: str, subject: Subject) -> str | None:
+    """Name of the subject's first file that a link takes out of the data folder (or of a table's folder)."""
+    if not uri.is_local(folder):
+        return None
+    path = uri.local_path(folder)
+    root = os.path.realpath(path if path.is_dir() else path.parent)
+    for file in dict.fromkeys(p for f in subject.frames for p in (f.image, f.mask) if p):
+        if not os.path.realpath(uri.local_path(file)).startswith(os.path.join(root, "")):
+            return uri.base_name(file)
+    return None
 
 
 def _present(folder: str) -> str:

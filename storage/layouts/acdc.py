@@ -12,6 +12,7 @@ from storage import uri
 from storage.errors import InputError
 from storage.layouts.frames import cine_frames
 from storage.layouts.options import LayoutOptions
+from storage.layouts.read_each import read_each
 from storage.layouts.terms import terms_of
 from storage.nifti import read_header
 from storage.subjects import LV, MYO, RV, FrameSource, Skipped, Subject
@@ -19,6 +20,7 @@ from storage.subjects import LV, MYO, RV, FrameSource, Skipped, Subject
 LABELS = ((1, RV), (2, MYO), (3, LV))
 TERMS = "ACDC: CC BY-NC-SA 4.0; cite Bernard et al. 2018, doi 10.1109/TMI.2018.2837502"
 PATIENT = re.compile(r"patient\d+", re.IGNORECASE)
+PARENT = "database"  # of the release since 2022
 PARTS = ("training", "testing")
 
 
@@ -29,34 +31,28 @@ def matches(folder: str) -> bool:
 
 def read(folder: str, options: LayoutOptions) -> tuple[list[Subject], list[Skipped]]:
     """Subjects and skipped patients. ED and ES; with `frames="all"` the whole cine where the 4D file is there."""
-    subjects: list[Subject] = []
-    skipped: list[Skipped] = []
     terms = terms_of(folder, TERMS)
-    for part, path in _patients(folder):
+
+    def subject(found: tuple[str, str]) -> Subject:
+        part, path = found
         name = uri.base_name(path)
-        try:
-            frames = _frames(path, options)
-        except InputError as error:
-            skipped.append(Skipped(name, error.where, error.problem, error.remedy))
-            continue
         split, reason = _split(name, part, options)
-        subjects.append(
-            Subject(name, "acdc", options.acdc_vendor, options.acdc_centre, frames, split, reason, LABELS, terms)
-        )
-    return subjects, skipped
+        frames = _frames(path, options)
+        return Subject(name, "acdc", options.acdc_vendor, options.acdc_centre, frames, split, reason, LABELS, terms)
+
+    return read_each(folder, subject, [(uri.base_name(path), (part, path)) for part, path in _patients(folder)])
 
 
 def _patients(folder: str) -> list[tuple[str, str]]:
     """(part, folder) of every patient; part is "", "training" or "testing"."""
-    here = [("", folder)] + [
-        (name.lower(), uri.join(folder, name)) for name in uri.list_names(folder) if name.lower() in PARTS
-    ]
-    return [
-        (part, uri.join(base, name))
-        for part, base in here
-        for name in uri.list_names(base)
-        if PATIENT.fullmatch(name) and uri.is_folder(uri.join(base, name))
-    ]
+    names = uri.list_names(folder)
+    if PARENT in names and not any(name.lower() in PARTS for name in names):
+        folder = uri.join(folder, PARENT)
+        names = uri.list_names(folder)
+    here = [("", folder)] + [(name.lower(), uri.join(folder, name)) for name in names if name.lower() in PARTS]
+    named = [(p, uri.join(base, n)) for p, base in here for n in uri.list_names(base) if PATIENT.fullmatch(n)]
+    folders = uri.each(folder, uri.is_folder, [path for _, path in named])
+    return [found for found, is_folder in zip(named, folders, strict=True) if is_folder]
 
 
 def _split(name: str, part: str, options: LayoutOptions) -> tuple[str, str]:

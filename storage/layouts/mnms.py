@@ -17,6 +17,7 @@ from storage import uri
 from storage.errors import InputError
 from storage.layouts.frames import cine_frames, frame_number
 from storage.layouts.options import LayoutOptions
+from storage.layouts.read_each import read_each
 from storage.layouts.records import Record, need_columns, read_records
 from storage.layouts.terms import terms_of
 from storage.nifti import read_header
@@ -35,6 +36,8 @@ PARTS = {
 }
 TABLES = "*m&ms*nformation*"
 NEEDED = ("external code", "vendor", "centre", "ed", "es")
+ALIASES = {"code": "external code", "externalcode": "external code", "center": "centre"}
+VENDOR_CODES = {"siemens": "A", "philips": "B", "ge": "C", "canon": "D"}  # where only their names stand
 
 
 @dataclass(frozen=True)
@@ -60,29 +63,37 @@ def read(folder: str, options: LayoutOptions) -> tuple[list[Subject], list[Skipp
     """Subjects and those skipped. Raises InputError if the information table is absent or lacks a column."""
     root = _root(folder)
     source = _table(folder, root)
-    records = read_records(source)
+    records = [_usual(record) for record in read_records(source)]
     need_columns(source, records, NEEDED)
     known = {record["external code"]: record for record in records}
     places = _places(root)
     terms = terms_of(folder, TERMS)
-    subjects: list[Subject] = []
-    skipped = _without_folder(uri.base_name(source), sorted(set(known) - set(places)))
+    listed = _without_folder(uri.base_name(source), sorted(set(known) - set(places)))
     for code, found in places.items():
-        with_image = [place for place in found if place.file(f"{code}_sa")]
-        if not with_image:
+        images = [place for place in found if place.file(f"{code}_sa")]
+        for place in images[1:]:
+            reason = f"is in {_part_name(images[0])} and again in {_part_name(place)}, which is left out"
+            listed.append(Skipped(code, f"{code}_sa.nii.gz", reason, "remove one of the two"))
+
+    def subject(code: str) -> Subject:
+        place = next((place for place in places[code] if place.file(f"{code}_sa")), None)
+        if place is None:
             # A folder that holds only a mask belongs to an image elsewhere; without one there is nothing to say.
-            skipped.append(Skipped(code, f"{code}_sa.nii.gz", "no image in its folder", "copy it from the data set"))
-            continue
-        for place in with_image[1:]:
-            reason = f"is in {_part_name(with_image[0])} and again in {_part_name(place)}, which is left out"
-            skipped.append(Skipped(code, f"{code}_sa.nii.gz", reason, "remove one of the two"))
-        try:
-            if code not in known:
-                raise InputError(uri.base_name(source), "has no row for this subject", "add the row")
-            subjects.append(_subject(code, with_image[0], found, known[code], terms, options))
-        except InputError as error:
-            skipped.append(Skipped(code, error.where, error.problem, error.remedy))
-    return subjects, skipped
+            raise InputError(f"{code}_sa.nii.gz", "no image in its folder", "copy it from the data set")
+        if code not in known:
+            raise InputError(uri.base_name(source), "has no row for this subject", "add the row")
+        return _subject(code, place, places[code], known[code], terms, options)
+
+    subjects, skipped = read_each(folder, subject, [(code, code) for code in places])
+    return subjects, listed + skipped
+
+
+def _usual(record: Record) -> Record:
+    """A row under the column names that the release has used since 2021."""
+    named = {ALIASES.get(name, name): cell for name, cell in record.items()}
+    if "vendor" not in named and "vendorname" in named:
+        named["vendor"] = VENDOR_CODES.get(named["vendorname"].lower(), named["vendorname"])
+    return named
 
 
 def _root(folder: str) -> str:
@@ -105,22 +116,22 @@ def _parts(root: str) -> dict[str, str]:
 
 
 def _named_like_mnms(part: str) -> bool:
-    for code in uri.list_names(part):
-        names = uri.list_names(uri.join(part, code))
-        if any(name.startswith(f"{code}_sa") for name in names):
-            return True
-    return False
+    return any(
+        name.startswith(f"{code}_sa") for code in uri.list_names(part) for name in uri.list_names(uri.join(part, code))
+    )
 
 
 def _places(root: str) -> dict[str, list[Place]]:
     """Code -> the folders of that name, in the order of PARTS."""
     found: dict[str, list[Place]] = {}
     parts = _parts(root)
-    for part in (p for p in PARTS if p in parts):
-        for code in uri.list_names(parts[part]):
-            path = uri.join(parts[part], code)
-            if uri.is_folder(path):
-                found.setdefault(code, []).append(Place(part, path, frozenset(uri.list_names(path))))
+    paths = [
+        (part, uri.join(parts[part], code)) for part in PARTS if part in parts for code in uri.list_names(parts[part])
+    ]
+    listings = uri.each(root, uri.list_names, [path for _, path in paths])  # a file has none
+    for (part, path), names in zip(paths, listings, strict=True):
+        if names:
+            found.setdefault(uri.base_name(path), []).append(Place(part, path, frozenset(names)))
     return dict(sorted(found.items()))
 
 

@@ -20,6 +20,10 @@ class LayoutOptions(BaseModel):
     unlabelled_frames: int = Field(
         2, ge=1, description="evenly spaced frames of a cine that has neither ED and ES nor masks (frames=ed_es)"
     )
+    check_masks: bool = Field(
+        True, description="refuse masks that lie mirrored or beside their image, or whose LV is not inside the MYO"
+    )
+    follow_links: bool = Field(False, description="follow symbolic links that lead out of the data folder")
     acdc_vendor: str = Field("Siemens", min_length=1, description="vendor of every ACDC subject")
     acdc_centre: str = Field("Dijon", description="centre of every ACDC subject")
     acdc_test: tuple[str, ...] = Field(ACDC_TEST, description="ACDC subjects that are only tested on")

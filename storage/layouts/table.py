@@ -1,25 +1,30 @@
 """A plain table of files, which takes any study: one row a subject.
 
 Columns `subject, image, mask, vendor, centre, ed, es`; optionally `split` (train, validation, test, excluded),
-`spacing` (slice, row and column distance in mm, such as `8 1.4 1.4`, in place of the headers') and `terms`. Paths are
-relative to the table's folder. Images are 3D or 4D; `ed` and `es` are 0-based frames; an empty mask means unlabelled.
-Masks are LV 1, MYO 2, RV 3, and either 4D like their image or 3D where only one frame is labelled.
+`spacing` (slice, row and column distance in mm, such as `8 1.4 1.4`, in place of the headers'), `labels` (the masks'
+values, such as `LV 3, MYO 2, RV 1, background 4`; LV 1, MYO 2, RV 3 if empty) and `terms`. Paths are relative to the
+table's folder. Images are 3D or 4D; `ed` and `es` are 0-based frames; an empty mask means unlabelled. Masks are 4D like
+their image, or 3D where only one frame is labelled.
 """
 
 from __future__ import annotations
 
 import posixpath
+import re
+from itertools import zip_longest
 
 from storage import uri
 from storage.errors import InputError
 from storage.layouts.frames import cine_frames, frame_number
 from storage.layouts.options import LayoutOptions
+from storage.layouts.read_each import read_each
 from storage.layouts.records import Record, need_columns, read_records
 from storage.layouts.terms import terms_of
 from storage.nifti import read_header
-from storage.subjects import LV, MYO, RV, FrameSource, Skipped, Subject
+from storage.subjects import BACKGROUND, LV, MYO, RV, FrameSource, Skipped, Subject
 
 LABELS = ((1, LV), (2, MYO), (3, RV))
+STRUCTURE_NAMES = {"lv": LV, "myo": MYO, "rv": RV, "background": BACKGROUND}
 NEEDED = ("subject", "image", "mask", "vendor", "centre", "ed", "es")
 USUAL = ("subjects.csv", "subjects.parquet")
 SPLIT_NAMES = {
@@ -45,18 +50,20 @@ def read(folder: str, options: LayoutOptions) -> tuple[list[Subject], list[Skipp
     base = folder if source != folder else folder.rpartition("/")[0]
     records = read_records(source)
     need_columns(source, records, NEEDED)
-    subjects: dict[str, Subject] = {}
-    skipped: list[Skipped] = []
     terms = terms_of(base, TERMS)
+    first: dict[str, int] = {}
     for number, record in enumerate(records, start=2):
-        name = record["subject"] or f"row {number}"
-        try:
-            if name in subjects:
-                raise InputError(uri.base_name(source), f"row {number} repeats the subject", "rename or remove the row")
-            subjects[name] = _subject(base, record, f"{uri.base_name(source)} row {number}", terms, options)
-        except InputError as error:
-            skipped.append(Skipped(name, error.where, error.problem, error.remedy))
-    return list(subjects.values()), skipped
+        first.setdefault(record["subject"], number)
+
+    def subject(numbered: tuple[int, Record]) -> Subject:
+        number, record = numbered
+        where = f"{uri.base_name(source)} row {number}"
+        if record["subject"] and first[record["subject"]] != number:
+            raise InputError(uri.base_name(source), f"row {number} repeats the subject", "rename or remove the row")
+        return _subject(base, record, where, terms, options)
+
+    rows = [(record["subject"] or f"row {number}", (number, record)) for number, record in enumerate(records, start=2)]
+    return read_each(base, subject, rows)
 
 
 def _is_table(path: str) -> bool:
@@ -108,7 +115,7 @@ def _subject(base: str, record: Record, where: str, terms: str, options: LayoutO
         frames=_frames(base, record, where, spacing, options),
         split=SPLIT_NAMES[split] if split else None,
         split_reason=f"split column of {where.rpartition(' row ')[0]}" if split else "",
-        labels=LABELS,
+        labels=_labels(record.get("labels", ""), where),
         terms=record.get("terms") or terms,
         spacing=spacing,
     )
@@ -142,14 +149,24 @@ def _frames(
 
 
 def _inside(base: str, path: str, where: str) -> str:
-    """A table's path, joined to its folder. A table may come from someone else: it does not choose files outside.
-
-    Only the path as written is judged: links inside the folder were made by whoever owns it.
-    """
+    """A table's path, joined to its folder. A table may come from someone else: it does not choose files outside."""
     relative = posixpath.normpath(path.replace("\\", "/"))
     if posixpath.isabs(relative) or relative.split("/")[0] == ".." or "://" in path:
         raise InputError(where, "a path leaves the data folder", "copy the file into the folder, write a relative path")
     return uri.join(base, relative)
+
+
+def _labels(text: str, where: str) -> tuple[tuple[int, int], ...]:
+    if not text:
+        return LABELS
+    words = re.split(r"[\s,;=:]+", text.strip(" ,;").lower())
+    coding = {}
+    for name, value in zip_longest(words[::2], words[1::2], fillvalue=""):
+        known = name in STRUCTURE_NAMES and value.isdecimal() and 0 < int(value) < 256 and int(value) not in coding
+        if not known:
+            raise InputError(where, f"labels is '{text}'", "write name and value of each: LV 3, MYO 2, RV 1")
+        coding[int(value)] = STRUCTURE_NAMES[name]
+    return tuple(sorted(coding.items()))
 
 
 def _spacing(text: str, where: str) -> tuple[float, float, float] | None:

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actors.ingest import IngestReport, VendorCount, ingest, same_images
+from actors.ingest import IngestReport, VendorCount, ingest
 from storage.errors import InputError
-from storage.layouts import LayoutOptions
+from storage.layouts import LayoutOptions, same_images
 from storage.slice_store import SliceStore
 
 Write = Callable[..., Path]
@@ -72,7 +72,7 @@ def test_a_second_ingest_reads_only_what_is_missing(mnms_folder: Build, tmp_path
     ingest([folder], str(run))
     whole = contents(run)
     (run / "slices.parquet").unlink()  # as if killed: two subjects unfinished, one of them not begun
-    (run / "slices.zarr" / "A3" / "rows.json").unlink()
+    (run / "slices.zarr" / "A3" / "frames.json").unlink()
     shutil.rmtree(run / "slices.zarr" / "A5")
     finished = {p: p.stat().st_mtime_ns for p in run.rglob("slices.zarr/*/*/c/**/*") if "A3" not in str(p)}
     ingest([folder], str(run))
@@ -88,7 +88,7 @@ def test_a_broken_subject_is_skipped_with_its_reason_and_the_rest_goes_on(mnms_f
     assert report.subjects == 10
     assert [(s.subject, s.file) for s in report.skipped] == [("A4", "A4_sa.nii.gz")]
     assert (tmp_path / "run" / "skipped.csv").read_text() == (
-        "subject,file,reason,remedy\nA4,A4_sa.nii.gz,is damaged or cut off: its data cannot be read to the end,"
+        "subject,file,reason,remedy\nA4,A4_sa.nii.gz,is damaged or cut off: it cannot be read to the end,"
         "copy the file again\n"
     )
     with pytest.raises(InputError, match=r"^A4, A4_sa\.nii\.gz: is damaged or cut off.*; copy the file again$"):

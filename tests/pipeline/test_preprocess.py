@@ -9,13 +9,13 @@ from hypothesis.extra.numpy import arrays
 from pipeline.inference import network_input, predict_volume
 from pipeline.preprocess import (
     PreprocessConfig,
-    VolumeStats,
     centre_crop,
     centre_on,
     normalise,
     working_scales,
     working_shape,
 )
+from storage.intensities import statistics
 
 SPACING = (8.0, 1.4, 1.4)
 
@@ -23,14 +23,14 @@ SPACING = (8.0, 1.4, 1.4)
 @pytest.mark.parametrize("kind", ["zscore", "minmax", "percentile"])
 @given(volume=arrays(np.float32, (2, 5, 6), elements=st.floats(-50, 7000, width=32)))
 def test_intensities_lie_in_the_range_of_tanh_whatever_the_scanner_wrote(kind: str, volume: np.ndarray) -> None:
-    out = normalise(volume, VolumeStats.of(volume), PreprocessConfig(normalisation=kind))  # type: ignore[arg-type]
+    out = normalise(volume, statistics(volume), PreprocessConfig(normalisation=kind))  # type: ignore[arg-type]
     assert out.dtype == np.float32
     assert np.all(np.abs(out) <= 1)
 
 
 def test_zscore_is_the_paper_s_normalisation_divided_by_its_clip() -> None:
     volume = np.random.default_rng(0).normal(300, 40, (4, 32, 32)).astype(np.float32)
-    out = normalise(volume, VolumeStats.of(volume), PreprocessConfig(clip_sigma=3.0))
+    out = normalise(volume, statistics(volume), PreprocessConfig(clip_sigma=3.0))
     expected = np.clip((volume - volume.mean()) / volume.std(), -3, 3) / 3
     np.testing.assert_allclose(out, expected, atol=1e-4)
 
@@ -38,7 +38,7 @@ def test_zscore_is_the_paper_s_normalisation_divided_by_its_clip() -> None:
 def test_scaling_a_scanner_s_intensities_changes_nothing() -> None:
     volume = np.random.default_rng(0).gamma(2, 100, (3, 16, 16)).astype(np.float32)
     config = PreprocessConfig()
-    first, second = (normalise(v, VolumeStats.of(v), config) for v in (volume, volume * 23 + 7))
+    first, second = (normalise(v, statistics(v), config) for v in (volume, volume * 23 + 7))
     np.testing.assert_allclose(first, second, atol=1e-4)
 
 
@@ -78,7 +78,7 @@ def test_a_network_that_sees_the_answer_predicts_it_on_the_native_grid() -> None
             labels = ((image[:, 0] - image.min()) / (image.max() - image.min()) * 2).round().long()
             return torch.nn.functional.one_hot(labels, 4).permute(0, 3, 1, 2).float() * 20
 
-    stats = VolumeStats.of(mask.astype(np.float32))
+    stats = statistics(mask.astype(np.float32))
     config = PreprocessConfig(size=128, normalisation="minmax")
     found = predict_volume(Oracle(), mask.astype(np.float32), stats, (8.0, 1.2, 1.0), config)  # type: ignore[arg-type]
     assert found.shape == mask.shape
@@ -90,8 +90,8 @@ def test_a_network_that_sees_the_answer_predicts_it_on_the_native_grid() -> None
 def test_beyond_the_image_the_network_sees_the_slice_s_own_minimum() -> None:
     volume = np.random.default_rng(0).random((2, 60, 60), dtype=np.float32) + 1
     config = PreprocessConfig(size=128)
-    out = network_input(volume, VolumeStats.of(volume), SPACING, config)
-    inside = normalise(volume, VolumeStats.of(volume), config)
+    out = network_input(volume, statistics(volume), SPACING, config)
+    inside = normalise(volume, statistics(volume), config)
     assert out.shape == (2, 128, 128)
     np.testing.assert_allclose(out[:, 0, 0], inside.min((1, 2)))
 

@@ -136,7 +136,7 @@ def test_files_that_are_no_nifti_or_cut_off_are_told_apart(tmp_path: Path, write
         "text.nii.gz": (b"this is no image at all", "is not a NIfTI file"),
         "zipped_text.nii.gz": (gzip.compress(b"this is no image at all"), "is not a NIfTI file"),
         "empty.nii.gz": (b"", "is not a NIfTI file"),
-        "head.nii.gz": (whole[:60], "cut off within its header"),
+        "head.nii.gz": (whole[:60], "cut off: it cannot be read"),
     }
     for name, (content, message) in cases.items():
         (tmp_path / name).write_bytes(content)

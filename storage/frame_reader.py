@@ -1,0 +1,115 @@
+"""A subject's frames, read and checked: what `ingest` stores and `inspect` looks at."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from storage.errors import InputError
+from storage.intensities import Quantised, Statistics, quantise, statistics
+from storage.label_check import check_coding
+from storage.nifti import Header, NiftiFile, check_same_grid, checked_image, checked_labels
+from storage.subjects import FrameSource, Subject
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One volume. `image` holds (Z, H, W) int16 with scale and offset; `mask` (Z, H, W) uint8 in our labels or None."""
+
+    source: FrameSource
+    header: Header
+    image: Quantised
+    statistics: Statistics
+    mask: npt.NDArray[np.uint8] | None
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the image's shape and intensities: the same image under two names has the same one."""
+        image = self.image
+        facts = repr((image.stored.shape, image.scale, image.offset)).encode()
+        return hashlib.sha256(facts + image.stored.tobytes()).hexdigest()
+
+    def facts(self) -> dict[str, Any]:
+        """What the slice store's index says of every slice of this frame, by its column's name."""
+        slices, height, width = self.image.stored.shape
+        slice_mm, row_mm, col_mm = self.header.spacing_mm
+        seen = self.statistics
+        return {
+            "phase": self.source.phase,
+            "frame": self.source.frame,
+            "slices": slices,
+            "height": height,
+            "width": width,
+            "slice_mm": slice_mm,
+            "row_mm": row_mm,
+            "col_mm": col_mm,
+            "pixel_area_mm2": row_mm * col_mm,
+            "labelled": self.mask is not None,
+            "scale": self.image.scale,
+            "offset": self.image.offset,
+            "volume_mean": seen.mean,
+            "volume_std": seen.std,
+            "volume_min": seen.minimum,
+            "volume_max": seen.maximum,
+            "volume_p005": seen.p005,
+            "volume_p995": seen.p995,
+        }
+
+
+def read_frames(subject: Subject) -> Iterator[Frame]:
+    """Every frame with its mask, in order. Each header is checked before any data are read.
+
+    A file that holds several frames is opened once and read forwards. Raises InputError for the first thing that is
+    wrong: see `nifti` for files and grids, `label_check` for the order of labels.
+    """
+    opened: dict[str, NiftiFile] = {}
+    try:
+        for path in dict.fromkeys(p for f in subject.frames for p in (f.image, f.mask) if p):
+            opened[path] = NiftiFile(path, subject.spacing)
+        for source in subject.frames:
+            if source.mask is not None:
+                check_same_grid(opened[source.image].header, opened[source.mask].header, subject.check_masks)
+        size = opened[subject.frames[0].image].header.volume_shape[1:]
+        for source in subject.frames:
+            file = opened[source.image]
+            if file.header.volume_shape[1:] != size:
+                raise InputError(
+                    file.name,
+                    f"its slices are {_by(file.header.volume_shape[1:])}, another frame's {_by(size)}",
+                    "list the frames as subjects of their own in a table",
+                )
+            mask = None if source.mask is None else _mask(opened[source.mask], source, subject)
+            image = checked_image(file.frame(source.image_index), file.name)
+            yield Frame(source, file.header, quantise(image), statistics(image), mask)
+    finally:
+        for file in opened.values():
+            file.close()
+
+
+def _mask(file: NiftiFile, source: FrameSource, subject: Subject) -> npt.NDArray[np.uint8]:
+    coding = dict(subject.labels)
+    mask = checked_labels(file.frame(source.mask_index), coding, file.name)
+    if not mask.any():
+        elsewhere = _labelled_frames(file) if source.mask_index is not None else []
+        found = f"; it has labels at frames {', '.join(map(str, elsewhere))}" if elsewhere else ""
+        raise InputError(
+            file.name,
+            f"the mask is empty at {source.phase}, frame {source.frame} (from 0)" + found,
+            "correct ED and ES, which say where the masks are, or leave the mask out",
+        )
+    if subject.check_masks:
+        check_coding(mask, coding, file.name)
+    return mask
+
+
+def _labelled_frames(file: NiftiFile) -> list[int]:
+    return [frame for frame in range(file.header.frames) if file.frame(frame).any()]
+
+
+def _by(size: tuple[int, ...]) -> str:
+    return " × ".join(map(str, size))
