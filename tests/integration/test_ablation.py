@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import os
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 ARMS = ("unet_ra", "fs_sdnet", "fs_sdnet_ra", "ss_sdnet_ra", "ss_sdnet_ra_fa")
@@ -41,16 +43,43 @@ def cardiomix(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedP
     return subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment, cwd=cwd)
 
 
+PLACE, REMARK = "folder-of-mrs-smith", "remark-of-dr-jones"  # what must not get about
+
+
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A phantom in a telling folder, with telling headers, and one subject that is cut off."""
+    folder = tmp_path_factory.mktemp("data") / PLACE / "mnms"
+    fields = [part for a in TINY if a.startswith("phantom.") for part in ("--set", a.removeprefix("phantom."))]
+    done = cardiomix("phantom", str(folder), *fields)
+    assert done.returncode == 0, done.stderr
+    for path in folder.rglob("*.nii.gz"):
+        image = nib.load(path)
+        image.header["descrip"] = REMARK
+        image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", REMARK.encode()))
+        nib.save(image, path)
+    victim = next((folder / "Training" / "Unlabeled").glob("*/*_sa.nii.gz"))
+    victim.write_bytes(victim.read_bytes()[:5000])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def said() -> list[str]:
+    """What the ablation printed."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, data: Path, said: list[str]) -> Path:
     """A finished tiny ablation of all five arms, made by the command line."""
     folder = tmp_path_factory.mktemp("ablation") / "tiny"
     sets = [part for assignment in TINY for part in ("--set", assignment)]
     # a relative path, as a user types it; Ray's workers have working directories of their own
-    done = cardiomix("ablate", "demo", "--run", folder.name, *sets, cwd=folder.parent)
+    done = cardiomix("ablate", "demo", "--data", str(data), "--run", folder.name, *sets, cwd=folder.parent)
     assert done.returncode == 0, done.stderr
     assert "SS SDNet+RA+FA" in done.stdout
     assert "mlflow ui" in done.stdout
+    said += [done.stdout, done.stderr]
     return folder
 
 
@@ -111,11 +140,22 @@ def test_status_says_what_is_done(run: Path) -> None:
     assert done.stdout.count("done") >= len(ARMS) + 3
 
 
-def test_a_prediction_lies_on_the_grid_of_its_image(run: Path, tmp_path: Path) -> None:
-    image = next((run / "phantom" / "Testing").glob("*/*_sa.nii.gz"))
+def test_a_prediction_lies_on_the_grid_of_its_image(run: Path, data: Path, tmp_path: Path) -> None:
+    image = next((data / "Testing").glob("*/*_sa.nii.gz"))
     done = cardiomix("predict", str(run / "arms" / "unet_ra" / "seed0"), str(image), "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr
     ours, theirs = nib.load(tmp_path / f"{image.name[:-7]}_pred.nii.gz"), nib.load(image)
     assert ours.shape == theirs.shape
     np.testing.assert_allclose(ours.affine, theirs.affine, atol=1e-5)
     assert set(np.unique(np.asarray(ours.dataobj))) <= {0, 1, 2, 3}
+    assert REMARK.encode() not in gzip.decompress((tmp_path / f"{image.name[:-7]}_pred.nii.gz").read_bytes())
+
+
+def test_folders_and_headers_of_the_data_reach_no_store_page_database_or_terminal(run: Path, said: list[str]) -> None:
+    assert "skipped" in said[1] and "is damaged or cut off" in said[1]
+    for words in said:
+        assert PLACE not in words and REMARK not in words
+    for path in run.rglob("*"):
+        if path.is_file() and path != run / "config.yaml":  # which repeats the run, and so names its data
+            content = str(pq.read_table(path).to_pylist()).encode() if path.suffix == ".parquet" else path.read_bytes()
+            assert PLACE.encode() not in content and REMARK.encode() not in content, path.relative_to(run)
