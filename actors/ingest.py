@@ -79,7 +79,7 @@ def ingest(
         del stored[copy.subject]
     if not stored:
         first = skipped[0]
-        raise InputError(f"{first.subject}, {first.file}", f"{first.reason} (no subject came in)", first.remedy)
+        raise InputError(_where(first), f"{first.reason} (no subject came in)", first.remedy)
     entered = splits.assign([s for s in subjects if s.subject in stored], chosen)
     finalise(run, stored, skipped, entered)
     slices = sum(found.slices for found in stored.values())
@@ -89,7 +89,7 @@ def ingest(
 def _converted(run: str, subjects: Sequence[Subject], num_cpus: float) -> Iterator[tuple[str, Stored | Skipped]]:
     """What is stored of each subject, or why nothing is, as they get done; only a few at a time."""
     import ray
-    from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
+    from ray.exceptions import RayError
 
     cluster = float(ray.cluster_resources().get("CPU", 0.0))
     if cluster < num_cpus:
@@ -111,9 +111,9 @@ def _converted(run: str, subjects: Sequence[Subject], num_cpus: float) -> Iterat
                 outcome = ray.get(ready)
             except RayError as error:
                 log.debug("ingest of %s", name, exc_info=True)  # names files with their folders
-                cause = type(error.cause).__name__ if isinstance(error, RayTaskError) else "its worker died"
-                cause = "its worker ran out of memory" if isinstance(error, OutOfMemoryError) else cause
-                raise StageError(f"ingest of {name}: {cause}; the same command goes on where it stopped") from None
+                raise StageError(
+                    f"ingest of {name}: {_cause(error)}; the same command goes on where it stopped"
+                ) from None
             submit(1)
             yield name, outcome
     finally:
@@ -129,8 +129,23 @@ def _task(run: str, subject: Subject) -> Stored | Skipped:
         return Skipped(subject.subject, error.where, error.problem, error.remedy)
 
 
+def _cause(error: BaseException) -> str:
+    """A line without folders, which other errors' texts may have."""
+    from ray.exceptions import OutOfMemoryError, RayTaskError
+
+    if isinstance(error, OutOfMemoryError):
+        return "its worker ran out of memory"
+    if not isinstance(error, RayTaskError):
+        return "its worker died"
+    return str(error.cause) if isinstance(error.cause, StageError) else type(error.cause).__name__
+
+
 def _strictly(skipped: Skipped) -> InputError:
-    return InputError(f"{skipped.subject}, {skipped.file}", skipped.reason, skipped.remedy)
+    return InputError(_where(skipped), skipped.reason, skipped.remedy)
+
+
+def _where(skipped: Skipped) -> str:
+    return ", ".join(name for name in (skipped.subject, skipped.file) if name != "-")
 
 
 def _by_vendor(subjects: Sequence[Subject], stored: Mapping[str, Stored]) -> dict[str, VendorCount]:

@@ -58,12 +58,16 @@ class Ablation:
         """Every subject into the slice store; the demo's phantom is written first. Checks that the arms can be
         trained."""
         from actors.ingest import ingest
+        from storage.layouts import detect
 
         folders: Sequence[str] = self.settings.data
         if not folders:
             if self.settings.preset != "demo":
                 raise InputError(self.name, "has no data", "name folders of studies")
             folders = [self.phantom()]
+        if self.settings.layout == "auto":
+            for folder in folders:  # a mistyped path is told before Ray takes its seconds to start
+                detect(folder)
         self.plan()
         with self.progress.stage("ingest") as step:
             report = ingest(

@@ -14,7 +14,7 @@ import os
 import socket
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +89,8 @@ def _remote(path: str, name: str) -> Iterator[None]:
         raise _refused(name, owner, f"wait until it ends; if it was killed, remove {path}")
     if owner is not None:
         uri.remove(path)
-    _create(path, json.dumps(mine).encode())
+    with suppress(FileExistsError):  # where the store cannot do exclusive writes, the reading back decides
+        uri.create(path, json.dumps(mine).encode())
     found = _read(path)
     if found != mine:  # somebody was as quick, and the store does not do exclusive writes
         raise _refused(name, found or {}, f"wait until it ends; if it was killed, remove {path}")
@@ -98,19 +99,6 @@ def _remote(path: str, name: str) -> Iterator[None]:
     finally:
         if _read(path) == mine:
             uri.remove(path)
-
-
-def _create(path: str, data: bytes) -> None:
-    """Write an object; exclusively where the store can, else the reading back decides."""
-    from fsspec.core import url_to_fs
-
-    fs, inside = url_to_fs(path)
-    try:
-        fs.pipe_file(inside, data, mode="create")
-    except FileExistsError:
-        return
-    except (NotImplementedError, TypeError, ValueError):
-        uri.write_bytes(path, data)
 
 
 def _owner() -> dict[str, Any]:

@@ -1,24 +1,43 @@
 """Local paths and fsspec URIs (`s3://bucket/run`), read and written one way.
 
 A local write appears whole or not at all (temporary file, fsync, rename); an object store's PUT is atomic already.
-Remote settings, such as an endpoint, come from fsspec's own configuration (`FSSPEC_S3_ENDPOINT_URL`,
-`~/.config/fsspec`).
+Endpoint, credentials and retries are the driver's own settings (`AWS_ENDPOINT_URL`, `AWS_MAX_ATTEMPTS`,
+`FSSPEC_S3_…`, `~/.config/fsspec`).
+
+Of a remote place that is absent, functions say what they say of a local one. Where the store cannot be asked (it is
+down, refuses us or gives up midway) they raise StageError, never InputError: that a subject could not be fetched is no
+fact about the subject, and it must not be left out for that.
 """
 
 from __future__ import annotations
 
+import io
 import os
+import re
 import shutil
 import uuid
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from glob import has_magic
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
 
-from storage.errors import InputError
+from storage.errors import InputError, StageError
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store
 
+A = TypeVar("A")
+B = TypeVar("B")
+
 FILE_SCHEME = "file://"
+REQUESTS = 16  # at a time
+BLOCK = 2**21  # bytes fetched at once of a remote file: a header is in the first, a whole study in about ten
+# fsspec would remember listings for ever, and forgetting them is not safe while another thread reads them.
+NO_LISTINGS = {"use_listings_cache": False}
+# Of a URI: what precedes its host, and its query, where signatures and tokens are.
+_SECRET = re.compile(r"(?<=://)[^/\s]*@|\?[^\s\"')]*")
 
 
 def is_local(uri: str) -> bool:
@@ -29,7 +48,7 @@ def is_local(uri: str) -> bool:
 def local_path(uri: str) -> Path:
     """The path of a local URI. Raises InputError for a remote one."""
     if not is_local(uri):
-        raise InputError(uri, "is not on this machine's disk", "give a local path here")
+        raise InputError(_public(uri), "is not on this machine's disk", "give a local path here")
     return Path(uri.removeprefix(FILE_SCHEME))
 
 
@@ -53,23 +72,22 @@ def exists(uri: str) -> bool:
     """Whether a file or folder (or any object under that prefix) is there."""
     if is_local(uri):
         return local_path(uri).exists()
-    fs, path = _remote(uri)
-    return bool(fs.exists(path))
+    return _info(uri) is not None
 
 
 def read_bytes(uri: str) -> bytes:
     """A whole file. Raises FileNotFoundError."""
     if is_local(uri):
         return local_path(uri).read_bytes()
-    fs, path = _remote(uri)
-    return bytes(fs.cat_file(path))
+    with _remote(uri) as (fs, path):
+        return bytes(fs.cat_file(path))
 
 
 def write_bytes(uri: str, data: bytes) -> None:
     """Write a whole file, atomically; folders above it are made."""
     if not is_local(uri):
-        fs, path = _remote(uri)
-        fs.pipe_file(path, data)
+        with _remote(uri) as (fs, path):
+            fs.pipe_file(path, data)
         return
     target = local_path(uri)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -90,6 +108,15 @@ def read_text(uri: str) -> str:
     return read_bytes(uri).decode("utf-8-sig")
 
 
+def create(uri: str, data: bytes) -> None:
+    """Write a remote file that is not to be there yet: FileExistsError if it is, where the store can tell."""
+    with _remote(uri) as (fs, path):
+        try:
+            fs.pipe_file(path, data, mode="create")
+        except (NotImplementedError, TypeError, ValueError):
+            fs.pipe_file(path, data)
+
+
 def write_text(uri: str, text: str) -> None:
     """Write UTF-8, atomically."""
     write_bytes(uri, text.encode("utf-8"))
@@ -98,8 +125,9 @@ def write_text(uri: str, text: str) -> None:
 def remove(uri: str) -> None:
     """Remove a file or a folder with all below it; nothing happens if it is absent."""
     if not is_local(uri):
-        fs, path = _remote(uri)
-        if fs.exists(path):
+        if has_magic(uri):  # fsspec would remove whatever it matches
+            raise InputError(_public(uri), "has one of * ? [ in its name, so it is not removed", "name it without")
+        with suppress(FileNotFoundError), _remote(uri) as (fs, path):
             fs.rm(path, recursive=True)
         return
     target = local_path(uri)
@@ -115,9 +143,9 @@ def list_names(uri: str) -> list[str]:
         folder = local_path(uri)
         names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
         return sorted(n for n in names if not (n.startswith(".") and n.endswith(".tmp")))
-    fs, path = _remote(uri)
     try:
-        found = fs.ls(path, detail=False)
+        with _remote(uri) as (fs, path):
+            found = fs.ls(path, detail=False)
     except FileNotFoundError:
         return []
     # An object store may list the prefix itself as an entry of its own.
@@ -125,12 +153,24 @@ def list_names(uri: str) -> list[str]:
     return sorted(names)
 
 
+def each(place: str, function: Callable[[A], B], items: Iterable[A]) -> list[B]:
+    """`function` of each item, in order: one after another for a local place, side by side for a remote one.
+
+    A request to an object store takes tens of milliseconds whatever it asks, so that hundreds of folders listed one
+    after another would take minutes. The first exception passes through, once no call is under way any more.
+    """
+    if is_local(place):
+        return [function(item) for item in items]
+    with ThreadPoolExecutor(REQUESTS) as pool:
+        return list(pool.map(function, items))
+
+
 def is_folder(uri: str) -> bool:
     """Whether `uri` is a folder (or a prefix with objects under it)."""
     if is_local(uri):
         return local_path(uri).is_dir()
-    fs, path = _remote(uri)
-    return bool(fs.isdir(path))
+    info = _info(uri)
+    return info is not None and info["type"] == "directory"
 
 
 def stamp(uri: str) -> str:
@@ -141,27 +181,26 @@ def stamp(uri: str) -> str:
     if is_local(uri):
         status = local_path(uri).stat()
         return f"{status.st_size}:{status.st_mtime_ns}"
-    fs, path = _remote(uri)
-    info = fs.info(path)
+    with _remote(uri) as (fs, path):
+        info = fs.info(path)
     seen = (info.get(key) for key in ("ETag", "etag", "md5Hash", "LastModified", "mtime", "created"))
     return f"{info.get('size')}:{next((str(s) for s in seen if s is not None), '')}"
 
 
 def open_binary(uri: str) -> BinaryIO:
-    """A file opened for reading, seekable. Raises FileNotFoundError, OSError."""
+    """A file opened for reading, seekable. Raises FileNotFoundError, and OSError for a local file."""
     if is_local(uri):
         return local_path(uri).open("rb")
-    fs, path = _remote(uri)
-    handle: BinaryIO = fs.open(path, "rb")
-    return handle
+    with _remote(uri) as (fs, path):
+        return cast(BinaryIO, io.BufferedReader(_RemoteFile(fs.open(path, "rb", block_size=BLOCK), uri)))
 
 
 def size(uri: str) -> int:
     """Bytes of a file. Raises FileNotFoundError."""
     if is_local(uri):
         return local_path(uri).stat().st_size
-    fs, path = _remote(uri)
-    return int(fs.size(path))
+    with _remote(uri) as (fs, path):
+        return int(fs.size(path))
 
 
 def base_name(uri: str) -> str:
@@ -175,19 +214,82 @@ def zarr_store(uri: str, read_only: bool) -> Store:
 
     if is_local(uri):
         return LocalStore(local_path(uri), read_only=read_only)
-    _remote(uri)  # for its error
-    return FsspecStore.from_url(uri, read_only=read_only)
+    with _remote(uri):  # for its errors
+        return FsspecStore.from_url(uri, storage_options=NO_LISTINGS, read_only=read_only)
 
 
-def _remote(uri: str) -> tuple[Any, str]:
-    """The fsspec file system of a URI and the path inside it, its listing cache emptied: other processes write too."""
+class _RemoteFile(io.RawIOBase):
+    """An open remote file of which a failed read is told as by the functions here: it does not look like damage."""
+
+    def __init__(self, file: BinaryIO, uri: str) -> None:
+        self._file, self._uri = file, uri
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        view = memoryview(buffer).cast("B")
+        with _failures(self._uri):
+            data = self._file.read(len(view))
+        view[: len(data)] = data
+        return len(data)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def _info(uri: str) -> dict[str, Any] | None:
+    """What the store says of a remote file or folder; None if there is none. (fs.exists takes any failure for that.)"""
+    try:
+        with _remote(uri) as (fs, path):
+            return dict(fs.info(path))
+    except FileNotFoundError:
+        return None
+
+
+@contextmanager
+def _remote(uri: str) -> Iterator[tuple[Any, str]]:
+    """The fsspec file system of a URI and the path inside it, for the body to call. Any number of threads may."""
     from fsspec.core import url_to_fs
 
     try:
-        fs, path = url_to_fs(uri)
+        fs, path = url_to_fs(uri, **NO_LISTINGS)
     except ImportError as error:
-        raise InputError(uri, f"no driver for it ({error})", "pip install 'cardiomix[s3]'") from error
+        raise InputError(_public(uri), f"no driver for it ({error})", "pip install 'cardiomix[s3]'") from error
     except ValueError as error:
-        raise InputError(uri, str(error), "use a path or a scheme that fsspec knows, such as s3://") from error
-    fs.invalidate_cache()
-    return fs, str(path)
+        remedy = "use a path or a scheme that fsspec knows, such as s3://"
+        raise InputError(_public(uri), _public(str(error)), remedy) from error
+    with _failures(uri):
+        yield fs, str(path)
+
+
+@contextmanager
+def _failures(uri: str) -> Iterator[None]:
+    """A driver's exceptions, sorted: absence as it is, what is wrong with the URI as InputError, else StageError."""
+    try:
+        yield
+    except (FileNotFoundError, FileExistsError, IsADirectoryError) as error:
+        if "(NoSuchBucket)" in str(error.__cause__):
+            raise InputError(_public(uri), "there is no such bucket", "make it, or correct the name") from error
+        raise
+    except ValueError as error:
+        raise InputError(_public(uri), _public(str(error)), "correct it") from error
+    except Exception as error:  # botocore's, for one, have no base but this
+        told = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        remedy = "check its endpoint and the credentials, then give the same command again"
+        raise StageError(f"{_public(uri)}: the object store failed ({_public(told)}); {remedy}") from error
+
+
+def _public(text: str) -> str:
+    """A URI, or one line about one, without the credentials and queries of URIs in it."""
+    return " ".join(_SECRET.sub("", text).split())

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import http.client
 import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import count
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import nibabel as nib
 import numpy as np
@@ -40,6 +50,121 @@ def ray_local() -> Iterator[None]:
     yield
     if started:
         ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    """URL of a real S3 server on loopback, with a bucket `bucket`; it serves `s3://` in this process till the end."""
+    import fsspec.config
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    endpoint = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(300):
+            try:
+                urllib.request.urlopen(urllib.request.Request(f"{endpoint}/bucket", method="PUT")).close()
+                break
+            except OSError:  # not up yet
+                assert server.poll() is None, "moto.server ended at once"
+                time.sleep(0.1)
+        else:
+            raise TimeoutError("moto.server does not answer")
+        fsspec.config.conf["s3"] = {"endpoint_url": endpoint, "key": "test", "secret": "test"}
+        yield endpoint
+    finally:
+        fsspec.config.conf.pop("s3", None)
+        server.terminate()
+        server.wait()
+
+
+class S3Proxy(ThreadingHTTPServer):
+    """A server in front of the S3 server: notes every request, and lets those fail that `fault` (number, method) names.
+
+    A fault is a status, "no answer" (the S3 server did as it was asked; the client is not told) or "half an answer".
+    """
+
+    daemon_threads = True
+
+    def __init__(self, endpoint: str) -> None:
+        super().__init__(("127.0.0.1", 0), _Passing)
+        self.behind, self.url = urlsplit(endpoint).netloc, f"http://127.0.0.1:{self.server_port}"
+        self.numbers = count(1)
+        self.mend()
+
+    def mend(self) -> None:
+        """From now on nothing fails, and no request is noted yet."""
+        self.fault: Callable[[int, str], str | None] = lambda number, method: None
+        self.requests: list[tuple[str, str]] = []
+
+
+class _Passing(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"  # for `Expect: 100-continue`, with which uploads begin
+    server: S3Proxy
+
+    def _pass(self) -> None:
+        self.close_connection = True
+        self.server.requests.append((self.command, self.path))
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        fault = self.server.fault(next(self.server.numbers), self.command)
+        if fault is not None and fault.isdecimal():
+            self._answer(int(fault), http.client.responses[int(fault)], [], b"", 0)
+            return
+        behind = http.client.HTTPConnection(self.server.behind)
+        behind.request(self.command, self.path, body, dict(self.headers))
+        answer = behind.getresponse()
+        data = answer.read()
+        behind.close()
+        if fault == "no answer":
+            self.connection.shutdown(socket.SHUT_RDWR)
+            return
+        length = int(answer.getheader("Content-Length") or len(data))  # of HEAD: of what GET would give
+        sent = data[: len(data) // 2] if fault == "half an answer" else data
+        self._answer(answer.status, answer.reason, answer.getheaders(), sent, length)
+
+    def _answer(self, status: int, reason: str, headers: Sequence[tuple[str, str]], data: bytes, length: int) -> None:
+        self.send_response_only(status, reason)
+        for name, value in headers:
+            if name.lower() not in ("connection", "content-length", "transfer-encoding"):
+                self.send_header(name, value)
+        self.send_header("Content-Length", str(length))
+        self.send_header("Connection", "close")
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _pass
+
+
+@pytest.fixture(scope="session")
+def s3_proxy(s3_endpoint: str) -> Iterator[S3Proxy]:
+    """A way to the S3 server on which requests can be made to fail; its URL is `url`."""
+    with S3Proxy(s3_endpoint) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def s3_impatient(s3_proxy: S3Proxy, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+    """fsspec's settings for `s3://` in this process during a test: by way of the proxy, and no second try."""
+    import fsspec.config
+    import s3fs
+
+    options: dict[str, Any] = {"endpoint_url": s3_proxy.url, "key": "me", "secret": "hidden"}
+    options["config_kwargs"] = {"retries": {"max_attempts": 0}}
+    monkeypatch.setitem(fsspec.config.conf, "s3", options)
+    monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
+    s3_proxy.mend()
+    yield options
+    s3_proxy.mend()
 
 
 @pytest.fixture(scope="session")

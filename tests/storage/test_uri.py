@@ -2,22 +2,48 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import socket
+import threading
+import urllib.request
 import uuid
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import zarr
 
 from storage import uri
-from storage.errors import InputError
+from storage.errors import InputError, StageError
+
+FUNCTIONS: dict[str, Callable[[str], object]] = {
+    "exists": uri.exists,
+    "is_folder": uri.is_folder,
+    "list_names": uri.list_names,
+    "read_bytes": uri.read_bytes,
+    "write_bytes": lambda place: uri.write_bytes(place, b"1"),
+    "remove": uri.remove,
+    "stamp": uri.stamp,
+    "size": uri.size,
+    "open_binary": uri.open_binary,
+}
 
 
-@pytest.fixture(params=["local", "file", "memory"])
+@pytest.fixture(params=["local", "file", "memory", "s3"])
 def base(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A folder that does not exist yet, as a path, a file:// URI and a URI of a remote kind."""
-    kinds = {"local": str(tmp_path / "run"), "file": f"file://{tmp_path}/run", "memory": f"memory://{uuid.uuid4().hex}"}
+    """A folder that does not exist yet, as a path, a file:// URI and URIs of two remote kinds."""
+    if request.param == "s3":
+        request.getfixturevalue("s3_endpoint")
+    unique = uuid.uuid4().hex
+    kinds = {
+        "local": str(tmp_path / "run"),
+        "file": f"file://{tmp_path}/run",
+        "memory": f"memory://{unique}",
+        "s3": f"s3://bucket/{unique}",
+    }
     return kinds[request.param]
 
 
@@ -116,3 +142,118 @@ def test_an_input_error_survives_the_way_to_another_process() -> None:
     error = pickle.loads(pickle.dumps(InputError("a.nii", "is broken", "mend it")))
     assert str(error) == "a.nii: is broken; mend it"
     assert (error.where, error.problem, error.remedy) == ("a.nii", "is broken", "mend it")
+
+
+def test_what_another_process_writes_is_seen_at_once(s3_endpoint: str) -> None:
+    folder = f"another{uuid.uuid4().hex}"
+    for name in ("one", "two"):
+        assert not uri.exists(f"s3://bucket/{folder}/{name}")
+        request = urllib.request.Request(f"{s3_endpoint}/bucket/{folder}/{name}", data=b"1", method="PUT")
+        urllib.request.urlopen(request).close()
+        assert uri.exists(f"s3://bucket/{folder}/{name}")
+        assert name in uri.list_names(f"s3://bucket/{folder}")
+
+
+def test_many_threads_share_an_object_store(s3_endpoint: str) -> None:
+    base = f"s3://bucket/{uuid.uuid4().hex}"
+    folders = [uri.join(base, f"{n:02d}") for n in range(48)]
+
+    def write_and_read(folder: str) -> list[str]:
+        for name in ("a", "b"):
+            uri.write_text(uri.join(folder, name), folder)
+        assert uri.read_text(uri.join(folder, "a")) == folder
+        uri.remove(uri.join(folder, "b"))
+        assert uri.is_folder(folder) and not uri.exists(uri.join(folder, "b"))
+        return uri.list_names(folder)
+
+    assert uri.each(base, write_and_read, folders) == [["a"]] * 48
+    assert uri.list_names(base) == [uri.base_name(folder) for folder in folders]
+
+
+@pytest.mark.parametrize("place", ["folder", "memory://folder"])
+def test_each_keeps_the_order_passes_exceptions_and_leaves_no_thread(place: str) -> None:
+    before = set(threading.enumerate())
+    assert uri.each(place, lambda n: n * n, range(100)) == [n * n for n in range(100)]
+    assert uri.each(place, str, []) == []
+    with pytest.raises(ZeroDivisionError):
+        uri.each(place, lambda n: 1 // (n - 50), range(100))
+    assert set(threading.enumerate()) == before
+
+
+def test_each_waits_for_remote_places_side_by_side_and_reads_local_ones_in_turn() -> None:
+    together = threading.Barrier(4)
+    assert uri.each("memory://folder", lambda n: together.wait(60) >= 0, range(4)) == [True] * 4
+    assert uri.each("folder", lambda n: threading.current_thread(), range(4)) == [threading.current_thread()] * 4
+
+
+@pytest.mark.parametrize("scheme", ["memory", "s3"])
+def test_a_name_is_never_removed_as_a_pattern(scheme: str, s3_endpoint: str) -> None:
+    base = f"{scheme}://bucket/{uuid.uuid4().hex}"
+    for run in ("run1", "run2", "run[1]", "run*"):
+        uri.write_text(uri.join(base, run, "x"), "")
+    for run in ("run[1]", "run*", "run?"):
+        with pytest.raises(InputError, match="is not removed"):
+            uri.remove(uri.join(base, run))
+    assert uri.list_names(base) == ["run*", "run1", "run2", "run[1]"]
+
+
+def told(error: pytest.ExceptionInfo[Exception]) -> str:
+    """What an error says: one line, with neither credentials nor query."""
+    text = str(error.value)
+    assert len(text.splitlines()) == 1
+    assert "hidden" not in text and "list-type" not in text
+    return text
+
+
+@pytest.mark.parametrize(
+    ("fault", "names"),
+    [
+        ("503", tuple(FUNCTIONS)),
+        ("403", tuple(FUNCTIONS)),
+        ("no answer", tuple(FUNCTIONS)),
+        ("half an answer", ("read_bytes", "list_names")),
+        ("nobody there", tuple(FUNCTIONS)),
+        ("no credentials", tuple(FUNCTIONS)),
+    ],
+)
+def test_a_store_that_cannot_be_asked_is_not_taken_for_absence_or_bad_input(
+    fault: str, names: Sequence[str], s3_proxy: Any, s3_impatient: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = "s3://bucket/some/object"
+    uri.write_bytes(place, b"content")
+    s3_proxy.fault = lambda number, method: fault
+    if fault == "nobody there":
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            s3_impatient["endpoint_url"] = f"http://127.0.0.1:{free.getsockname()[1]}"
+    if fault == "no credentials":
+        del s3_impatient["key"], s3_impatient["secret"]
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            monkeypatch.delenv(name)
+        monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+            monkeypatch.setenv(name, os.devnull)
+    for name in names:
+        with pytest.raises(StageError) as caught:
+            FUNCTIONS[name](place)
+        assert told(caught).startswith(f"{place}: the object store failed ("), name
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_an_absent_bucket_is_named(name: str, s3_endpoint: str) -> None:
+    with pytest.raises(InputError) as caught:
+        FUNCTIONS[name]("s3://absent/some/object")
+    assert told(caught) == "s3://absent/some/object: there is no such bucket; make it, or correct the name"
+
+
+@pytest.mark.parametrize(
+    "place", ["nosuch://me:hidden@bucket/x?token=hidden", "https://me:hid@den@host/x?token=hidden", "s3://?hidden"]
+)
+def test_no_error_names_credentials_or_a_query(place: str) -> None:
+    with pytest.raises(InputError) as caught:
+        uri.local_path(place)
+    assert "hid" not in told(caught)
+    if place.startswith("nosuch"):
+        with pytest.raises(InputError, match=r"^nosuch://bucket/x: ") as caught:
+            uri.exists(place)
+        assert "hidden" not in told(caught)
