@@ -16,6 +16,7 @@ from storage.errors import InputError, StageError
 if TYPE_CHECKING:
     from experiments.ablation import Ablation
     from experiments.config import Settings
+    from storage.layouts import LayoutOptions
 
 FAILED, BAD_INPUT = 1, 2
 
@@ -76,25 +77,92 @@ def _stage(run: str, assignments: list[str] | None = None) -> AbstractContextMan
     return _driving(run, _settings(run, "cpu", assignments))
 
 
-@app.command(epilog="Example:  cardiomix phantom data/phantom --seed 1 --set testing=2")
+@app.command(epilog="Example:  cardiomix phantom data/phantom --subjects 12 --frames 10 --seed 1 --set validation=1")
 def phantom(
-    out: Annotated[Path, typer.Argument(help="Folder to write, in M&Ms' own layout.")],
-    seed: Annotated[int, typer.Option(help="Equal seeds give equal bytes.")] = 0,
+    out: Annotated[Path, typer.Argument(help="Folder to write, in M&Ms' own layout; empty or an earlier phantom.")],
+    subjects: Annotated[
+        int | None,
+        typer.Option(
+            help="Subjects in all, shared out as the counts are to each other, at least 1 of each vendor and split "
+            "(7 with the default counts). Default: 36, of which A 10 and B 10 labelled, C 4 unlabelled, A to D 3 each "
+            "for testing."
+        ),
+    ] = None,
+    frames: Annotated[int | None, typer.Option(help="Time points of a cine, 2 to 100. Default: 8.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="A whole number, 0 or more; equal seeds give equal bytes. Default: 0.")
+    ] = None,
     assignments: Annotated[
-        list[str] | None, typer.Option("--set", help="A field of the phantom, such as frames=8.")
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="Any field of the phantom; repeatable: labelled_a, labelled_b, unlabelled_c, testing, validation "
+            "(subjects; the last two of each vendor), slices (fewest and most, such as [7,9]), field_scale (share of "
+            "the field of view, 0.55 to 1.3).",
+        ),
     ] = None,
 ) -> None:
-    """Write a small multi-vendor cine data set."""
+    """Write a small multi-vendor cine data set: synthetic, with masks, four vendors."""
     from experiments import config
     from experiments.progress import Progress
     from pipeline.phantom import write_phantom
 
-    fields = [f"phantom.{a}" for a in assignments or []] + [f"phantom.seed={seed}"]
-    settings = config.override(config.demo(), fields)
+    given = {"subjects": subjects, "frames": frames, "seed": seed}
+    given = {name: value for name, value in given.items() if value is not None}
+    document = config.override(config.demo(), [f"phantom.{a}" for a in assignments or []]).model_dump()
+    where = " ".join(f"--{name} {value}" for name, value in given.items())
+    settings = config.validated(document | {"phantom": document["phantom"] | given}, where)
     progress = Progress()
     with progress.stage("phantom") as step:
-        subjects = write_phantom(out, settings.phantom, lambda done, total: step.update("", done, total))
-    progress.say(f"{len(subjects)} subjects in {out}")
+        written = write_phantom(out, settings.phantom, lambda done, total: step.update("", done, total))
+    progress.say(f"{len(written)} subjects in {out}")
+
+
+@app.command("inspect", epilog="Example:  cardiomix inspect data/mnms data/acdc --out inspect.html")
+def inspect_data(
+    data: Annotated[list[str], typer.Argument(help="Folders of studies: M&Ms, ACDC or a table of files, in any mix.")],
+    out: Annotated[str, typer.Option(help="Page to write; replaced if there.")] = "inspect.html",
+    images: Annotated[
+        bool, typer.Option("--images/--no-images", help="Whether the page shows a few of the data set's images.")
+    ] = True,
+    layout: Annotated[str, typer.Option(help="auto, mnms, acdc or table.")] = "auto",
+    strict: Annotated[bool, typer.Option("--strict", help="Exit status 2 if a subject would be skipped.")] = False,
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", help="As for ingest: layouts.frames=all and the like; repeatable.")
+    ] = None,
+) -> None:
+    """What is there, before ingesting: subjects, resolutions, intensities, what would be skipped, what looks odd.
+
+    Prints tables and writes an HTML page, inspect.html in the current folder unless --out says otherwise.
+    """
+    from experiments import inspection
+    from experiments.progress import Progress
+    from storage.survey import survey
+
+    options = _layout_options(assignments)
+    with Progress().stage("inspect") as step:
+        found = survey(data, options, layout, lambda done, total: step.update("", done, total))
+    inspection.write_page(out, found, data, images)
+    inspection.show(found)
+    typer.echo(f"\npage: {out}")
+    if found.skipped and (strict or not found.subjects):
+        first = found.skipped[0]
+        none = "" if found.subjects else " (no subject can come in)"
+        raise InputError(f"{first.subject}, {first.file}", first.reason + none, first.remedy)
+
+
+def _layout_options(assignments: list[str] | None) -> LayoutOptions:
+    """The layouts' own part of a configuration."""
+    from storage.layouts import LayoutOptions
+
+    if not assignments:
+        return LayoutOptions()
+    for assignment in assignments:
+        if not assignment.startswith("layouts."):
+            raise InputError(f"--set {assignment}", "is not about reading data", "write --set layouts.FIELD=VALUE")
+    from experiments import config  # takes longer than reading thirty subjects
+
+    return config.override(config.cpu(), assignments).layouts
 
 
 @app.command(epilog="Example:  cardiomix ingest data/mnms --run runs/first --preset paper")

@@ -35,6 +35,7 @@ UNIT_MM = {"meter": 1000.0, "mm": 1.0, "micron": 0.001, "unknown": 1.0}
 MOST_FRAME_VOXELS = 2**28
 DEFLATE_RATIO = 1032  # no gzip stream grows by more
 SMALLEST_MM, LARGEST_MM = 0.01, 100.0
+FARTHEST_MM = 1e6  # in an affine: nothing is a kilometre from a scanner's centre, such numbers are no directions
 PARALLEL = 0.9  # cosine above which two axes are taken for one
 GRID_TOLERANCE = 0.01  # relative; headers that other tools wrote round voxel sizes
 CUT_OFF = "is damaged or cut off: it cannot be read to the end"
@@ -88,10 +89,8 @@ class NiftiFile:
         try:
             self._size = uri.size(path)
             self._raw: BinaryIO = uri.open_binary(path)
-        except FileNotFoundError as error:
-            raise InputError(self.name, "no such file", "copy it from the data set or correct its name") from error
         except OSError as error:
-            raise InputError(self.name, f"cannot be opened ({error.strerror})", "check its permissions") from error
+            raise not_opened(self.name, error) from error
         try:
             self._open(path, spacing)
         except BaseException:
@@ -99,25 +98,35 @@ class NiftiFile:
             raise
 
     def _open(self, path: str, spacing: Spacing | None) -> None:
+        self._raw.seek(max(self._size - 4, 0))
+        trailer = int.from_bytes(self._raw.read(4), "little")
+        self._raw.seek(0)
         self._zipped = self._raw.read(2) == b"\x1f\x8b"
         self._raw.seek(0)
         self._stream = _unzipped(self._raw) if self._zipped else self._raw
         self._nifti = _read_raw_header(self._stream, self.name)
         self.header = _checked(self._nifti, path, spacing)
-        self._check_size()
+        wanted = self._check_size()
+        # A gzip file ends in its content's length. Where that is not what the header asks for, the file is read
+        # through: it may break off behind the frames that are taken, or be whole, of several parts.
+        self._unsure = wanted if self._zipped and trailer != wanted % 2**32 else None
         self._data = ArrayProxy(self._stream, self._nifti, mmap=False)
 
-    def _check_size(self) -> None:
+    def _check_size(self) -> int:
+        """Bytes that header and data need, unpacked."""
         voxels = math.prod(self.header.volume_shape)
-        claimed = voxels * self.header.frames * self._nifti.get_data_dtype().itemsize
-        most = self._size * DEFLATE_RATIO if self._zipped else self._size
-        if voxels > MOST_FRAME_VOXELS or claimed > most:
+        claimed: int = voxels * self.header.frames * self._nifti.get_data_dtype().itemsize
+        start, most = int(self._nifti["vox_offset"]), self._size * (DEFLATE_RATIO if self._zipped else 1)
+        if start > most:
+            raise InputError(self.name, f"its header says that data start at byte {start}", "export it again")
+        if voxels > MOST_FRAME_VOXELS or start + claimed > most:
             raise InputError(
                 self.name,
                 f"its header claims {' × '.join(map(str, self.header.shape))} voxels, more than "
                 + ("a study has" if voxels > MOST_FRAME_VOXELS else "the file can hold"),
                 "copy the file again or mend its header",
             )
+        return start + claimed
 
     def frame(self, index: int | None) -> Array:
         """One frame (Z, H, W) in the file's type, scaled if the header scales. `index` None: the file has one frame."""
@@ -132,6 +141,8 @@ class NiftiFile:
                 "correct ED and ES in the data set's table",
             )
         try:
+            if self._unsure is not None:
+                self._read_through(self._unsure)
             data = np.asarray(self._data[..., at] if len(header.shape) == 4 else self._data[...])
             if self._zipped and at == header.frames - 1:
                 self._stream.read(1)  # to the end, where the stream's checksum is compared
@@ -140,6 +151,14 @@ class NiftiFile:
         except DAMAGED as error:
             raise InputError(self.name, CUT_OFF, "copy the file again") from error
         return data.transpose(2, 1, 0)
+
+    def _read_through(self, wanted: int) -> None:
+        self._stream.seek(0)
+        while part := self._stream.read(2**20):
+            wanted -= len(part)
+        if wanted > 0:
+            raise EOFError
+        self._unsure = None
 
     def close(self) -> None:
         """Close the file."""
@@ -152,6 +171,13 @@ class NiftiFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def not_opened(name: str, error: OSError) -> InputError:
+    """What to tell of a file that cannot even be opened."""
+    if isinstance(error, FileNotFoundError):
+        return InputError(name, "no such file", "copy it from the data set or correct its name")
+    return InputError(name, f"cannot be opened ({error.strerror})", "check that it is a file and its permissions")
 
 
 def read_header(path: str, spacing: Spacing | None = None) -> Header:
@@ -182,11 +208,13 @@ def read_labels(path: str, index: int | None = None, coding: Mapping[int, int] |
 
 
 def checked_image(frame: Array, name: str) -> Array:
-    """Intensities (Z, H, W), contiguous: integers as they are, else float32.
+    """Intensities (Z, H, W), contiguous: integers of up to 32 bits as they are, else float32.
 
     Raises InputError if any is not finite, or all are the same.
     """
-    image = np.ascontiguousarray(frame, dtype=None if frame.dtype.kind in "iu" else np.float32)
+    kept = frame.dtype.kind in "iu" and frame.dtype.itemsize <= 4  # float64, which statistics are in, holds these
+    with np.errstate(over="ignore"):  # what is beyond float32 is infinite then, and told
+        image = np.ascontiguousarray(frame, dtype=None if kept else np.float32)
     low, high = float(image.min()), float(image.max())  # NaN and infinities come through either
     if not (math.isfinite(low) and math.isfinite(high)):
         count = int(np.size(image) - np.count_nonzero(np.isfinite(image)))
@@ -352,12 +380,12 @@ def _checked(raw: nib.Nifti1Header, path: str, spacing: Spacing | None) -> Heade
 
 
 def _affine(raw: nib.Nifti1Header) -> tuple[tuple[float, ...], ...] | None:
-    """The sform if there is one, else the qform; None for neither or for one that is not finite."""
+    """The sform if there is one, else the qform; None for neither or for one that cannot be meant."""
     try:
         affine = raw.get_sform() if raw["sform_code"] > 0 else raw.get_qform() if raw["qform_code"] > 0 else None
     except (HeaderDataError, ValueError):  # a quaternion longer than 1
         return None
-    if affine is None or not np.isfinite(affine).all():
+    if affine is None or not (np.abs(affine) < FARTHEST_MM).all():
         return None
     return tuple(tuple(float(v) for v in row) for row in affine[:3])
 

@@ -1,7 +1,8 @@
 """A Zarr v3 array in one shard, one chunk a row, written in one go.
 
 Shard and metadata are put together here (Zarr v3 core specification; its `sharding_indexed` codec, ZEP 2): Zarr's own
-writer spends several times as long on them as the compression takes. What comes out is the same bytes.
+writer spends several times as long on them as the compression takes. What comes out is the same bytes (but an array of
+nothing but zeros has a shard here).
 """
 
 from __future__ import annotations
@@ -12,16 +13,19 @@ from typing import Any
 import google_crc32c
 import numpy as np
 import numpy.typing as npt
+from numcodecs import blosc
 from numcodecs.blosc import Blosc
 
 from storage import uri
 
 ABSENT = np.uint64(2**64 - 1)  # offset and length of a chunk that holds the fill value alone
+# Blosc's threads put a chunk's blocks down in the order in which they finish: other bytes each time, and no faster.
+blosc.use_threads = False
 LITTLE = {"name": "bytes", "configuration": {"endian": "little"}}
 
 
 def write_array(path: str, data: npt.NDArray[Any], level: int, dimension_names: tuple[str, ...]) -> None:
-    """Write (rows, …) integers or floats at `path`; a row of zeros takes no space.
+    """Write (rows, …) integers at `path`; a row of zeros takes no space.
 
     Blosc zstd of `level` with bitshuffle, fill value 0. The metadata come last: without them there is no array.
     """

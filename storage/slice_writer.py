@@ -8,6 +8,8 @@ import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 from urllib.parse import quote
 
@@ -20,6 +22,7 @@ import zarr
 from storage import uri
 from storage.errors import InputError
 from storage.frame_reader import read_frames
+from storage.nifti import not_opened
 from storage.sharded_array import write_array
 from storage.subjects import SLICE_SCHEMA, SLICES_VERSION, FrameSource, Skipped, Subject
 
@@ -29,6 +32,7 @@ LONGEST_NAME = 200  # bytes; file systems end at 255
 # Scans compress hardly better at higher levels, which take up to four times as long; masks are nearly nothing.
 IMAGE_LEVEL, MASK_LEVEL = 1, 5
 AXES = ("row", "y", "x")
+GROUP_ROWS = 4096  # about, in a row group of the index: one at a time is in memory
 
 
 @dataclass(frozen=True)
@@ -74,18 +78,12 @@ def finalise(run: str, stored: Mapping[str, Stored], skipped: Sequence[Skipped],
     """
     known = {s.subject: s for s in subjects}
     names = sorted(stored)
-    parts = [_index(stored[name], known[name]) for name in names]
-    table = pa.concat_tables(parts) if parts else SLICE_SCHEMA.empty_table()
-    ids = pa.array(np.arange(table.num_rows, dtype=np.int64))
-    table = table.set_column(0, SLICE_SCHEMA.field("slice_id"), ids).combine_chunks()
     lines = [asdict(s) for s in sorted(skipped, key=lambda s: (s.subject, s.file, s.reason))]
     uri.write_text(uri.join(run, SKIPPED), _csv(("subject", "file", "reason", "remedy"), lines))
     splits = [{**_said(known[name]), "reason": known[name].split_reason} for name in names]
     uri.write_text(uri.join(run, SPLITS), _csv(("subject", "vendor", "centre", "split", "reason"), splits))
     _write_root(uri.join(run, ARRAYS))
-    out = io.BytesIO()
-    pq.write_table(table, out, compression="zstd")
-    uri.write_bytes(uri.join(run, TABLE), out.getvalue())
+    uri.write_bytes(uri.join(run, TABLE), _index([(known[name], stored[name]) for name in names]))
 
 
 def subject_folder(run: str, subject: str) -> str:
@@ -129,21 +127,40 @@ def _convert(folder: str, subject: Subject) -> Stored:
     return Stored(tuple(facts), tuple(digests))
 
 
-def _index(stored: Stored, subject: Subject) -> pa.Table:
-    """The subject's rows of the index, `slice_id` still 0."""
-    counts = np.array([f["slices"] for f in stored.frames])
-    said = _said(subject)
-    columns: dict[str, Any] = {
-        "slice_id": np.zeros(counts.sum(), dtype=np.int64),
-        "slice": np.concatenate([np.arange(n) for n in counts]),
-        "row": np.arange(counts.sum()),
+def _index(entered: Sequence[tuple[Subject, Stored]]) -> bytes:
+    """The index as a Parquet file, rows in the order of `entered`, put together a row group at a time."""
+    out, rows = io.BytesIO(), 0
+    group_of = np.cumsum([stored.slices for _, stored in entered]) // GROUP_ROWS
+    with pq.ParquetWriter(out, SLICE_SCHEMA, compression="zstd") as writer:
+        for _, group in groupby(zip(entered, group_of, strict=True), key=itemgetter(1)):
+            table = _rows([each for each, _ in group], rows)
+            writer.write_table(table)
+            rows += table.num_rows
+    return out.getvalue()
+
+
+def _rows(entered: Sequence[tuple[Subject, Stored]], first: int) -> pa.Table:
+    """The rows of some subjects, `slice_id` from `first` on; Arrow repeats each frame's facts for its slices."""
+    frames = [{**_said(subject), **frame} for subject, stored in entered for frame in stored.frames]
+    counts = np.array([f["slices"] for f in frames], dtype=np.int64)
+    frame_of = pa.array(np.repeat(np.arange(len(frames)), counts))
+    numbers = {
+        "slice_id": first + np.arange(counts.sum()),
+        "slice": _counted(counts),
+        "row": _counted(np.array([stored.slices for _, stored in entered], dtype=np.int64)),
     }
-    for name in SLICE_SCHEMA.names:
-        if name in said:
-            columns[name] = [said[name]] * int(counts.sum())
-        elif name not in columns:
-            columns[name] = np.repeat([f[name] for f in stored.frames], counts)
-    return pa.table({f.name: pa.array(columns[f.name], type=f.type) for f in SLICE_SCHEMA}, schema=SLICE_SCHEMA)
+    columns = {
+        f.name: pa.array(numbers[f.name], type=f.type)
+        if f.name in numbers
+        else pa.array([frame[f.name] for frame in frames], type=f.type).take(frame_of)
+        for f in SLICE_SCHEMA
+    }
+    return pa.table(columns, schema=SLICE_SCHEMA)
+
+
+def _counted(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """0, 1, … up to each count, one after the other."""
+    return np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
 
 
 def _write_root(arrays: str) -> None:
@@ -184,10 +201,8 @@ def _without_folders(frame: FrameSource) -> dict[str, Any]:
 def _stamp(path: str) -> str:
     try:
         return uri.stamp(path)
-    except FileNotFoundError as error:
-        raise InputError(
-            uri.base_name(path), "no such file", "copy it from the data set or correct its name"
-        ) from error
+    except OSError as error:
+        raise not_opened(uri.base_name(path), error) from error
 
 
 def _csv(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> str:

@@ -10,7 +10,7 @@ import re
 
 from storage import uri
 from storage.errors import InputError
-from storage.layouts.frames import cine_frames
+from storage.layouts.frames import cine_frames, nifti_name
 from storage.layouts.options import LayoutOptions
 from storage.layouts.read_each import read_each
 from storage.layouts.terms import terms_of
@@ -22,6 +22,7 @@ TERMS = "ACDC: CC BY-NC-SA 4.0; cite Bernard et al. 2018, doi 10.1109/TMI.2018.2
 PATIENT = re.compile(r"patient\d+", re.IGNORECASE)
 PARENT = "database"  # of the release since 2022
 PARTS = ("training", "testing")
+LONGEST_NUMBER = 9  # digits
 
 
 def matches(folder: str) -> bool:
@@ -71,10 +72,10 @@ def _frames(path: str, options: LayoutOptions) -> tuple[FrameSource, ...]:
     masks = {
         frame: (uri.join(path, mask), None)
         for frame in phases.values()
-        if (mask := _file(files, f"{name}_frame{frame + 1:02d}_gt"))
+        if (mask := nifti_name(files, f"{name}_frame{frame + 1:02d}_gt"))
     }
-    cine = _file(files, f"{name}_4d")
-    single = {phase: _file(files, f"{name}_frame{frame + 1:02d}") for phase, frame in phases.items()}
+    cine = nifti_name(files, f"{name}_4d")
+    single = {phase: nifti_name(files, f"{name}_frame{frame + 1:02d}") for phase, frame in phases.items()}
     if cine and (options.frames == "all" or not all(single.values())):
         image = uri.join(path, cine)
         return cine_frames(image, read_header(image).frames, phases, masks, options)
@@ -105,7 +106,7 @@ def _phases(path: str, files: set[str]) -> dict[str, int]:
     for line in lines:
         key, _, value = (part.strip() for part in line.partition(":"))
         if key.upper() in ("ED", "ES"):
-            if not value.isdecimal() or int(value) < 1:
+            if not value.isdecimal() or len(value) > LONGEST_NUMBER or int(value) < 1:
                 raise InputError("Info.cfg", f"{key} is '{value}'", "write a frame number: 1, 2, 3, …")
             found[key.upper()] = int(value) - 1
     missing = [phase for phase in ("ED", "ES") if phase not in found]
@@ -114,7 +115,3 @@ def _phases(path: str, files: set[str]) -> dict[str, int]:
     if found["ED"] == found["ES"]:
         raise InputError("Info.cfg", "ED and ES are the same frame", "correct one of them")
     return found
-
-
-def _file(files: set[str], stem: str) -> str | None:
-    return next((stem + end for end in (".nii.gz", ".nii") if stem + end in files), None)

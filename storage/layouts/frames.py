@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from storage.errors import InputError
 from storage.layouts.options import LayoutOptions
 from storage.subjects import FrameSource
+
+MOST_FRAMES = 2**31  # the slice store's index counts frames in 32 bits
 
 
 def cine_frames(
@@ -43,6 +45,12 @@ def evenly_spaced(count: int, wanted: int) -> list[int]:
     return [i * count // taken for i in range(taken)]
 
 
+def nifti_name(names: Collection[str], stem: str) -> str | None:
+    """Which of a folder's names is `stem`.nii.gz or `stem`.nii, the ending in capitals or not; zipped before plain."""
+    found = [name for name in names if name.startswith(stem) and name[len(stem) :].lower() in (".nii.gz", ".nii")]
+    return max(found, key=lambda name: (len(name), name), default=None)
+
+
 def check_frame(image: str, phase: str, frame: int, count: int) -> None:
     """Raise InputError unless `frame` (0-based) is one of `count`."""
     if not 0 <= frame < count:
@@ -61,6 +69,6 @@ def frame_number(text: str, column: str, where: str) -> int | None:
         value = float(text)
     except ValueError:
         value = -1.0
-    if value < 0 or value != int(value):
+    if not 0 <= value < MOST_FRAMES or value != int(value):  # NaN is not either
         raise InputError(where, f"{column} is '{text}'", f"{column} is a frame number: 0, 1, 2, …")
     return int(value)

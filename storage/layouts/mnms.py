@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from storage import uri
 from storage.errors import InputError
-from storage.layouts.frames import cine_frames, frame_number
+from storage.layouts.frames import cine_frames, frame_number, nifti_name
 from storage.layouts.options import LayoutOptions
 from storage.layouts.read_each import read_each
 from storage.layouts.records import Record, need_columns, read_records
@@ -50,7 +50,7 @@ class Place:
 
     def file(self, stem: str) -> str | None:
         """Path of `stem.nii.gz` or `stem.nii` in here."""
-        found = next((stem + end for end in (".nii.gz", ".nii") if stem + end in self.names), None)
+        found = nifti_name(self.names, stem)
         return None if found is None else uri.join(self.path, found)
 
 
@@ -65,7 +65,9 @@ def read(folder: str, options: LayoutOptions) -> tuple[list[Subject], list[Skipp
     source = _table(folder, root)
     records = [_usual(record) for record in read_records(source)]
     need_columns(source, records, NEEDED)
-    known = {record["external code"]: record for record in records}
+    known: dict[str, list[Record]] = {}
+    for record in records:
+        known.setdefault(record["external code"], []).append(record)
     places = _places(root)
     terms = terms_of(folder, TERMS)
     listed = _without_folder(uri.base_name(source), sorted(set(known) - set(places)))
@@ -80,9 +82,11 @@ def read(folder: str, options: LayoutOptions) -> tuple[list[Subject], list[Skipp
         if place is None:
             # A folder that holds only a mask belongs to an image elsewhere; without one there is nothing to say.
             raise InputError(f"{code}_sa.nii.gz", "no image in its folder", "copy it from the data set")
-        if code not in known:
-            raise InputError(uri.base_name(source), "has no row for this subject", "add the row")
-        return _subject(code, place, places[code], known[code], terms, options)
+        rows = known.get(code, [])
+        if len(rows) != 1:
+            problem = f"has {len(rows) or 'no'} row{'s' * (len(rows) > 1)} for this subject"
+            raise InputError(uri.base_name(source), problem, "leave one of them" if rows else "add the row")
+        return _subject(code, place, places[code], rows[0], uri.base_name(source), terms, options)
 
     subjects, skipped = read_each(folder, subject, [(code, code) for code in places])
     return subjects, listed + skipped
@@ -165,17 +169,17 @@ def _part_name(place: Place) -> str:
 
 
 def _subject(
-    code: str, place: Place, places: list[Place], record: Record, terms: str, options: LayoutOptions
+    code: str, place: Place, places: list[Place], record: Record, source: str, terms: str, options: LayoutOptions
 ) -> Subject:
     if not record["vendor"]:
-        raise InputError("information table", "vendor is empty", "fill in A, B, C or D")
+        raise InputError(source, "vendor is empty", "fill in A, B, C or D")
     split, reason = PARTS[place.part]
     return Subject(
         subject=code,
         layout="mnms",
         vendor=record["vendor"],
         centre=record["centre"],
-        frames=_frames(code, place, places, record, options),
+        frames=_frames(code, place, places, record, source, options),
         split=split,
         split_reason=reason,
         labels=LABELS,
@@ -184,17 +188,17 @@ def _subject(
 
 
 def _frames(
-    code: str, place: Place, places: list[Place], record: Record, options: LayoutOptions
+    code: str, place: Place, places: list[Place], record: Record, source: str, options: LayoutOptions
 ) -> tuple[FrameSource, ...]:
     image = place.file(f"{code}_sa") or ""
     if place.part.startswith("training/unlabel"):
         # Its ED = ES = 0 mean "unknown", and a mask here is not one to learn from.
         return cine_frames(image, read_header(image).frames, {}, {}, options)
-    numbers = {phase: frame_number(record[phase.lower()], phase, "information table") for phase in ("ED", "ES")}
+    numbers = {phase: frame_number(record[phase.lower()], phase, source) for phase in ("ED", "ES")}
     phases = {phase: number for phase, number in numbers.items() if number is not None}
     if len(phases) < 2 or phases["ED"] == phases["ES"]:
         shown = " and ".join(f"{phase} {record[phase.lower()] or 'empty'}" for phase in ("ED", "ES"))
-        raise InputError("information table", f"has {shown} for a labelled subject", "fill in its 0-based frames")
+        raise InputError(source, f"has {shown} for a labelled subject", "fill in its 0-based frames")
     mask = next((path for p in [place, *places] if (path := p.file(f"{code}_sa_gt"))), None)
     if mask is None:
         raise InputError(

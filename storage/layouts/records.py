@@ -18,14 +18,15 @@ def read_records(source: str) -> list[Record]:
     name = uri.base_name(source)
     try:
         if name.lower().endswith(".parquet"):
-            return _parquet(source)
-        rows = _excel(source) if name.lower().endswith(".xlsx") else _csv(source)
+            rows = _parquet(source)
+        else:
+            rows = _excel(source) if name.lower().endswith(".xlsx") else _csv(source)
     except FileNotFoundError as error:
         raise InputError(name, "no such file", "check the path") from error
     except (OSError, ValueError, KeyError, csv.Error) as error:
         problem = f"cannot be read as a table ({_first_line(error)})"
         raise InputError(name, problem, "save it again as UTF-8 CSV") from error
-    return _named(rows)
+    return _named(rows, name)
 
 
 def need_columns(source: str, records: Sequence[Record], needed: Iterable[str]) -> None:
@@ -41,42 +42,41 @@ def need_columns(source: str, records: Sequence[Record], needed: Iterable[str]) 
         )
 
 
-def _csv(source: str) -> Iterable[Sequence[object]]:
+def _csv(source: str) -> list[Sequence[object]]:
     text = uri.read_text(source)
     header = text.partition("\n")[0]
     # Excel in half of Europe writes semicolons.
     delimiter = max(",;\t", key=header.count)
-    return csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    return list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter))
 
 
-def _excel(source: str) -> Iterable[Sequence[object]]:
-    from zipfile import BadZipFile
-
+def _excel(source: str) -> list[Sequence[object]]:
     import openpyxl
 
+    data = io.BytesIO(uri.read_bytes(source))
     try:
-        book = openpyxl.load_workbook(io.BytesIO(uri.read_bytes(source)), read_only=True, data_only=True)
-    except BadZipFile as error:
+        book = openpyxl.load_workbook(data, read_only=True, data_only=True)
+        return list(book.worksheets[0].iter_rows(values_only=True))
+    except Exception as error:  # zip's, zlib's, the XML parser's: they have no base but this
         raise ValueError("not an Excel file") from error
-    return list(book.worksheets[0].iter_rows(values_only=True))
 
 
-def _parquet(source: str) -> list[Record]:
+def _parquet(source: str) -> list[Sequence[object]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     table = pq.read_table(pa.BufferReader(uri.read_bytes(source)))
-    return _named([table.column_names, *(row.values() for row in table.to_pylist())])
+    return [table.column_names, *zip(*(column.to_pylist() for column in table.columns), strict=True)]
 
 
-def _named(rows: Iterable[Iterable[object]]) -> list[Record]:
+def _named(rows: Sequence[Iterable[object]], source: str) -> list[Record]:
     lines = [[_text(cell) for cell in row] for row in rows]
     if not lines:
         return []
     names = [name.lower() for name in lines[0]]
     repeated = {n for n in names if n and names.count(n) > 1}
     if repeated:
-        raise InputError("table", f"has the column {', '.join(sorted(repeated))} twice", "rename one of them")
+        raise InputError(source, f"has the column {', '.join(sorted(repeated))} twice", "rename one of them")
     filled = (line + [""] * (len(names) - len(line)) for line in lines[1:] if any(line))
     return [{name: cell for name, cell in zip(names, line, strict=False) if name} for line in filled]
 
@@ -84,8 +84,12 @@ def _named(rows: Iterable[Iterable[object]]) -> list[Record]:
 def _text(cell: object) -> str:
     if cell is None or (isinstance(cell, float) and cell != cell):
         return ""
+    if isinstance(cell, float) and cell.is_integer():  # what becomes of whole numbers in a column with empty cells
+        return str(int(cell))
     return str(cell).strip()
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
+    # A system's error names the whole path.
+    told = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return (told or type(error).__name__).splitlines()[0]

@@ -17,7 +17,7 @@ from storage import uri
 from storage.errors import InputError
 from storage.layouts.frames import cine_frames, frame_number
 from storage.layouts.options import LayoutOptions
-from storage.layouts.read_each import read_each
+from storage.layouts.read_each import legible, read_each
 from storage.layouts.records import Record, need_columns, read_records
 from storage.layouts.terms import terms_of
 from storage.nifti import read_header
@@ -36,6 +36,7 @@ SPLIT_NAMES = {
     "testing": "test",
     "excluded": "excluded",
 }
+DRIVE = re.compile(r"[a-z]:[\\/]", re.IGNORECASE)  # of Windows
 TERMS = "not stated"
 
 
@@ -103,6 +104,9 @@ def _subject(base: str, record: Record, where: str, terms: str, options: LayoutO
     for column in ("subject", "image", "vendor"):
         if not record[column]:
             raise InputError(where, f"{column} is empty", f"fill in the {column}")
+    for column, cell in record.items():
+        if not legible(cell):
+            raise InputError(where, f"{column} has a line break or a control character", "write it anew")
     split = record.get("split", "").lower()
     if split and split not in SPLIT_NAMES:
         raise InputError(where, f"split is '{split}'", "write train, validation, test, excluded or nothing")
@@ -151,7 +155,7 @@ def _frames(
 def _inside(base: str, path: str, where: str) -> str:
     """A table's path, joined to its folder. A table may come from someone else: it does not choose files outside."""
     relative = posixpath.normpath(path.replace("\\", "/"))
-    if posixpath.isabs(relative) or relative.split("/")[0] == ".." or "://" in path:
+    if posixpath.isabs(relative) or relative.split("/")[0] == ".." or "://" in path or DRIVE.match(path):
         raise InputError(where, "a path leaves the data folder", "copy the file into the folder, write a relative path")
     return uri.join(base, relative)
 

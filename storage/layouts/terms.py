@@ -15,6 +15,6 @@ def terms_of(folder: str, usual: str) -> str:
         return usual
     try:
         lines = [line.strip() for line in uri.read_text(path).splitlines()]
-    except UnicodeDecodeError as error:
-        raise InputError(TERMS_FILE, "is not UTF-8 text", "save it again as UTF-8") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(TERMS_FILE, "cannot be read as UTF-8 text", "save it again as UTF-8") from error
     return next((line for line in lines if line), usual)

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Callable
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 
 from actors.ingest import IngestReport, VendorCount, ingest
 from storage.errors import InputError
 from storage.layouts import LayoutOptions, same_images
+from storage.run_lock import run_lock
 from storage.slice_store import SliceStore
 
 Write = Callable[..., Path]
@@ -137,6 +145,143 @@ def test_nothing_that_can_enter_is_an_error_with_the_first_reason(table_folder: 
 def test_a_task_that_no_machine_can_run_fails_at_once(table_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="a task needs 64 CPUs, 4 in the cluster"):
         ingest([str(table_folder)], str(tmp_path / "run"), num_cpus=64)
+
+
+def test_every_trap_of_the_release_comes_in_right(mnms_folder: Build, tmp_path: Path) -> None:
+    folder = mnms_folder(
+        {
+            "A1": ("Training/Labeled", "A"),
+            "A2": ("Training/Labeled", "A"),
+            "B1": ("Validation", "B"),
+            "C1": ("Training/Unlabeled", "C"),
+            "D1": ("Testing", "D"),
+        }
+    )
+    data = folder / "OpenDataset"
+    small, large = (192, 200, 6, 4), (512, 480, 6, 4)
+    # Floats up to 300 on a large matrix, the header's cosines skewed; integers up to 7,000 on a small one.
+    rescanned(data / "Training" / "Labeled" / "A1", large, 0.8, 300.0, np.float32, skewed=True)
+    rescanned(data / "Training" / "Labeled" / "A2", small, 1.64, 7000.0, np.int16)
+    rescanned(data / "Testing" / "D1", small, 0.79, 7000.0, np.uint16)
+    (data / "Testing" / "B1").mkdir()  # a mask in another split's folder
+    shutil.move(data / "Validation" / "B1" / "B1_sa_gt.nii.gz", data / "Testing" / "B1")
+    assert (data / "Training" / "Unlabeled" / "C1" / "C1_sa_gt.nii.gz").exists()  # and ED = ES = 0 in the table
+
+    report = ingest([str(folder)], str(tmp_path / "run"))
+    assert report.skipped == [] and report.subjects == 5
+    store = SliceStore.open(str(tmp_path / "run"))
+    volumes = {(v.subject, v.frame): v for v in store.volumes()}
+    assert {key: (v.phase, v.labelled, v.split) for key, v in volumes.items()} == {
+        ("A1", 0): ("ED", True, "validation"),
+        ("A1", 2): ("ES", True, "validation"),
+        ("A2", 0): ("ED", True, "train"),
+        ("A2", 2): ("ES", True, "train"),
+        ("B1", 0): ("ED", True, "excluded"),
+        ("B1", 2): ("ES", True, "excluded"),
+        ("C1", 0): ("-", False, "train"),
+        ("C1", 2): ("-", False, "train"),
+        ("D1", 0): ("ED", True, "test"),
+        ("D1", 2): ("ES", True, "test"),
+    }
+    for name, side, most, step in (("A1", 0.8, 300.0, 300 / 65535), ("A2", 1.64, 7000.0, 0), ("D1", 0.79, 7000.0, 0)):
+        (path,) = data.rglob(f"{name}_sa.nii.gz")
+        volume = volumes[name, 2]
+        image, mask = store.volume(volume.rows)
+        assert volume.spacing == pytest.approx((8.0, side, side))
+        assert np.abs(image - np.asarray(nib.load(path).dataobj)[..., 2].T).max() <= step
+        assert most * 0.9 < image.max() <= most * (1 + 1e-6)
+        assert np.array_equal(mask, np.asarray(nib.load(str(path).replace("_sa.", "_sa_gt.")).dataobj)[..., 2].T)
+    assert not any(store.mask(i).any() for v in volumes.values() if v.subject == "C1" for i in v.rows)
+
+
+def rescanned(
+    folder: Path, shape: tuple[int, int, int, int], side: float, most: float, dtype: Any, skewed: bool = False
+) -> None:
+    """Another image and mask in a subject's folder: matrix and frames, pixel side in mm, largest value, type."""
+    image = np.random.default_rng(sum(folder.name.encode())).random(shape) * most
+    mask = np.zeros(shape, np.uint8)
+    x, y = shape[0] // 2, shape[1] // 2
+    for frame in (0, 2):
+        mask[x - 20 : x + 20, y - 20 : y + 20, :, frame] = 2
+        mask[x - 12 : x + 12, y - 12 : y + 12, :, frame] = 1
+        mask[x - 40 : x - 20, y - 15 : y + 15, :, frame] = 3
+    affine = np.diag([side, side, 8.0, 1.0])
+    for ending, data in (("", image.astype(dtype)), ("_gt", mask)):
+        written = nib.Nifti1Image(data, affine)
+        if skewed:
+            written.header["srow_x"] = [side, 0.1 * side, 0, 5]  # the x and y axes are not at right angles
+        nib.save(written, folder / f"{folder.name}_sa{ending}.nii.gz")
+
+
+def test_an_ingest_goes_on_after_a_kill_and_leaves_the_same_bytes(tmp_path: Path) -> None:
+    count, run, data = 150, tmp_path / "run", tmp_path / "data"
+    write_table(data, count)
+    with ingest_in_a_process(data, run) as driver:
+        while len(done := list(run.glob("slices.zarr/*/frames.json"))) < 3:
+            assert driver.poll() is None, driver.communicate()
+            time.sleep(0.001)
+        kill(driver.pid)
+    finished = {p.parent for p in run.glob("slices.zarr/*/frames.json")}
+    assert len(done) <= len(finished) < count and not (run / "slices.parquet").exists()
+    times = {p: p.stat().st_mtime_ns for folder in finished for p in folder.rglob("*")}
+
+    with run_lock(str(run)):
+        report = ingest([str(data)], str(run))
+    assert report.subjects == count and report.skipped == []
+    assert all(p.stat().st_mtime_ns == time for p, time in times.items())
+    ingest([str(data)], str(tmp_path / "undisturbed"))
+    (run / "config.yaml").unlink()  # the command line's, not the store's
+    assert contents(run) == contents(tmp_path / "undisturbed")
+
+
+def write_table(folder: Path, count: int) -> None:
+    """Unlabelled volumes, all different."""
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    lines = ["subject,image,mask,vendor,centre,ed,es"]
+    for number in range(count):
+        volume = rng.integers(0, 900, (128, 128, 8)).astype(np.int16)
+        nib.save(nib.Nifti1Image(volume, np.diag([1.5, 1.5, 8, 1])), folder / f"{number:03d}.nii")
+        lines.append(f"{number:03d},{number:03d}.nii,,X,c,,")
+    (folder / "subjects.csv").write_text("\n".join(lines) + "\n")
+
+
+@contextmanager
+def ingest_in_a_process(data: Path, run: Path) -> Iterator[subprocess.Popen[str]]:
+    """The command line with a Ray of its own; killed with it at the end, whatever happens."""
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    command = [sys.executable, "-m", "experiments", "ingest", str(data), "--run", str(run)]
+    driver = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    with driver:
+        try:
+            yield driver
+        finally:
+            kill(driver.pid)
+
+
+def kill(pid: int) -> None:
+    """SIGKILL for a process and all that came from it; they are gone when it returns."""
+    family = [pid, *descendants(pid)]
+    for process in family:
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+    while any(map(lives, family)):
+        time.sleep(0.005)
+
+
+def lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def descendants(pid: int) -> list[int]:
+    children: list[int] = []
+    for tasks in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):
+            children += map(int, tasks.read_text().split())
+    return children + [found for child in children for found in descendants(child)]
 
 
 def inside(region: Any, around: Any) -> float:

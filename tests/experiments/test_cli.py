@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 VERBS = (
+    "inspect",
     "phantom",
     "ingest",
     "pretrain",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 
 from storage.errors import InputError
-from storage.layouts import LayoutOptions, detect, read, splits
+from storage.layouts import LayoutOptions, collect, detect, read, splits
 from storage.subjects import Skipped, Subject
 
 Write = Callable[..., Path]
@@ -76,24 +78,96 @@ def test_mnms_finds_a_mask_in_another_splits_folder(mnms_folder: Build) -> None:
     assert all(f.mask and "Testing" in f.mask for f in subjects["A2"].frames)
 
 
-def test_mnms_table_may_be_excel_or_older_or_with_semicolons(mnms_folder: Build) -> None:
-    import openpyxl
-
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_mnms_table_is_read_however_it_was_saved(mnms_folder: Build, delimiter: str, mark: str, end: str) -> None:
     folder = mnms_folder(RELEASE)
     (table,) = folder.glob("*.csv")
     expected = by_name(folder)
-    lines = [line.split(",") for line in table.read_text().splitlines()]
-    table.unlink()
-    older = folder / "OpenDataset" / "201014_M&Ms_Dataset_Information_-_opendataset.csv"
-    older.write_text("\ufeff" + "\n".join(";".join(line[1:]) for line in lines))
-    assert by_name(folder) == expected
-    older.unlink()
+    assert rows_of(table)[0][0] == ""  # a nameless index, as the release has it
+    for start in (0, 1):
+        text = mark + end.join(delimiter.join(row[start:]) for row in rows_of(table)) + end
+        saved = table.with_name("M&Ms Information.csv")
+        saved.write_bytes(text.encode())
+        content = table.read_bytes()
+        table.unlink()
+        assert by_name(folder) == expected
+        saved.unlink()
+        table.write_bytes(content)
+
+
+def rows_of(table: Path) -> list[list[str]]:
+    return [line.split(",") for line in table.read_text().splitlines()]
+
+
+def write_excel(path: Path, rows: list[list[str]]) -> None:
+    import openpyxl
+
     book = openpyxl.Workbook()
     assert book.active is not None
-    for line in lines:
-        book.active.append([int(cell) if cell.isdigit() else cell for cell in line])
-    book.save(folder / "M&Ms Dataset Information.xlsx")
+    for row in rows:
+        book.active.append([int(cell) if cell.isdigit() else cell or None for cell in row])
+    book.save(path)
+
+
+@pytest.mark.parametrize("place", [".", "OpenDataset"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "211230_M&Ms_Dataset_information_diagnosis_opendataset.csv",
+        "201014_M&Ms_Dataset_Information_-_opendataset.csv",
+        "M&Ms_Dataset_Information.csv",
+        "M&Ms Dataset Information.xlsx",
+        "211230_M&Ms_Dataset_information_diagnosis_opendataset.xlsx",
+    ],
+)
+def test_mnms_table_is_found_under_any_of_its_names(mnms_folder: Build, name: str, place: str) -> None:
+    folder = mnms_folder(RELEASE)
+    (table,) = folder.glob("*.csv")
+    expected, rows = by_name(folder), rows_of(table)
+    table.unlink()
+    if name.endswith(".xlsx"):
+        write_excel(folder / place / name, rows)
+    else:
+        (folder / place / name).write_text("\n".join(map(",".join, rows)))
     assert by_name(folder) == expected
+    assert by_name(folder / "OpenDataset") == expected
+
+
+def test_mnms_newest_table_is_taken_and_csv_before_excel(mnms_folder: Build) -> None:
+    folder = mnms_folder(RELEASE)
+    (table,) = folder.glob("*.csv")
+    expected, rows = by_name(folder), rows_of(table)
+    other = [rows[0], *([*row[:3], "Z", *row[4:]] for row in rows[1:])]
+    write_excel(folder / "220101_M&Ms_Dataset_information.xlsx", other)
+    (folder / "201014_M&Ms_Dataset_Information_-_opendataset.csv").write_text("\n".join(map(",".join, other)))
+    assert by_name(folder) == expected
+    (folder / "220101_M&Ms_Dataset_information.csv").write_text("\n".join(map(",".join, other)))
+    assert {s.vendor for s in by_name(folder)[0].values()} == {"Z"}
+
+
+def test_mnms_vendor_names_stand_in_for_codes(mnms_folder: Build) -> None:
+    folder = mnms_folder(RELEASE)
+    (table,) = folder.glob("*.csv")
+    makers = {"A": "Siemens", "B": "Philips", "C": "GE", "D": "Canon"}
+    rows = rows_of(table)
+    expected = by_name(folder)
+    named = [[*row[:2], makers[row[3]], *row[4:]] for row in rows[1:]]
+    table.write_text("\n".join(map(",".join, [[*rows[0][:3], *rows[0][4:]], *named])))
+    assert by_name(folder) == expected
+
+
+@pytest.mark.parametrize(("name", "shown"), [(b"A\nB", r"A\nB"), (b"A\xff", r"A\udcff"), (b"A\x1b[2J", r"A\x1b[2J")])
+def test_mnms_folder_whose_name_would_break_a_line_is_skipped(mnms_folder: Build, name: bytes, shown: str) -> None:
+    folder = mnms_folder(RELEASE)
+    broken = os.fsencode(folder / "OpenDataset" / "Testing") + b"/" + name
+    os.mkdir(broken)
+    Path(os.fsdecode(broken) + os.fsdecode(b"/" + name + b"_sa.nii.gz")).write_bytes(b"")
+    subjects, skipped = by_name(folder)
+    assert subjects.keys() == RELEASE.keys()
+    reason = "its name has a line break, control or undecodable character"
+    assert skipped == [Skipped(shown, shown, reason, "rename it")]
 
 
 def test_mnms_faults_skip_the_subject_and_the_rest_goes_on(mnms_folder: Build) -> None:
@@ -190,6 +264,18 @@ def test_acdc_cine_gives_all_frames_or_stands_in_for_frame_files(acdc_folder: Pa
     (acdc_folder / "patient006" / "patient006_frame03_gt.nii.gz").unlink()
     frames = by_name(acdc_folder)[0]["patient006"].frames
     assert [(f.phase, f.image_index, f.mask is not None) for f in frames] == [("ED", 0, True), ("ES", 2, False)]
+
+
+def test_acdc_patient_in_training_and_in_testing_enters_once(acdc_folder: Path) -> None:
+    for part in ("training", "testing"):
+        (acdc_folder / "database" / part).mkdir(parents=True)
+    for name in ("patient003", "patient006"):
+        (acdc_folder / name).rename(acdc_folder / "database" / "training" / name)
+    shutil.copytree(acdc_folder / "database" / "training" / "patient006", acdc_folder / "database/testing/patient006")
+    shutil.rmtree(acdc_folder / "patient004")
+    subjects, skipped = collect([str(acdc_folder)], LayoutOptions())
+    assert [(s.subject, s.split) for s in subjects] == [("patient003", "validation"), ("patient006", "test")]
+    assert [(s.subject, s.reason) for s in skipped] == [("patient006", "a subject of that name came in from acdc")]
 
 
 def test_acdc_release_folders_are_searched_and_testing_is_tested_on(acdc_folder: Path) -> None:
@@ -330,6 +416,35 @@ def test_table_may_be_parquet_or_of_another_name(table_folder: Path) -> None:
     pq.write_table(pa.Table.from_pylist([row]), table_folder / "second.parquet")
     with pytest.raises(InputError, match="several tables"):
         read(str(table_folder))
+
+
+def test_table_of_parquet_may_have_empty_cells_and_whole_numbers_as_floats(table_folder: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    start = {"image": "images/p1_sa.nii.gz", "vendor": "X", "centre": 1.0}
+    rows = [
+        {"subject": 7.0, "mask": "images/p1_sa_gt.nii.gz", "ed": 0.0, "es": 2.0, **start},
+        {"subject": 8.0, "mask": None, "ed": float("nan"), "es": None, **start},
+        dict.fromkeys(["subject", "mask", "ed", "es", *start]),
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), table_folder / "subjects.parquet")
+    subjects, skipped = by_name(table_folder)
+    assert skipped == [] and sorted(subjects) == ["7", "8"]
+    assert [(f.phase, f.frame) for f in subjects["7"].frames] == [("ED", 0), ("ES", 2)]
+    assert [(f.phase, f.frame) for f in subjects["8"].frames] == [("-", 0), ("-", 2)]
+    assert {s.centre for s in subjects.values()} == {"1"}
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_table_is_read_however_it_was_saved(table_folder: Path, delimiter: str) -> None:
+    lines = [HEADER.title(), "p,images\\p1_sa.nii.gz, images/./p1_sa_gt.nii.gz ,X,,0,2", ",,,,,,", ""]
+    text = "\ufeff" + "\r\n".join(line.replace(",", delimiter) for line in lines)
+    (table_folder / "subjects.csv").write_bytes(text.encode())
+    subjects, skipped = by_name(table_folder)
+    assert skipped == []
+    assert [f.image for f in subjects["p"].frames] == [str(table_folder / "images" / "p1_sa.nii.gz")] * 2
+    assert [f.mask for f in subjects["p"].frames] == [str(table_folder / "images" / "p1_sa_gt.nii.gz")] * 2
 
 
 def test_table_row_that_repeats_a_subject_is_skipped(table_folder: Path) -> None:

@@ -156,6 +156,69 @@ def test_files_that_are_no_nifti_or_cut_off_are_told_apart(tmp_path: Path, write
         nifti.read_header(str(tmp_path))
 
 
+def test_a_cine_cut_off_anywhere_is_noticed_though_the_frames_before_are_whole(
+    tmp_path: Path, write_nifti: Write
+) -> None:
+    cine = np.random.default_rng(0).integers(0, 9999, (12, 10, 3, 8)).astype(np.int16)
+    whole = write_nifti(tmp_path / "whole.nii.gz", cine).read_bytes()
+    for lost in (1, 4, 8, 9, 100, len(whole) // 2):
+        (tmp_path / "cut.nii.gz").write_bytes(whole[:-lost])
+        with pytest.raises(InputError, match="damaged or cut off"):
+            nifti.read_frame(str(tmp_path / "cut.nii.gz"), 0)
+
+
+def test_a_cine_in_several_gzip_parts_is_whole(tmp_path: Path, write_nifti: Write) -> None:
+    cine = np.random.default_rng(0).integers(0, 9999, (12, 10, 3, 8)).astype(np.int16)
+    content = write_nifti(tmp_path / "c.nii", cine).read_bytes()
+    parts = [gzip.compress(content[start : start + 999]) for start in range(0, len(content), 999)]
+    (tmp_path / "c.nii.gz").write_bytes(b"".join(parts))
+    with nifti.NiftiFile(str(tmp_path / "c.nii.gz")) as file:
+        for frame in (0, 5, 7, 2):
+            assert np.array_equal(file.frame(frame), cine[..., frame].T)
+    (tmp_path / "c.nii.gz").write_bytes(b"".join(parts[:-1]))
+    with pytest.raises(InputError, match="damaged or cut off"):
+        nifti.read_frame(str(tmp_path / "c.nii.gz"), 0)
+
+
+def spoilt(rng: np.random.Generator, block: bytes, within: int) -> bytes:
+    """A few bytes changed in the first `within`."""
+    out = bytearray(block)
+    for at in rng.integers(0, min(within, len(out)), rng.integers(1, 4)):
+        out[at] = int(rng.choice([0, 1, 127, 128, 255, int(rng.integers(256))]))
+    return bytes(out)
+
+
+@pytest.mark.filterwarnings("error")
+def test_no_byte_changed_in_a_file_does_worse_than_an_input_error(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    cine = rng.integers(0, 900, (12, 10, 3, 4))
+    wholes = [
+        nib.Nifti1Image(cine.astype(np.int16), np.eye(4)).to_bytes(),
+        nib.Nifti2Image(cine.astype(np.float64) * 1.3, np.eye(4)).to_bytes(),
+    ]
+    path, refused = tmp_path / "x.nii", 0
+    for number in range(600):
+        plain = wholes[number % 2]
+        zipped = gzip.compress(plain, 1)
+        path.write_bytes(
+            (
+                spoilt(rng, plain, 540),
+                gzip.compress(spoilt(rng, plain, 540), 1),
+                spoilt(rng, zipped, len(zipped)),
+                zipped[: rng.integers(len(zipped))],
+            )[number // 2 % 4]
+        )
+        try:
+            with nifti.NiftiFile(str(path)) as file:
+                for frame in (0, 2):
+                    nifti.checked_image(file.frame(frame), file.name)
+                nifti.check_same_grid(file.header, file.header)
+        except InputError as error:
+            refused += 1
+            assert str(error).startswith("x.nii: ") and "\n" not in str(error)
+    assert 150 < refused < 600
+
+
 def test_images_without_information_are_refused(tmp_path: Path, write_nifti: Write) -> None:
     data = np.ones((4, 4, 2), np.float32)
     with pytest.raises(InputError, match="the image is constant: every voxel is 1"):

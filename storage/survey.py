@@ -1,0 +1,268 @@
+"""What data folders hold, before anything is stored: every subject is read as `ingest` reads it, only numbers stay.
+
+Whom `ingest` would skip is skipped here, for the same reason. Of a volume's voxels nothing is kept but one small
+picture a subject, so that memory does not grow with the data by more.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from storage import uri
+from storage.errors import InputError
+from storage.frame_reader import Frame, read_frames
+from storage.layouts import LayoutOptions, collect, same_images, splits
+from storage.nifti import Header, Spacing
+from storage.slice_writer import source_hash, subject_folder
+from storage.subjects import LV, MYO, RV, Skipped, Subject
+
+PICTURE_PIXELS, PICTURE_PIXEL_MM = 128, 1.5  # 192 mm hold a heart and the chest wall before it
+WINDOW = (1, 99)  # %
+ALIGNED = 0.999  # cosine (2.6°) above which an axis is the scanner's own: of planned short axes none is
+
+Progress = Callable[[int, int], None]
+Grey = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class VolumeFacts:
+    """One frame. Intensities are as read; `contrast` is the standard deviation over p0.5 to p99.5, dimensionless."""
+
+    phase: str
+    frame: int
+    slices: int
+    p995: float
+    contrast: float
+    mask: MaskFacts | None
+
+
+@dataclass(frozen=True)
+class MaskFacts:
+    """Of a labelled frame: volumes in ml (0: absent), mean intensity of LV over that of MYO (None unless both are
+    there), and whether any label lies on the image's outermost rows or columns."""
+
+    lv_ml: float
+    myo_ml: float
+    rv_ml: float
+    blood_to_muscle: float | None
+    at_border: bool
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A middle slice around the heart, or around the image's centre where nothing is labelled.
+
+    `image` and `mask` are (128, 128) uint8 with pixels of 1.5 mm, whatever the file's are; `image` is black and white
+    at the percentiles of `WINDOW`, `mask` is LV 1, MYO 2, RV 3.
+    """
+
+    image: Grey
+    mask: Grey
+    phase: str
+    slice: int
+
+
+@dataclass(frozen=True)
+class SubjectFacts:
+    """A subject that can enter. Matrix and spacing (slice, row, column; mm) are its first frame's.
+
+    `rows` says which way rows run by an oblique header: "up" is towards the patient's head or chest wall; None where
+    the header lies along the scanner's axes, as files do that were rebuilt without their place in space.
+    """
+
+    subject: str
+    vendor: str
+    centre: str
+    split: str
+    height: int
+    width: int
+    spacing_mm: Spacing
+    rows: Literal["up", "down"] | None
+    volumes: tuple[VolumeFacts, ...]
+    picture: Picture
+    digests: tuple[str, ...]
+
+    @property
+    def pixel_area_mm2(self) -> float:
+        """Area of a pixel."""
+        return self.spacing_mm[1] * self.spacing_mm[2]
+
+    @property
+    def labelled(self) -> bool:
+        """Whether any frame has a mask."""
+        return any(v.mask is not None for v in self.volumes)
+
+    @property
+    def p995(self) -> float:
+        """Median of its volumes' p99.5."""
+        return float(np.median([v.p995 for v in self.volumes]))
+
+    @property
+    def contrast(self) -> float:
+        """Median of its volumes' contrast."""
+        return float(np.median([v.contrast for v in self.volumes]))
+
+    def mask(self, phase: str) -> MaskFacts | None:
+        """Of its first labelled frame of a phase."""
+        return next((v.mask for v in self.volumes if v.phase == phase and v.mask is not None), None)
+
+
+@dataclass(frozen=True)
+class Survey:
+    """Subjects by name, and what `ingest` would list in skipped.csv, in its order."""
+
+    subjects: tuple[SubjectFacts, ...]
+    skipped: tuple[Skipped, ...]
+
+
+def survey(
+    data: Sequence[str],
+    options: LayoutOptions | None = None,
+    layout: str = "auto",
+    progress: Progress | None = None,
+) -> Survey:
+    """Read every subject of the folders, several at a time. `progress` is called with (done, total).
+
+    Raises InputError for a folder that cannot be used at all, StageError for an object store that does not answer.
+    """
+    chosen = options or LayoutOptions()
+    subjects, skipped = collect(data, chosen, layout)
+    found: dict[str, SubjectFacts] = {}
+    local = all(map(uri.is_local, data))
+    # Decompression and numpy leave other threads free to run; an object store's answers are mostly waited for.
+    with ThreadPoolExecutor(os.cpu_count() if local else uri.REQUESTS) as pool:
+        for done, outcome in enumerate(pool.map(_measure, subjects), start=1):
+            if isinstance(outcome, Skipped):
+                skipped.append(outcome)
+            else:
+                found[outcome.subject] = outcome
+            if progress is not None:
+                progress(done, len(subjects))
+    repeated = same_images({name: facts.digests for name, facts in found.items()})
+    for copy in repeated:
+        del found[copy.subject]
+    entered = splits.assign([s for s in subjects if s.subject in found], chosen)
+    return Survey(
+        tuple(replace(found[s.subject], split=s.split or "train") for s in entered),
+        tuple(sorted(skipped + repeated, key=lambda s: (s.subject, s.file, s.reason))),
+    )
+
+
+def _measure(subject: Subject) -> SubjectFacts | Skipped:
+    try:
+        subject_folder("", subject.subject)  # both refuse what `ingest` refuses before it reads
+        source_hash(subject)
+        return _facts(subject)
+    except InputError as error:
+        return Skipped(subject.subject, error.where, error.problem, error.remedy)
+
+
+def _facts(subject: Subject) -> SubjectFacts:
+    volumes, digests = [], []
+    header: Header | None = None
+    picture: Picture | None = None
+    for frame in read_frames(subject):
+        header = header or frame.header
+        if picture is None or (frame.mask is not None and not picture.mask.any()):
+            picture = _picture(frame)
+        volumes.append(_volume(frame))
+        digests.append(frame.digest)
+    assert header is not None and picture is not None  # every layout gives at least one frame
+    _, height, width = header.volume_shape
+    return SubjectFacts(
+        subject=subject.subject,
+        vendor=subject.vendor,
+        centre=subject.centre,
+        split="",
+        height=height,
+        width=width,
+        spacing_mm=header.spacing_mm,
+        rows=_rows(header),
+        volumes=tuple(volumes),
+        picture=picture,
+        digests=tuple(digests),
+    )
+
+
+def _volume(frame: Frame) -> VolumeFacts:
+    seen = frame.statistics
+    span = seen.p995 - seen.p005
+    return VolumeFacts(
+        phase=frame.source.phase,
+        frame=frame.source.frame,
+        slices=len(frame.image.stored),
+        p995=seen.p995,
+        contrast=seen.std / span if span > 0 else 0.0,
+        mask=None if frame.mask is None else _mask(frame, frame.mask),
+    )
+
+
+def _mask(frame: Frame, mask: Grey) -> MaskFacts:
+    voxels = np.bincount(mask.ravel(), minlength=4)
+    ml = voxels * float(np.prod(frame.header.spacing_mm)) / 1000
+    ratio = None
+    if voxels[LV] and voxels[MYO]:
+        blood, muscle = (
+            float(frame.image.stored[mask == label].mean()) * frame.image.scale + frame.image.offset
+            for label in (LV, MYO)
+        )
+        ratio = blood / muscle if muscle > 0 else None
+    border = (mask[:, 0], mask[:, -1], mask[:, :, 0], mask[:, :, -1])
+    return MaskFacts(float(ml[LV]), float(ml[MYO]), float(ml[RV]), ratio, any(edge.any() for edge in border))
+
+
+def _rows(header: Header) -> Literal["up", "down"] | None:
+    axes = header.directions
+    if axes is None or np.abs(axes).max(axis=0).min() > ALIGNED:
+        return None
+    return "up" if axes[1, 1] + axes[2, 1] > 0 else "down"
+
+
+def _picture(frame: Frame) -> Picture:
+    """The frame's picture: of the labelled slices the middle one, or of all if none is labelled."""
+    stored = frame.image.stored
+    mask = np.zeros(stored.shape, np.uint8) if frame.mask is None else frame.mask
+    shown = np.flatnonzero(mask.any(axis=(1, 2)))
+    z = int(shown[len(shown) // 2]) if len(shown) else len(stored) // 2
+    centre = [(n - 1) / 2 for n in stored.shape[1:]]
+    if len(shown):
+        centre = [float(found.mean()) for found in np.nonzero(mask[z])]
+    rows, cols = (
+        _Samples(at, mm, n) for at, mm, n in zip(centre, frame.header.spacing_mm[1:], stored.shape[1:], strict=True)
+    )
+    image = cols.between(rows.between(stored[z].astype(np.float32)).T).T
+    inside = np.outer(rows.inside, cols.inside)
+    low, high = np.percentile(image[inside], WINDOW)
+    grey = np.clip((image - low) / ((high - low) or 1.0), 0, 1) * 255
+    return Picture(
+        np.rint(grey * inside).astype(np.uint8),
+        mask[z][np.ix_(rows.nearest, cols.nearest)] * inside.astype(np.uint8),
+        frame.source.phase,
+        z,
+    )
+
+
+class _Samples:
+    """Where a picture's pixels lie along one axis of `size` pixels of `mm`, around `centre`."""
+
+    def __init__(self, centre: float, mm: float, size: int) -> None:
+        at = centre + (np.arange(PICTURE_PIXELS) - (PICTURE_PIXELS - 1) / 2) * PICTURE_PIXEL_MM / mm
+        self.inside = (at > -0.5) & (at < size - 0.5)
+        at = np.clip(at, 0, size - 1)
+        self.nearest = np.rint(at).astype(np.intp)
+        self._below = np.floor(at).astype(np.intp)
+        self._above = np.minimum(self._below + 1, size - 1)
+        self._part = (at - self._below)[:, None].astype(np.float32)
+
+    def between(self, image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """`image` (size, n) at these places, linear in between: (128, n)."""
+        below, above = image[self._below], image[self._above]
+        mixed: npt.NDArray[np.float32] = below + (above - below) * self._part
+        return mixed

@@ -1,0 +1,206 @@
+"""What in a survey looks wrong, or unlike the rest: few checks, each with a number and the reason why it matters.
+
+Nothing flagged here stops a subject from entering; what does is in `Survey.skipped`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from storage.survey import SubjectFacts
+
+Range = tuple[float, float]
+
+# Choices where no source is given: wider than M&Ms, ACDC and Sunnybrook, so that what is outside deserves a look.
+PIXEL_AREA_MM2: Range = (0.3, 4.0)
+SEEN_AREA_TOLERANCE = 0.1  # 5 % of a length
+ANISOTROPY = 0.02  # longer pixel side over the shorter one, minus 1
+SLICE_DISTANCE_MM: Range = (4.0, 15.0)
+SLICES: Range = (6, 20)  # M&Ms' own (Campello et al. 2021)
+LV_ED_ML: Range = (30.0, 500.0)
+MYO_ED_ML: Range = (20.0, 450.0)
+BLOOD_TO_MUSCLE = 1.1  # mean intensity of LV over MYO; 1.4 to 3.4 in 58 ACDC volumes
+
+MODIFIED_Z = 3.5  # Iglewicz & Hoaglin 1993, on 1.4826 × the median absolute deviation
+MAD_TO_SIGMA = 1.4826
+LEAST_GROUP = 8  # subjects; of fewer, neither median nor range says what is usual
+
+
+@dataclass(frozen=True)
+class Check:
+    """What was looked at, what is found of it, and why it matters, in a few words each."""
+
+    about: str
+    finding: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One subject's finding: `number` is `value` as text, `unit` what comes after it."""
+
+    check: Check
+    subject: str
+    vendor: str
+    centre: str
+    value: float
+    number: str
+    unit: str = ""
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A positive number of each subject, held against the median of its group.
+
+    Values within a factor `least` of the median are never flagged, so that equal ones do not flag rounding.
+    """
+
+    about: str
+    unit: str
+    of: Callable[[SubjectFacts], float]
+    least: float
+    why: str
+
+
+QUANTITIES = (
+    Quantity("pixel area", "mm²", lambda s: s.pixel_area_mm2, 1.5, "another protocol, or a wrong header"),
+    Quantity("slice distance", "mm", lambda s: s.spacing_mm[0], 1.5, "another protocol, or a wrong header"),
+    Quantity("slices", "", lambda s: s.volumes[0].slices, 1.6, "a cut stack, or other planes in it"),
+    Quantity("intensity p99.5", "", lambda s: s.p995, 4.0, "written or clipped by other software than the rest"),
+    Quantity("contrast", "", lambda s: s.contrast, 1.6, "clipped or damaged intensities, or another sequence"),
+)
+
+
+def short(value: float) -> str:
+    """A positive number in a few digits, never with an exponent above 100."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def flags(subjects: Sequence[SubjectFacts], ra_range_mm2: Range) -> list[Flag]:
+    """Everything found, by check and then by subject. `ra_range_mm2` is what resolution augmentation rescales to."""
+    seen = [s.pixel_area_mm2 for s in subjects if s.labelled and s.split == "train"]
+    seen_range = (min(seen), max(seen)) if len(seen) >= LEAST_GROUP else None
+    found = [f for s in subjects for f in _phases(s)]
+    found += [f for s in subjects for f in _masks(s)]
+    found += _rows(subjects)
+    found += [f for s in subjects for f in _pixels(s, ra_range_mm2, seen_range)]
+    found += [f for s in subjects for f in _stack(s)]
+    told = {(f.subject, f.check.about) for f in found}
+    for quantity in QUANTITIES:
+        found += [f for f in _unlike(subjects, quantity) if (f.subject, f.check.about) not in told]
+    order = {check: i for i, check in enumerate(dict.fromkeys(f.check for f in found))}
+    return sorted(found, key=lambda f: (order[f.check], f.subject))
+
+
+def _phases(s: SubjectFacts) -> Iterator[Flag]:
+    ed, es = s.mask("ED"), s.mask("ES")
+    if ed is None:
+        return
+    if es is not None and 0 < ed.lv_ml < es.lv_ml:
+        check = Check("LV", "smaller at ED than at ES", "the phases may be swapped")
+        yield _flag(check, s, ed.lv_ml / es.lv_ml, f"{ed.lv_ml:.0f} < {es.lv_ml:.0f}", "ml")
+    for name, ml, usual in (("LV", ed.lv_ml, LV_ED_ML), ("MYO", ed.myo_ml, MYO_ED_ML)):
+        if ml > 0 and _outside(ml, usual):
+            check = Check(name, f"at ED outside {_span(usual)} ml", "a wrong voxel size, or wrong labels")
+            yield _flag(check, s, ml, f"{ml:.0f}", "ml")
+
+
+def _masks(s: SubjectFacts) -> Iterator[Flag]:
+    masks = [(v.phase, v.mask) for v in s.volumes if v.mask is not None]
+    missing = [
+        f"{name} at {phase}"
+        for phase, mask in masks
+        for name, ml in (("LV", mask.lv_ml), ("MYO", mask.myo_ml), ("RV", mask.rv_ml))
+        if ml == 0
+    ]
+    if missing:
+        check = Check("mask", "without a structure", "it is learned as background and not scored")
+        yield _flag(check, s, len(missing), ", ".join(missing))
+    cut = [phase for phase, mask in masks if mask.at_border]
+    if cut:
+        check = Check("mask", "touches the image’s border", "the heart is cut off, or the mask is shifted")
+        yield _flag(check, s, len(cut), f"at {', '.join(cut)}")
+    ratio = min((mask.blood_to_muscle for _, mask in masks if mask.blood_to_muscle is not None), default=math.inf)
+    if ratio < BLOOD_TO_MUSCLE:
+        check = Check("mask", "where blood is no brighter than muscle", "it lies beside the heart, or this is no cine")
+        yield _flag(check, s, ratio, f"{ratio:.2f}", "times")
+
+
+def _rows(subjects: Sequence[SubjectFacts]) -> Iterator[Flag]:
+    """Whose rows run the other way than most others': a network would see their hearts upside down."""
+    ways = {way: [s for s in subjects if s.rows == way] for way in ("up", "down")}
+    fewer, more = sorted(ways, key=lambda way: len(ways[way]))  # of equally many, those that run up
+    stored = {"up": "stored bottom-up, as dcm2niix does", "down": "stored top-down"}[fewer]
+    check = Check("rows", stored, f"upside down beside {len(ways[more])} other subjects")
+    for s in ways[fewer]:
+        yield _flag(check, s, 0, f"{fewer}wards")
+
+
+def _pixels(s: SubjectFacts, ra_range: Range, seen: Range | None) -> Iterator[Flag]:
+    area, (_, row_mm, col_mm) = s.pixel_area_mm2, s.spacing_mm
+    check = None
+    if _outside(area, PIXEL_AREA_MM2):
+        check = Check("pixel area", f"outside {_span(PIXEL_AREA_MM2)} mm²", "the header may be wrong")
+    elif _outside(area, ra_range):
+        check = Check("pixel area", f"outside {_span(ra_range)} mm²", "RA, as in the paper, does not reach it")
+    elif seen is not None and _outside(
+        area, (seen[0] * (1 - SEEN_AREA_TOLERANCE), seen[1] * (1 + SEEN_AREA_TOLERANCE))
+    ):
+        shown = "–".join(dict.fromkeys(f"{limit:.2f}" for limit in seen))
+        finding = f"outside {shown} mm² (labelled training)"
+        check = Check("pixel area", finding, "only RA shows a network such pixels with labels")
+    if check is not None:
+        yield _flag(check, s, area, f"{area:.2f}", "mm²")
+    stretched = max(row_mm, col_mm) / min(row_mm, col_mm) - 1
+    if stretched > ANISOTROPY:
+        check = Check("pixels", "not square", "made square, of the same area; the header may be wrong")
+        yield _flag(check, s, stretched, f"{100 * stretched:.0f}", "%")
+
+
+def _stack(s: SubjectFacts) -> Iterator[Flag]:
+    distance = s.spacing_mm[0]
+    if _outside(distance, SLICE_DISTANCE_MM):
+        check = Check("slice distance", f"outside {_span(SLICE_DISTANCE_MM)} mm", "distances in mm follow from it")
+        yield _flag(check, s, distance, short(distance), "mm")
+    count = next((v.slices for v in s.volumes if _outside(v.slices, SLICES)), None)
+    if count is not None:
+        check = Check("slices", f"outside {_span(SLICES)}", "a cut stack, or other planes in it")
+        yield _flag(check, s, count, str(count))
+
+
+def _unlike(subjects: Sequence[SubjectFacts], quantity: Quantity) -> Iterator[Flag]:
+    """Robust outliers among the subjects of a vendor and centre, or of a vendor where its centre has too few."""
+    measured = [(s, math.log(value)) for s in subjects if (value := quantity.of(s)) > 0]
+    groups: dict[tuple[str, ...], list[float]] = {}
+    for s, value in measured:
+        groups.setdefault((s.vendor, s.centre), []).append(value)
+        groups.setdefault((s.vendor,), []).append(value)
+    usual = {key: _usual(values, quantity.least) for key, values in groups.items() if len(values) >= LEAST_GROUP}
+    for s, value in measured:
+        median, most = usual.get((s.vendor, s.centre)) or usual.get((s.vendor,)) or (value, 0.0)
+        if abs(value - median) > most:
+            check = Check(quantity.about, f"unlike its group’s {short(math.exp(median))}", quantity.why)
+            yield _flag(check, s, math.exp(value), short(math.exp(value)), quantity.unit)
+
+
+def _usual(values: list[float], least: float) -> tuple[float, float]:
+    """Median of logarithms, and how far from it is not yet strange."""
+    median = float(np.median(values))
+    spread = MODIFIED_Z * MAD_TO_SIGMA * float(np.median(np.abs(np.array(values) - median)))
+    return median, max(spread, math.log(least))
+
+
+def _flag(check: Check, s: SubjectFacts, value: float, number: str, unit: str = "") -> Flag:
+    return Flag(check, s.subject, s.vendor, s.centre, value, number, unit)
+
+
+def _outside(value: float, limits: Range) -> bool:
+    return not limits[0] <= value <= limits[1]
+
+
+def _span(limits: Range) -> str:
+    return f"{limits[0]:g}–{limits[1]:g}"
