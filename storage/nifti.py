@@ -24,6 +24,7 @@ from nibabel.spatialimages import HeaderDataError
 
 from storage import uri
 from storage.errors import InputError
+from storage.frame_checks import checked_image, checked_labels
 
 Spacing = tuple[float, float, float]
 Array = npt.NDArray[Any]
@@ -36,8 +37,6 @@ MOST_FRAME_VOXELS = 2**28
 DEFLATE_RATIO = 1032  # no gzip stream grows by more
 SMALLEST_MM, LARGEST_MM = 0.01, 100.0
 FARTHEST_MM = 1e6  # in an affine: nothing is a kilometre from a scanner's centre, such numbers are no directions
-PARALLEL = 0.9  # cosine above which two axes are taken for one
-GRID_TOLERANCE = 0.01  # relative; headers that other tools wrote round voxel sizes
 CUT_OFF = "is damaged or cut off: it cannot be read to the end"
 FREE_TEXT = ("descrip", "aux_file", "intent_name", "db_name")
 DAMAGED: tuple[type[Exception], ...] = (EOFError, OSError, isal_zlib.error, ValueError)  # type: ignore[assignment]
@@ -205,81 +204,6 @@ def read_labels(path: str, index: int | None = None, coding: Mapping[int, int] |
     """
     with NiftiFile(path) as file:
         return checked_labels(file.frame(index), coding or {1: 1, 2: 2, 3: 3}, file.name)
-
-
-def checked_image(frame: Array, name: str) -> Array:
-    """Intensities (Z, H, W), contiguous: integers of up to 32 bits as they are, else float32.
-
-    Raises InputError if any is not finite, or all are the same.
-    """
-    kept = frame.dtype.kind in "iu" and frame.dtype.itemsize <= 4  # float64, which statistics are in, holds these
-    with np.errstate(over="ignore"):  # what is beyond float32 is infinite then, and told
-        image = np.ascontiguousarray(frame, dtype=None if kept else np.float32)
-    low, high = float(image.min()), float(image.max())  # NaN and infinities come through either
-    if not (math.isfinite(low) and math.isfinite(high)):
-        count = int(np.size(image) - np.count_nonzero(np.isfinite(image)))
-        raise InputError(name, f"{count} voxels are NaN or infinite", "export the image again")
-    if low == high:
-        raise InputError(name, f"the image is constant: every voxel is {low:g}", "export the image again")
-    return image
-
-
-def checked_labels(frame: Array, coding: Mapping[int, int], name: str) -> npt.NDArray[np.uint8]:
-    """A mask (Z, H, W) as uint8 in our labels. Raises InputError for values outside the coding."""
-    known = {0, *coding}
-    low, high = frame.min(), frame.max()
-    # Most masks hold nothing beyond 0, 1, 2 and 3, which is seen without sorting them.
-    usual = frame.dtype.kind in "iu" and low >= 0 and high < 256 and set(range(int(high) + 1)) <= known
-    strange = [] if usual else [float(v) for v in np.unique(frame) if v not in known]
-    if strange:
-        shown = ", ".join(f"{v:g}" for v in strange[:4]) + (", …" if len(strange) > 4 else "")
-        raise InputError(
-            name,
-            f"the mask has values outside the coding: {shown}",
-            f"write 0 for background and {', '.join(map(str, sorted(coding)))} for the structures",
-        )
-    table = np.zeros(256, dtype=np.uint8)
-    for theirs, ours in coding.items():
-        table[theirs] = ours
-    return np.ascontiguousarray(table[frame.astype(np.uint8)])
-
-
-def check_same_grid(image: Header, mask: Header, placement: bool = True) -> None:
-    """Raise InputError unless the mask has the image's matrix and voxel size (frames may differ).
-
-    With `placement`, also if their headers put the two grids mirrored, turned or apart in space; headers of which one
-    has lost its directions cannot be compared, and pass.
-    """
-    name = uri.base_name(mask.path)
-    remedy = f"resample the mask onto the grid of {uri.base_name(image.path)}"
-    if image.shape[:3] != mask.shape[:3]:
-        theirs, ours = (" × ".join(map(str, h.shape[:3])) for h in (mask, image))
-        raise InputError(name, f"the mask is {theirs} voxels, the image {ours}", remedy)
-    if not np.allclose(image.spacing_mm, mask.spacing_mm, rtol=GRID_TOLERANCE):
-        theirs, ours = (" × ".join(f"{mm:g}" for mm in h.spacing_mm[::-1]) for h in (mask, image))
-        raise InputError(name, f"the mask's voxels are {theirs} mm, the image's {ours} mm", remedy)
-    problem = _misplaced(image, mask) if placement else None
-    if problem is not None:
-        raise InputError(name, problem, f"{remedy}; if only its header is wrong: --set layouts.check_masks=false")
-
-
-def _misplaced(image: Header, mask: Header) -> str | None:
-    """How the mask's grid lies against the image's, if not on it."""
-    ours, theirs = image.directions, mask.directions
-    if ours is None or theirs is None or image.affine is None or mask.affine is None:
-        return None
-    turned = ours.T @ theirs  # cosines between the image's axes (rows) and the mask's (columns)
-    along = np.abs(turned).argmax(axis=0)
-    if sorted(along) != [0, 1, 2] or np.abs(turned)[along, range(3)].min() < PARALLEL:
-        return None
-    if list(along) != [0, 1, 2]:
-        return "the mask's axes are in another order than the image's"
-    flipped = [what for what, axis in (("columns", 0), ("rows", 1), ("slices", 2)) if turned[axis, axis] < 0]
-    if flipped:
-        return f"the mask's {' and '.join(flipped)} run the other way than the image's"
-    apart = np.array(mask.affine)[:, 3] - np.array(image.affine)[:, 3]
-    voxels = np.abs(apart @ ours) / np.array(image.spacing_mm[::-1])
-    return f"the mask lies {np.linalg.norm(apart):.1f} mm beside the image" if voxels.max() > 1 else None
 
 
 def write_volume(path: str, data: Array, spacing: Spacing, dtype: npt.DTypeLike) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from storage import nifti
 from storage.errors import InputError
+from storage.frame_checks import check_same_grid, checked_image
 
 Write = Callable[..., Path]
 
@@ -211,8 +212,8 @@ def test_no_byte_changed_in_a_file_does_worse_than_an_input_error(tmp_path: Path
         try:
             with nifti.NiftiFile(str(path)) as file:
                 for frame in (0, 2):
-                    nifti.checked_image(file.frame(frame), file.name)
-                nifti.check_same_grid(file.header, file.header)
+                    checked_image(file.frame(frame), file.name)
+                check_same_grid(file.header, file.header)
         except InputError as error:
             refused += 1
             assert str(error).startswith("x.nii: ") and "\n" not in str(error)
