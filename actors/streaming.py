@@ -84,9 +84,8 @@ def step_plan(config: StreamConfig, store: SliceStore, bank: FactorBank | None =
 def open_bank(config: StreamConfig, store: SliceStore) -> FactorBank | None:
     """The bank of an arm with FA, checked against the run.
 
-    Raises InputError if there is none, it was made on another working grid, it lacks one of the run's training
-    slices, or it
-    holds a subject that this run validates or tests on.
+    Raises InputError if there is none, it was made on another working grid, it lacks one of the run's training slices,
+    or it holds a subject that this run validates or tests on.
     """
     if not config.fa:
         return None

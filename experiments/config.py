@@ -68,10 +68,8 @@ class Settings(BaseModel):
 def demo() -> Settings:
     """The whole ablation on the phantom: 7 minutes on 2 cores (Zen 4), 2026-11-24.
 
-    Mean volume Dice of 3 test subjects a vendor: A .90 to .92 LV (.76 with FA), D .75 with U-Net+RA; FS SDNet on D
-    .18 without RA,
-    .82
-    with it. FA costs, since so small an SDNet, pretrained so briefly, drops thin myocardium.
+    Mean volume Dice of 3 test subjects a vendor: A .90 to .92 LV (.76 with FA), D .75 with U-Net+RA; FS SDNet on D .18
+    without RA, .82 with it. FA costs, since so small an SDNet, pretrained so briefly, drops thin myocardium.
     """
     return Settings(
         preset="demo",
@@ -85,13 +83,11 @@ def demo() -> Settings:
 
 
 def cpu() -> Settings:
-    """Real data within an hour on 2 cores: narrow networks, 128² for the paper's 224² field, a plateau rule that
-    suits a
-    short run (patience 2, × 0.3).
+    """Real data within an hour on 2 cores: narrow networks, 128² for the paper's 224² field, a plateau rule that suits
+    a short run (patience 2, × 0.3).
 
     29 ACDC and 4 unlabelled GE subjects, 2 cores (Zen 4), 2026-11-24: five arms in 47 minutes; mean volume Dice of 8
-    test
-    subjects LV .87 to .91, MYO .81 to .84, RV .75 to .81.
+    test subjects LV .87 to .91, MYO .81 to .84, RV .75 to .81.
     """
     return Settings(
         preset="cpu",

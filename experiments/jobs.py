@@ -98,8 +98,7 @@ def check(run: str, settings: Settings) -> None:
     """Whether the run's data and the settings can train these arms at all, before hours are spent.
 
     Raises InputError if there are no held-out volumes to choose by, an arm has nothing to train on, or the train
-    workers
-    cannot share a step evenly.
+    workers cannot share a step evenly.
     """
     store = SliceStore.open(run)
     if not any(volume.labelled for volume in store.volumes("validation")):

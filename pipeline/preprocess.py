@@ -1,8 +1,7 @@
 """From a stored slice to what a network sees: intensities in [-1, 1] on the working grid.
 
 The *working grid* shrinks every image by one constant linear factor (`size / field`), so that a small input sees the
-same
-field of view as the paper's 224 × 224 and the resolution gap between vendors stays. With `size == field` it is the
+same field of view as the paper's 224 × 224 and the resolution gap between vendors stays. With `size == field` it is the
 native grid.
 """
 
@@ -46,9 +45,8 @@ class PreprocessConfig(BaseModel):
 def normalise(image: npt.NDArray[np.float32], stats: Statistics, config: PreprocessConfig) -> npt.NDArray[np.float32]:
     """Map intensities to [-1, 1], float32, same shape.
 
-    `zscore` (Baumgartner et al. 2017, as the paper cites, then clipped to the range of tanh), `minmax` over the
-    volume, or
-    `percentile` (0.5 % to 99.5 % over the volume).
+    `zscore` (Baumgartner et al. 2017, as the paper cites, then clipped to the range of tanh), `minmax` over the volume,
+    or `percentile` (0.5 % to 99.5 % over the volume).
     """
     if config.normalisation == "zscore":
         scaled = (image - stats.mean) / (max(stats.std, 1e-8) * config.clip_sigma)

@@ -25,8 +25,7 @@ def resampling_matrix(n_in: int, n_out: int, scale: float) -> Floats:
     """Linear interpolation, antialiased when `scale` < 1, as a matrix (n_out, n_in) float32.
 
     Rows sum to one, or to zero where the output pixel's centre lies outside the input. For `n_out == n_in * scale` it
-    equals
-    `torch.nn.functional.interpolate(mode="bilinear", antialias=True)`.
+    equals `torch.nn.functional.interpolate(mode="bilinear", antialias=True)`.
     """
     at = source_coordinates(n_in, n_out, scale)
     support = max(1.0, 1.0 / scale)

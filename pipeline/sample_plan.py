@@ -1,12 +1,9 @@
 """Which sample comes next: a pure function of (seed, stream, index).
 
-A *stream* is an endless sequence of samples over one pool of slices. Epoch after epoch it passes over the pool in a
-new order, so
-that every slice is seen exactly once an epoch. A fixed share of its samples is synthesized (FA): the slice at hand
-gives the anatomy, a
-slice drawn from all of the pool's donors gives the modality. Random numbers come from Philox, keyed by what they are
-for, so that any
-index can be computed alone, in any process, in any order.
+A *stream* is an endless sequence of samples over one pool of slices. Epoch after epoch it passes over the pool in a new
+order, so that every slice is seen exactly once an epoch. A fixed share of its samples is synthesized (FA): the slice at
+hand gives the anatomy, a slice drawn from all of the pool's donors gives the modality. Random numbers come from Philox,
+keyed by what they are for, so that any index can be computed alone, in any process, in any order.
 """
 
 from __future__ import annotations
@@ -54,9 +51,8 @@ def generator(seed: int, purpose: str, *counters: int) -> np.random.Generator:
 class Sample:
     """One planned sample.
 
-    slice_id: the slice that gives image and mask, or anatomy and mask; donor_id: the bank row that gives the
-    modality, or None for a real
-    sample; area: target pixel area in native mm², or None to keep the slice's own.
+    slice_id: the slice that gives image and mask, or anatomy and mask; donor_id: the bank row that gives the modality,
+    or None for a real sample; area: target pixel area in native mm², or None to keep the slice's own.
     """
 
     slice_id: int
@@ -67,9 +63,8 @@ class Sample:
 class Stream:
     """Samples over `pool`, by index.
 
-    Args: seed; name (the stream's own randomness); pool, slice ids (n,); donors, bank rows (m,) and their vendors
-    (m,), for FA;
-    fa_share 0 to 1; ra_range in mm² or None for no RA.
+    Args: seed; name (the stream's own randomness); pool, slice ids (n,); donors, bank rows (m,) and their vendors (m,),
+    for FA; fa_share 0 to 1; ra_range in mm² or None for no RA.
     """
 
     def __init__(
@@ -134,9 +129,8 @@ class Stream:
 class StepPlan:
     """How a training step is put together: `labelled` samples from one stream, then `unlabelled` from another.
 
-    The batch size is their sum. For several workers, `rank` of `world` takes its contiguous part of each; together
-    they partition the
-    step for any `world` that divides both counts.
+    The batch size is their sum. For several workers, `rank` of `world` takes its contiguous part of each; together they
+    partition the step for any `world` that divides both counts.
     """
 
     labelled: Stream

@@ -106,8 +106,7 @@ class SDNet(nn.Module):
         self.config = config
         self.anatomy_encoder = UNet(config.anatomy_width, config.anatomy_channels)
         # A softmax over 8 near-equal logits never exceeds 0.5: everything would round to 0, and decoder and segmentor
-        # would
-        # see an empty anatomy for hundreds of steps.
+        # would see an empty anatomy for hundreds of steps.
         with torch.no_grad():
             self.anatomy_encoder.head.weight.mul_(config.anatomy_gain)
         self.modality_encoder = ModalityEncoder(config)

@@ -16,9 +16,8 @@ def assign(subjects: Sequence[Subject], options: LayoutOptions) -> list[Subject]
     - A subject with a split keeps it; one without trains.
     - A validation subject whose vendor has no labelled training subject is excluded: choosing a checkpoint by it would
       let an unseen vendor in (Liu et al. 2020 test on such vendors).
-    - Where a vendor has labelled training subjects and no labelled validation subject anywhere in the data, some of
-    its labelled
-      training subjects are held out; unlabelled subjects never are.
+    - Where a vendor has labelled training subjects and no labelled validation subject anywhere in the data, some of its
+      labelled training subjects are held out; unlabelled subjects never are.
     """
     out = [s if s.split else replace(s, split="train", split_reason="no split given") for s in subjects]
     trained = {s.vendor for s in out if s.split == "train" and s.labelled}
