@@ -137,6 +137,8 @@ def _cause(error: BaseException) -> str:
         return "its worker ran out of memory"
     if not isinstance(error, RayTaskError):
         return "its worker died"
+    if isinstance(error.cause, OSError) and error.cause.strerror:
+        return error.cause.strerror
     return str(error.cause) if isinstance(error.cause, StageError) else type(error.cause).__name__
 
 

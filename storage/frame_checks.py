@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 
+ALONG = 0.999  # cosine above which an axis is the scanner's own
 PARALLEL = 0.9  # cosine above which two axes are taken for one
 GRID_TOLERANCE = 0.01  # relative; headers that other tools wrote round voxel sizes
 
@@ -82,10 +83,12 @@ def _misplaced(image: Header, mask: Header) -> str | None:
     ours, theirs = image.directions, mask.directions
     if ours is None or theirs is None or image.affine is None or mask.affine is None:
         return None
+    if _upright(ours) != _upright(theirs):  # a tool that loses directions leaves the scanner's axes
+        return None
     turned = ours.T @ theirs  # cosines between the image's axes (rows) and the mask's (columns)
     along = np.abs(turned).argmax(axis=0)
     if sorted(along) != [0, 1, 2] or np.abs(turned)[along, range(3)].min() < PARALLEL:
-        return None
+        return "the mask is turned against the image"
     if list(along) != [0, 1, 2]:
         return "the mask's axes are in another order than the image's"
     flipped = [what for what, axis in (("columns", 0), ("rows", 1), ("slices", 2)) if turned[axis, axis] < 0]
@@ -94,3 +97,7 @@ def _misplaced(image: Header, mask: Header) -> str | None:
     apart = np.array(mask.affine)[:, 3] - np.array(image.affine)[:, 3]
     voxels = np.abs(apart @ ours) / np.array(image.spacing_mm[::-1])
     return f"the mask lies {np.linalg.norm(apart):.1f} mm beside the image" if voxels.max() > 1 else None
+
+
+def _upright(directions: npt.NDArray[np.float64]) -> bool:
+    return bool((np.abs(directions).max(axis=0) > ALONG).all())

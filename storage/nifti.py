@@ -92,6 +92,9 @@ class NiftiFile:
             raise not_opened(self.name, error) from error
         try:
             self._open(path, spacing)
+        except OSError as error:
+            self.close()
+            raise not_opened(self.name, error) from error
         except BaseException:
             self.close()
             raise
@@ -311,15 +314,21 @@ def _affine(raw: nib.Nifti1Header) -> tuple[tuple[float, ...], ...] | None:
         return None
     if affine is None or not (np.abs(affine) < FARTHEST_MM).all():
         return None
-    return tuple(tuple(float(v) for v in row) for row in affine[:3])
+    unit = _unit(raw)
+    return tuple(tuple(unit * float(v) for v in row) for row in affine[:3])
+
+
+def _unit(raw: nib.Nifti1Header) -> float:
+    try:
+        return UNIT_MM[raw.get_xyzt_units()[0]]
+    except KeyError:  # a code that the standard does not know
+        return 1.0
 
 
 def _voxel_size(raw: nib.Nifti1Header, name: str) -> Spacing:
-    try:
-        unit = UNIT_MM[raw.get_xyzt_units()[0]]
-    except KeyError:  # a code that the standard does not know
-        unit = 1.0
-    x, y, z = (abs(float(mm)) * unit for mm in raw["pixdim"][1:4])  # a sign there only says which way an axis runs
+    x, y, z = (
+        abs(float(mm)) * _unit(raw) for mm in raw["pixdim"][1:4]
+    )  # a sign there only says which way an axis runs
     if not all(SMALLEST_MM <= mm <= LARGEST_MM for mm in (x, y, z)):
         raise InputError(
             name,

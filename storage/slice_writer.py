@@ -32,6 +32,7 @@ LONGEST_NAME = 200  # bytes; file systems end at 255
 # Scans compress hardly better at higher levels, which take up to four times as long; masks are nearly nothing.
 IMAGE_LEVEL, MASK_LEVEL = 1, 5
 AXES = ("row", "y", "x")
+GROUP = "zarr.json"  # beside the subjects' folders
 GROUP_ROWS = 4096  # about, in a row group of the index: one at a time is in memory
 
 
@@ -63,6 +64,8 @@ def write_subject(run: str, subject: Subject) -> Stored:
     source = source_hash(subject)
     done = _committed(folder)
     if done is None or done["source"] != source:
+        if done is not None:
+            uri.remove(uri.join(run, TABLE))  # its rows would point into the new arrays
         uri.remove(folder)
         stored = _convert(folder, subject)
         done = {"version": SLICES_VERSION, "source": source, **asdict(stored)}
@@ -71,7 +74,7 @@ def write_subject(run: str, subject: Subject) -> Stored:
 
 
 def finalise(run: str, stored: Mapping[str, Stored], skipped: Sequence[Skipped], subjects: Sequence[Subject]) -> None:
-    """Write the index and the two CSV files, each atomically, the index last.
+    """Write the index and the two CSV files, each atomically; then remove the arrays of subjects not in the index.
 
     `slice_id` is the row number after sorting by subject; splits are those of `subjects` (of which only the stored ones
     are listed), so that a change of split does not touch the arrays.
@@ -84,20 +87,24 @@ def finalise(run: str, stored: Mapping[str, Stored], skipped: Sequence[Skipped],
     uri.write_text(uri.join(run, SPLITS), _csv(("subject", "vendor", "centre", "split", "reason"), splits))
     _write_root(uri.join(run, ARRAYS))
     uri.write_bytes(uri.join(run, TABLE), _index([(known[name], stored[name]) for name in names]))
+    kept = {GROUP, *(uri.base_name(subject_folder(run, name)) for name in names)}
+    for folder in uri.list_names(uri.join(run, ARRAYS)):
+        if folder not in kept:  # of a subject that was withdrawn, or is another one's copy
+            uri.remove(uri.join(run, ARRAYS, folder))
 
 
 def subject_folder(run: str, subject: str) -> str:
     """Where a subject's arrays are; any character that could leave or confuse a folder is percent-encoded."""
     name = quote(subject, safe=" ")
-    if name.startswith("."):
-        name = "%2E" + name[1:]
+    if name.startswith(".") or name == GROUP:
+        name = f"%{ord(name[0]):02X}{name[1:]}"
     if not 0 < len(name) <= LONGEST_NAME:
         raise InputError(subject[:40] or "subject", f"a name of {len(name)} bytes", f"use 1 to {LONGEST_NAME}")
     return uri.join(run, ARRAYS, name)
 
 
 def source_hash(subject: Subject) -> str:
-    """What a subject's arrays follow from: its files (name, size, time), frames, label order and spacing.
+    """What a subject's arrays follow from: its files (name, size, time, beginning), frames, labels, spacing, checks.
 
     Folders do not count, so that moved data are recognised; vendor and split do not, since no array depends on them.
     """
@@ -108,6 +115,7 @@ def source_hash(subject: Subject) -> str:
         "files": [[uri.base_name(path), _stamp(path)] for path in files],
         "labels": subject.labels,
         "spacing": subject.spacing,
+        "check_masks": subject.check_masks,
     }
     return hashlib.sha256(json.dumps(definition, sort_keys=True).encode()).hexdigest()
 
@@ -165,7 +173,7 @@ def _counted(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
 
 def _write_root(arrays: str) -> None:
     """Make the folder of arrays a Zarr group, so that other tools may open it whole."""
-    if not uri.exists(uri.join(arrays, "zarr.json")):
+    if not uri.exists(uri.join(arrays, GROUP)):
         attributes = {"format": "cardiomix-slices", "version": int(SLICES_VERSION)}
         zarr.create_group(uri.zarr_store(arrays, read_only=False), zarr_format=3, attributes=attributes)
 

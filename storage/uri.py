@@ -16,6 +16,7 @@ import os
 import re
 import shutil
 import uuid
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -32,6 +33,7 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 FILE_SCHEME = "file://"
+BEGINNING = 2**16  # bytes
 REQUESTS = 16  # at a time
 BLOCK = 2**21  # bytes fetched at once of a remote file: a header is in the first, a whole study in about ten
 # fsspec would remember listings for ever, and forgetting them is not safe while another thread reads them.
@@ -174,13 +176,14 @@ def is_folder(uri: str) -> bool:
 
 
 def stamp(uri: str) -> str:
-    """What changes when a file's content does: its size and time, or an object's size and ETag.
+    """What changes when a file's content does: its size, time and beginning, or an object's size and ETag.
 
     Raises FileNotFoundError.
     """
     if is_local(uri):
-        status = local_path(uri).stat()
-        return f"{status.st_size}:{status.st_mtime_ns}"
+        with local_path(uri).open("rb") as file:
+            status, beginning = os.fstat(file.fileno()), file.read(BEGINNING)
+        return f"{status.st_size}:{status.st_mtime_ns}:{zlib.crc32(beginning):08x}"
     with _remote(uri) as (fs, path):
         info = fs.info(path)
     seen = (info.get(key) for key in ("ETag", "etag", "md5Hash", "LastModified", "mtime", "created"))

@@ -59,13 +59,14 @@ def read(
 
 
 def collect(data: Sequence[str], options: LayoutOptions, layout: str = "auto") -> tuple[list[Subject], list[Skipped]]:
-    """Subjects of all folders, sorted by name, splits not yet assigned; of two with one name, the first stays.
+    """Subjects of all folders, sorted by name, splits not yet assigned; of two with one name or image, the first stays.
 
     Raises InputError for a folder that cannot be used at all.
     """
     subjects: dict[str, Subject] = {}
     skipped: list[Skipped] = []
     origin: dict[str, str] = {}
+    owner: dict[str, str] = {}  # of each image file
     for folder in data:
         name = uri.base_name(uri.absolute(folder))
         found, left_out = read(folder, layout, options)
@@ -75,6 +76,14 @@ def collect(data: Sequence[str], options: LayoutOptions, layout: str = "auto") -
                 reason = f"a subject of that name came in from {origin[subject.subject]}"
                 skipped.append(Skipped(subject.subject, name, reason, "rename one, or give each folder once"))
                 continue
+            images = {_real(f.image) for f in subject.frames}
+            other = next((owner[image] for image in sorted(images) if image in owner), None)
+            if other is not None:
+                file = uri.base_name(subject.frames[0].image)
+                reason = f"its image file is subject {other}'s too"
+                skipped.append(Skipped(subject.subject, file, reason, "remove one of the two, or correct the path"))
+                continue
+            owner |= dict.fromkeys(images, subject.subject)
             subjects[subject.subject] = subject
             origin[subject.subject] = name
     return sorted(subjects.values(), key=lambda s: s.subject), skipped
@@ -94,6 +103,10 @@ def same_images(digests: Mapping[str, Sequence[str]]) -> list[Skipped]:
     return repeated
 
 
+def _real(path: str) -> str:
+    return os.path.realpath(uri.local_path(path)) if uri.is_local(path) else path
+
+
 def _leaves(folder: str, subject: Subject) -> str | None:
     """Name of the subject's first file that a link takes out of the data folder (or of a table's folder)."""
     if not uri.is_local(folder):
@@ -101,7 +114,7 @@ def _leaves(folder: str, subject: Subject) -> str | None:
     path = uri.local_path(folder)
     root = os.path.realpath(path if path.is_dir() else path.parent)
     for file in dict.fromkeys(p for f in subject.frames for p in (f.image, f.mask) if p):
-        if not os.path.realpath(uri.local_path(file)).startswith(os.path.join(root, "")):
+        if not _real(file).startswith(os.path.join(root, "")):
             return uri.base_name(file)
     return None
 

@@ -50,7 +50,10 @@ def _patients(folder: str) -> list[tuple[str, str]]:
     if PARENT in names and not any(name.lower() in PARTS for name in names):
         folder = uri.join(folder, PARENT)
         names = uri.list_names(folder)
-    here = [("", folder)] + [(name.lower(), uri.join(folder, name)) for name in names if name.lower() in PARTS]
+    own = uri.base_name(folder).lower()
+    here = [(own if own in PARTS else "", folder)] + [
+        (name.lower(), uri.join(folder, name)) for name in names if name.lower() in PARTS
+    ]
     named = [(p, uri.join(base, n)) for p, base in here for n in uri.list_names(base) if PATIENT.fullmatch(n)]
     folders = uri.each(folder, uri.is_folder, [path for _, path in named])
     return [found for found, is_folder in zip(named, folders, strict=True) if is_folder]
@@ -67,6 +70,15 @@ def _split(name: str, part: str, options: LayoutOptions) -> tuple[str, str]:
 
 
 def _frames(path: str, options: LayoutOptions) -> tuple[FrameSource, ...]:
+    frames = _found(path, options)
+    for lacking in (f for f in frames if f.phase != "-" and f.mask is None):
+        if any(f.mask for f in frames):
+            mask = f"{uri.base_name(path)}_frame{lacking.frame + 1:02d}_gt.nii.gz"
+            raise InputError(mask, f"no mask of {lacking.phase}, though the other phase has one", "copy it")
+    return frames
+
+
+def _found(path: str, options: LayoutOptions) -> tuple[FrameSource, ...]:
     name, files = uri.base_name(path), set(uri.list_names(path))
     phases = _phases(path, files)
     masks = {

@@ -10,6 +10,7 @@ from storage import uri
 from storage.errors import InputError
 
 Record = dict[str, str]
+ROW = ""  # key of a row's number in its file, as a spreadsheet shows it; no column has an empty name
 SUFFIXES = (".csv", ".parquet", ".xlsx")
 
 
@@ -37,7 +38,7 @@ def need_columns(source: str, records: Sequence[Record], needed: Iterable[str]) 
     if missing:
         raise InputError(
             uri.base_name(source),
-            f"has no column {', '.join(missing)} (it has {', '.join(records[0])})",
+            f"has no column {', '.join(missing)} (it has {', '.join(filter(None, records[0]))})",
             "add the column; cells may be empty where there is nothing to say",
         )
 
@@ -77,8 +78,10 @@ def _named(rows: Sequence[Iterable[object]], source: str) -> list[Record]:
     repeated = {n for n in names if n and names.count(n) > 1}
     if repeated:
         raise InputError(source, f"has the column {', '.join(sorted(repeated))} twice", "rename one of them")
-    filled = (line + [""] * (len(names) - len(line)) for line in lines[1:] if any(line))
-    return [{name: cell for name, cell in zip(names, line, strict=False) if name} for line in filled]
+    filled = ((n, line + [""] * (len(names) - len(line))) for n, line in enumerate(lines[1:], start=2) if any(line))
+    return [
+        {ROW: str(n), **{name: cell for name, cell in zip(names, line, strict=False) if name}} for n, line in filled
+    ]
 
 
 def _text(cell: object) -> str:

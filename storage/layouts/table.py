@@ -18,7 +18,7 @@ from storage.errors import InputError
 from storage.layouts.frames import cine_frames, frame_number
 from storage.layouts.options import LayoutOptions
 from storage.layouts.read_each import legible, read_each
-from storage.layouts.records import Record, need_columns, read_records
+from storage.layouts.records import ROW, Record, need_columns, read_records
 from storage.layouts.terms import terms_of
 from storage.nifti import read_header
 from storage.subjects import BACKGROUND, LV, MYO, RV, FrameSource, Skipped, Subject
@@ -52,18 +52,17 @@ def read(folder: str, options: LayoutOptions) -> tuple[list[Subject], list[Skipp
     records = read_records(source)
     need_columns(source, records, NEEDED)
     terms = terms_of(base, TERMS)
-    first: dict[str, int] = {}
-    for number, record in enumerate(records, start=2):
-        first.setdefault(record["subject"], number)
+    first: dict[str, str] = {}
+    for record in records:
+        first.setdefault(record["subject"], record[ROW])
 
-    def subject(numbered: tuple[int, Record]) -> Subject:
-        number, record = numbered
-        where = f"{uri.base_name(source)} row {number}"
-        if record["subject"] and first[record["subject"]] != number:
-            raise InputError(uri.base_name(source), f"row {number} repeats the subject", "rename or remove the row")
-        return _subject(base, record, where, terms, options)
+    def subject(record: Record) -> Subject:
+        if record["subject"] and first[record["subject"]] != record[ROW]:
+            problem = f"row {record[ROW]} repeats the subject"
+            raise InputError(uri.base_name(source), problem, "rename or remove the row")
+        return _subject(base, record, f"{uri.base_name(source)} row {record[ROW]}", terms, options)
 
-    rows = [(record["subject"] or f"row {number}", (number, record)) for number, record in enumerate(records, start=2)]
+    rows = [(record["subject"] or f"row {record[ROW]}", record) for record in records]
     return read_each(base, subject, rows)
 
 

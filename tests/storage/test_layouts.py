@@ -261,9 +261,18 @@ def test_acdc_cine_gives_all_frames_or_stands_in_for_frame_files(acdc_folder: Pa
     ]
     assert [f.mask_index for f in frames if f.mask] == [None, None]
     (acdc_folder / "patient006" / "patient006_frame03.nii.gz").unlink()
-    (acdc_folder / "patient006" / "patient006_frame03_gt.nii.gz").unlink()
     frames = by_name(acdc_folder)[0]["patient006"].frames
-    assert [(f.phase, f.image_index, f.mask is not None) for f in frames] == [("ED", 0, True), ("ES", 2, False)]
+    assert [(f.phase, f.image_index, f.mask is not None) for f in frames] == [("ED", 0, True), ("ES", 2, True)]
+    (acdc_folder / "patient006" / "patient006_frame03_gt.nii.gz").unlink()
+    subjects, skipped = by_name(acdc_folder)
+    assert "patient006" not in subjects and skipped[0].reason == "no mask of ES, though the other phase has one"
+    (acdc_folder / "patient006" / "patient006_frame01_gt.nii.gz").unlink()
+    assert not by_name(acdc_folder)[0]["patient006"].labelled
+
+
+def test_acdc_testing_folder_is_tested_on_when_it_is_named_itself(acdc_folder: Path) -> None:
+    acdc_folder.rename(acdc_folder.parent / "testing")
+    assert {s.split for s in by_name(acdc_folder.parent / "testing")[0].values()} == {"test"}
 
 
 def test_acdc_patient_in_training_and_in_testing_enters_once(acdc_folder: Path) -> None:
@@ -336,6 +345,16 @@ def table_folder(tmp_path: Path, write_nifti: Write, study: Callable[..., Any]) 
     write_nifti(folder / "images" / "p1_ed.nii.gz", image[..., 0])
     write_nifti(folder / "images" / "p1_ed_gt.nii.gz", mask[..., 0])
     return folder
+
+
+def test_one_image_file_is_one_subjects_whatever_its_frames(table_folder: Path) -> None:
+    rows = [f"{name},images/p1_sa.nii.gz,,X,c,{ed},{ed + 1}" for ed, name in enumerate("ab")]
+    (table_folder / "subjects.csv").write_text("\n".join([HEADER, *rows]))
+    subjects, skipped = collect([str(table_folder)], LayoutOptions())
+    assert [s.subject for s in subjects] == ["a"]
+    assert [(s.subject, s.file, s.reason) for s in skipped] == [
+        ("b", "p1_sa.nii.gz", "its image file is subject a's too")
+    ]
 
 
 def one_row(folder: Path, row: str, header: str = HEADER, **options: Any) -> Subject | Skipped:

@@ -299,3 +299,45 @@ def test_remote_files_read_like_local_ones(tmp_path: Path) -> None:
     nifti.write_volume("memory://nifti-test/v.nii.gz", data, (8.0, 1.5, 1.25), np.int16)
     image, spacing = nifti.read_frame("memory://nifti-test/v.nii.gz")
     assert np.array_equal(image, data) and spacing == (8.0, 1.5, 1.25)
+
+
+@pytest.fixture
+def placed(tmp_path: Path) -> Callable[..., nifti.Header]:
+    """The header of a file of 8 × 8 × 3 voxels whose affine is written in `unit`."""
+
+    def header(affine: np.ndarray, unit: str = "mm") -> nifti.Header:
+        scale = {"mm": 1.0, "meter": 1e-3}[unit]
+        image = nib.Nifti1Image(np.zeros((8, 8, 3), np.int16), np.diag([scale, scale, scale, 1.0]) @ affine)
+        image.header.set_xyzt_units(unit)
+        nib.save(image, tmp_path / "placed.nii")
+        return nifti.read_header(str(tmp_path / "placed.nii"))
+
+    return header
+
+
+def turned(degrees: float, tilt: float = 30.0) -> np.ndarray:
+    """An oblique grid, turned in its plane."""
+    a, b = np.radians(degrees), np.radians(tilt)
+    plane = np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]])
+    oblique = np.array([[1, 0, 0], [0, np.cos(b), -np.sin(b)], [0, np.sin(b), np.cos(b)]])
+    affine = np.eye(4)
+    affine[:3, :3] = oblique @ plane @ np.diag([1.5, 1.5, 8.0])
+    return affine
+
+
+def test_a_mask_turned_against_its_image_is_refused_and_one_that_lost_its_directions_passes(
+    placed: Callable[..., nifti.Header],
+) -> None:
+    for degrees in (40.0, 64.0):
+        with pytest.raises(InputError, match="turned against the image"):
+            check_same_grid(placed(turned(0)), placed(turned(degrees)))
+    check_same_grid(placed(turned(0)), placed(turned(1.0)))
+    check_same_grid(placed(turned(0)), placed(np.diag([1.5, 1.5, 8.0, 1.0])))
+
+
+def test_grids_in_metres_and_in_millimetres_are_compared_in_millimetres(placed: Callable[..., nifti.Header]) -> None:
+    far = turned(0)
+    far[:3, 3] = 50
+    check_same_grid(placed(far, "meter"), placed(far))
+    with pytest.raises(InputError, match=r"86\.6 mm beside"):
+        check_same_grid(placed(turned(0), "meter"), placed(far, "meter"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 from collections.abc import Callable
 from dataclasses import replace
@@ -292,3 +293,42 @@ def test_a_subjects_name_never_leaves_its_folder(tmp_path: Path, subject: Subjec
     inside = [p.parent for p in (tmp_path / "run").rglob("frames.json")]
     assert [p.parent for p in inside] == [tmp_path / "run" / "slices.zarr"]
     assert np.array_equal(SliceStore.open(str(tmp_path / "run")).mask(0).shape, (20, 24))
+
+
+def test_a_replaced_subject_takes_the_index_with_it_until_ingest_ends(tmp_path: Path, subject: Subject) -> None:
+    run = tmp_path / "run"
+    stored(run, subject)
+    write_subject(str(run), replace(subject, frames=subject.frames[1:]))  # and a kill before the index is written
+    with pytest.raises(InputError, match="has no slices"):
+        SliceStore.open(str(run))
+    assert len(stored(run, replace(subject, frames=subject.frames[1:]))) == 3
+
+
+def test_a_subject_that_is_withdrawn_loses_its_arrays(tmp_path: Path, subject: Subject) -> None:
+    run = tmp_path / "run"
+    stored(run, subject, replace(subject, subject="other"))
+    store = stored(run, subject)
+    assert sorted(p.name for p in (run / "slices.zarr").iterdir()) == ["p 1%2F%C3%A4", "zarr.json"]
+    assert store.image(0).shape == (20, 24)
+
+
+def test_masks_let_in_unchecked_are_checked_when_the_checks_are_on_again(tmp_path: Path, subject: Subject) -> None:
+    swapped = replace(subject, labels=((1, 3), (2, 2), (3, 1)))
+    write_subject(str(tmp_path), replace(swapped, check_masks=False))
+    with pytest.raises(InputError, match="the labels look like"):
+        write_subject(str(tmp_path), swapped)
+
+
+def test_a_subject_named_like_the_groups_metadata_is_only_a_subject(tmp_path: Path, subject: Subject) -> None:
+    stored(tmp_path / "run", replace(subject, subject="zarr.json"))
+    assert (tmp_path / "run" / "slices.zarr" / "zarr.json").is_file()
+
+
+def test_another_file_of_the_same_name_size_and_time_is_read(tmp_path: Path, subject: Subject) -> None:
+    before = source_hash(subject)
+    path = tmp_path / "i.nii.gz"
+    status, data = path.stat(), bytearray(path.read_bytes())
+    data[200] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert source_hash(subject) != before
