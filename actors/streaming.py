@@ -60,13 +60,13 @@ def step_plan(config: StreamConfig, store: SliceStore, bank: FactorBank | None =
         )
     donor_vendors = np.array(bank.index["vendor"].to_pylist(), dtype=np.str_) if bank is not None else None
 
-    def stream(name: str, pool: npt.NDArray[np.int64]) -> Stream:
+    def stream(name: str, pool: npt.NDArray[np.int64], fa: bool = True, ra: bool = True) -> Stream:
         return Stream(
             config.seed,
             name,
             pool,
-            fa_share=config.plan.fa_share if bank is not None else 0.0,
-            ra_range=config.plan.area_range_mm2 if config.ra else None,
+            fa_share=config.plan.fa_share if bank is not None and fa else 0.0,
+            ra_range=config.plan.area_range_mm2 if config.ra and ra else None,
             pairs=config.plan.pairs,
             donors=np.arange(len(donor_vendors)) if donor_vendors is not None else None,
             donor_vendors=donor_vendors,
@@ -75,7 +75,9 @@ def step_plan(config: StreamConfig, store: SliceStore, bank: FactorBank | None =
 
     return StepPlan(
         stream("labelled", labelled),
-        stream("unlabelled", unlabelled) if per_step else None,
+        stream("unlabelled", unlabelled, config.plan.fa_anatomy == "any", config.plan.ra_unlabelled)
+        if per_step
+        else None,
         config.batch_size,
         per_step,
     )
@@ -181,7 +183,11 @@ class SampleMaker:
         if sample.donor_id is not None:
             source = self._synthesized(sample.slice_id, sample.donor_id, source)
         config = self.config.preprocess
-        scale = 1.0 if sample.area is None else linear_scale(source.area, sample.area / config.factor**2)
+        scale = (
+            1.0
+            if sample.area is None
+            else linear_scale(source.area, sample.area / config.factor**2, self.config.plan.ra_measure)
+        )
         return resample_crop(source.image, source.mask, scale, config.size, float(source.image.min()))
 
     def _synthesized(self, slice_id: int, donor: int, source: WorkingSlice) -> WorkingSlice:

@@ -1,13 +1,13 @@
 """Resolution augmentation: rescale, crop and pad in one resampling.
 
 A resampling is a pair of small matrices, one an axis, so that image and mask are sampled on exactly the same grid,
-centres stay
-centres (no half-pixel drift from rounding a resized shape) and shrinking is antialiased.
+centres stay centres (no half-pixel drift from rounding a resized shape) and shrinking is antialiased.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -50,9 +50,13 @@ def resized_labels(mask: npt.NDArray[np.uint8], rows: Floats, cols: Floats, clas
     return labels
 
 
-def linear_scale(source_area: float, target_area: float) -> float:
-    """Linear factor that takes pixels of `source_area` mm² to `target_area` mm²: √(source / target)."""
-    return float(np.sqrt(source_area / target_area))
+def linear_scale(source_area: float, target_area: float, measure: Literal["area", "length"] = "area") -> float:
+    """Linear factor that takes pixels of `source_area` mm² to `target_area` mm²: √(source / target).
+
+    `length` takes the ratio itself for the factor, as the authors' published code does.
+    """
+    ratio = source_area / target_area
+    return float(ratio if measure == "length" else np.sqrt(ratio))
 
 
 def resample_crop(

@@ -29,6 +29,12 @@ class PlanConfig(BaseModel):
     area_range_mm2: tuple[float, float] = Field(
         (0.954, 2.692), description="RA: native pixel areas, uniform in between (paper section 2.1)"
     )
+    ra_measure: Literal["area", "length"] = Field(
+        "area",
+        description="RA: the range is of areas, so that lengths scale by the root; `length` as in the authors' code",
+    )
+    ra_unlabelled: bool = Field(True, description="RA: unlabelled samples too")
+    fa_anatomy: Literal["any", "labelled"] = Field("any", description="FA: which slices give the anatomy")
     fa_share: float = Field(0.5, ge=0, le=1, description="FA: synthesized share of every batch, replacing real samples")
     pairs: PairPolicy = Field("uniform", description="FA: who gives the modality; `uniform` is the paper's")
     unlabelled_ratio: float = Field(1.0, ge=0, description="unlabelled samples for each labelled one in a step")

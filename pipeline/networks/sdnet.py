@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -26,6 +27,11 @@ class SDNetConfig(BaseModel):
     )
     segmentor_width: int = Field(64, ge=1)
     decoder_width: int = Field(16, ge=1)
+    modulation: Literal["adain", "adain_relu", "scalars", "none"] = Field(
+        "adain",
+        description="how the modality enters the decoder: AdaIN of every channel (paper); that after a ReLU, so that "
+        "no scale is negative (DGNet); one scale and shift an image (GaNDLF); not at all (the authors' published code)",
+    )
     style_width: int = Field(64, ge=1, description="hidden layer of the MLP from modality to AdaIN's scale and shift")
     classes: int = Field(4, ge=2)
 
@@ -48,22 +54,39 @@ class Decoder(nn.Module):
         width = config.decoder_width
         inputs = [config.anatomy_channels, width, width]
         self.convolutions = nn.ModuleList(nn.Conv2d(i, width, 3, padding=1) for i in inputs)
+        self.modulation = config.modulation
+        styles = 2 if config.modulation == "scalars" else 2 * width * len(inputs)
         # No activation after the last layer: a scale must be free to be negative.
         self.style = nn.Sequential(
             nn.Linear(config.modality_size, config.style_width),
             nn.ReLU(inplace=True),
-            nn.Linear(config.style_width, 2 * width * len(inputs)),
+            nn.Linear(config.style_width, styles),
         )
+        if self.modulation == "none":
+            self.style = nn.Sequential()
         self.out = nn.Conv2d(width, 1, 7, padding=3)
 
     def forward(self, anatomy_NCHW: Tensor, modality_NM: Tensor) -> Tensor:
         """Draw the anatomy the way the modality says."""
-        style = self.style(modality_NM).chunk(2 * len(self.convolutions), dim=1)
         x = anatomy_NCHW
-        for layer, convolution in enumerate(self.convolutions):
-            # scale is predicted as its difference from 1, so that an untrained decoder starts as plain instance norm
-            x = F.relu(adain(convolution(x), 1.0 + style[2 * layer], style[2 * layer + 1]))
+        if self.modulation == "none":
+            for convolution in self.convolutions:
+                x = F.relu(convolution(x))
+            return torch.tanh(self.out(x))
+        for convolution, (scale, shift) in zip(self.convolutions, self._styles(modality_NM), strict=True):
+            x = F.relu(adain(convolution(x), scale, shift))
         return torch.tanh(self.out(x))
+
+    def _styles(self, modality_NM: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Scale and shift (N, width) of each layer; (N, 1), the same for all, with `scalars`."""
+        style = self.style(modality_NM)
+        layers = len(self.convolutions)
+        if self.modulation == "scalars":
+            style = style.repeat(1, layers)
+        parts = style.chunk(2 * layers, dim=1)
+        # scale is predicted as its difference from 1, so that an untrained decoder starts as plain instance norm
+        pairs = [(1.0 + scale, shift) for scale, shift in zip(parts[::2], parts[1::2], strict=True)]
+        return [(s.relu(), b.relu()) for s, b in pairs] if self.modulation == "adain_relu" else pairs
 
 
 class ModalityEncoder(nn.Sequential):

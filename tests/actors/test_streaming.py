@@ -113,6 +113,16 @@ def test_a_synthesized_sample_keeps_the_mask_of_its_anatomy_and_takes_another_im
     assert np.abs(drawn - image).mean() > 0.01
 
 
+def test_augmentation_of_unlabelled_samples_is_a_choice(run: str) -> None:
+    plan = PlanConfig(ra_unlabelled=False, fa_anatomy="labelled")
+    steps = SampleMaker(stream_config(run, plan=plan)).plan
+    assert steps.unlabelled is not None
+    rest = [steps.unlabelled(i) for i in range(20)]
+    assert all(s.donor_id is None and s.area is None for s in rest)
+    labelled = [steps.labelled(i) for i in range(20)]
+    assert sum(s.donor_id is not None for s in labelled) == 10 and all(s.area is not None for s in labelled)
+
+
 def test_the_fa_arm_refuses_a_bank_that_does_not_fit(run: str) -> None:
     store = SliceStore.open(run)
     with pytest.raises(InputError, match="needs a factor bank"):

@@ -61,6 +61,18 @@ def test_another_modality_vector_draws_another_image(sdnet: SDNet, image: torch.
     assert (first - second).abs().mean() > 1e-3
 
 
+@pytest.mark.parametrize("modulation", ["adain", "adain_relu", "scalars", "none"])
+def test_only_a_decoder_without_adain_ignores_the_modality(modulation: str, image: torch.Tensor) -> None:
+    torch.manual_seed(0)
+    model = SDNet(SMALL.model_copy(update={"modulation": modulation}))
+    anatomy = model.encode_anatomy(image).detach()
+    first, second = (model.decode(anatomy, torch.full((2, 8), v)) for v in (-1.0, 1.0))
+    assert first.abs().max() < 1
+    assert ((first - second).abs().max() == 0) == (modulation == "none")
+    if modulation == "none":
+        assert count_parameters(model.decoder.style) == 0
+
+
 def test_the_modality_encoder_learns_from_the_reconstruction(sdnet: SDNet, image: torch.Tensor) -> None:
     reconstruction = sdnet.decode(sdnet.encode_anatomy(image), sdnet.encode_modality(image))
     assert reconstruction.abs().max() < 1

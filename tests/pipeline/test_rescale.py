@@ -62,6 +62,7 @@ def test_what_lies_beyond_the_image_is_the_fill_value_and_background() -> None:
 
 def test_the_linear_scale_is_the_root_of_the_area_ratio() -> None:
     assert linear_scale(2.0, 0.5) == pytest.approx(2.0)
+    assert linear_scale(2.0, 0.5, "length") == pytest.approx(4.0)
 
 
 def test_labels_resampled_down_and_up_again_keep_their_shape() -> None:
