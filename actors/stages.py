@@ -9,7 +9,7 @@ from typing import Any
 
 from actors.evaluation import CASES, evaluate_job
 from actors.resources import TASK_CPUS, ResourcePlan
-from actors.training import DONE, FAILED, TrainJob, run_job
+from actors.training import FAILED, TrainJob, run_job
 from storage import uri
 from storage.errors import StageError
 
@@ -42,7 +42,7 @@ def _train_and_evaluate(run: ArmRun, plan: ResourcePlan) -> None:
     from."""
     out = run.job.out
     if not run.job.finished():
-        for name in (CASES, DONE, FAILED):
+        for name in (CASES, FAILED):
             uri.remove(uri.join(out, name))
         run_job(run.job, plan)
     if not uri.exists(uri.join(out, CASES)):

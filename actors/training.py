@@ -1,30 +1,49 @@
-"""Ray Train around `pipeline.training`: one job trains one network from one stream."""
+"""Ray Train around `pipeline.training`: one job trains one network from one stream.
+
+A job's folder holds
+
+- `model.safetensors`, `model.json`: the network at its best epoch by validation Dice;
+- `last/`: the same two files at the last epoch;
+- `done.json`, written last;
+- `history.jsonl`: a record an epoch;
+- `checkpoint-<config hash>.pt`: state after the last whole epoch: weights, best weights so far, running average,
+  optimiser, plateau rule. A job that was interrupted goes on from it, whatever died.
+
+The checkpoint is one file that appears whole or not at all, rather than a `ray.train.Checkpoint`: Ray keeps account of
+those in a file that it rewrites in place, and a driver killed at that moment could never go on. So Ray Train stores
+nothing that outlives a try, and a run in an object store needs no other credentials than fsspec's.
+
+With several workers, `batch_size` is of all together. Each takes an equal share of a step's labelled and of its
+unlabelled samples, the loss is the mean of the shares' losses (Dice is over a share, not over the whole batch), and the
+first validates. Batch norm is over the whole batch on GPUs; on CPUs, where torch has no synchronised one, it is over
+each worker's share, and the first worker's running statistics are kept.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
-import time
-from pathlib import Path
+from collections.abc import Iterable
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from actors.resources import ResourcePlan
-from actors.streaming import StreamConfig, batches
+from actors.streaming import StreamConfig
 from pipeline.losses import LossConfig
+from pipeline.networks.files import WEIGHTS, read_config
 from pipeline.networks.sdnet import SDNetConfig
 from pipeline.networks.unet import UNetConfig
-from pipeline.training import TrainConfig
+from pipeline.training import NonFiniteLossError, OutOfMemoryError, TrainConfig
 from storage import uri
-from storage.slice_store import SliceStore
+from storage.errors import InputError, StageError
 
 if TYPE_CHECKING:
-    from pipeline.training import TrainState, ValidationVolume
+    from ray.train.torch import TorchTrainer
 
-HISTORY, DONE, FAILED = "history.jsonl", "done.json", "failed.json"
+HISTORY, DONE, FAILED, LAST = "history.jsonl", "done.json", "failed.json", "last"
+MAX_DEATHS = 3  # in a row, without a new epoch in between
 
 
 class TrainJob(BaseModel):
@@ -48,196 +67,118 @@ class TrainJob(BaseModel):
         document = self.model_dump(exclude={"out": True, "stream": {"run", "bank"}})
         return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:12]
 
+    @property
+    def checkpoint(self) -> str:
+        """Where the state after the last whole epoch lies; another configuration must not go on from it."""
+        return uri.join(self.out, f"checkpoint-{self.config_hash}.pt")
+
     def finished(self) -> bool:
-        """Whether `out` holds this very job's result."""
-        path = uri.join(self.out, DONE)
-        return uri.exists(path) and json.loads(uri.read_text(path)).get("config_hash") == self.config_hash
-
-
-def total_steps(job: TrainJob, store: SliceStore) -> tuple[int, int]:
-    """(steps an epoch, steps in all)."""
-    labelled = int(((store.column("split") == "train") & store.column("labelled").astype(bool)).sum())
-    per_epoch = job.train.steps_per_epoch or -(-labelled // job.train.batch_size)
-    return per_epoch, per_epoch * job.train.epochs
-
-
-def validation_volumes(job: TrainJob, store: SliceStore) -> list[ValidationVolume]:
-    """Labelled volumes of held-out subjects, as the network sees them."""
-    from pipeline.inference import network_input
-    from pipeline.preprocess import working_slice
-    from pipeline.rescale import resample_crop
-    from pipeline.training import ValidationVolume
-
-    config = job.stream.preprocess
-    out = []
-    for volume in store.volumes("validation"):
-        if not volume.labelled:
-            continue
-        images, _ = store.volume(volume.rows)
-        inputs = network_input(images, store.statistics(volume.rows[0]), volume.spacing, config)
-        slices = [working_slice(store, i, config) for i in volume.rows]
-        masks = np.stack([resample_crop(s.image, s.mask, 1.0, config.size, 0.0)[1] for s in slices])
-        out.append(ValidationVolume(inputs, masks))
-    return out
-
-
-class _History:
-    """Epoch records, rewritten whole: a repeated epoch replaces its first try, another configuration's are dropped."""
-
-    def __init__(self, path: str, config_hash: str, epoch: int) -> None:
-        self.path, self.config_hash = path, config_hash
-        self.records: list[dict[str, Any]] = []
-        if epoch and uri.exists(path):
-            lines = [json.loads(line) for line in uri.read_text(path).splitlines() if line]
-            self.records = [r for r in lines if r["epoch"] <= epoch and r.get("config_hash") == config_hash]
-
-    def append(self, record: dict[str, Any]) -> None:
-        self.records.append({**record, "config_hash": self.config_hash})
-        uri.write_text(self.path, "".join(json.dumps(r) + "\n" for r in self.records))
-
-
-def train_loop(settings: dict[str, Any]) -> None:
-    """What each Ray Train worker runs. Resumes from the last reported checkpoint with the samples that come next."""
-    import ray.train
-    import torch
-
-    from pipeline.training import TrainState
-
-    job = TrainJob.model_validate(settings["job"])
-    plan: dict[str, Any] = settings["plan"]
-    context = ray.train.get_context()
-    rank, world = context.get_world_rank(), context.get_world_size()
-    torch.set_num_threads(plan["threads"])
-    store = SliceStore.open(job.stream.run)
-    state = TrainState.create(job.network, job.train, job.stream.seed, rank)
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is not None:
-        with checkpoint.as_directory() as folder:
-            state.restore(Path(folder))
-    _run_epochs(job, plan, store, state, rank, world)
-    if rank == 0:
-        finish_job(job, store, state)
-
-
-def _run_epochs(
-    job: TrainJob, plan: dict[str, Any], store: SliceStore, state: TrainState, rank: int, world: int
-) -> None:
-    import ray.train.torch
-
-    from pipeline.training import Batch, Objective, train_step
-
-    per_epoch, total = total_steps(job, store)
-    objective: Any = Objective(state.model, job.loss, state.latent)
-    device = next(state.model.parameters()).device
-    if world > 1:
-        objective = ray.train.torch.prepare_model(objective)
-    held_out = validation_volumes(job, store) if rank == 0 else []
-    history = _History(uri.join(job.out, HISTORY), job.config_hash, state.epoch)
-    stream = batches(
-        job.stream,
-        range(state.step, total),
-        rank=rank,
-        world=world,
-        actors=plan["data_actors"],
-        cpus=plan["data_cpus"],
-        device=str(device),
-    )
-    sums: dict[str, float] = {}
-    waited, began = 0.0, time.perf_counter()
-    before = began
-    for row in stream:
-        waited += time.perf_counter() - before
-        batch = Batch(row["image"], row["mask"].long(), row["labelled"], row["slice_id"])
-        for name, value in train_step(objective, state, batch, job.train).items():
-            sums[name] = sums.get(name, 0.0) + value
-        if state.step % per_epoch == 0:
-            took = time.perf_counter() - began
-            record = {f"loss/{name}": value / per_epoch for name, value in sums.items()}
-            record |= {"data_wait_fraction": waited / took, "train_seconds": took}
-            _end_epoch(job, state, record, held_out, history, rank, world)
-            sums, waited, began = {}, 0.0, time.perf_counter()
-        before = time.perf_counter()
-
-
-def _end_epoch(
-    job: TrainJob,
-    state: TrainState,
-    record: dict[str, Any],
-    held_out: list[ValidationVolume],
-    history: _History,
-    rank: int,
-    world: int,
-) -> None:
-    import ray.train
-    import torch
-
-    from pipeline.training import validate
-
-    started = time.perf_counter()
-    scores = [validate(state.model, held_out, job.train.precision) if rank == 0 else {}]
-    if world > 1:
-        torch.distributed.broadcast_object_list(scores, src=0)
-    rate = float(state.optimiser.param_groups[0]["lr"])
-    state.end_epoch(scores[0]["dice"])
-    record = {
-        "epoch": state.epoch,
-        "step": state.step,
-        **record,
-        **{f"val/{name}": value for name, value in scores[0].items()},
-        "lr": rate,
-        "validation_seconds": time.perf_counter() - started,
-    }
-    if rank != 0:
-        ray.train.report(record)
-        return
-    history.append(record)
-    with tempfile.TemporaryDirectory() as folder:
-        state.save(Path(folder))
-        ray.train.report(record, checkpoint=ray.train.Checkpoint.from_directory(folder))
-
-
-def finish_job(job: TrainJob, store: SliceStore, state: TrainState) -> None:
-    """Write the best weights by validation, then the marker that the job is done."""
-    from pipeline.networks.files import save_model
-
-    state.model.load_state_dict(state.best_weights)
-    terms = sorted({str(t) for t in store.column("terms")[store.column("split") == "train"]})
-    seen = store.column("subject")[np.isin(store.column("split"), ("train", "validation"))]
-    preprocess = job.stream.preprocess.model_dump(mode="json")
-    name = save_model(job.out, state.model, job.network, preprocess, terms, seen.tolist())
-    done = {
-        "config_hash": job.config_hash,
-        "fingerprint": name,
-        "steps": state.step,
-        "best_val_dice": state.best_dice,
-    }
-    uri.write_text(uri.join(job.out, DONE), json.dumps(done, indent=1))
+        """Whether `out` holds this very job's result, whole: the marker, and the network that the marker names."""
+        try:
+            done = json.loads(uri.read_text(uri.join(self.out, DONE)))
+            named = {"config_hash": self.config_hash, "fingerprint": read_config(self.out)["fingerprint"]}
+            weights_bytes = uri.size(uri.join(self.out, WEIGHTS))
+            return bool(done == done | named | {"weights_bytes": weights_bytes})
+        except (FileNotFoundError, ValueError, TypeError, InputError):  # absent or half copied
+            return False
 
 
 def run_job(job: TrainJob, plan: ResourcePlan) -> None:
-    """Train a job to its end, with a few restarts from its checkpoint; raises what the last try raised."""
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    """Train a job to its end. Workers may die as often as they like, as long as there is a new epoch now and then.
+
+    Raises StageError if the loss is not finite, memory runs out, the loop itself fails, or workers die `MAX_DEATHS`
+    times in a row without a new epoch; InputError if Ray has GPUs that this torch cannot use, or the loop met bad
+    input. Only deaths are tried again.
+    """
+    import torch
+    from ray.exceptions import RayActorError
+    from ray.train import TrainingFailedError
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+
+    if plan.trainer_gpus and not torch.backends.cuda.is_built():
+        raise InputError(
+            "torch",
+            "is a build without CUDA, and the cluster has GPUs",
+            "install a CUDA build, or pass --set resources.gpus=false",
+        )
+    uri.remove(uri.join(job.out, DONE))
+    deaths, reached = 0, -1
+    while True:
+        try:
+            with TemporaryDirectory() as scratch:
+                _trainer(job, plan, scratch).fit()
+            return
+        except (TrainingFailedError, RayActorError) as error:
+            if isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError):
+                continue  # a lost machine's successor is not there yet
+            errors = list(getattr(error, "worker_failures", {}).values()) or [error]
+            _raise_ours(job, plan, errors)
+            epoch = len(read_history(job))
+            deaths = deaths + 1 if epoch == reached else 1
+            reached = epoch
+            if deaths == MAX_DEATHS:
+                raise StageError(
+                    f"a training worker died {deaths} times in a row after epoch {epoch} of {job.train.epochs}: "
+                    f"{_last_line(errors[0])}; the same command goes on from there; if memory ran out, lower "
+                    "train.batch_size or resources.lanes first"
+                ) from error
+
+
+def _raise_ours(job: TrainJob, plan: ResourcePlan, errors: Iterable[Exception]) -> None:
+    """Raise what no other try would mend. A worker that lost its peer fails too, with an error of torch's."""
+    from ray.exceptions import RayError, RayTaskError
+    from ray.train.v2._internal.exceptions import RayTrainError
+
+    for error in errors:
+        cause = getattr(error, "cause", None) or error
+        if isinstance(cause, InputError):
+            raise cause
+        lost = isinstance(error, (RayError, RayTrainError, StageError, OSError)) and not isinstance(error, RayTaskError)
+        if isinstance(cause, (NonFiniteLossError, OutOfMemoryError)) or (not lost and plan.train_workers == 1):
+            raise StageError(_last_line(cause)) from error
+
+
+def _last_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[-1] if lines else type(error).__name__
+
+
+def read_history(job: TrainJob) -> list[dict[str, Any]]:
+    """Epoch records that this very job wrote; what another configuration left in the folder is not its history."""
+    path = uri.join(job.out, HISTORY)
+    lines = uri.read_text(path).splitlines() if uri.exists(path) else []
+    return [record for record in map(json.loads, filter(None, lines)) if record.get("config_hash") == job.config_hash]
+
+
+def _trainer(job: TrainJob, plan: ResourcePlan, scratch: str) -> TorchTrainer:
+    from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
+    from ray.train.v2.api.config import FailureConfig
+
+    from actors.train_loop import train_loop
 
     resources = {"CPU": plan.trainer_cpus}
     if plan.trainer_gpus:
         resources["GPU"] = plan.trainer_gpus
-    storage = str(Path(job.out).resolve()) if uri.is_local(job.out) else job.out
-    trainer = TorchTrainer(
+    return TorchTrainer(
         train_loop,
         train_loop_config={
             "job": job.model_dump(),
-            "plan": {"threads": plan.threads, "data_actors": plan.data_actors, "data_cpus": plan.data_cpus},
+            "plan": {
+                "threads": plan.threads,
+                "data_actors": plan.data_actors,
+                "data_cpus": plan.data_cpus,
+                "gpus": plan.trainer_gpus,
+            },
         },
         scaling_config=ScalingConfig(
             num_workers=plan.train_workers, use_gpu=plan.trainer_gpus > 0, resources_per_worker=resources
         ),
-        # the hash in the name: an equal name would silently resume another configuration's run
+        # no retries of Ray's own: they know no difference between a lost machine and a loss that is not a number, and
+        # would go on for ever where workers die while they start
         run_config=RunConfig(
-            name=f"train-{job.config_hash}",
-            storage_path=storage,
-            checkpoint_config=CheckpointConfig(num_to_keep=1),
-            failure_config=FailureConfig(max_failures=2),
+            name=job.name,
+            storage_path=scratch,
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
         ),
     )
-    trainer.fit()

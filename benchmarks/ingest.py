@@ -63,10 +63,12 @@ def _side_by_side(title: str, folders: list[str], root: Path) -> dict[str, list[
         "numpy.savez": lambda run: straightforward(subjects, run, _savez),
         "zarr, our codec": lambda run: straightforward(subjects, run, _zarr),
     }
-    rates = _rates(sides, root)
+    rates, by_processor = _rates(sides, root)
     print(f"{title}, {len(subjects)} subjects: ours {median(rates['ours']):.0f} slices/s")
     for name in list(sides)[1:]:
-        print(f"  against the loop with {name}: {median(rates[name]):.0f}, ratio {_paired(rates, 'ours', name):.2f}")
+        found = (_paired(seen, "ours", name) for seen in (rates, by_processor))
+        shown = "{:.2f}, in processor time {:.2f}".format(*found)
+        print(f"  against the loop with {name}: {median(rates[name]):.0f} slices/s, ratio {shown}", flush=True)
     return rates
 
 
@@ -83,26 +85,32 @@ def _workers(title: str, cines: list[str], warm: str, root: Path) -> None:
         "two": lambda run: ingest(cines, run, num_cpus=1).slices,
     }
     with cluster.local(2):
-        rates = _rates(sides, root, begin)
+        rates, _ = _rates(sides, root, begin)
     shown = ", ".join(f"{name} {median(seen):.0f} slices/s" for name, seen in rates.items())
     print(f"workers, {title}: {shown}, ratio {_paired(rates, 'two', 'one'):.2f}")
 
 
-def _rates(sides: dict[str, Side], root: Path, begin: Callable[[], None] = lambda: None) -> dict[str, list[float]]:
-    """Slices a second of each side by round, after one round that does not count; sides take turns.
+def _rates(
+    sides: dict[str, Side], root: Path, begin: Callable[[], None] = lambda: None
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Slices a second, and a second of this process's processor time, by side and round; sides take turns.
 
-    What was written stays until the end: ext4 makes files and folders ten times more slowly for minutes after others
-    have been removed (it passes over inodes that were in use a moment ago).
+    One round before does not count. What was written stays until the end: after many files have been removed, ext4 was
+    seen to make new ones ten times more slowly for minutes.
     """
     rates: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(1 + ROUNDS):
+    by_processor: dict[str, list[float]] = {name: [] for name in sides}
+    for counts in [False] + ROUNDS * [True]:
         for name, side in sides.items():
             begin()
             place = tempfile.mkdtemp(dir=root)
-            began = time.perf_counter()
+            began = time.perf_counter(), time.process_time()
             slices = side(place)
-            rates[name].append(slices / (time.perf_counter() - began))
-    return {name: seen[1:] for name, seen in rates.items()}
+            wall, processor = time.perf_counter() - began[0], time.process_time() - began[1]
+            if counts:
+                rates[name].append(slices / wall)
+                by_processor[name].append(slices / processor)
+    return rates, by_processor
 
 
 def _paired(rates: dict[str, list[float]], ours: str, theirs: str) -> float:

@@ -38,6 +38,7 @@ class Ablation:
         self.log = RunLog(run, self.name, settings)
         self._cluster: Cluster | None = None
         self._failed: dict[str, str] = {}
+        self._warned: set[tuple[str, str]] = set()
 
     def __enter__(self) -> Ablation:
         return self
@@ -209,7 +210,16 @@ class Ablation:
     def _follow(self, arm: str, seed: int, job: TrainJob, bar: Step) -> None:
         records = self.log.follow(arm, seed, job)
         if records:
+            self._warn(f"{arm}/seed{seed}", records[-1])
             bar.update(f"Dice {records[-1]['val/dice']:.3f}", records[-1]["epoch"], job.train.epochs)
+
+    def _warn(self, label: str, record: dict[str, Any]) -> None:
+        """Say what is wrong with an SDNet's factors, each thing once an arm; it may mend itself in the first epochs."""
+        for warning in record.get("warnings", []) if record["epoch"] > 1 else []:
+            key = (label, warning.partition(":")[0].partition(" (")[0])
+            if key not in self._warned:
+                self._warned.add(key)
+                self.progress.say(f"  {label}, epoch {record['epoch']}: {warning}")
 
     def _note(self) -> dict[str, Any]:
         settings = self.settings

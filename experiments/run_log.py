@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from experiments.config import Settings
-from experiments.report import read_history
 from experiments.version import git_commit
 from storage import uri
 
@@ -13,15 +12,6 @@ if TYPE_CHECKING:
     from actors.stages import ArmRun
     from actors.training import TrainJob
     from experiments.tracking import ChildRun, Tracker
-
-
-def history_of(job: TrainJob) -> list[dict[str, Any]]:
-    """Epoch records that this very job wrote; what an earlier configuration left in the folder is not its history."""
-    from actors.training import HISTORY
-
-    path = uri.join(job.out, HISTORY)
-    records = read_history(path) if uri.exists(path) else []
-    return [record for record in records if record.get("config_hash") == job.config_hash]
 
 
 class RunLog:
@@ -47,7 +37,9 @@ class RunLog:
 
     def follow(self, arm: str, seed: int, job: TrainJob) -> list[dict[str, Any]]:
         """Log the epochs that are new; returns all of them."""
-        records, label = history_of(job), f"{arm}/seed{seed}"
+        from actors.training import read_history
+
+        records, label = read_history(job), f"{arm}/seed{seed}"
         if len(records) > self._logged.get(label, 0):
             self._child(arm, seed, job).log_history(records)
             self._logged[label] = len(records)

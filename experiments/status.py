@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from experiments import config, jobs
 from experiments.arms import ARMS
-from experiments.run_log import history_of
 from storage import uri
 from storage.factor_bank import FactorBank
 from storage.slice_store import TABLE, SliceStore
@@ -54,5 +53,7 @@ def _bank_lines(run: str, settings: Settings) -> list[tuple[str, str]]:
 def _training(job: TrainJob) -> str:
     if job.finished():
         return "done" if job.name not in ARMS else "trained, not evaluated"
-    records = history_of(job)
+    from actors.training import read_history
+
+    records = read_history(job)
     return f"epoch {records[-1]['epoch']} of {job.train.epochs}" if records else "missing"

@@ -1,8 +1,8 @@
-"""The objective of the paper (eq. 1): reconstruction, latent regression, Dice and focal; MONAI's segmentation
-losses."""
+"""The objective of the paper (eq. 1): reconstruction, latent regression, Dice and focal, the last two MONAI's."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -10,6 +10,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.nn import functional as F
+
+EPSILON = 1e-6
 
 
 class LossConfig(BaseModel):
@@ -22,6 +24,11 @@ class LossConfig(BaseModel):
     dice: float = Field(1.0, ge=0)
     focal: float = Field(1.0, ge=0)
     kl: float = Field(0.0, ge=0, description="KL of the modality codes' batch statistics from N(0, 1); not in eq. 1")
+    balance: float = Field(
+        0.0,
+        ge=0,
+        description="anatomy: channels used alike, each pixel by one, so that none dies; not in eq. 1",
+    )
     dice_form: Literal["generalised", "soft"] = Field("soft", description="sums over the batch, background included")
     focal_gamma: float = Field(2.0, ge=0)
     latent_source: Literal["sampled", "reconstruction"] = Field(
@@ -64,6 +71,18 @@ def code_kl(codes_NM: Tensor) -> Tensor:
     """KL(N(mean, var) ‖ N(0, 1)) of the batch's codes, mean over dimensions; needs a batch of two or more."""
     mean, var = codes_NM.mean(0), codes_NM.var(0, unbiased=False).clamp_min(1e-6)
     return 0.5 * (mean.square() + var - var.log() - 1.0).mean()
+
+
+def channel_balance(soft_NCHW: Tensor) -> Tensor:
+    """Mean entropy of the pixels' channel shares, less the entropy of the mean share, plus log C; 0 to log C.
+
+    Least, 0, where every pixel is certain and all C channels are used alike: the negative mutual information of pixel
+    and channel (Krause et al. 2010, regularised information maximisation).
+    """
+    share = soft_NCHW.mean(dim=(0, 2, 3))
+    by_pixel = -(soft_NCHW * (soft_NCHW + EPSILON).log()).sum(dim=1).mean()
+    overall = -(share * (share + EPSILON).log()).sum()
+    return by_pixel - overall + math.log(soft_NCHW.shape[1])
 
 
 def sample_latent(like: Tensor, generator: torch.Generator) -> Tensor:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from contextlib import AbstractContextManager, nullcontext
+import copy
+import io
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from pipeline.losses import (
     LossConfig,
+    channel_balance,
     code_kl,
     latent_regression_loss,
     reconstruction_loss,
@@ -23,7 +25,7 @@ from pipeline.losses import (
     segmentation_losses,
 )
 from pipeline.networks.files import build, default_device
-from pipeline.networks.sdnet import SDNet, SDNetConfig
+from pipeline.networks.sdnet import SDNet, SDNetConfig, binarise
 from pipeline.networks.unet import UNet, UNetConfig
 from pipeline.sample_plan import generator
 
@@ -57,6 +59,15 @@ class TrainConfig(BaseModel):
     )
     precision: Literal["fp32", "bf16"] = "bf16"
     gradient_clip: float | None = Field(None, gt=0, description="largest norm of the gradient; None: unclipped (paper)")
+    watched_slices: int = Field(
+        40, ge=0, description="training slices on which SDNet's factors are measured after each epoch; 0: none"
+    )
+    ema: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="decay of a running average of the weights, which is then validated and kept; None: off (paper)",
+    )
 
 
 @dataclass(frozen=True)
@@ -70,7 +81,35 @@ class Batch:
 
 
 class NonFiniteLossError(RuntimeError):
-    """The loss is NaN or infinite; names the step and the slices of the batch."""
+    """The loss or its gradient is NaN or infinite; names the step and the slices of the batch."""
+
+
+class OutOfMemoryError(RuntimeError):
+    """A batch does not fit the memory; says how large it was and what to try."""
+
+
+@contextmanager
+def _memory_advice(batch: Batch, config: TrainConfig) -> Iterator[None]:
+    """Turns torch's words for a lack of memory into ours. On the CPU it has no class of its own."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        lacking = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        if not lacking and not any(words in str(error) for words in ("allocate memory", "not enough memory")):
+            raise
+        count, _, height, width = batch.image.shape
+        raise OutOfMemoryError(
+            f"out of memory on {batch.image.device} with {count} samples of {height} × {width} a worker "
+            f"(train.batch_size={config.batch_size}, {config.precision}); lower train.batch_size, preprocess.size or "
+            "resources.lanes, or share the batch with more resources.train_workers"
+        ) from error
+
+
+def _not_finite(what: str, step: int, batch: Batch) -> NonFiniteLossError:
+    return NonFiniteLossError(
+        f"step {step}: {what}, slices {batch.slice_id.tolist()}; lower train.learning_rate or set train.gradient_clip, "
+        "and look at these slices"
+    )
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
@@ -85,7 +124,10 @@ def network_seed(seed: int, name: str, *counters: int) -> int:
 
 @dataclass
 class TrainState:
-    """Everything a restart needs. `model` is the raw network; a wrapper for several workers shares its weights."""
+    """Everything a restart needs. `model` is the raw network; a wrapper for several workers shares its weights.
+
+    `average` is the running average of `model`, or None where `TrainConfig.ema` is off.
+    """
 
     model: UNet | SDNet
     optimiser: torch.optim.Optimizer
@@ -97,6 +139,7 @@ class TrainState:
     epoch: int = 0
     best_dice: float = -1.0
     best_weights: dict[str, Tensor] = field(default_factory=dict)
+    average: UNet | SDNet | None = None
 
     @classmethod
     def create(cls, network: UNetConfig | SDNetConfig, config: TrainConfig, seed: int, rank: int = 0) -> TrainState:
@@ -107,38 +150,65 @@ class TrainState:
         scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
             optimiser, mode="max", factor=config.plateau_factor, patience=config.plateau_patience, threshold=0.0
         )
-        return cls(model, optimiser, scheduler, torch.Generator(), seed, rank)
+        average = None if config.ema is None else copy.deepcopy(model).requires_grad_(False)
+        return cls(model, optimiser, scheduler, torch.Generator(), seed, rank, average=average)
 
-    def save(self, folder: Path) -> None:
-        """Write a checkpoint into an empty folder; tensors only, readable with `weights_only=True`."""
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors = {
+    @property
+    def candidate(self) -> UNet | SDNet:
+        """The network to validate and keep: the running average where there is one."""
+        return self.model if self.average is None else self.average
+
+    def to_bytes(self) -> bytes:
+        """A checkpoint: one file, readable with `weights_only=True`.
+
+        Random numbers need no entry: samples and latent vectors depend on (seed, rank, step) alone.
+        """
+        document = {
             "model": self.model.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
             "best": self.best_weights,
             "optimiser": self.optimiser.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "step": self.step,
+            "epoch": self.epoch,
+            "best_dice": self.best_dice,
+            "threads": torch.get_num_threads(),
         }
-        torch.save(tensors, folder / "state.pt")
-        scalars = {"step": self.step, "epoch": self.epoch, "best_dice": self.best_dice}
-        document = {**scalars, "scheduler": self.scheduler.state_dict()}
-        (folder / "state.json").write_text(json.dumps(document))
+        buffer = io.BytesIO()
+        torch.save(document, buffer)
+        return buffer.getvalue()
 
-    def restore(self, folder: Path) -> None:
-        """Read what `save` wrote."""
-        tensors = torch.load(folder / "state.pt", weights_only=True, map_location=default_device())
-        document = json.loads((folder / "state.json").read_text())
-        self.model.load_state_dict(tensors["model"])
-        self.optimiser.load_state_dict(tensors["optimiser"])
-        self.best_weights = tensors["best"]
-        self.scheduler.load_state_dict(document.pop("scheduler"))
+    def restore(self, checkpoint: bytes) -> None:
+        """Go on from what `to_bytes` gave, and with as many threads: sums over another number round differently."""
+        document = torch.load(io.BytesIO(checkpoint), weights_only=True, map_location=default_device())
+        self.model.load_state_dict(document["model"])
+        if self.average is not None:
+            self.average.load_state_dict(document["average"])
+        self.best_weights = document["best"]
+        self.optimiser.load_state_dict(document["optimiser"])
+        self.scheduler.load_state_dict(document["scheduler"])
         self.step, self.epoch, self.best_dice = document["step"], document["epoch"], document["best_dice"]
+        torch.set_num_threads(document["threads"])
+
+    def update_average(self, decay: float) -> None:
+        """Move the average towards the weights, by less the more steps there were, down to `1 - decay`."""
+        if self.average is None:
+            return
+        # At first the average is mostly of untrained weights; the usual warm-up lets it forget them.
+        share = 1.0 - min(decay, (1.0 + self.step) / (10.0 + self.step))
+        ours, theirs = self.average.state_dict(), self.model.state_dict()
+        floating = [name for name, value in ours.items() if value.is_floating_point()]
+        torch._foreach_lerp_([ours[name] for name in floating], [theirs[name] for name in floating], share)
+        for name in ours.keys() - set(floating):  # batch-norm's counters
+            ours[name].copy_(theirs[name])
 
     def end_epoch(self, dice: float) -> None:
-        """Plateau rule and best weights, by validation Dice."""
+        """Plateau rule and best weights, by the candidate's validation Dice."""
         self.epoch += 1
         self.scheduler.step(dice)
         if dice > self.best_dice:
             self.best_dice = dice
-            self.best_weights = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+            self.best_weights = {k: v.detach().clone() for k, v in self.candidate.state_dict().items()}
 
 
 class Objective(nn.Module):
@@ -155,13 +225,16 @@ class Objective(nn.Module):
         model = self.model
         terms: dict[str, Tensor] = {}
         if isinstance(model, SDNet):
-            anatomy = model.encode_anatomy(image)
+            soft = model.anatomy_shares(image)
+            anatomy = binarise(soft)
             codes = model.encode_modality(image)
             reconstruction = model.decode(anatomy, codes)
             terms["reconstruction"] = self.config.reconstruction * reconstruction_loss(reconstruction.float(), image)
             terms["latent"] = self.config.latent * self._latent(model, anatomy, codes, reconstruction)
             if self.config.kl > 0:
                 terms["kl"] = self.config.kl * code_kl(codes.float())
+            if self.config.balance > 0:
+                terms["balance"] = self.config.balance * channel_balance(soft.float())
             logits = model.segment(anatomy[:count]) if count else None
         else:
             logits = model(image[:count]) if count else None
@@ -179,26 +252,35 @@ class Objective(nn.Module):
 def train_step(objective: nn.Module, state: TrainState, batch: Batch, config: TrainConfig) -> dict[str, float]:
     """One optimiser step over labelled and unlabelled samples together; returns the terms and their sum as `total`.
 
-    Raises NonFiniteLossError before the weights are touched.
+    Raises NonFiniteLossError before the weights are touched, OutOfMemoryError if the batch is too large.
     """
     state.model.train()
     state.latent.manual_seed(network_seed(state.seed, f"latent/{state.rank}", state.step))
     device = batch.image.device
-    with autocast(device, config.precision):
-        terms = objective(batch.image, batch.mask, batch.labelled)
-    total = torch.stack(list(terms.values())).sum()
-    if not torch.isfinite(total):
-        raise NonFiniteLossError(
-            f"step {state.step}: loss is {total.item()}, terms { {k: v.item() for k, v in terms.items()} }, "
-            f"slices {batch.slice_id.tolist()}; lower train.learning_rate or set train.gradient_clip"
-        )
-    state.optimiser.zero_grad(set_to_none=True)
-    total.backward()
-    if config.gradient_clip is not None:
-        nn.utils.clip_grad_norm_(state.model.parameters(), config.gradient_clip)
-    state.optimiser.step()
+    with _memory_advice(batch, config):
+        with autocast(device, config.precision):
+            terms = objective(batch.image, batch.mask, batch.labelled)
+        total = torch.stack(list(terms.values())).sum()
+        if not torch.isfinite(total):
+            found = {name: term.item() for name, term in terms.items()}
+            raise _not_finite(f"loss is {total.item()}, terms {found}", state.step, batch)
+        state.optimiser.zero_grad(set_to_none=True)
+        total.backward()
+        norm = _clip(state.model, config.gradient_clip)
+        if not torch.isfinite(norm):
+            raise _not_finite(f"norm of the gradient is {norm.item()}, loss {total.item()}", state.step, batch)
+        state.optimiser.step()
     state.step += 1
+    if config.ema is not None:
+        state.update_average(config.ema)
     return {**{k: float(v.detach()) for k, v in terms.items()}, "total": float(total.detach())}
+
+
+def _clip(model: nn.Module, largest: float | None) -> Tensor:
+    """Norm of the gradient over all parameters, as it was before it was cut down to `largest`."""
+    if largest is not None:
+        return nn.utils.clip_grad_norm_(model.parameters(), largest)
+    return nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
 
 
 @dataclass(frozen=True)

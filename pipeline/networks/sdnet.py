@@ -42,8 +42,17 @@ def binarise(soft: Tensor) -> Tensor:
 
 
 def adain(x_NCHW: Tensor, scale_NC: Tensor, shift_NC: Tensor) -> Tensor:
-    """`instance_norm(x) · scale + shift`, a scale and shift for every image and channel (Huang and Belongie 2017)."""
-    return F.instance_norm(x_NCHW) * scale_NC[..., None, None] + shift_NC[..., None, None]
+    """`instance_norm(x) · scale + shift`, a scale and shift for every image and channel (Huang and Belongie 2017).
+
+    scale and shift may also be (N, 1), the same for all channels.
+    """
+    # Batch-norm of one image is its instance norm. F.instance_norm would leave channels_last, which made it and the
+    # gradients around it three times as slow.
+    channels = x_NCHW.shape[1]
+    images = zip(x_NCHW.split(1), scale_NC, shift_NC, strict=True)
+    return torch.cat(
+        [F.batch_norm(x, None, None, w.expand(channels), b.expand(channels), training=True) for x, w, b in images]
+    )
 
 
 class Decoder(nn.Module):
@@ -138,7 +147,12 @@ class SDNet(nn.Module):
 
     def encode_anatomy(self, image_N1HW: Tensor) -> Tensor:
         """Exactly binary (N, C, H, W): softmax over channels, rounded; at most one channel a pixel is 1."""
-        return binarise(self.anatomy_encoder(image_N1HW).softmax(dim=1))
+        return binarise(self.anatomy_shares(image_N1HW))
+
+    def anatomy_shares(self, image_N1HW: Tensor) -> Tensor:
+        """Each channel's share of each pixel before rounding: (N, C, H, W), 0 to 1, summing to 1 over channels."""
+        shares: Tensor = self.anatomy_encoder(image_N1HW).softmax(dim=1)
+        return shares
 
     def encode_modality(self, image_N1HW: Tensor) -> Tensor:
         """(N, modality_size) float."""

@@ -29,6 +29,18 @@ def double_conv(inputs: int, outputs: int, middle: int | None = None) -> nn.Sequ
     )
 
 
+def _dense_gradient(x_NCHW: Tensor) -> Tensor:
+    """`x`; its gradient, half of the one for the concatenated maps, is copied out in x's own memory layout.
+
+    Interpolation's backward pass does the same copy, but leaves channels_last for it, at many times the cost.
+    """
+    if x_NCHW.requires_grad:
+        channels_last = x_NCHW.is_contiguous(memory_format=torch.channels_last)
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        x_NCHW.register_hook(lambda gradient: gradient.contiguous(memory_format=layout))
+    return x_NCHW
+
+
 class UNet(nn.Module):
     """(N, 1, H, W) → (N, outputs, H, W) logits; H and W multiples of 16."""
 
@@ -49,7 +61,7 @@ class UNet(nn.Module):
             x = block(x if level == 0 else self.pool(x))
             skips.append(x)
         for block, skip in zip(self.up, reversed(skips[:-1]), strict=True):
-            x = nn.functional.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
+            x = _dense_gradient(nn.functional.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True))
             x = block(torch.cat([skip, x], dim=1))
         logits: Tensor = self.head(x)
         return logits

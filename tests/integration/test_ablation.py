@@ -122,6 +122,9 @@ def test_mlflow_holds_a_parent_and_a_child_for_each_arm(run: Path) -> None:
     fa = children["ss_sdnet_ra_fa"].data
     assert {"dice/D/LV", "val/dice", "loss/total", "data_wait_fraction"} <= set(fa.metrics)
     assert fa.tags["bank_fingerprint"]
+    watched = {"factors/code_spread", "factors/dead_channels", "factors/distance_correlation", "factors/swap_error"}
+    assert watched <= set(fa.metrics) and "factors/code_spread" not in children["unet_ra"].data.metrics
+    assert 0 <= fa.metrics["factors/vendor_modality"] <= 1 and 0 <= fa.metrics["factors/vendor_anatomy"] <= 1
     assert len(client.get_metric_history(children["unet_ra"].info.run_id, "val/dice")) == 2
 
 

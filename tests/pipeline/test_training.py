@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from pathlib import Path
+import io
+import math
 
 import monai.losses
 import numpy as np
@@ -8,13 +9,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from pipeline.losses import LossConfig, segmentation_losses
+from pipeline.losses import LossConfig, channel_balance, segmentation_losses
 from pipeline.networks.sdnet import SDNetConfig
 from pipeline.networks.unet import UNetConfig
 from pipeline.training import (
     Batch,
     NonFiniteLossError,
     Objective,
+    OutOfMemoryError,
     TrainConfig,
     TrainState,
     ValidationVolume,
@@ -88,20 +90,47 @@ def test_masks_of_unlabelled_samples_are_never_read() -> None:
 
 
 @pytest.mark.parametrize("network", [SDNET, UNetConfig(width=4)])
-def test_a_restored_state_goes_on_bit_for_bit(tmp_path: Path, network: SDNetConfig | UNetConfig) -> None:
-    state, objective = fresh(network)
+@pytest.mark.parametrize("config", [FP32, FP32.model_copy(update={"ema": 0.9, "gradient_clip": 1.0})])
+def test_a_restored_state_goes_on_bit_for_bit(network: SDNetConfig | UNetConfig, config: TrainConfig) -> None:
+    state, objective = fresh(network, config)
+    checkpoint = b""
     for k in range(6):
         if k == 3:
             state.end_epoch(0.5)
-            state.save(tmp_path)
-        train_step(objective, state, batch(seed=k), FP32)
-    again, objective = fresh(network)
-    again.restore(tmp_path)
+            checkpoint = state.to_bytes()
+        train_step(objective, state, batch(seed=k), config)
+    again, objective = fresh(network, config)
+    again.restore(checkpoint)
     assert (again.step, again.epoch, again.best_dice) == (3, 1, 0.5)
     for k in range(3, 6):
-        train_step(objective, again, batch(seed=k), FP32)
-    ours, theirs = again.model.state_dict(), state.model.state_dict()
-    assert all(torch.equal(ours[k], theirs[k]) for k in ours)
+        train_step(objective, again, batch(seed=k), config)
+    for ours, theirs in ((again.model, state.model), (again.candidate, state.candidate)):
+        assert all(torch.equal(value, theirs.state_dict()[name]) for name, value in ours.state_dict().items())
+    for s in (again, state):  # the best stay those of the first epoch
+        s.end_epoch(0.4)
+    assert again.best_dice == 0.5
+    assert all(torch.equal(again.best_weights[name], value) for name, value in state.best_weights.items())
+
+
+def test_a_checkpoint_is_tensors_and_plain_values_alone() -> None:
+    state, objective = fresh()
+    train_step(objective, state, batch(), FP32)
+    state.end_epoch(0.5)
+    document = torch.load(io.BytesIO(state.to_bytes()), weights_only=True)
+    assert {"model", "best", "optimiser", "scheduler", "step", "epoch"} <= set(document)
+    assert len(document["optimiser"]["state"]) == len(list(state.model.parameters()))
+
+
+def test_a_restored_state_sums_with_the_threads_it_was_trained_with() -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        checkpoint = fresh()[0].to_bytes()
+        torch.set_num_threads(2)
+        fresh()[0].restore(checkpoint)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_the_rate_falls_at_the_second_epoch_without_improvement() -> None:
@@ -125,6 +154,73 @@ def test_a_non_finite_loss_names_the_slices_and_leaves_the_weights() -> None:
     assert all(torch.equal(before[k], v) for k, v in state.model.named_parameters())
 
 
+def test_a_gradient_that_is_not_finite_stops_before_the_weights_are_touched() -> None:
+    state, objective = fresh(UNetConfig(width=4))
+    with torch.no_grad():
+        state.model.get_parameter("head.weight")[0] = 1e30  # a finite loss, but whose gradient is past all bounds
+    before = {k: v.clone() for k, v in state.model.named_parameters()}
+    with pytest.raises(NonFiniteLossError, match=r"norm of the gradient is inf.*slices \[0, 1, 2, 3\]"):
+        train_step(objective, state, batch(), FP32)
+    assert all(torch.equal(before[k], v) for k, v in state.model.named_parameters())
+
+
+def test_a_batch_too_large_for_the_memory_says_how_large_and_what_to_try() -> None:
+    state, objective = fresh(UNetConfig(width=4))
+    n, size = 2**22, 2**12  # one number, seen as so many images
+    image = torch.zeros(1).expand(n, 1, size, size)
+    huge = Batch(image, torch.zeros(1, dtype=torch.int64).expand(n, size, size), torch.ones(n) > 0, torch.arange(1))
+    with pytest.raises(OutOfMemoryError, match=r"4194304 samples of 4096 × 4096.*train.batch_size=4.*lower"):
+        train_step(objective, state, huge, FP32)
+
+
+def test_clipping_bounds_the_norm_of_the_gradient_and_keeps_its_direction() -> None:
+    gradients = []
+    for clip in (None, 0.01):
+        config = FP32.model_copy(update={"gradient_clip": clip})
+        state, objective = fresh(config=config)
+        train_step(objective, state, batch(), config)
+        gradients.append(torch.cat([p.grad.flatten() for p in state.model.parameters() if p.grad is not None]))
+    whole, clipped = gradients
+    assert whole.norm() > 0.1
+    torch.testing.assert_close(clipped.norm(), torch.tensor(0.01), rtol=1e-3, atol=0.0)
+    torch.testing.assert_close(F.cosine_similarity(whole, clipped, dim=0), torch.tensor(1.0))
+
+
+def test_the_average_of_the_weights_is_what_is_kept_and_follows_its_formula() -> None:
+    config = FP32.model_copy(update={"ema": 0.5})
+    state, objective = fresh(config=config)
+    name = "anatomy_encoder.head.weight"
+    expected = state.model.state_dict()[name].clone()
+    for k in range(12):
+        train_step(objective, state, batch(seed=k), config)
+        decay = min(0.5, (2 + k) / (11 + k))
+        expected = decay * expected + (1 - decay) * state.model.state_dict()[name]
+    state.end_epoch(0.5)
+    torch.testing.assert_close(state.candidate.state_dict()[name], expected)
+    assert torch.equal(state.best_weights[name], state.candidate.state_dict()[name])
+    assert not torch.equal(state.best_weights[name], state.model.state_dict()[name])
+
+
+@pytest.mark.parametrize("decay", [0.0, 1.0, -0.1])
+def test_a_decay_of_the_average_lies_between_0_and_1(decay: float) -> None:
+    with pytest.raises(ValueError, match="ema"):
+        TrainConfig(ema=decay)
+
+
+@pytest.mark.parametrize("network", [SDNET, UNetConfig(width=4)])
+def test_the_memory_layout_changes_neither_terms_nor_gradients(network: SDNetConfig | UNetConfig) -> None:
+    results = []
+    for layout in (torch.channels_last, torch.contiguous_format):
+        state, objective = fresh(network)
+        state.model.to(memory_format=layout)  # type: ignore[call-overload]
+        b = batch(labelled=3, unlabelled=0)
+        state.latent.manual_seed(0)
+        terms = objective(b.image, b.mask, b.labelled)
+        torch.stack(list(terms.values())).sum().backward()
+        results.append((terms, [p.grad for p in state.model.parameters()]))
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
+
+
 def test_validation_dice_is_by_volume_and_leaves_out_what_is_absent_from_both() -> None:
     class Perfect(torch.nn.Module):
         def __init__(self) -> None:
@@ -143,3 +239,18 @@ def test_validation_dice_is_by_volume_and_leaves_out_what_is_absent_from_both() 
     assert scores["dice_LV"] == scores["dice_MYO"] == 1.0
     scores = validate(Perfect(), [ValidationVolume(wrong.astype(np.float32), mask)], "fp32")  # type: ignore[arg-type]
     assert scores["dice_LV"] == 0.0
+
+
+def test_channel_balance_is_least_for_certain_pixels_and_channels_used_alike() -> None:
+    index = torch.arange(64).reshape(1, 8, 8) % 8
+    alike = F.one_hot(index, 8).permute(0, 3, 1, 2).float()
+    one = F.one_hot(torch.zeros_like(index), 8).permute(0, 3, 1, 2).float()
+    assert float(channel_balance(alike)) == pytest.approx(0.0, abs=1e-4)
+    assert float(channel_balance(one)) == pytest.approx(math.log(8), abs=1e-4)
+    assert float(channel_balance(torch.full((1, 8, 4, 4), 1 / 8))) == pytest.approx(math.log(8), abs=1e-4)
+
+
+def test_balance_and_kl_enter_the_loss_only_when_asked_for() -> None:
+    state, _ = fresh()
+    objective = Objective(state.model, LossConfig(balance=0.1, kl=0.1), state.latent)
+    assert {"balance", "kl"} <= set(train_step(objective, state, batch(), FP32))

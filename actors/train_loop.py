@@ -1,0 +1,255 @@
+"""What each worker of a training job runs: epochs, their validation, the checkpoint, and the result at the end."""
+
+from __future__ import annotations
+
+import json
+import time
+from pickle import UnpicklingError
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from actors.streaming import batches
+from actors.training import DONE, HISTORY, LAST, TrainJob, read_history
+from pipeline.networks.files import WEIGHTS
+from storage import uri
+from storage.errors import InputError
+from storage.slice_store import SliceStore
+
+if TYPE_CHECKING:
+    import torch
+
+    from pipeline.disentanglement import Watched
+    from pipeline.training import TrainState, ValidationVolume
+
+
+def total_steps(job: TrainJob, store: SliceStore) -> tuple[int, int]:
+    """(steps an epoch, steps in all)."""
+    labelled = int(((store.column("split") == "train") & store.column("labelled").astype(bool)).sum())
+    per_epoch = job.train.steps_per_epoch or -(-labelled // job.train.batch_size)
+    return per_epoch, per_epoch * job.train.epochs
+
+
+def validation_volumes(job: TrainJob, store: SliceStore) -> list[ValidationVolume]:
+    """Labelled volumes of held-out subjects, as the network sees them."""
+    from pipeline.inference import network_input
+    from pipeline.preprocess import working_slice
+    from pipeline.rescale import resample_crop
+    from pipeline.training import ValidationVolume
+
+    config = job.stream.preprocess
+    out = []
+    for volume in store.volumes("validation"):
+        if not volume.labelled:
+            continue
+        images, _ = store.volume(volume.rows)
+        inputs = network_input(images, store.statistics(volume.rows[0]), volume.spacing, config)
+        slices = [working_slice(store, i, config) for i in volume.rows]
+        masks = np.stack([resample_crop(s.image, s.mask, 1.0, config.size, 0.0)[1] for s in slices])
+        out.append(ValidationVolume(inputs, masks))
+    return out
+
+
+def watched_slices(job: TrainJob, store: SliceStore) -> Watched | None:
+    """Training slices of every vendor, spread over its subjects, for what is watched; None where nothing is."""
+    import torch
+
+    from pipeline.disentanglement import Watched
+    from pipeline.networks.sdnet import SDNetConfig
+    from pipeline.preprocess import working_slice
+    from pipeline.rescale import resample_crop
+
+    if not (job.train.watched_slices and isinstance(job.network, SDNetConfig)):
+        return None
+    train, vendors = store.column("split") == "train", store.column("vendor")
+    present = np.unique(vendors[train])
+    rows: list[int] = []
+    for vendor in present:
+        own = np.flatnonzero(train & (vendors == vendor))
+        count = min(len(own), -(-job.train.watched_slices // len(present)))
+        rows += own[np.arange(count) * len(own) // count].tolist()
+    config = job.stream.preprocess
+    slices = (working_slice(store, i, config) for i in rows)
+    images = [resample_crop(s.image, s.mask, 1.0, config.size, float(s.image.min()))[0] for s in slices]
+    return Watched(torch.from_numpy(np.stack(images))[:, None], vendors[rows], store.column("subject")[rows])
+
+
+def _factors(job: TrainJob, state: TrainState, watched: Watched | None) -> dict[str, Any]:
+    """What is seen of the factors, for the epoch's record."""
+    from pipeline.disentanglement import warnings, watch
+    from pipeline.networks.sdnet import SDNet
+    from pipeline.training import autocast
+
+    model = state.candidate
+    if watched is None or not isinstance(model, SDNet):
+        return {}
+    with autocast(next(model.parameters()).device, job.train.precision):
+        numbers = watch(model, watched)
+    found = warnings(numbers, model.config.anatomy_channels)
+    return {**{f"factors/{name}": value for name, value in numbers.items()}, "warnings": found}
+
+
+class _History:
+    """Epoch records, rewritten whole: a repeated epoch replaces its first try, another configuration's are dropped."""
+
+    def __init__(self, job: TrainJob, epoch: int) -> None:
+        self.job, self.records = job, [r for r in read_history(job) if r["epoch"] <= epoch]
+
+    def append(self, record: dict[str, Any]) -> None:
+        self.records.append({**record, "config_hash": self.job.config_hash})
+        uri.write_text(uri.join(self.job.out, HISTORY), "".join(json.dumps(r) + "\n" for r in self.records))
+
+
+def train_loop(settings: dict[str, Any]) -> None:
+    """What each Ray Train worker runs. Resumes from the last checkpoint with the samples that come next.
+
+    Raises InputError if Ray gave a GPU that torch cannot use, or the checkpoint is damaged.
+    """
+    import ray.train
+    import torch
+
+    from pipeline.training import TrainState
+
+    job = TrainJob.model_validate(settings["job"])
+    plan: dict[str, Any] = settings["plan"]
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    if plan["gpus"] and not torch.cuda.is_available():
+        raise InputError(
+            "resources",
+            "torch finds no GPU where Ray booked one",
+            "mend its driver, or pass --set resources.gpus=false",
+        )
+    torch.set_num_threads(plan["threads"])
+    store = SliceStore.open(job.stream.run)
+    state = TrainState.create(job.network, job.train, job.stream.seed, rank)
+    if uri.exists(job.checkpoint):
+        try:
+            state.restore(uri.read_bytes(job.checkpoint))
+        except (RuntimeError, ValueError, KeyError, EOFError, UnpicklingError) as error:
+            raise InputError(
+                uri.base_name(job.checkpoint), "is damaged or of another version", "delete it to start anew"
+            ) from error
+    run_epochs(job, plan, store, state, rank, world)
+    if rank == 0:
+        finish_job(job, store, state)
+
+
+def run_epochs(
+    job: TrainJob, plan: dict[str, Any], store: SliceStore, state: TrainState, rank: int, world: int
+) -> None:
+    """The steps and epochs that are left, as worker `rank` of `world`."""
+    from pipeline.training import Batch, train_step
+
+    per_epoch, total = total_steps(job, store)
+    if state.step >= total:  # killed after the last epoch
+        return
+    device = next(state.model.parameters()).device
+    objective = _objective(job, state, world)
+    held_out = validation_volumes(job, store) if rank == 0 else []
+    watched = watched_slices(job, store) if rank == 0 else None
+    history = _History(job, state.epoch)
+    stream = batches(
+        job.stream,
+        range(state.step, total),
+        rank=rank,
+        world=world,
+        actors=plan["data_actors"],
+        cpus=plan["data_cpus"],
+        device=str(device),
+    )
+    sums: dict[str, float] = {}
+    waited, began = 0.0, time.perf_counter()
+    before = began
+    for row in stream:
+        waited += time.perf_counter() - before
+        batch = Batch(row["image"], row["mask"].long(), row["labelled"], row["slice_id"])
+        for name, value in train_step(objective, state, batch, job.train).items():
+            sums[name] = sums.get(name, 0.0) + value
+        if state.step % per_epoch == 0:
+            took = time.perf_counter() - began
+            record = {f"loss/{name}": value / per_epoch for name, value in _over_workers(sums, world, device).items()}
+            record |= {"data_wait_fraction": waited / took, "train_seconds": took, **_factors(job, state, watched)}
+            _end_epoch(job, state, record, held_out, history, rank, world)
+            sums, waited, began = {}, 0.0, time.perf_counter()
+        before = time.perf_counter()
+
+
+def _objective(job: TrainJob, state: TrainState, world: int) -> Any:
+    """Network and losses; for several workers, wrapped so that their gradients are averaged."""
+    import ray.train.torch
+    from torch import nn
+
+    from pipeline.training import Objective
+
+    objective: Any = Objective(state.model, job.loss, state.latent)
+    if world == 1:
+        return objective
+    if next(state.model.parameters()).device.type == "cuda":
+        objective = nn.SyncBatchNorm.convert_sync_batchnorm(objective)  # in place: the optimiser's parameters stay
+    return ray.train.torch.prepare_model(objective)
+
+
+def _over_workers(sums: dict[str, float], world: int, device: torch.device) -> dict[str, float]:
+    """Means over all workers."""
+    import torch
+
+    if world == 1:
+        return sums
+    values = torch.tensor(list(sums.values()), dtype=torch.float64, device=device)
+    torch.distributed.all_reduce(values)
+    return dict(zip(sums, (values / world).tolist(), strict=True))
+
+
+def _end_epoch(
+    job: TrainJob,
+    state: TrainState,
+    record: dict[str, Any],
+    held_out: list[ValidationVolume],
+    history: _History,
+    rank: int,
+    world: int,
+) -> None:
+    import torch
+
+    from pipeline.training import validate
+
+    started = time.perf_counter()
+    scores = [validate(state.candidate, held_out, job.train.precision) if rank == 0 else {}]
+    if world > 1:
+        torch.distributed.broadcast_object_list(scores, src=0)
+    rate = float(state.optimiser.param_groups[0]["lr"])
+    state.end_epoch(scores[0]["dice"])
+    if rank != 0:
+        return
+    record = {
+        "epoch": state.epoch,
+        "step": state.step,
+        **record,
+        **{f"val/{name}": value for name, value in scores[0].items()},
+        "lr": rate,
+        "validation_seconds": time.perf_counter() - started,
+    }
+    history.append(record)  # first: an epoch in the history without a checkpoint is run again, never the reverse
+    uri.write_bytes(job.checkpoint, state.to_bytes())
+
+
+def finish_job(job: TrainJob, store: SliceStore, state: TrainState) -> None:
+    """Write the last weights and the best by validation, then the marker that the job is done."""
+    from pipeline.networks.files import save_model
+
+    terms = sorted({str(t) for t in store.column("terms")[store.column("split") == "train"]})
+    seen = store.column("subject")[np.isin(store.column("split"), ("train", "validation"))].tolist()
+    preprocess = job.stream.preprocess.model_dump(mode="json")
+    model = state.candidate
+    save_model(uri.join(job.out, LAST), model, job.network, preprocess, terms, seen)
+    model.load_state_dict(state.best_weights)
+    name = save_model(job.out, model, job.network, preprocess, terms, seen)
+    done = {
+        "config_hash": job.config_hash,
+        "fingerprint": name,
+        "weights_bytes": uri.size(uri.join(job.out, WEIGHTS)),
+        "steps": state.step,
+        "best_val_dice": state.best_dice,
+    }
+    uri.write_text(uri.join(job.out, DONE), json.dumps(done, indent=1))

@@ -1,0 +1,258 @@
+"""Training through Ray Train on a few small slices: deaths, several workers, what fails and how it says so."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from actors import stages
+from actors.resources import ResourcePlan
+from actors.streaming import SampleMaker, StreamConfig
+from actors.train_loop import finish_job
+from actors.training import DONE, HISTORY, LAST, TrainJob, read_history, run_job
+from pipeline.losses import LossConfig
+from pipeline.networks.files import load_model
+from pipeline.networks.sdnet import SDNetConfig
+from pipeline.networks.unet import UNetConfig
+from pipeline.preprocess import PreprocessConfig
+from pipeline.sample_plan import PlanConfig
+from pipeline.training import Objective, TrainConfig, TrainState, network_seed
+from storage.errors import InputError
+from storage.nifti import write_volume
+from storage.slice_store import SliceStore, finalise, write_subject
+from storage.subjects import FrameSource, Subject
+from tests.integration.processes import train_workers
+
+PLAN = ResourcePlan(
+    lanes=1,
+    train_workers=1,
+    threads=1,
+    trainer_cpus=0.5,
+    trainer_gpus=0.0,
+    data_actors=1,
+    data_cpus=0.25,
+    extract_actors=1,
+    extract_cpus=0.5,
+    extract_gpus=0.0,
+)
+# name, split, labelled
+SUBJECTS = (("a1", "train", True), ("a2", "train", True), ("c1", "train", False), ("v1", "validation", True))
+ONE_SLICE = (("a1", "train", True), ("v1", "validation", True))
+
+
+def write_run(folder: Path, named: tuple[tuple[str, str, bool], ...] = SUBJECTS, slices: int = 4) -> str:
+    """A slice store of noise with a square heart."""
+    subjects, rows = [], {}
+    for number, (name, split, labelled) in enumerate(named):
+        rng = np.random.default_rng(number)
+        mask = np.zeros((slices, 40, 40), np.uint8)
+        mask[:, 12:28, 12:28], mask[:, 16:24, 16:24], mask[:, 4:12, 12:28] = 2, 1, 3
+        image = (rng.normal(100, 20, mask.shape) + 60 * mask).round()
+        write_volume(str(folder / f"{name}.nii.gz"), image, (8.0, 1.4, 1.4), np.int16)
+        gt = str(folder / f"{name}_gt.nii.gz") if labelled else None
+        if gt:
+            write_volume(gt, mask, (8.0, 1.4, 1.4), np.uint8)
+        source = FrameSource("ED", 0, str(folder / f"{name}.nii.gz"), None, gt, None)
+        subjects.append(Subject(name, "table", "A", "X", (source,), split, "given", ((1, 1), (2, 2), (3, 3)), "terms"))
+        rows[name] = write_subject(str(folder / "run"), subjects[-1])
+    finalise(str(folder / "run"), rows, [], subjects)
+    return str(folder / "run")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_run(tmp_path_factory.mktemp("train"))
+
+
+def training(run: str, out: Path, sdnet: bool = True, ra: bool = True, workers: int = 1, **train: Any) -> TrainJob:
+    """A job of three epochs of six steps, semi-supervised with an SDNet, in fp32."""
+    small = SDNetConfig(anatomy_width=4, modality_width=4, segmentor_width=4, decoder_width=4)
+    config = TrainConfig(**{"batch_size": 2, "epochs": 3, "steps_per_epoch": 6, "precision": "fp32"} | train)
+    stream = StreamConfig(
+        run=run,
+        bank=None,
+        preprocess=PreprocessConfig(size=32, field=48),
+        plan=PlanConfig(),
+        seed=0,
+        semi_supervised=sdnet,
+        ra=ra,
+        fa=False,
+        batch_size=config.batch_size,
+    )
+    return TrainJob(
+        name="tiny",
+        out=str(out),
+        network=small if sdnet else UNetConfig(width=4),
+        stream=stream,
+        loss=LossConfig(),
+        train=config,
+        workers=workers,
+        data_fingerprint="",
+    )
+
+
+@pytest.fixture(scope="module")
+def undisturbed(run: str, tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Path:
+    """Folder of a job that nothing befell."""
+    out = tmp_path_factory.mktemp("undisturbed")
+    stages.pretrain(training(run, out), PLAN, lambda _: None)
+    return out
+
+
+def epochs(out: Path) -> list[dict[str, Any]]:
+    """Records of the history without what a clock measured."""
+    records = [json.loads(line) for line in (out / HISTORY).read_text().splitlines()]
+    return [{k: v for k, v in r.items() if "seconds" not in k and "wait" not in k} for r in records]
+
+
+def test_a_killed_worker_leaves_the_weights_and_the_history_of_a_run_that_nothing_befell(
+    run: str, undisturbed: Path, tmp_path: Path
+) -> None:
+    job = training(run, tmp_path)
+    killed: list[int] = []
+
+    def kill(_: list[str]) -> None:
+        if not killed and len(read_history(job)) == 1:
+            killed.extend(train_workers(os.getpid()))
+            for pid in killed:
+                os.kill(pid, signal.SIGKILL)
+
+    stages.pretrain(job, PLAN, kill, tick_s=0.05)
+    assert len(killed) == 1
+    for name in ("model.safetensors", f"{LAST}/model.safetensors"):
+        assert (tmp_path / name).read_bytes() == (undisturbed / name).read_bytes()
+    assert epochs(tmp_path) == epochs(undisturbed)
+    assert [r["epoch"] for r in epochs(tmp_path)] == [1, 2, 3]
+
+
+def test_a_finished_job_holds_its_best_and_its_last_network(run: str, undisturbed: Path) -> None:
+    best, last = (load_model(str(undisturbed / part))[1] for part in ("", LAST))
+    assert best["network"] == last["network"]
+    checkpoint = torch.load(training(run, undisturbed).checkpoint, weights_only=True)
+    for weights, (model, _) in (("best", load_model(str(undisturbed))), ("model", load_model(str(undisturbed / LAST)))):
+        assert all(torch.equal(checkpoint[weights][name], value) for name, value in model.state_dict().items())
+    scores = [r["val/dice"] for r in epochs(undisturbed)]
+    assert json.loads((undisturbed / DONE).read_text())["best_val_dice"] == max(scores)
+
+
+def finished_by_hand(run: str, out: Path) -> TrainJob:
+    """A job's folder as the end of training leaves it."""
+    job = training(run, out)
+    state = TrainState.create(job.network, job.train, 0)
+    state.end_epoch(0.5)
+    finish_job(job, SliceStore.open(run), state)
+    return job
+
+
+def test_a_folder_that_is_not_whole_is_not_a_finished_job(run: str, tmp_path: Path) -> None:
+    job = finished_by_hand(run, tmp_path)
+    assert job.finished()
+    assert not training(run, tmp_path, epochs=4).finished()
+    for name, damage in (
+        (DONE, lambda data: data[:20]),
+        (DONE, lambda data: b"[]"),
+        ("model.json", lambda data: data[:20]),
+        ("model.json", lambda data: data.replace(b'"fingerprint": "', b'"fingerprint": "0')),
+        ("model.safetensors", lambda data: data[:-1]),
+    ):
+        path = tmp_path / name
+        whole = path.read_bytes()
+        path.write_bytes(damage(whole))
+        assert not job.finished(), name
+        path.unlink()
+        assert not job.finished(), name
+        path.write_bytes(whole)
+    assert job.finished()
+
+
+def shares(job: TrainJob) -> list[tuple[dict[str, float], list[torch.Tensor]]]:
+    """Losses and gradients of the first step, of each worker's samples by themselves."""
+    found = []
+    for rank in range(job.workers):
+        state = TrainState.create(job.network, job.train, job.stream.seed, rank)
+        state.latent.manual_seed(network_seed(job.stream.seed, f"latent/{rank}", 0))
+        rows = SampleMaker(job.stream, rank, job.workers)({"step": np.array([0])})
+        image, mask, labelled = (torch.from_numpy(rows[name]) for name in ("image", "mask", "labelled"))
+        terms = Objective(state.model, job.loss, state.latent)(image, mask.long(), labelled)
+        total = torch.stack(list(terms.values())).sum()
+        total.backward()
+        gradients = [p.grad for p in state.model.parameters() if p.grad is not None]
+        found.append(({**{k: v.item() for k, v in terms.items()}, "total": total.item()}, gradients))
+    return found
+
+
+def test_two_workers_step_by_the_mean_of_their_shares_and_stay_equal(run: str, tmp_path: Path, ray_local: None) -> None:
+    import ray.train
+    from ray.train.torch import TorchTrainer
+
+    job = training(run, tmp_path / "out", workers=2, batch_size=4, epochs=1, steps_per_epoch=1)
+
+    def loop(config: dict[str, Any]) -> None:
+        from actors.train_loop import run_epochs
+
+        rank = ray.train.get_context().get_world_rank()
+        job = TrainJob.model_validate(config["job"])
+        state = TrainState.create(job.network, job.train, job.stream.seed, rank)
+        plan = {"data_actors": 1, "data_cpus": 0.25}
+        run_epochs(job, plan, SliceStore.open(job.stream.run), state, rank, 2)
+        torch.save(dict(state.model.named_parameters()), f"{config['out']}/rank{rank}.pt")
+
+    scaling = ray.train.ScalingConfig(num_workers=2, resources_per_worker={"CPU": 0.5})
+    storage = ray.train.RunConfig(name="two", storage_path=str(tmp_path))
+    settings = {"job": job.model_dump(), "out": str(tmp_path)}
+    TorchTrainer(loop, train_loop_config=settings, scaling_config=scaling, run_config=storage).fit()
+
+    first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    (ours, one), (theirs, other) = shares(job)
+    (record,) = read_history(job)
+    for name, value in ours.items():
+        assert record[f"loss/{name}"] == pytest.approx((value + theirs[name]) / 2, abs=1e-4)
+    moments = torch.load(job.checkpoint, weights_only=True)["optimiser"]["state"]
+    stepped = torch.cat([10 * moments[k]["exp_avg"].flatten() for k in range(len(one))])  # Adam's is a tenth at first
+    mean = torch.cat([(a + b).flatten() / 2 for a, b in zip(one, other, strict=True)])
+    assert (stepped - mean).norm() < 1e-3 * mean.norm()
+    alone = torch.cat([a.flatten() for a in one])
+    assert (alone - mean).norm() > 1e-2 * mean.norm()
+
+
+@pytest.mark.slow
+def test_two_workers_take_the_step_of_one_where_their_shares_are_alike(tmp_path: Path, ray_local: None) -> None:
+    """One training slice, so that batch norm, which is over each share, sees the same."""
+    alike = write_run(tmp_path, ONE_SLICE, slices=1)
+    losses = []
+    for workers in (1, 2):
+        job = training(
+            alike, tmp_path / str(workers), sdnet=False, ra=False, workers=workers, epochs=1, steps_per_epoch=1
+        )
+        run_job(job, replace(PLAN, train_workers=workers))
+        losses.append(read_history(job)[0])
+        assert job.finished()
+    for name in ("dice", "focal", "total"):
+        assert losses[1][f"loss/{name}"] == pytest.approx(losses[0][f"loss/{name}"], abs=1e-4)
+
+
+def test_a_loss_that_is_not_finite_fails_its_arm_at_once_and_names_the_slices(
+    run: str, tmp_path: Path, ray_local: None
+) -> None:
+    arm = stages.ArmRun("unet_ra", 0, training(run, tmp_path, sdnet=False, learning_rate=1e30))
+    failed = stages.run_arms([arm], PLAN, lambda _: None)
+    assert list(failed) == ["unet_ra/seed0"]
+    reason = failed["unet_ra/seed0"]
+    assert reason.startswith("step ") and "slices [" in reason and "lower train.learning_rate" in reason
+    assert "died" not in reason and "\n" not in reason
+    assert arm.failure() == reason
+
+
+@pytest.mark.skipif(torch.backends.cuda.is_built(), reason="this torch can use a GPU")
+def test_a_torch_without_cuda_is_refused_where_ray_has_gpus(run: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"torch: is a build without CUDA.*resources.gpus=false"):
+        run_job(training(run, tmp_path), replace(PLAN, trainer_gpus=1.0))
