@@ -68,8 +68,8 @@ class Settings(BaseModel):
 def demo() -> Settings:
     """The whole ablation on the phantom: 7 minutes on 2 cores (Zen 4), 2026-11-24.
 
-    Mean volume Dice of 3 test subjects a vendor: A .90 to .92 LV (.76 with FA), D .75 with U-Net+RA; FS SDNet on D .18
-    without RA, .82 with it. FA costs, since so small an SDNet, pretrained so briefly, drops thin myocardium.
+    Mean volume Dice of 3 test subjects a vendor, one seed: A .87 to .93 LV; D .75 with U-Net+RA, .27 with FS SDNet
+    without RA, .70 with it, .71 with FA. So small an SDNet, trained so briefly, moves by .1 and more between runs.
     """
     return Settings(
         preset="demo",
