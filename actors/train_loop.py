@@ -8,6 +8,7 @@ from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from actors.streaming import batches
 from actors.training import DONE, HISTORY, LAST, TrainJob, read_history
@@ -85,7 +86,8 @@ def _factors(job: TrainJob, state: TrainState, watched: Watched | None) -> dict[
         return {}
     with autocast(next(model.parameters()).device, job.train.precision):
         numbers = watch(model, watched)
-    found = warnings(numbers, model.config.anatomy_channels)
+    sections = ("pretrain", "pretrain_loss") if job.name == "pretrain" else ("train", "loss")
+    found = warnings(numbers, model.config.anatomy_channels, *sections)
     return {**{f"factors/{name}": value for name, value in numbers.items()}, "warnings": found}
 
 
@@ -108,8 +110,6 @@ def train_loop(settings: dict[str, Any]) -> None:
     import ray.train
     import torch
 
-    from pipeline.training import TrainState
-
     job = TrainJob.model_validate(settings["job"])
     plan: dict[str, Any] = settings["plan"]
     context = ray.train.get_context()
@@ -122,7 +122,28 @@ def train_loop(settings: dict[str, Any]) -> None:
         )
     torch.set_num_threads(plan["threads"])
     store = SliceStore.open(job.stream.run)
-    state = TrainState.create(job.network, job.train, job.stream.seed, rank)
+    state = first_state(job, store, rank)
+    run_epochs(job, plan, store, state, rank, world)
+    if rank == 0:
+        finish_job(job, store, state)
+
+
+def _vendors(store: SliceStore) -> npt.NDArray[np.str_]:
+    """Vendors of the training slices, in the order in which the loss numbers them."""
+    vendors: npt.NDArray[np.str_] = np.unique(store.column("vendor")[store.column("split") == "train"])
+    return vendors
+
+
+def first_state(job: TrainJob, store: SliceStore, rank: int) -> TrainState:
+    """The state that worker `rank` goes on from: the checkpoint, the network that the job starts from, or a new one.
+
+    Raises InputError if the checkpoint is damaged, or that network is of another configuration.
+    """
+    from pipeline.networks.files import load_sdnet
+    from pipeline.training import TrainState
+
+    vendors = len(_vendors(store)) if job.loss.align > 0 else 0
+    state = TrainState.create(job.network, job.train, job.stream.seed, rank, vendors)
     if uri.exists(job.checkpoint):
         try:
             state.restore(uri.read_bytes(job.checkpoint))
@@ -130,15 +151,20 @@ def train_loop(settings: dict[str, Any]) -> None:
             raise InputError(
                 uri.base_name(job.checkpoint), "is damaged or of another version", "delete it to start anew"
             ) from error
-    run_epochs(job, plan, store, state, rank, world)
-    if rank == 0:
-        finish_job(job, store, state)
+    elif job.start is not None:
+        model = load_sdnet(job.start)
+        if model.config != job.network:
+            raise InputError(uri.base_name(job.start), "is another SDNet than the arm's", "set sdnet as it was trained")
+        state.start_from(model.state_dict())
+    return state
 
 
 def run_epochs(
     job: TrainJob, plan: dict[str, Any], store: SliceStore, state: TrainState, rank: int, world: int
 ) -> None:
     """The steps and epochs that are left, as worker `rank` of `world`."""
+    import torch
+
     from pipeline.training import Batch, train_step
 
     per_epoch, total = total_steps(job, store)
@@ -158,12 +184,14 @@ def run_epochs(
         cpus=plan["data_cpus"],
         device=str(device),
     )
+    vendor_of = torch.from_numpy(np.searchsorted(_vendors(store), store.column("vendor"))).to(device)
     sums: dict[str, float] = {}
     waited, began = 0.0, time.perf_counter()
     before = began
     for row in stream:
         waited += time.perf_counter() - before
-        batch = Batch(row["image"], row["mask"].long(), row["labelled"], row["slice_id"])
+        vendor = None if state.alignment is None else vendor_of[row["slice_id"]]
+        batch = Batch(row["image"], row["mask"].long(), row["labelled"], row["slice_id"], vendor)
         for name, value in train_step(objective, state, batch, job.train).items():
             sums[name] = sums.get(name, 0.0) + value
         if state.step % per_epoch == 0:
@@ -182,12 +210,14 @@ def _objective(job: TrainJob, state: TrainState, world: int) -> Any:
 
     from pipeline.training import Objective
 
-    objective: Any = Objective(state.model, job.loss, state.latent)
+    objective: Any = Objective(state.model, job.loss, state.latent, state.alignment)
     if world == 1:
         return objective
     if next(state.model.parameters()).device.type == "cuda":
         objective = nn.SyncBatchNorm.convert_sync_batchnorm(objective)  # in place: the optimiser's parameters stay
-    return ray.train.torch.prepare_model(objective)
+    # an update of unlabelled samples alone leaves the segmentor without gradients
+    lone = {"find_unused_parameters": job.train.update == "separate"}
+    return ray.train.torch.prepare_model(objective, parallel_strategy_kwargs=lone)
 
 
 def _over_workers(sums: dict[str, float], world: int, device: torch.device) -> dict[str, float]:

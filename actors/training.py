@@ -58,13 +58,15 @@ class TrainJob(BaseModel):
     loss: LossConfig
     train: TrainConfig
     workers: int = 1
+    start: str | None = None  # folder of the SDNet that it starts from
+    start_fingerprint: str | None = None
     bank_fingerprint: str | None = None
     data_fingerprint: str
 
     @property
     def config_hash(self) -> str:
         """First 12 hex digits of SHA-256 over all that determines the result, and nothing about where it lies."""
-        document = self.model_dump(exclude={"out": True, "stream": {"run", "bank"}})
+        document = self.model_dump(exclude={"out": True, "start": True, "stream": {"run", "bank"}})
         return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:12]
 
     @property

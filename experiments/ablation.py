@@ -193,7 +193,7 @@ class Ablation:
         return paths
 
     def _arm_runs(self) -> list[ArmRun]:
-        return jobs.arm_runs(self.run, jobs.with_usable_bank(self.run, self.settings))
+        return jobs.arm_runs(self.run, jobs.ready(self.run, self.settings))
 
     def _mosaic(self) -> bytes | None:
         """The picture of FA, where the run has a whole bank of its working grid."""
@@ -237,8 +237,9 @@ def ablate(driver: Ablation, strict: bool = False) -> tuple[ReportPaths, dict[st
     began = time.perf_counter()
     driver.ingest(strict)
     jobs.check(driver.run, driver.settings)
-    if jobs.needs_bank(driver.settings):
+    if jobs.needs_sdnet(driver.settings):
         driver.pretrain()
+    if jobs.needs_bank(driver.settings):
         driver.extract()
     failed = driver.train()
     paths = driver.report()

@@ -43,7 +43,11 @@ class Settings(BaseModel):
     preprocess: PreprocessConfig = PreprocessConfig()
     unet: UNetConfig = UNetConfig()
     sdnet: SDNetConfig = SDNetConfig()
-    loss: LossConfig = LossConfig()
+    loss: LossConfig = Field(LossConfig(), description="of the arms: the paper's eq. 1")
+    pretrain_loss: LossConfig = Field(
+        LossConfig(kl=0.03, balance=0.1, align=0.01),
+        description="of the SDNet that fills the bank: the paper's, and what makes its factors worth banking",
+    )
     plan: PlanConfig = PlanConfig()
     train: TrainConfig = TrainConfig()
     pretrain: TrainConfig = TrainConfig()
@@ -57,6 +61,14 @@ class Settings(BaseModel):
         unknown = [arm for arm in self.arms if arm not in ARMS]
         if unknown or not self.arms:
             raise ValueError(f"unknown arms {unknown}; choose from {', '.join(ARMS)}")
+        return self
+
+    @model_validator(mode="after")
+    def _something_to_start_from(self) -> Settings:
+        if self.pretrain.start != "scratch":
+            raise ValueError("pretrain.start must be scratch: it is what arms start from")
+        if self.bank and self.train.start == "pretrained":
+            raise ValueError("train.start=pretrained needs the whole SDNet; a bank has its decoder alone")
         return self
 
     @property
@@ -102,7 +114,7 @@ def cpu() -> Settings:
 def paper() -> Settings:
     """The paper's own numbers (sections 2 and 3): 224², batch 4, 50 epochs, Adam 1e-3, every frame of every cine. For
     GPUs."""
-    return Settings(preset="paper", layouts=LayoutOptions(frames="all"))
+    return Settings(preset="paper", layouts=LayoutOptions(frames="all"), pretrain_loss=LossConfig())
 
 
 PRESETS = {"demo": demo, "cpu": cpu, "paper": paper}

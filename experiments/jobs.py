@@ -10,9 +10,12 @@ from actors.streaming import StreamConfig, step_plan
 from actors.training import TrainJob
 from experiments.arms import ARMS, PRETRAIN
 from experiments.config import Settings
+from pipeline.losses import LossConfig
+from pipeline.networks.files import CONFIG as MODEL
 from pipeline.networks.files import read_config, sdnet_fingerprint, subject_key
 from pipeline.training import ArmConfig, TrainConfig
 from storage import uri
+from storage.bank_index import slice_keys
 from storage.errors import InputError
 from storage.factor_bank import FactorBank
 from storage.slice_store import SliceStore
@@ -52,18 +55,29 @@ def _stream(run: str, settings: Settings, arm: ArmConfig, train: TrainConfig, se
 
 
 def _job(
-    run: str, settings: Settings, name: str, arm: ArmConfig, train: TrainConfig, seed: int, out: str, data: str
+    run: str,
+    settings: Settings,
+    name: str,
+    arm: ArmConfig,
+    loss: LossConfig,
+    train: TrainConfig,
+    seed: int,
+    out: str,
+    data: str,
 ) -> TrainJob:
     bank = bank_uri(run, settings) if arm.fa else None
+    start = sdnet_uri(run, settings) if train.start == "pretrained" and arm.network == "sdnet" else None
     return TrainJob(
         name=name,
         out=out,
         network=settings.unet if arm.network == "unet" else settings.sdnet,
         stream=_stream(run, settings, arm, train, seed),
-        loss=settings.loss,
+        loss=loss,
         train=train,
         workers=settings.resources.train_workers,
         bank_fingerprint=FactorBank.open(bank).fingerprint if bank else None,
+        start=start,
+        start_fingerprint=sdnet_fingerprint(start) if start else None,
         data_fingerprint=data,
     )
 
@@ -74,7 +88,8 @@ def pretrain_job(run: str, settings: Settings) -> TrainJob:
     unlabelled = bool(((store.column("split") == "train") & ~store.column("labelled").astype(bool)).any())
     arm = PRETRAIN.model_copy(update={"semi_supervised": unlabelled})
     out = uri.join(run, SDNET)
-    return _job(run, settings, "pretrain", arm, settings.pretrain, settings.seed, out, data_fingerprint(run))
+    loss, train, data = settings.pretrain_loss, settings.pretrain, data_fingerprint(run)
+    return _job(run, settings, "pretrain", arm, loss, train, settings.seed, out, data)
 
 
 def arm_runs(run: str, settings: Settings) -> list[ArmRun]:
@@ -89,7 +104,7 @@ def arm_runs(run: str, settings: Settings) -> list[ArmRun]:
     for arm in settings.arms:
         for k in range(settings.seeds):
             out = uri.join(run, ARMS_FOLDER, arm, f"seed{k}")
-            job = _job(run, settings, arm, ARMS[arm], settings.train, settings.seed + k, out, data)
+            job = _job(run, settings, arm, ARMS[arm], settings.loss, settings.train, settings.seed + k, out, data)
             runs.append(ArmRun(arm, k, job))
     return runs
 
@@ -107,6 +122,8 @@ def check(run: str, settings: Settings) -> None:
             "has no labelled validation subject to choose by",
             "see splits.csv; add labelled subjects",
         )
+    if starts_from_sdnet(settings):
+        check_pretrained(run, settings)
     workers = settings.resources.train_workers
     for name in settings.arms:
         arm = ARMS[name]
@@ -152,12 +169,13 @@ def bank_is_complete(run: str, settings: Settings) -> bool:
     return opened.is_complete() and opened.spec.preprocess == settings.preprocess.model_dump(mode="json")
 
 
-def with_usable_bank(run: str, settings: Settings) -> Settings:
-    """The same settings, without the arms whose bank is not there yet."""
-    if bank_is_complete(run, settings):
-        return settings
+def ready(run: str, settings: Settings) -> Settings:
+    """The same settings, without the arms whose bank, or SDNet to start from, is not there yet."""
+    bank = not needs_bank(settings) or bank_is_complete(run, settings)
+    sdnet = not starts_from_sdnet(settings) or uri.exists(uri.join(sdnet_uri(run, settings), MODEL))
+    arms = [arm for arm in settings.arms if (bank or not ARMS[arm].fa) and (sdnet or ARMS[arm].network == "unet")]
     # not validated again: it may leave no arm
-    return settings.model_copy(update={"arms": tuple(arm for arm in settings.arms if not ARMS[arm].fa)})
+    return settings.model_copy(update={"arms": tuple(arms)})
 
 
 def stale_bank(run: str, settings: Settings) -> bool:
@@ -170,9 +188,18 @@ def stale_bank(run: str, settings: Settings) -> bool:
     return (
         opened.spec.sdnet_fingerprint != sdnet_fingerprint(sdnet_uri(run, settings))
         or opened.spec.preprocess != settings.preprocess.model_dump(mode="json")
-        or opened.index["slice_id"].to_pylist() != ids.tolist()
-        or opened.index["subject"].to_pylist() != store.column("subject")[ids].tolist()
+        or not set(slice_keys(opened.index)) <= set(slice_keys(store.table.take(ids)))  # new ones are appended
     )
+
+
+def needs_sdnet(settings: Settings) -> bool:
+    """Whether any arm needs the pretrained SDNet: for its bank, or to start from it."""
+    return starts_from_sdnet(settings) or needs_bank(settings)
+
+
+def starts_from_sdnet(settings: Settings) -> bool:
+    """Whether any arm's weights are at first those of the pretrained SDNet."""
+    return settings.train.start == "pretrained" and any(ARMS[arm].network == "sdnet" for arm in settings.arms)
 
 
 def needs_bank(settings: Settings) -> bool:

@@ -21,12 +21,14 @@ def status(run: str) -> list[tuple[str, str]]:
     if not uri.exists(uri.join(run, TABLE)):
         return [("ingest", "missing")]
     lines = [("ingest", f"done: {len(SliceStore.open(run))} slices")]
-    if jobs.needs_bank(settings):
+    if jobs.needs_sdnet(settings):
         lines += _bank_lines(run, settings)
-    known = {r.label: r for r in jobs.arm_runs(run, jobs.with_usable_bank(run, settings))}
+    known = {r.label: r for r in jobs.arm_runs(run, jobs.ready(run, settings))}
     for label in (f"{arm}/seed{k}" for arm in settings.arms for k in range(settings.seeds)):
         if label not in known:
-            lines.append((label, "missing: it needs the bank"))
+            lines.append(
+                (label, "missing: it needs the " + ("bank" if ARMS[label.split("/")[0]].fa else "pretrained SDNet"))
+            )
             continue
         reason = known[label].failure()
         if known[label].evaluated():
@@ -43,6 +45,8 @@ def _bank_lines(run: str, settings: Settings) -> list[tuple[str, str]]:
     pretrained = settings.pretrained
     first = f"reused: {uri.base_name(pretrained)}" if pretrained else _training(jobs.pretrain_job(run, settings))
     bank = jobs.bank_uri(run, settings)
+    if not jobs.needs_bank(settings):
+        return [("pretrain", first)]
     if not uri.exists(bank):
         return [("pretrain", first), ("extract", "missing")]
     opened = FactorBank.open(bank, partial=True)

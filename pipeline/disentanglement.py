@@ -95,18 +95,21 @@ def watch(model: SDNet, slices: Watched, chunk: int = 16) -> dict[str, float]:
     return out
 
 
-def warnings(numbers: dict[str, float], channels: int) -> list[str]:
-    """What is collapsed, one line each with what to try; empty if nothing is."""
+def warnings(numbers: dict[str, float], channels: int, train: str = "train", loss: str = "loss") -> list[str]:
+    """What is collapsed, one line each with what to try; empty if nothing is.
+
+    `train` and `loss` are the sections of the configuration that the network is trained by.
+    """
     found = []
     if numbers["dead_channels"] >= channels:
-        found.append("the anatomy is all zero: raise sdnet.anatomy_gain or lower train.learning_rate")
+        found.append(f"the anatomy is all zero: raise sdnet.anatomy_gain or lower {train}.learning_rate")
     elif channels - numbers["dead_channels"] == 1 and numbers["anatomy_share"] > 0.99:
-        found.append("the anatomy is one channel everywhere: raise loss.balance or lower train.learning_rate")
+        found.append(f"the anatomy is one channel everywhere: raise {loss}.balance or lower {train}.learning_rate")
     if numbers["code_spread"] < COLLAPSED_SPREAD:
-        found.append(f"the modality codes hardly differ (spread {numbers['code_spread']:.3f}): raise loss.kl")
+        found.append(f"the modality codes hardly differ (spread {numbers['code_spread']:.3f}): raise {loss}.kl")
     if numbers["swap_change"] < UNUSED_SWAP:
         change = f"{numbers['swap_change']:.3f}"
-        found.append(f"the modality hardly changes the image ({change}): raise loss.latent or sdnet.style_width")
+        found.append(f"the modality hardly changes the image ({change}): raise {loss}.latent or sdnet.style_width")
     return found
 
 

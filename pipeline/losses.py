@@ -8,10 +8,11 @@ from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 EPSILON = 1e-6
+MEMORY = 80  # slices of a vendor after which a running mean has forgotten about two thirds
 
 
 class LossConfig(BaseModel):
@@ -28,6 +29,12 @@ class LossConfig(BaseModel):
         0.0,
         ge=0,
         description="anatomy: channels used alike, each pixel by one, so that none dies; not in eq. 1",
+    )
+    align: float = Field(
+        0.0,
+        ge=0,
+        description="anatomy: channels cover like shares of the images of every vendor, so that the anatomy does not "
+        "tell who made the image; not in eq. 1",
     )
     dice_form: Literal["generalised", "soft"] = Field("soft", description="sums over the batch, background included")
     focal_gamma: float = Field(2.0, ge=0)
@@ -83,6 +90,46 @@ def channel_balance(soft_NCHW: Tensor) -> Tensor:
     by_pixel = -(soft_NCHW * (soft_NCHW + EPSILON).log()).sum(dim=1).mean()
     overall = -(share * (share + EPSILON).log()).sum()
     return by_pixel - overall + math.log(soft_NCHW.shape[1])
+
+
+class VendorAlignment(nn.Module):
+    """How far the vendors' mean channel shares lie apart, in units of the spread within vendors; 0 where they agree.
+
+    A batch has too few slices for means of its own, so running ones are kept; the gradient moves each slice's shares
+    against its vendor's deviation. It is what a linear adversary that is always at its optimum (a linear discriminant
+    with diagonal covariance) would send back, without a second network to train (after Ganin and Lempitsky 2015).
+    """
+
+    def __init__(self, vendors: int, channels: int) -> None:
+        super().__init__()
+        self.mean: Tensor
+        self.variance: Tensor
+        self.seen: Tensor
+        self.register_buffer("mean", torch.full((vendors, channels), 1.0 / channels))
+        self.register_buffer("variance", torch.full((channels,), 0.01))
+        self.register_buffer("seen", torch.zeros(vendors))
+
+    def forward(self, anatomy_NCHW: Tensor, vendor_N: Tensor) -> Tensor:
+        """anatomy of 0 and 1 with its straight-through gradient; vendor (N,) int64 numbers. A scalar ≥ 0."""
+        share = anatomy_NCHW.float().mean(dim=(2, 3))
+        if self.training:
+            self._remember(share.detach(), vendor_N)
+        deviation = self.mean - self.mean.mean(dim=0)
+        scale = self.variance + 1e-4
+        slope = 2.0 * (deviation / scale)[vendor_N]
+        moved = (slope * (share - share.detach())).sum(dim=1).mean()  # 0, with the gradient wanted
+        value: Tensor = (deviation.square() / scale).sum(dim=1)[vendor_N].mean() + moved
+        return value
+
+    @torch.no_grad()
+    def _remember(self, share_NC: Tensor, vendor_N: Tensor) -> None:
+        for vendor in vendor_N.unique():
+            own = share_NC[vendor_N == vendor]
+            self.seen[vendor] += len(own)
+            rate = torch.clamp(len(own) / self.seen[vendor], min=1.0 - (1.0 - 1.0 / MEMORY) ** len(own))
+            self.mean[vendor] += rate * (own.mean(dim=0) - self.mean[vendor])
+        within = (share_NC - self.mean[vendor_N]).square().mean(dim=0)
+        self.variance += 4.0 / MEMORY * (within - self.variance)
 
 
 def sample_latent(like: Tensor, generator: torch.Generator) -> Tensor:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.rescale import resampling_matrix, resized, resized_labels
-from storage.intensities import Statistics
+from storage.intensities import Statistics, statistics
 
 if TYPE_CHECKING:
     from storage.slice_store import SliceStore
@@ -34,6 +34,9 @@ class PreprocessConfig(BaseModel):
     size: int = Field(224, ge=32, multiple_of=16, description="network input, pixels a side")
     field: int = Field(224, ge=32, description="native pixels that `size` stands for (paper: 224)")
     normalisation: Literal["zscore", "minmax", "percentile"] = "zscore"
+    statistics: Literal["volume", "slice"] = Field(
+        "volume", description="what intensities are normalised by; `slice` as in the authors' code"
+    )
     clip_sigma: float = Field(3.0, gt=0, description="zscore: clip at ± this many σ, then divide by it")
 
     @property
@@ -43,11 +46,15 @@ class PreprocessConfig(BaseModel):
 
 
 def normalise(image: npt.NDArray[np.float32], stats: Statistics, config: PreprocessConfig) -> npt.NDArray[np.float32]:
-    """Map intensities to [-1, 1], float32, same shape.
+    """Map the intensities of a slice (H, W) or a volume (Z, H, W) to [-1, 1], float32, same shape.
 
-    `zscore` (Baumgartner et al. 2017, as the paper cites, then clipped to the range of tanh), `minmax` over the volume,
-    or `percentile` (0.5 % to 99.5 % over the volume).
+    `zscore` (Baumgartner et al. 2017, as the paper cites, then clipped to the range of tanh), `minmax`, or `percentile`
+    (0.5 % to 99.5 %), by the volume's `stats` or by each slice's own.
     """
+    if config.statistics == "slice":
+        if image.ndim > 2:
+            return np.stack([normalise(one, stats, config) for one in image])
+        stats = statistics(image)
     if config.normalisation == "zscore":
         scaled = (image - stats.mean) / (max(stats.std, 1e-8) * config.clip_sigma)
     else:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from pipeline.losses import (
     LossConfig,
+    VendorAlignment,
     channel_balance,
     code_kl,
     latent_regression_loss,
@@ -58,6 +59,14 @@ class TrainConfig(BaseModel):
         1, ge=0, description="1: the second epoch in a row without improvement lowers the rate"
     )
     precision: Literal["fp32", "bf16"] = "bf16"
+    update: Literal["joint", "separate"] = Field(
+        "joint",
+        description="one optimiser step for labelled and unlabelled samples together, so that batch norm sees both, or "
+        "one for each in turn (authors' code)",
+    )
+    start: Literal["scratch", "pretrained"] = Field(
+        "scratch", description="an arm's SDNet: untrained, or the weights of the one that fills the bank"
+    )
     gradient_clip: float | None = Field(None, gt=0, description="largest norm of the gradient; None: unclipped (paper)")
     watched_slices: int = Field(
         40, ge=0, description="training slices on which SDNet's factors are measured after each epoch; 0: none"
@@ -72,12 +81,27 @@ class TrainConfig(BaseModel):
 
 @dataclass(frozen=True)
 class Batch:
-    """image (N, 1, S, S) float32 in [-1, 1]; mask (N, S, S) int64; labelled (N,) bool; slice_id (N,) int64."""
+    """image (N, 1, S, S) float32 in [-1, 1]; mask (N, S, S) int64; labelled (N,) bool; slice_id (N,) int64; vendor
+    (N,) int64, numbers from 0, where the loss asks for it."""
 
     image: Tensor
     mask: Tensor
     labelled: Tensor
     slice_id: Tensor
+    vendor: Tensor | None = None
+
+    def parts(self) -> list[Batch]:
+        """Its labelled and its unlabelled samples; a batch of one kind is its only part."""
+        count = int(self.labelled.sum())
+        cuts = [slice(0, count), slice(count, len(self.image))]
+        taken = [c for c in cuts if c.start < c.stop]
+        vendor = self.vendor
+        return [
+            Batch(
+                self.image[c], self.mask[c], self.labelled[c], self.slice_id[c], None if vendor is None else vendor[c]
+            )
+            for c in taken
+        ]
 
 
 class NonFiniteLossError(RuntimeError):
@@ -140,10 +164,16 @@ class TrainState:
     best_dice: float = -1.0
     best_weights: dict[str, Tensor] = field(default_factory=dict)
     average: UNet | SDNet | None = None
+    alignment: VendorAlignment | None = None
 
     @classmethod
-    def create(cls, network: UNetConfig | SDNetConfig, config: TrainConfig, seed: int, rank: int = 0) -> TrainState:
-        """A fresh state; weights depend on `seed` alone, latent samples on (seed, rank, step)."""
+    def create(
+        cls, network: UNetConfig | SDNetConfig, config: TrainConfig, seed: int, rank: int = 0, vendors: int = 0
+    ) -> TrainState:
+        """A fresh state; weights depend on `seed` alone, latent samples on (seed, rank, step).
+
+        `vendors` is the number of those between which the anatomy is aligned; 0 for no alignment.
+        """
         torch.manual_seed(network_seed(seed, "weights"))
         model = build(network).to(default_device(), memory_format=torch.channels_last)  # type: ignore[call-overload]
         optimiser = torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=True)
@@ -151,7 +181,16 @@ class TrainState:
             optimiser, mode="max", factor=config.plateau_factor, patience=config.plateau_patience, threshold=0.0
         )
         average = None if config.ema is None else copy.deepcopy(model).requires_grad_(False)
-        return cls(model, optimiser, scheduler, torch.Generator(), seed, rank, average=average)
+        alignment = None
+        if vendors and isinstance(network, SDNetConfig):
+            alignment = VendorAlignment(vendors, network.anatomy_channels).to(default_device())
+        return cls(model, optimiser, scheduler, torch.Generator(), seed, rank, average=average, alignment=alignment)
+
+    def start_from(self, weights: dict[str, Tensor]) -> None:
+        """Replace the untrained weights, the running average's too."""
+        self.model.load_state_dict(weights)
+        if self.average is not None:
+            self.average.load_state_dict(weights)
 
     @property
     def candidate(self) -> UNet | SDNet:
@@ -166,6 +205,7 @@ class TrainState:
         document = {
             "model": self.model.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
+            "alignment": None if self.alignment is None else self.alignment.state_dict(),
             "best": self.best_weights,
             "optimiser": self.optimiser.state_dict(),
             "scheduler": self.scheduler.state_dict(),
@@ -184,6 +224,8 @@ class TrainState:
         self.model.load_state_dict(document["model"])
         if self.average is not None:
             self.average.load_state_dict(document["average"])
+        if self.alignment is not None:
+            self.alignment.load_state_dict(document["alignment"])
         self.best_weights = document["best"]
         self.optimiser.load_state_dict(document["optimiser"])
         self.scheduler.load_state_dict(document["scheduler"])
@@ -214,12 +256,18 @@ class TrainState:
 class Objective(nn.Module):
     """Network and losses as one module, so that a wrapper for several workers sees a single forward."""
 
-    def __init__(self, model: UNet | SDNet, config: LossConfig, latent: torch.Generator) -> None:
+    def __init__(
+        self,
+        model: UNet | SDNet,
+        config: LossConfig,
+        latent: torch.Generator,
+        alignment: VendorAlignment | None = None,
+    ) -> None:
         super().__init__()
-        self.model, self.config, self.latent = model, config, latent
+        self.model, self.config, self.latent, self.alignment = model, config, latent, alignment
         self.segmentation = segmentation_losses(config)
 
-    def forward(self, image: Tensor, mask: Tensor, labelled: Tensor) -> dict[str, Tensor]:
+    def forward(self, image: Tensor, mask: Tensor, labelled: Tensor, vendor: Tensor | None = None) -> dict[str, Tensor]:
         """Weighted terms by name. Labelled samples come first in a batch; only they reach the segmentor."""
         count = int(labelled.sum())
         model = self.model
@@ -235,6 +283,8 @@ class Objective(nn.Module):
                 terms["kl"] = self.config.kl * code_kl(codes.float())
             if self.config.balance > 0:
                 terms["balance"] = self.config.balance * channel_balance(soft.float())
+            if self.alignment is not None and vendor is not None:
+                terms["align"] = self.config.align * self.alignment(anatomy, vendor)
             logits = model.segment(anatomy[:count]) if count else None
         else:
             logits = model(image[:count]) if count else None
@@ -250,16 +300,29 @@ class Objective(nn.Module):
 
 
 def train_step(objective: nn.Module, state: TrainState, batch: Batch, config: TrainConfig) -> dict[str, float]:
-    """One optimiser step over labelled and unlabelled samples together; returns the terms and their sum as `total`.
+    """One step of training: one update of the weights, or two (`TrainConfig.update`); returns the terms and `total`.
 
-    Raises NonFiniteLossError before the weights are touched, OutOfMemoryError if the batch is too large.
+    Where there are two, a term is the mean of those that have it. Raises NonFiniteLossError before the weights are
+    touched by what is not finite, OutOfMemoryError if the batch is too large.
     """
     state.model.train()
     state.latent.manual_seed(network_seed(state.seed, f"latent/{state.rank}", state.step))
+    parts = batch.parts() if config.update == "separate" else [batch]
+    found = [_update(objective, state, part, config) for part in parts]
+    state.step += 1
+    if config.ema is not None:
+        state.update_average(config.ema)
+    names = dict.fromkeys(name for terms in found for name in terms)
+    means = {name: float(np.mean([terms[name] for terms in found if name in terms])) for name in names}
+    return {**means, "total": sum(means.values())}
+
+
+def _update(objective: nn.Module, state: TrainState, batch: Batch, config: TrainConfig) -> dict[str, float]:
+    """One forward, backward and optimiser step; returns the weighted terms."""
     device = batch.image.device
     with _memory_advice(batch, config):
         with autocast(device, config.precision):
-            terms = objective(batch.image, batch.mask, batch.labelled)
+            terms = objective(batch.image, batch.mask, batch.labelled, batch.vendor)
         total = torch.stack(list(terms.values())).sum()
         if not torch.isfinite(total):
             found = {name: term.item() for name, term in terms.items()}
@@ -270,10 +333,7 @@ def train_step(objective: nn.Module, state: TrainState, batch: Batch, config: Tr
         if not torch.isfinite(norm):
             raise _not_finite(f"norm of the gradient is {norm.item()}, loss {total.item()}", state.step, batch)
         state.optimiser.step()
-    state.step += 1
-    if config.ema is not None:
-        state.update_average(config.ema)
-    return {**{k: float(v.detach()) for k, v in terms.items()}, "total": float(total.detach())}
+    return {name: float(term.detach()) for name, term in terms.items()}
 
 
 def _clip(model: nn.Module, largest: float | None) -> Tensor:

@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 import os
 import signal
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import zarr
 
 from actors import stages
 from actors.resources import ResourcePlan
 from actors.streaming import SampleMaker, StreamConfig
-from actors.train_loop import finish_job
+from actors.train_loop import finish_job, first_state, run_epochs
 from actors.training import DONE, HISTORY, LAST, TrainJob, read_history, run_job
 from pipeline.losses import LossConfig
 from pipeline.networks.files import load_model
@@ -256,3 +257,37 @@ def test_a_loss_that_is_not_finite_fails_its_arm_at_once_and_names_the_slices(
 def test_a_torch_without_cuda_is_refused_where_ray_has_gpus(run: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"torch: is a build without CUDA.*resources.gpus=false"):
         run_job(training(run, tmp_path), replace(PLAN, trainer_gpus=1.0))
+
+
+def by_hand(job: TrainJob) -> TrainState:
+    """The job's epochs in this process, from whatever it starts from."""
+    store = SliceStore.open(job.stream.run)
+    state = first_state(job, store, 0)
+    run_epochs(job, asdict(PLAN), store, state, 0, 1)
+    return state
+
+
+def test_noise_in_place_of_every_test_image_changes_no_weight(tmp_path: Path, ray_local: None) -> None:
+    run = write_run(tmp_path, (*SUBJECTS, ("t1", "test", True)))
+    before = by_hand(training(run, tmp_path / "before", epochs=2, steps_per_epoch=2))
+    array = zarr.open_array(Path(run) / "slices.zarr" / "t1" / "image", mode="r+")
+    array[:] = np.random.default_rng(9).integers(0, 999, array.shape).astype(array.dtype)
+    after = by_hand(training(run, tmp_path / "after", epochs=2, steps_per_epoch=2))
+    for ours, theirs in (
+        (before.best_weights, after.best_weights),
+        (before.model.state_dict(), after.model.state_dict()),
+    ):
+        assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+    assert read_history(training(run, tmp_path / "before", epochs=2, steps_per_epoch=2))[-1]["val/dice"] >= 0
+
+
+def test_an_arm_starts_from_the_pretrained_weights_where_asked_to(run: str, tmp_path: Path) -> None:
+    job = finished_by_hand(run, tmp_path / "sdnet")
+    pretrained, _ = load_model(job.out)
+    started = job.model_copy(update={"start": job.out, "out": str(tmp_path / "arm")})
+    store = SliceStore.open(run)
+    state = first_state(started, store, 0)
+    assert all(torch.equal(v, state.model.state_dict()[k]) for k, v in pretrained.state_dict().items())
+    other = started.model_copy(update={"network": SDNetConfig(anatomy_width=8)})
+    with pytest.raises(InputError, match="another SDNet"):
+        first_state(other, store, 0)

@@ -35,6 +35,16 @@ def test_zscore_is_the_paper_s_normalisation_divided_by_its_clip() -> None:
     np.testing.assert_allclose(out, expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["zscore", "minmax", "percentile"])
+def test_by_its_own_statistics_a_slice_depends_on_no_other_slice(kind: str) -> None:
+    volume = np.random.default_rng(0).gamma(2, 100, (3, 32, 32)).astype(np.float32)
+    own = PreprocessConfig(normalisation=kind, statistics="slice")  # type: ignore[arg-type]
+    whole = normalise(volume, statistics(volume), own)
+    for found, image in zip(whole, volume, strict=True):
+        by_volume = own.model_copy(update={"statistics": "volume"})
+        np.testing.assert_array_equal(found, normalise(image, statistics(image), by_volume))
+
+
 def test_scaling_a_scanner_s_intensities_changes_nothing() -> None:
     volume = np.random.default_rng(0).gamma(2, 100, (3, 16, 16)).astype(np.float32)
     config = PreprocessConfig()

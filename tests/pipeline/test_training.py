@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import math
+from dataclasses import replace
 
 import monai.losses
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from pipeline.losses import LossConfig, channel_balance, segmentation_losses
+from pipeline.losses import LossConfig, VendorAlignment, channel_balance, segmentation_losses
 from pipeline.networks.sdnet import SDNetConfig
 from pipeline.networks.unet import UNetConfig
 from pipeline.training import (
@@ -254,3 +255,70 @@ def test_balance_and_kl_enter_the_loss_only_when_asked_for() -> None:
     state, _ = fresh()
     objective = Objective(state.model, LossConfig(balance=0.1, kl=0.1), state.latent)
     assert {"balance", "kl"} <= set(train_step(objective, state, batch(), FP32))
+
+
+def test_separate_updates_are_those_of_the_labelled_and_then_of_the_unlabelled_samples_alone() -> None:
+    both = batch()
+    separate = FP32.model_copy(update={"update": "separate"})
+    still = LossConfig(latent=0)  # nothing random, so that the updates can be made one by one
+    state, by_turns = fresh(config=separate)[0], fresh()[0]
+    objective, turns = (Objective(s.model, still, s.latent) for s in (state, by_turns))
+    train_step(objective, state, both, separate)
+    first, second = both.parts()
+    assert first.labelled.all() and not second.labelled.any() and len(first.image) + len(second.image) == 4
+    train_step(turns, by_turns, first, FP32)
+    train_step(turns, by_turns, second, FP32)
+    assert state.step == 1
+    ours, theirs = state.model.state_dict(), by_turns.model.state_dict()
+    assert all(torch.equal(ours[k], theirs[k]) for k in ours)
+
+
+def shares_of_two_vendors(difference: float, slices: int = 400) -> tuple[torch.Tensor, torch.Tensor]:
+    """Anatomies (N, 2, 8, 8) whose first channel covers a share that differs between vendors 0 and 1."""
+    g = torch.Generator().manual_seed(0)
+    vendor = torch.arange(slices) % 2
+    level = 0.4 + difference * vendor
+    first = torch.rand(slices, 8, 8, generator=g) < level[:, None, None]
+    return torch.stack([first, ~first], dim=1).float(), vendor
+
+
+def test_alignment_is_nothing_between_like_vendors_and_grows_with_their_difference() -> None:
+    values = []
+    for difference in (0.0, 0.1, 0.3):
+        alignment = VendorAlignment(2, 2)
+        anatomy, vendor = shares_of_two_vendors(difference)
+        for i in range(0, len(vendor), 4):
+            value = alignment(anatomy[i : i + 4], vendor[i : i + 4])
+        values.append(float(value))
+    assert values[0] < 0.2 < values[1] < values[2]
+
+
+def test_the_gradient_of_alignment_moves_each_vendors_shares_towards_the_others() -> None:
+    alignment = VendorAlignment(2, 2)
+    anatomy, vendor = shares_of_two_vendors(0.2)
+    for i in range(0, 396, 4):
+        alignment(anatomy[i : i + 4], vendor[i : i + 4])
+    last = anatomy[396:].clone().requires_grad_()
+    alignment(last, vendor[396:]).backward()
+    assert last.grad is not None
+    slope = last.grad.mean(dim=(2, 3))  # descent lowers channel 0 where the vendor has more of it than the mean
+    assert (slope[vendor[396:] == 1, 0] > 0).all() and (slope[vendor[396:] == 0, 0] < 0).all()
+
+
+def test_alignment_goes_on_from_a_checkpoint_bit_for_bit() -> None:
+    config = LossConfig(align=0.1)
+    batches = [replace(batch(seed=s), vendor=torch.tensor([0, 1, 0, 1])) for s in range(4)]
+
+    def train(state: TrainState, some: list[Batch]) -> TrainState:
+        objective = Objective(state.model, config, state.latent, state.alignment)
+        for one in some:
+            assert "align" in train_step(objective, state, one, FP32)
+        return state
+
+    whole = train(TrainState.create(SDNET, FP32, seed=0, vendors=2), batches)
+    half = train(TrainState.create(SDNET, FP32, seed=0, vendors=2), batches[:2])
+    resumed = TrainState.create(SDNET, FP32, seed=0, vendors=2)
+    resumed.restore(half.to_bytes())
+    train(resumed, batches[2:])
+    ours, theirs = resumed.model.state_dict(), whole.model.state_dict()
+    assert all(torch.equal(ours[k], theirs[k]) for k in ours)
