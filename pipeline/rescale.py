@@ -1,7 +1,8 @@
-"""Resolution augmentation: rescale, crop and pad in one resampling.
+"""Resolution augmentation: rescale, crop, pad and flip in one resampling.
 
-A resampling is a pair of small matrices, one an axis, so that image and mask are sampled on exactly the same grid,
-centres stay centres (no half-pixel drift from rounding a resized shape) and shrinking is antialiased.
+Every output pixel is a weighted sum of a few neighbouring input pixels (*taps*), an axis at a time. Image and mask are
+sampled on exactly the same grid, centres stay centres (no half-pixel drift from rounding a resized shape), shrinking is
+antialiased, and each pixel is summed in a fixed order: the same bytes whatever is resampled beside it.
 """
 
 from __future__ import annotations
@@ -13,26 +14,48 @@ import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float32]
+Indices = npt.NDArray[np.int64]
 
 
-def source_coordinates(n_in: int, n_out: int, scale: float) -> npt.NDArray[np.float64]:
-    """Where each of `n_out` pixel centres lies on an axis of `n_in` pixels; both axes share their centre.  (n_out,)"""
-    return np.asarray((np.arange(n_out) + 0.5 - n_out / 2) / scale + n_in / 2 - 0.5, dtype=np.float64)
+def source_offsets(n_out: int, scale: float) -> npt.NDArray[np.float64]:
+    """Where each of `n_out` pixel centres lies from the centre that both axes share, in input pixels.  (n_out,)"""
+    return np.asarray((np.arange(n_out) + 0.5 - n_out / 2) / scale, dtype=np.float64)
+
+
+def taps(offsets: npt.NDArray[np.float64], n_in: int, scale: float) -> tuple[Indices, Floats]:
+    """Input pixels (n_out, k) and weights (n_out, k) of linear interpolation, antialiased when `scale` < 1.
+
+    A triangle of half-width max(1, 1 / scale), cut off at the ends of the axis of `n_in` pixels. Weights of a pixel sum
+    to one, or to zero where it is out of reach of the input.
+    """
+    support = max(1.0, 1.0 / scale)
+    # an open interval of this width holds at most so many whole numbers
+    k = int(np.ceil(2.0 * support))
+    at = offsets + (n_in - 1) / 2
+    first = np.floor(at - support) + 1.0
+    pixels = first[:, None] + np.arange(k)
+    weights = 1.0 - np.abs(at[:, None] - pixels) * (1.0 / support)
+    np.maximum(weights, 0.0, out=weights)
+    if first.min() < 0.0 or first.max() + k > n_in:
+        weights[(pixels < 0) | (pixels > n_in - 1)] = 0.0
+        np.clip(pixels, 0, n_in - 1, out=pixels)
+    total = weights.sum(1, keepdims=True)
+    total[total == 0.0] = 1.0
+    return pixels.astype(np.int64), (weights / total).astype(np.float32)
 
 
 @lru_cache(maxsize=64)
 def resampling_matrix(n_in: int, n_out: int, scale: float) -> Floats:
-    """Linear interpolation, antialiased when `scale` < 1, as a matrix (n_out, n_in) float32.
+    """The taps of a whole axis as a matrix (n_out, n_in) float32, for grids that many slices share.
 
     Rows sum to one, or to zero where the output pixel's centre lies outside the input. For `n_out == n_in * scale` it
     equals `torch.nn.functional.interpolate(mode="bilinear", antialias=True)`.
     """
-    at = source_coordinates(n_in, n_out, scale)
-    support = max(1.0, 1.0 / scale)
-    weights = np.clip(1.0 - np.abs(at[:, None] - np.arange(n_in)[None]) / support, 0.0, None)
-    weights[(at < -0.5) | (at > n_in - 0.5)] = 0.0
-    total = weights.sum(1, keepdims=True)
-    matrix: Floats = np.divide(weights, total, out=np.zeros_like(weights), where=total > 0).astype(np.float32)
+    offsets = source_offsets(n_out, scale)
+    pixels, weights = taps(offsets, n_in, scale)
+    weights[np.abs(offsets) > n_in / 2] = 0.0
+    matrix = np.zeros((n_out, n_in), dtype=np.float32)
+    np.add.at(matrix, (np.arange(n_out)[:, None], pixels), weights)
     matrix.setflags(write=False)  # shared through the cache
     return matrix
 
@@ -60,26 +83,61 @@ def linear_scale(source_area: float, target_area: float, measure: Literal["area"
 
 
 def resample_crop(
-    image: Floats, mask: npt.NDArray[np.uint8], scale: float, size: int, fill: float
+    image: Floats,
+    mask: npt.NDArray[np.uint8],
+    scale: float,
+    size: int,
+    fill: float,
+    flip: tuple[bool, bool] = (False, False),
 ) -> tuple[Floats, npt.NDArray[np.uint8]]:
-    """Rescale by `scale` and centre-crop or pad to (size, size), image linearly and mask to the nearest pixel.
+    """Rescale by `scale`, centre-crop or pad to (size, size) and flip: image linearly, mask to the nearest pixel.
 
-    Args: image (h, w) float32; mask (h, w) uint8; scale > 0, linear; fill, the value outside the image.
+    Args: image (h, w) float32, finite; mask (h, w) uint8; scale > 0, linear; fill, the value outside the image; flip,
+    whether rows and columns run backwards.
     Returns: image (size, size) float32, mask (size, size) uint8 (0 outside), on the same grid.
     """
-    (height, width), n = image.shape, size
-    rows, cols = resampling_matrix(height, n, scale), resampling_matrix(width, n, scale)
-    out = resized(image, rows, cols)
-    y, y_inside = _nearest(height, n, scale)
-    x, x_inside = _nearest(width, n, scale)
-    labels = mask[y[:, None], x[None]]
-    if not (y_inside.all() and x_inside.all()):
-        outside = ~(y_inside[:, None] & x_inside[None])
-        out[outside], labels[outside] = fill, 0
+    height, width = image.shape
+    y, x = _Axis(height, size, scale, flip[0]), _Axis(width, size, scale, flip[1])
+    drawn = _weighted_rows(_weighted_rows(image, y).T, x).T
+    near = mask.take(y.nearest, 0).take(x.nearest, 1)
+    if near.shape == (size, size):
+        return np.ascontiguousarray(drawn), near
+    within = (y.inside, x.inside)
+    out, labels = np.full((size, size), fill, dtype=np.float32), np.zeros((size, size), dtype=np.uint8)
+    out[within], labels[within] = drawn[within], near
     return out, labels
 
 
-def _nearest(n_in: int, n_out: int, scale: float) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.bool_]]:
-    at = source_coordinates(n_in, n_out, scale)
-    inside = (at >= -0.5) & (at <= n_in - 0.5)
-    return np.clip(np.floor(at + 0.5), 0, n_in - 1).astype(np.intp), inside
+class _Axis:
+    """Where the `n_out` pixels of an axis come from: taps, which of them lie inside, and the nearest pixel of those."""
+
+    def __init__(self, n_in: int, n_out: int, scale: float, flip: bool) -> None:
+        offsets = source_offsets(n_out, scale)
+        if flip:
+            offsets = offsets[::-1]
+        self.pixels, self.weights = taps(offsets, n_in, scale)
+        inside = np.abs(offsets) <= n_in / 2
+        low = int(inside.argmax())
+        self.inside = slice(low, low + int(inside.sum()))
+        self.nearest = _nearest(offsets[self.inside], n_in)
+
+
+def _nearest(offsets: npt.NDArray[np.float64], n_in: int) -> npt.NDArray[np.intp]:
+    """The pixel that holds each place; on an edge the one nearer to the centre, so that no side is favoured."""
+    from_centre = np.ceil(np.abs(offsets) - (n_in % 2) / 2)
+    return np.where(offsets > 0, (n_in - 1) // 2 + from_centre, n_in // 2 - from_centre).astype(np.intp)
+
+
+def _weighted_rows(image: Floats, axis: _Axis) -> Floats:
+    """Each output row (w,) as the sum of its taps of rows of (h, w): (n_out, w)."""
+    import torch
+
+    # A bag of an embedding is a weighted sum of a few rows of a table, which is what a resampling is: ten times as
+    # fast as a dense matrix, and summed in one order.
+    out: Floats = torch.nn.functional.embedding_bag(
+        torch.from_numpy(axis.pixels),
+        torch.from_numpy(np.require(image, np.float32, ["C", "W"])),  # torch warns of read-only memory
+        per_sample_weights=torch.from_numpy(axis.weights),
+        mode="sum",
+    ).numpy()
+    return out

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 PairPolicy = Literal["uniform", "vendor_balanced", "cross_vendor"]
+Flips = Literal["none", "rows", "columns", "both"]
 Ids = npt.NDArray[np.int64]
 
 
@@ -34,6 +35,16 @@ class PlanConfig(BaseModel):
         description="RA: the range is of areas, so that lengths scale by the root; `length` as in the authors' code",
     )
     ra_unlabelled: bool = Field(True, description="RA: unlabelled samples too")
+    flips: Flips = Field(
+        "none",
+        description="what runs backwards in half of the samples, each axis on its own; none by default: a mirrored "
+        "heart is not a heart",
+    )
+    fa_order: Literal["fa_first", "ra_first"] = Field(
+        "fa_first",
+        description="a sample is drawn on its own grid and then rescaled, or its anatomy is rescaled and then drawn "
+        "(authors' code has RA first)",
+    )
     fa_anatomy: Literal["any", "labelled"] = Field("any", description="FA: which slices give the anatomy")
     fa_share: float = Field(0.5, ge=0, le=1, description="FA: synthesized share of every batch, replacing real samples")
     pairs: PairPolicy = Field("uniform", description="FA: who gives the modality; `uniform` is the paper's")
@@ -49,7 +60,8 @@ class PlanConfig(BaseModel):
 
 def generator(seed: int, purpose: str, *counters: int) -> np.random.Generator:
     """A Philox generator that depends on its arguments alone."""
-    words = [seed & 0xFFFFFFFF, zlib.crc32(purpose.encode()), *counters]
+    # as an array, SeedSequence takes them in half the time
+    words = np.array([seed & 0xFFFFFFFF, zlib.crc32(purpose.encode()), *counters], dtype=np.uint32)
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(words)))
 
 
@@ -58,19 +70,21 @@ class Sample:
     """One planned sample.
 
     slice_id: the slice that gives image and mask, or anatomy and mask; donor_id: the bank row that gives the modality,
-    or None for a real sample; area: target pixel area in native mm², or None to keep the slice's own.
+    or None for a real sample; area: target pixel area in native mm², or None to keep the slice's own; flip: whether
+    rows and columns run backwards.
     """
 
     slice_id: int
     donor_id: int | None
     area: float | None
+    flip: tuple[bool, bool] = (False, False)
 
 
 class Stream:
     """Samples over `pool`, by index.
 
     Args: seed; name (the stream's own randomness); pool, slice ids (n,); donors, bank rows (m,) and their vendors (m,),
-    for FA; fa_share 0 to 1; ra_range in mm² or None for no RA.
+    for FA; fa_share 0 to 1; ra_range in mm² or None for no RA; flips.
     """
 
     def __init__(
@@ -85,6 +99,7 @@ class Stream:
         donors: Ids | None = None,
         donor_vendors: npt.NDArray[np.str_] | None = None,
         pool_vendors: npt.NDArray[np.str_] | None = None,
+        flips: Flips = "none",
     ) -> None:
         if len(pool) == 0:
             raise ValueError(f"stream {name}: its pool of slices is empty")
@@ -92,6 +107,7 @@ class Stream:
             raise ValueError(f"stream {name}: FA needs modality donors")
         self.seed, self.name, self.pool = seed, name, np.asarray(pool, dtype=np.int64)
         self.fa_share, self.ra_range, self.pairs = fa_share, ra_range, pairs
+        self._flips = (flips in ("rows", "both"), flips in ("columns", "both"))
         self.donors = np.asarray(donors if donors is not None else [], dtype=np.int64)
         vendors = np.asarray(donor_vendors if donor_vendors is not None else [""] * len(self.donors))
         self._by_vendor = {str(v): self.donors[vendors == v] for v in np.unique(vendors)}
@@ -117,7 +133,11 @@ class Stream:
         if self.ra_range is not None:
             low, high = self.ra_range
             area = low + (high - low) * float(area_place)
-        return Sample(slice_id, donor, area)
+        flip = (False, False)
+        if any(self._flips):
+            rows, columns = rng.random(2) < 0.5
+            flip = (bool(rows) and self._flips[0], bool(columns) and self._flips[1])
+        return Sample(slice_id, donor, area, flip)
 
     def _donor(self, slice_id: int, place: float, vendor_place: float) -> int:
         if self.pairs == "uniform":
@@ -136,7 +156,8 @@ class StepPlan:
     """How a training step is put together: `labelled` samples from one stream, then `unlabelled` from another.
 
     The batch size is their sum. For several workers, `rank` of `world` takes its contiguous part of each; together they
-    partition the step for any `world` that divides both counts.
+    partition the step for any `world`. Where it does not divide a count, parts differ by one sample: later workers get
+    more of the labelled, earlier ones more of the unlabelled.
     """
 
     labelled: Stream
@@ -146,17 +167,20 @@ class StepPlan:
 
     def samples(self, step: int, rank: int = 0, world: int = 1) -> list[tuple[Sample, bool]]:
         """Samples of a step in order, each with whether its mask may be used."""
-        out: list[tuple[Sample, bool]] = []
-        for stream, count, labelled in (
-            (self.labelled, self.labelled_per_step, True),
-            (self.unlabelled, self.unlabelled_per_step, False),
-        ):
-            if stream is not None and count:
-                low, high = count * rank // world, count * (rank + 1) // world
-                out += [(stream(step * count + k), labelled) for k in range(low, high)]
+        labelled, unlabelled = self._parts(rank, world)
+        out = [(self.labelled(step * self.labelled_per_step + k), True) for k in labelled]
+        if self.unlabelled is not None:
+            out += [(self.unlabelled(step * self.unlabelled_per_step + k), False) for k in unlabelled]
         return out
 
     def rows(self, rank: int = 0, world: int = 1) -> int:
         """Samples a step holds for one worker."""
-        counts = [self.labelled_per_step, self.unlabelled_per_step if self.unlabelled is not None else 0]
-        return sum(n * (rank + 1) // world - n * rank // world for n in counts)
+        return sum(map(len, self._parts(rank, world)))
+
+    def _parts(self, rank: int, world: int) -> tuple[range, range]:
+        """Which of a step's labelled and unlabelled samples a worker takes."""
+        n, m = self.labelled_per_step, self.unlabelled_per_step if self.unlabelled is not None else 0
+        return (
+            range(n * rank // world, n * (rank + 1) // world),
+            range(-(-m * rank // world), -(-m * (rank + 1) // world)),
+        )

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -68,13 +69,46 @@ def test_cross_vendor_donors_come_from_another_vendor() -> None:
         assert VENDORS[sample.donor_id] != own[sample.slice_id - 100]
 
 
-@given(st.integers(0, 30), st.sampled_from([1, 2, 4]))
-def test_workers_partition_a_step(step: int, world: int) -> None:
-    plan = StepPlan(stream(), Stream(0, "unlabelled", np.arange(11)), 4, 4)
+@given(st.integers(0, 30), st.integers(1, 9), st.integers(1, 12), st.integers(0, 12))
+def test_any_number_of_workers_partitions_a_step(step: int, world: int, labelled: int, unlabelled: int) -> None:
+    plan = StepPlan(stream(ra_range=(1.0, 2.0)), Stream(0, "unlabelled", np.arange(11)), labelled, unlabelled)
     parts = [plan.samples(step, rank, world) for rank in range(world)]
-    whole = plan.samples(step)
-    assert sorted((s.slice_id, lab) for p in parts for s, lab in p) == sorted((s.slice_id, lab) for s, lab in whole)
+    for kind in (True, False):
+        split = [[s for s, is_labelled in part if is_labelled is kind] for part in parts]
+        assert [s for part in split for s in part] == [s for s, k in plan.samples(step) if k is kind]
+        assert max(map(len, split)) - min(map(len, split)) <= 1
     assert [len(p) for p in parts] == [plan.rows(rank, world) for rank in range(world)]
+
+
+@given(st.integers(1, 12), st.integers(0, 12))
+def test_steps_follow_one_another_without_gap_or_overlap(labelled: int, unlabelled: int) -> None:
+    pool = np.arange(200, 211)
+    plan = StepPlan(stream(), Stream(0, "unlabelled", pool), labelled, unlabelled)
+    taken = [s for step in range(12) for s in plan.samples(step)]
+    assert [s for s, k in taken if k] == [plan.labelled(i) for i in range(12 * labelled)]
+    assert plan.unlabelled is not None
+    assert [s for s, k in taken if not k] == [plan.unlabelled(i) for i in range(12 * unlabelled)]
+
+
+def test_uniform_donors_come_as_often_as_their_vendor_has_rows() -> None:
+    s = stream(fa_share=1.0)
+    counts = Counter(s(i).donor_id for i in range(5000))
+    assert set(counts) == set(DONORS.tolist())
+    assert max(counts.values()) < 150
+
+
+def test_nothing_is_flipped_unless_asked() -> None:
+    assert all(stream(ra_range=(1.0, 2.0))(i).flip == (False, False) for i in range(50))
+
+
+@pytest.mark.parametrize(("flips", "axes"), [("rows", (1, 0)), ("columns", (0, 1)), ("both", (1, 1))])
+def test_flips_turn_half_of_the_samples_and_change_nothing_else(flips: str, axes: tuple[int, int]) -> None:
+    options = {"fa_share": 0.5, "ra_range": (1.0, 2.0)}
+    with_flips, without = stream(flips=flips, **options), stream(**options)
+    samples = [with_flips(i) for i in range(1000)]
+    assert [replace(s, flip=(False, False)) for s in samples] == [without(i) for i in range(1000)]
+    turned = np.mean([s.flip for s in samples], axis=0)
+    np.testing.assert_allclose(turned, np.array(axes) / 2, atol=0.06)
 
 
 def test_an_empty_pool_is_refused() -> None:
