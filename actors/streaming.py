@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from pipeline.preprocess import PreprocessConfig, WorkingSlice, working_slice
 from pipeline.rescale import linear_scale, resample_crop
 from pipeline.sample_plan import PlanConfig, Sample, StepPlan, Stream
+from storage.bank_index import Key, slice_keys
 from storage.errors import InputError
 from storage.factor_bank import FactorBank
 from storage.slice_store import SliceStore
@@ -41,7 +42,7 @@ class StreamConfig(BaseModel):
 
 
 def step_plan(config: StreamConfig, store: SliceStore, bank: FactorBank | None = None) -> StepPlan:
-    """The plan over the store's training slices; modality donors are the rows of the bank.
+    """The plan over the store's training slices; modality donors are the rows of the bank and its imported styles.
 
     Raises InputError if a pool that the arm needs is empty.
     """
@@ -58,7 +59,7 @@ def step_plan(config: StreamConfig, store: SliceStore, bank: FactorBank | None =
             "a semi-supervised arm needs unlabelled training slices",
             "add unlabelled subjects or leave it out",
         )
-    donor_vendors = np.array(bank.index["vendor"].to_pylist(), dtype=np.str_) if bank is not None else None
+    donor_vendors = bank.donors().vendor if bank is not None else None
 
     def stream(name: str, pool: npt.NDArray[np.int64], fa: bool = True, ra: bool = True) -> Stream:
         return Stream(
@@ -71,6 +72,7 @@ def step_plan(config: StreamConfig, store: SliceStore, bank: FactorBank | None =
             donors=np.arange(len(donor_vendors)) if donor_vendors is not None else None,
             donor_vendors=donor_vendors,
             pool_vendors=vendors[pool],
+            flips=config.plan.flips,
         )
 
     return StepPlan(
@@ -101,7 +103,7 @@ def open_bank(config: StreamConfig, store: SliceStore) -> FactorBank | None:
             f"use --set preprocess… as in the bank: {bank.spec.preprocess}",
         )
     held_out = set(store.column("subject")[np.isin(store.column("split"), ("validation", "test"))].tolist())
-    leaked = sorted(held_out & set(bank.index["subject"].to_pylist()))
+    leaked = sorted(held_out & set(bank.donors().subject.tolist()))
     if leaked:
         raise InputError(
             config.bank,
@@ -116,12 +118,9 @@ def open_bank(config: StreamConfig, store: SliceStore) -> FactorBank | None:
     return bank
 
 
-Key = tuple[str, int, int]
-
-
 def _keys(store: SliceStore, ids: npt.NDArray[np.int64]) -> list[Key]:
     """(subject, frame, slice): names a slice in a store and in a bank, wherever each was made."""
-    return list(zip(*(store.column(name)[ids].tolist() for name in ("subject", "frame", "slice")), strict=True))
+    return slice_keys(store.table.take(ids))
 
 
 def _keys_of_training(store: SliceStore) -> list[Key]:
@@ -129,8 +128,7 @@ def _keys_of_training(store: SliceStore) -> list[Key]:
 
 
 def _bank_rows(bank: FactorBank) -> dict[Key, int]:
-    columns = (bank.index[name].to_pylist() for name in ("subject", "frame", "slice"))
-    return {key: row for row, key in enumerate(zip(*columns, strict=True))}
+    return {key: row for row, key in enumerate(slice_keys(bank.index))}
 
 
 class SampleMaker:
@@ -154,7 +152,7 @@ class SampleMaker:
         weights, decoder_config = bank.decoder()
         self._decoder = load_decoder(weights, decoder_config)
         self._channels = int(decoder_config["anatomy_channels"])
-        self._packed = bank.load()
+        self._anatomies, self._donors = bank.view().anatomy, bank.donors()  # mapped: this node holds them once
         self._place = {name: bank.index[name].to_numpy() for name in ("top", "left", "height", "width")}
         rows, ids = _bank_rows(bank), np.flatnonzero(self.store.column("split") == "train")
         self._row_of = {int(i): rows[key] for i, key in zip(ids, _keys(self.store, ids), strict=True)}
@@ -180,25 +178,48 @@ class SampleMaker:
     def make(self, sample: Sample) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
         """Image (S, S) float32 in [-1, 1] and mask (S, S) uint8 of a planned sample: FA, then RA and crop."""
         source = self._working(sample.slice_id)
-        if sample.donor_id is not None:
-            source = self._synthesized(sample.slice_id, sample.donor_id, source)
         config = self.config.preprocess
-        scale = (
-            1.0
-            if sample.area is None
-            else linear_scale(source.area, sample.area / config.factor**2, self.config.plan.ra_measure)
-        )
-        return resample_crop(source.image, source.mask, scale, config.size, float(source.image.min()))
+        ra_first = self.config.plan.fa_order == "ra_first"
+        if sample.donor_id is not None and not ra_first:
+            source = WorkingSlice(
+                self._drawn(self._anatomy(sample.slice_id), sample.donor_id), source.mask, source.area
+            )
+        scale = self._scale(sample, source)
+        fill = float(source.image.min())
+        image, mask = resample_crop(source.image, source.mask, scale, config.size, fill, sample.flip)
+        if sample.donor_id is not None and ra_first:
+            bits = self._anatomy(sample.slice_id)
+            labels = (bits, np.ones_like(bits))
+            anatomy, inside = (resample_crop(source.image, v, scale, config.size, 0.0, sample.flip)[1] for v in labels)
+            image = self._drawn(anatomy, sample.donor_id)
+            image[inside == 0] = image[inside > 0].min()
+        return image, mask
 
-    def _synthesized(self, slice_id: int, donor: int, source: WorkingSlice) -> WorkingSlice:
-        from pipeline.synthesis import synthesize
+    def pixel_area(self, sample: Sample) -> float:
+        """mm² of a pixel of the sample that `make` makes."""
+        source = self._working(sample.slice_id)
+        return source.area / self._scale(sample, source) ** 2
 
+    def _scale(self, sample: Sample, source: WorkingSlice) -> float:
+        if sample.area is None:
+            return 1.0
+        plan, factor = self.config.plan, self.config.preprocess.factor
+        return linear_scale(source.area, sample.area / factor**2, plan.ra_measure)
+
+    def _anatomy(self, slice_id: int) -> npt.NDArray[np.uint8]:
+        """The slice's packed anatomy (h, w), its true extent alone: AdaIN averages over what it is given, and padding
+        is no part of the image."""
         row = self._row_of[slice_id]
         top, left, height, width = (int(self._place[name][row]) for name in ("top", "left", "height", "width"))
-        # the true extent alone: AdaIN averages over what it is given, and padding is no part of the image
-        anatomy = self._packed.anatomy[row : row + 1, top : top + height, left : left + width]
-        drawn = synthesize(self._decoder, self._channels, anatomy, self._packed.modality[donor : donor + 1])[0]
-        return WorkingSlice(drawn, source.mask, source.area)
+        return self._anatomies[row, top : top + height, left : left + width]
+
+    def _drawn(self, anatomy: npt.NDArray[np.uint8], donor: int) -> npt.NDArray[np.float32]:
+        """(h, w) → (h, w) in (-1, 1), as the donor's scanner would draw it."""
+        from pipeline.synthesis import synthesize
+
+        donor_1M = self._donors.modality[donor : donor + 1]
+        drawn: npt.NDArray[np.float32] = synthesize(self._decoder, self._channels, anatomy[None], donor_1M)[0]
+        return drawn
 
 
 def batches(

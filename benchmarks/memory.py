@@ -23,10 +23,12 @@ from statistics import median
 from typing import IO, Any
 
 from benchmarks import cluster, data
+from pipeline.preprocess import PreprocessConfig
 
 DRAWN, FRAMES = 4, 25  # as many frames as M&Ms' cines have
 VARIANTS = {"small": 3, "large": 30}  # of each subject drawn
 SAMPLE_S, SETTLE_S, IDLE_S = 0.02, 3.0, 2.0
+TINY, SHARD = PreprocessConfig(size=64), 16  # so that the smaller data set has more shards than actors take at a time
 PSS = re.compile(rb"^Pss_(?:Anon|Shmem): +(\d+) kB", re.MULTILINE)
 IDLE, WARMING, WORKING, DONE = "idle", "warming", "working", "done"  # what a measured process says, in this order
 
@@ -39,7 +41,27 @@ def ingest(folder: str, run: str) -> None:
     stage([folder], run, LayoutOptions(frames="all"))
 
 
-STAGES: dict[str, Callable[[str, str], None]] = {"ingest": ingest}
+def extract(folder: str, run: str) -> None:
+    """ED and ES of the slice store beside the folder into a bank, by two actors with a tiny network."""
+    from actors.extraction import extract as stage
+
+    sdnet = str(Path(folder).with_name("sdnet"))
+    stage(f"{folder}.run", sdnet, f"{run}/bank.zarr", TINY, actors=2, shard_slices=SHARD)
+
+
+def prepare_extract(root: Path) -> None:
+    """Slice stores and an SDNet for it. Extraction is to be measured, not what comes before."""
+    from benchmarks.extract import slice_store
+    from pipeline.networks.files import save_model
+    from pipeline.networks.sdnet import SDNet, SDNetConfig
+
+    for name in ("drawn", *VARIANTS):
+        slice_store(root / name, root / f"{name}.run")
+    config = SDNetConfig(anatomy_width=4, modality_width=4, segmentor_width=4, decoder_width=4)
+    save_model(str(root / "sdnet"), SDNet(config), config, TINY.model_dump(), ["phantom"])
+
+
+STAGES: dict[str, Callable[[str, str], None]] = {"ingest": ingest, "extract": extract}
 
 
 def run() -> dict[str, Any]:
@@ -52,6 +74,7 @@ def run() -> dict[str, Any]:
             read[name] = data.multiplied(root / "drawn", drawn, root / name, variants)
             packed = sum(path.stat().st_size for path in (root / name).rglob("*.gz"))
             print(f"{name}: {variants * DRAWN} subjects, {read[name] / 1e6:.0f} MB, gzipped {packed / 1e6:.0f} MB")
+        prepare_extract(root)
         peaks = {stage: [above_idle(stage, root, name) for name in VARIANTS] for stage in STAGES}
     for stage, (_, large) in peaks.items():
         print(f"{stage}: the larger data set is {read['large'] / large:.1f} times the peak")

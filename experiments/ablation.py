@@ -127,6 +127,7 @@ class Ablation:
                 num_cpus=budget.extract_cpus,
                 num_gpus=budget.extract_gpus,
                 threads=1,
+                precision=self.settings.bank_precision,
                 shard_slices=self.settings.bank_shard,
                 progress=step.update,
             )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from experiments.cli_bank import bank_app
 from storage import uri
 from storage.errors import InputError, StageError
 
@@ -28,7 +29,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-bank_app = typer.Typer(name="bank", help="Look at a factor bank.", no_args_is_help=True)
 app.add_typer(bank_app)
 
 
@@ -319,31 +319,24 @@ def predict(
         typer.echo(str(path))
 
 
-@bank_app.command("info", epilog="Example:  cardiomix bank info runs/first/bank.zarr")
-def bank_info(bank: Annotated[str, typer.Argument(help="Folder or URI of a bank.")]) -> None:
-    """What a bank holds."""
-    from collections import Counter
+@app.command(epilog="Example:  cardiomix export data/Dataset501_Heart --run runs/first --format nnunet --samples 5000")
+def export(
+    out: Annotated[str, typer.Argument(help="Folder to write; for nnunet, named as nnU-Net wants it.")],
+    run: Run,
+    kind: Annotated[
+        str,
+        typer.Option("--format", help="nnunet: a raw data set of nnU-Net v2, labelled samples; slices: a slice store."),
+    ] = "nnunet",
+    samples: Annotated[int, typer.Option(min=1, help="How many.")] = 5000,
+    arm: Annotated[str, typer.Option(help="Whose stream: what is augmented, and how.")] = "ss_sdnet_ra_fa",
+    assignments: Set = None,
+) -> None:
+    """Write augmented samples (FA and RA) for those who train elsewhere; goes on where it stopped."""
+    from experiments.ablation import require_data
+    from experiments.export import write_samples
 
-    from storage.factor_bank import FactorBank
-
-    opened = FactorBank.open(bank, partial=True)
-    index = opened.index
-    typer.echo(f"{index.num_rows} slices, {len(opened.committed())} of {opened.shards()} shards, {opened.fingerprint}")
-    for vendor, count in sorted(Counter(index["vendor"].to_pylist()).items()):
-        typer.echo(f"  {vendor}: {count} slices")
-
-
-@bank_app.command("verify", epilog="Example:  cardiomix bank verify runs/first/bank.zarr")
-def bank_verify(bank: Annotated[str, typer.Argument(help="Folder or URI of a bank.")]) -> None:
-    """Compare every shard with its ledger entry; exit status 1 if something differs."""
-    from storage.factor_bank import FactorBank
-
-    problems = FactorBank.open(bank, partial=True).verify()
-    for problem in problems:
-        typer.echo(problem)
-    if problems:
-        raise typer.Exit(FAILED)
-    typer.echo("clean")
+    require_data(run)
+    typer.echo(write_samples(run, _settings(run, "cpu", assignments), out, kind, samples, arm))
 
 
 def _show(html: str, run: str, driver: Ablation) -> None:

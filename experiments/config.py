@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -53,6 +53,7 @@ class Settings(BaseModel):
     pretrain: TrainConfig = TrainConfig()
     resources: ResourceConfig = ResourceConfig()
     bank_shard: int = Field(64, ge=1, description="slices in a shard of the factor bank")
+    bank_precision: Literal["fp32", "bf16"] = Field("fp32", description="of the encoders that fill the bank")
     bank: str | None = Field(None, description="a factor bank from elsewhere; nothing is pretrained or extracted then")
     pretrained: str | None = Field(None, description="folder of a trained SDNet from elsewhere")
 

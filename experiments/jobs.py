@@ -15,7 +15,7 @@ from pipeline.networks.files import CONFIG as MODEL
 from pipeline.networks.files import read_config, sdnet_fingerprint, subject_key
 from pipeline.training import ArmConfig, TrainConfig
 from storage import uri
-from storage.bank_index import slice_keys
+from storage.bank_index import Key, slice_keys
 from storage.errors import InputError
 from storage.factor_bank import FactorBank
 from storage.slice_store import SliceStore
@@ -82,6 +82,11 @@ def _job(
     )
 
 
+def arm_stream(run: str, settings: Settings, arm: str) -> StreamConfig:
+    """The samples that an arm's first replicate trains on."""
+    return _stream(run, settings, ARMS[arm], settings.train, settings.seed)
+
+
 def pretrain_job(run: str, settings: Settings) -> TrainJob:
     """The SDNet that fills the bank; fully supervised where the data has no unlabelled training slices."""
     store = SliceStore.open(run)
@@ -97,8 +102,9 @@ def arm_runs(run: str, settings: Settings) -> list[ArmRun]:
 
     Raises InputError if an arm needs a bank that is absent, incomplete, or of an earlier SDNet than the run's.
     """
-    if needs_bank(settings) and stale_bank(run, settings):
-        raise InputError(BANK, "is of an earlier SDNet, preprocessing or data", "run `cardiomix extract --run RUN`")
+    if needs_bank(settings) and (stale_bank(run, settings) or not bank_is_complete(run, settings)):
+        problem = "is not complete, or of an earlier SDNet, preprocessing or data"
+        raise InputError(uri.base_name(bank_uri(run, settings)), problem, "run `cardiomix extract --run RUN`")
     data = data_fingerprint(run)
     runs = []
     for arm in settings.arms:
@@ -161,12 +167,13 @@ def check_pretrained(run: str, settings: Settings) -> None:
 
 
 def bank_is_complete(run: str, settings: Settings) -> bool:
-    """Whether the bank that FA arms use is there, whole and of the run's working grid."""
+    """Whether the bank that FA arms use is there, whole, of the run's working grid and with all its training slices."""
     bank = bank_uri(run, settings)
     if not uri.exists(bank):
         return False
     opened = FactorBank.open(bank, partial=True)
-    return opened.is_complete() and opened.spec.preprocess == settings.preprocess.model_dump(mode="json")
+    whole = opened.is_complete() and opened.spec.preprocess == settings.preprocess.model_dump(mode="json")
+    return whole and set(slice_keys(opened.index)) >= _training_slices(run)
 
 
 def ready(run: str, settings: Settings) -> Settings:
@@ -179,17 +186,25 @@ def ready(run: str, settings: Settings) -> Settings:
 
 
 def stale_bank(run: str, settings: Settings) -> bool:
-    """Whether the run's own bank is of another SDNet, preprocessing or set of training slices than the run's now."""
+    """Whether the run's own bank is of another SDNet or preprocessing than the run's now, or holds slices that the run
+    no longer trains on. Slices that it lacks are appended by an extraction."""
+    from pipeline.factors import factors_name
+
     bank = uri.join(run, BANK)
     if settings.bank or not uri.exists(bank):
         return False
-    opened, store = FactorBank.open(bank, partial=True), SliceStore.open(run)
-    ids = (store.column("split") == "train").nonzero()[0]
+    opened = FactorBank.open(bank, partial=True)
+    made_by = factors_name(sdnet_fingerprint(sdnet_uri(run, settings)), settings.bank_precision)
     return (
-        opened.spec.sdnet_fingerprint != sdnet_fingerprint(sdnet_uri(run, settings))
+        opened.spec.sdnet_fingerprint != made_by
         or opened.spec.preprocess != settings.preprocess.model_dump(mode="json")
-        or not set(slice_keys(opened.index)) <= set(slice_keys(store.table.take(ids)))  # new ones are appended
+        or not set(slice_keys(opened.index)) <= _training_slices(run)
     )
+
+
+def _training_slices(run: str) -> set[Key]:
+    store = SliceStore.open(run)
+    return set(slice_keys(store.table.take((store.column("split") == "train").nonzero()[0])))
 
 
 def needs_sdnet(settings: Settings) -> bool:

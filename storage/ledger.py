@@ -19,20 +19,23 @@ import numpy.typing as npt
 from storage import uri
 
 FOLDER = "ledger"
-_NAME = re.compile(r"shard-(\d{5,})\.json")
+_NAME = re.compile(r"shard-(\d{5}|[1-9]\d{5,8})\.json")
 
 
 @dataclass(frozen=True)
 class Entry:
     """One committed shard.
 
-    Rows `start` to `stop` (exclusive) of the bank; SHA-256 of each array's raw bytes (C order, little endian), by the
-    array's name; the fingerprint of the SDNet that made them; the cardiomix that wrote them.
+    Rows `start` to `stop` (exclusive) of the bank; by array, SHA-256 of its raw bytes (C order, little endian) and of
+    its file; `row_digests` of the index's rows; the fingerprint of the SDNet that made them; the cardiomix that wrote
+    them.
     """
 
     start: int
     stop: int
     sha256: Mapping[str, str]
+    files_sha256: Mapping[str, str]
+    index_sha256: str
     sdnet_fingerprint: str
     code_version: str
 
@@ -62,28 +65,32 @@ def read_entry(bank: str, shard: int) -> Entry | None:
     """A shard's entry; None if there is none or it is damaged, for then nothing vouches for the data."""
     try:
         return _parsed(uri.read_text(entry_uri(bank, shard)))
-    except (FileNotFoundError, IsADirectoryError, ValueError, TypeError, KeyError):
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        return None
+    except (ValueError, TypeError, KeyError, RecursionError, OverflowError):
         return None
 
 
 def committed(bank: str) -> dict[int, Entry]:
     """Shard → entry of every shard that has a readable one."""
-    found = {}
-    for name in uri.list_names(uri.join(bank, FOLDER)):
-        matched = _NAME.fullmatch(name)
-        entry = read_entry(bank, int(matched[1])) if matched else None
-        if matched and entry is not None:
-            found[int(matched[1])] = entry
-    return found
+    names = uri.list_names(uri.join(bank, FOLDER))
+    shards = [int(matched[1]) for matched in map(_NAME.fullmatch, names) if matched]
+    entries = uri.each(bank, lambda shard: read_entry(bank, shard), shards)
+    return {shard: entry for shard, entry in zip(shards, entries, strict=True) if entry is not None}
 
 
 def _parsed(text: str) -> Entry:
     document: dict[str, Any] = json.loads(text)
-    hashes = {str(name): str(value) for name, value in dict(document["sha256"]).items()}
     return Entry(
         start=int(document["start"]),
         stop=int(document["stop"]),
-        sha256=hashes,
+        sha256=_hashes(document["sha256"]),
+        files_sha256=_hashes(document["files_sha256"]),
+        index_sha256=str(document["index_sha256"]),
         sdnet_fingerprint=str(document["sdnet_fingerprint"]),
         code_version=str(document["code_version"]),
     )
+
+
+def _hashes(document: Any) -> dict[str, str]:
+    return {str(name): str(value) for name, value in dict(document).items()}

@@ -1,4 +1,4 @@
-"""A Zarr v3 array in one shard, one chunk a row, written in one go.
+"""Zarr v3 shards, one chunk a row, written and read in one go.
 
 Shard and metadata are put together here (Zarr v3 core specification; its `sharding_indexed` codec, ZEP 2): Zarr's own
 writer spends several times as long on them as the compression takes. What comes out is the same bytes (but an array of
@@ -8,6 +8,7 @@ nothing but zeros has a shard here).
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import google_crc32c
@@ -19,6 +20,7 @@ from numcodecs.blosc import Blosc
 from storage import uri
 
 ABSENT = np.uint64(2**64 - 1)  # offset and length of a chunk that holds the fill value alone
+CRC = 4  # bytes
 # Blosc's threads put a chunk's blocks down in the order in which they finish: other bytes each time, and no faster.
 blosc.use_threads = False
 LITTLE = {"name": "bytes", "configuration": {"endian": "little"}}
@@ -34,20 +36,45 @@ def write_array(path: str, data: npt.NDArray[Any], level: int, dimension_names: 
 
 
 def shard(data: npt.NDArray[Any], level: int) -> bytes:
-    """The chunks of (rows, …), one after the other, then offset and length of each and a CRC-32C of these."""
-    codec = Blosc(cname="zstd", clevel=level, shuffle=Blosc.BITSHUFFLE)
+    """The shard of (rows, …): Blosc zstd of `level` with bitshuffle."""
+    return joined(data, Blosc(cname="zstd", clevel=level, shuffle=Blosc.BITSHUFFLE).encode, len(data))
+
+
+def joined(data: npt.NDArray[Any], encode: Callable[[npt.NDArray[Any]], Any], slots: int) -> bytes:
+    """The chunks of (rows, …), one after the other, then offset and length of each and a CRC-32C of these.
+
+    slots: the rows that a shard has room for; those without data, and rows of zeros, have no chunk.
+    """
     little = data.astype(data.dtype.newbyteorder("<"), order="C", copy=False)
-    index = np.full((len(data), 2), ABSENT, dtype="<u8")
+    index = np.full((slots, 2), ABSENT, dtype="<u8")
     chunks: list[bytes] = []
     at = 0
     for row, values in enumerate(little):
         if not values.any():
             continue
-        chunks.append(bytes(codec.encode(values)))
+        chunks.append(bytes(encode(values)))
         index[row] = at, len(chunks[-1])
         at += len(chunks[-1])
     listed = index.tobytes()
-    return b"".join([*chunks, listed, google_crc32c.value(listed).to_bytes(4, "little")])
+    return b"".join([*chunks, listed, google_crc32c.value(listed).to_bytes(CRC, "little")])
+
+
+def chunks(stored: bytes, slots: int) -> list[memoryview | None]:
+    """The chunk of each slot of a shard, None where there is none. Raises ValueError if the shard is damaged."""
+    size = 16 * slots
+    end = len(stored) - size - CRC
+    if end < 0:
+        raise ValueError("shorter than its index")
+    listed = stored[end : end + size]
+    if google_crc32c.value(listed) != int.from_bytes(stored[-CRC:], "little"):
+        raise ValueError("its index is damaged")
+    found: list[memoryview | None] = []
+    for offset, length in np.frombuffer(listed, dtype="<u8").reshape(slots, 2).tolist():
+        absent = offset == length == int(ABSENT)
+        if not absent and offset + length > end:
+            raise ValueError("its index points beyond it")
+        found.append(None if absent else memoryview(stored)[offset : offset + length])
+    return found
 
 
 def _metadata(data: npt.NDArray[Any], level: int, dimension_names: tuple[str, ...]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from operator import itemgetter
@@ -54,21 +54,36 @@ class Stored:
         return sum(int(f["slices"]) for f in self.frames if f["labelled"])
 
 
+@dataclass(frozen=True)
+class Made:
+    """A subject's arrays before they are written: image (rows, H, W) int16, mask (rows, H, W) uint8, facts."""
+
+    image: npt.NDArray[np.int16]
+    mask: npt.NDArray[np.uint8]
+    stored: Stored
+
+
 def write_subject(run: str, subject: Subject) -> Stored:
     """Read a subject's files, check them and write its arrays.
 
     A subject that is complete and was made from the same files in the same way is not read again. An unfinished one is
     removed and written anew, so that any number of attempts leave the same bytes. Raises InputError for bad files.
     """
-    folder = subject_folder(run, subject.subject)
-    source = source_hash(subject)
+    return write_made(run, subject.subject, source_hash(subject), lambda: _read(subject))
+
+
+def write_made(run: str, subject: str, source: str, make: Callable[[], Made]) -> Stored:
+    """Write what `make` gives as a subject's arrays, unless they are there, whole and made from the same `source`."""
+    folder = subject_folder(run, subject)
     done = _committed(folder)
     if done is None or done["source"] != source:
         if done is not None:
             uri.remove(uri.join(run, TABLE))  # its rows would point into the new arrays
         uri.remove(folder)
-        stored = _convert(folder, subject)
-        done = {"version": SLICES_VERSION, "source": source, **asdict(stored)}
+        made = make()
+        write_array(uri.join(folder, "image"), made.image, IMAGE_LEVEL, AXES)
+        write_array(uri.join(folder, "mask"), made.mask, MASK_LEVEL, AXES)
+        done = {"version": SLICES_VERSION, "source": source, **asdict(made.stored)}
         uri.write_text(uri.join(folder, FRAMES), json.dumps(done))
     return Stored(tuple(done["frames"]), tuple(done["digests"]))
 
@@ -120,8 +135,8 @@ def source_hash(subject: Subject) -> str:
     return hashlib.sha256(json.dumps(definition, sort_keys=True).encode()).hexdigest()
 
 
-def _convert(folder: str, subject: Subject) -> Stored:
-    """Read, check and write all frames."""
+def _read(subject: Subject) -> Made:
+    """Read and check all frames."""
     images: list[npt.NDArray[np.int16]] = []
     masks: list[npt.NDArray[np.uint8]] = []
     facts, digests = [], []
@@ -130,9 +145,7 @@ def _convert(folder: str, subject: Subject) -> Stored:
         digests.append(frame.digest)
         images.append(frame.image.stored)
         masks.append(np.zeros(frame.image.stored.shape, np.uint8) if frame.mask is None else frame.mask)
-    write_array(uri.join(folder, "image"), np.concatenate(images), IMAGE_LEVEL, AXES)
-    write_array(uri.join(folder, "mask"), np.concatenate(masks), MASK_LEVEL, AXES)
-    return Stored(tuple(facts), tuple(digests))
+    return Made(np.concatenate(images), np.concatenate(masks), Stored(tuple(facts), tuple(digests)))
 
 
 def _index(entered: Sequence[tuple[Subject, Stored]]) -> bytes:

@@ -113,6 +113,18 @@ def test_a_synthesized_sample_keeps_the_mask_of_its_anatomy_and_takes_another_im
     assert np.abs(drawn - image).mean() > 0.01
 
 
+def test_rescaling_before_drawing_gives_the_same_sample_where_nothing_is_rescaled(run: str) -> None:
+    """Without RA and with a field that the image fills, both orders draw the same pixels; with RA, others."""
+    makers = [SampleMaker(stream_config(run, plan=PlanConfig(fa_order=o))) for o in ("fa_first", "ra_first")]
+    index = next(i for i in range(10) if makers[0].plan.labelled(i).donor_id is not None)
+    samples = [m.plan.labelled(index) for m in makers]
+    assert samples[0] == samples[1]
+    (drawn, mask), (redrawn, other_mask) = (m.make(s) for m, s in zip(makers, samples, strict=True))
+    np.testing.assert_array_equal(mask, other_mask)
+    assert np.abs(drawn - redrawn).mean() > 1e-3  # AdaIN averages over another field
+    assert np.corrcoef(drawn.ravel(), redrawn.ravel())[0, 1] > 0.5  # yet it is the same heart
+
+
 def test_augmentation_of_unlabelled_samples_is_a_choice(run: str) -> None:
     plan = PlanConfig(ra_unlabelled=False, fa_anatomy="labelled")
     steps = SampleMaker(stream_config(run, plan=plan)).plan

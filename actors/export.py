@@ -1,0 +1,276 @@
+"""Samples on disk, for those who train elsewhere: the stream's own FA and RA, written by Ray Data actors.
+
+Every file appears whole or not at all and depends on its samples alone, so that an export that was cut short goes on
+where it stopped, and the bytes are the same for any number of actors.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from actors.streaming import SampleMaker, StreamConfig, open_bank, step_plan
+from pipeline.sample_plan import Sample, StepPlan
+from storage import nnunet, uri
+from storage.errors import InputError
+from storage.slice_store import SliceStore, finalise
+from storage.slice_writer import Made, Stored, write_made
+from storage.subjects import Subject
+
+Format = Literal["nnunet", "slices"]
+Progress = Callable[[str, int, int], None]
+
+REQUEST, SAMPLES = "export.json", "samples.csv"
+UNIT: Final = 64  # samples an actor makes before it says so
+STEPS: Final = 32767  # int16 levels of an intensity of 1
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One sample of an export: its number, what the plan says of it, whether its mask may be used."""
+
+    number: int
+    sample: Sample
+    labelled: bool
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Samples that are written together; of one vendor where the format has a vendor for them all."""
+
+    name: str
+    vendor: str
+    samples: tuple[Planned, ...]
+
+
+def export(
+    stream: StreamConfig,
+    out: str,
+    kind: Format,
+    samples: int,
+    *,
+    actors: int = 1,
+    cpus: float = 0.25,
+    progress: Progress | None = None,
+) -> int:
+    """Write the first `samples` samples of a stream to the folder `out`; returns how many are there. Ray must run.
+
+    `nnunet`: labelled samples alone, as a raw data set of nnU-Net v2, a case a slice. `slices`: labelled and unlabelled
+    ones as the stream mixes them, as a slice store; the vendor is that of the scanner that drew the image.
+    `samples.csv` says what each was made from. Raises InputError if `out` holds something else.
+    """
+    if kind == "nnunet":
+        nnunet.check_name(out)
+    stream = stream.model_copy(
+        update={"run": uri.absolute(stream.run), "bank": stream.bank and uri.absolute(stream.bank)}
+    )
+    out = uri.absolute(out)
+    store = SliceStore.open(stream.run)
+    bank = open_bank(stream, store)
+    planned = _planned(step_plan(stream, store, bank), samples, labelled_alone=kind == "nnunet")
+    donors = bank.donors().vendor if bank is not None else None
+    vendors = [_vendor(p.sample, store, donors) for p in planned]
+    request = {"format": kind, "samples": samples, "stream": _identity(stream), "bank": bank and bank.fingerprint}
+    _begin(out, request)
+    units = _units(planned, vendors, together=kind == "nnunet")
+    _run(_Exporter, {"stream": stream, "out": out, "kind": kind}, units, actors, cpus, progress)
+    uri.write_text(uri.join(out, SAMPLES), _listed(planned, vendors, store))
+    if kind == "nnunet":
+        groups = [(_case(p.number), str(store.column("subject")[p.sample.slice_id])) for p in planned]
+        about = f"{samples} slices with factor-based and resolution augmentation (Liu et al. 2020), made by cardiomix"
+        nnunet.write_dataset(out, groups, about, "; ".join(_terms(store)))
+    else:
+        subjects = [_subject(unit, store) for unit in units]
+        stored = {unit.name: write_made(out, unit.name, _source(unit, out), _absent) for unit in units}
+        finalise(out, stored, [], subjects)
+    return len(planned)
+
+
+class _Exporter:
+    """Makes and writes whole units."""
+
+    def __init__(self, stream: StreamConfig, out: str, kind: Format) -> None:
+        self.maker, self.out, self.kind = SampleMaker(stream), out, kind
+        self.there = nnunet.cases(out) if kind == "nnunet" else set()
+
+    def __call__(self, block: dict[str, Any]) -> dict[str, Any]:
+        """{"unit": (k,) JSON} → {"samples": (k,) int64}, how many each unit has."""
+        units = [_unit(text) for text in block["unit"]]
+        for unit in units:
+            if self.kind == "nnunet":
+                self._cases(unit)
+            else:
+                write_made(self.out, unit.name, _source(unit, self.out), lambda unit=unit: self._made(unit))  # type: ignore[misc]
+        return {"samples": np.array([len(unit.samples) for unit in units])}
+
+    def _cases(self, unit: Unit) -> None:
+        for planned in unit.samples:
+            if _case(planned.number) not in self.there:
+                image, mask = self.maker.make(planned.sample)
+                nnunet.write_case(self.out, _case(planned.number), image, mask, self._spacing(planned.sample))
+
+    def _made(self, unit: Unit) -> Made:
+        images, masks, facts, digests = [], [], [], []
+        for planned in unit.samples:
+            image, mask = self.maker.make(planned.sample)
+            images.append(np.rint(image * STEPS).astype(np.int16))
+            masks.append(mask if planned.labelled else np.zeros_like(mask))
+            facts.append(self._facts(planned, image.shape))
+            digests.append(hashlib.sha256(images[-1].tobytes()).hexdigest())
+        return Made(np.stack(images), np.stack(masks), Stored(tuple(facts), tuple(digests)))
+
+    def _facts(self, planned: Planned, shape: tuple[int, ...]) -> dict[str, Any]:
+        """Statistics are such that every normalisation leaves the sample as it is."""
+        slice_mm, row_mm, col_mm = self._spacing(planned.sample)
+        config = self.maker.config.preprocess
+        return {
+            "phase": str(self.maker.store.column("phase")[planned.sample.slice_id]),
+            "frame": planned.number,
+            "slices": 1,
+            "height": shape[0],
+            "width": shape[1],
+            "slice_mm": slice_mm,
+            "row_mm": row_mm,
+            "col_mm": col_mm,
+            "pixel_area_mm2": row_mm * col_mm,
+            "labelled": planned.labelled,
+            "scale": 1.0 / STEPS,
+            "offset": 0.0,
+            "volume_mean": 0.0,
+            "volume_std": 1.0 / config.clip_sigma,
+            "volume_min": -1.0,
+            "volume_max": 1.0,
+            "volume_p005": -1.0,
+            "volume_p995": 1.0,
+        }
+
+    def _spacing(self, sample: Sample) -> tuple[float, float, float]:
+        """(slice, row, column) in mm of the sample's pixels, which are square."""
+        side = float(np.sqrt(self.maker.pixel_area(sample)))
+        return float(self.maker.store.column("slice_mm")[sample.slice_id]), side, side
+
+
+def _run(
+    maker: type, arguments: dict[str, Any], units: list[Unit], actors: int, cpus: float, progress: Progress | None
+) -> None:
+    import pyarrow as pa
+    import ray
+    from ray.data import ActorPoolStrategy, DataContext
+
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.max_errored_blocks = 0
+    total, done = sum(len(unit.samples) for unit in units), 0
+    blocks = [pa.table({"unit": [_text(unit)]}) for unit in units]
+    made = ray.data.from_arrow(blocks).map_batches(
+        maker,
+        fn_constructor_kwargs=arguments,
+        batch_size=None,
+        compute=ActorPoolStrategy(size=min(actors, len(units))),
+        num_cpus=cpus,
+    )
+    for batch in made.iter_batches(batch_size=1):
+        done += int(batch["samples"].sum())
+        if progress is not None:
+            progress("", done, total)
+
+
+def _planned(plan: StepPlan, count: int, labelled_alone: bool) -> list[Planned]:
+    if labelled_alone:
+        return [Planned(i, plan.labelled(i), True) for i in range(count)]
+    out: list[Planned] = []
+    step = 0
+    while len(out) < count:
+        out += [Planned(len(out) + k, sample, labelled) for k, (sample, labelled) in enumerate(plan.samples(step))]
+        step += 1
+    return out[:count]
+
+
+def _units(planned: list[Planned], vendors: list[str], together: bool) -> list[Unit]:
+    """Samples in groups of `UNIT`: in order, or each vendor's on their own."""
+    groups: dict[str, list[Planned]] = {}
+    for one, vendor in zip(planned, vendors, strict=True):
+        groups.setdefault("" if together else vendor, []).append(one)
+    return [
+        Unit(f"samples-{vendor}-{i // UNIT:05d}", vendor, tuple(group[i : i + UNIT]))
+        for vendor, group in sorted(groups.items())
+        for i in range(0, len(group), UNIT)
+    ]
+
+
+def _vendor(sample: Sample, store: SliceStore, donors: npt.NDArray[np.str_] | None) -> str:
+    """Whose scanner drew it."""
+    if sample.donor_id is not None and donors is not None:
+        return str(donors[sample.donor_id])
+    return str(store.column("vendor")[sample.slice_id])
+
+
+def _begin(out: str, request: dict[str, Any]) -> None:
+    """Say what the folder is to hold. Raises InputError if it holds something else."""
+    path, text = uri.join(out, REQUEST), json.dumps(request, sort_keys=True)
+    if uri.exists(path):
+        if uri.read_text(path) != text:
+            raise InputError(uri.base_name(out), "holds another export", "name a new folder")
+    elif uri.exists(out) and uri.list_names(out):
+        raise InputError(uri.base_name(out), "is not empty", "name a new folder")
+    else:
+        uri.write_text(path, text)
+
+
+def _identity(stream: StreamConfig) -> dict[str, Any]:
+    return stream.model_dump(mode="json", exclude={"run", "bank"})
+
+
+def _source(unit: Unit, out: str) -> str:
+    request = uri.read_text(uri.join(out, REQUEST))
+    return hashlib.sha256(f"{request}\0{_text(unit)}".encode()).hexdigest()
+
+
+def _subject(unit: Unit, store: SliceStore) -> Subject:
+    reason = "samples of an export"
+    return Subject(unit.name, "export", unit.vendor, "-", (), "train", reason, (), "; ".join(_terms(store)))
+
+
+def _absent() -> Made:
+    raise RuntimeError("a unit that was written is gone")
+
+
+def _terms(store: SliceStore) -> list[str]:
+    return sorted({str(terms) for terms in store.column("terms")[store.column("split") == "train"]})
+
+
+def _listed(planned: list[Planned], vendors: list[str], store: SliceStore) -> str:
+    """`samples.csv`: a line a sample."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(("case", "kind", "labelled", "subject", "frame", "slice", "anatomy_vendor", "vendor", "area_mm2"))
+    for one, vendor in zip(planned, vendors, strict=True):
+        sample = one.sample
+        facts = [store.column(name)[sample.slice_id] for name in ("subject", "frame", "slice", "vendor")]
+        kind = "real" if sample.donor_id is None else "fa"
+        area = "" if sample.area is None else f"{sample.area:.4f}"
+        writer.writerow((_case(one.number), kind, int(one.labelled), *facts, vendor, area))
+    return out.getvalue()
+
+
+def _case(number: int) -> str:
+    return f"sample_{number:06d}"
+
+
+def _text(unit: Unit) -> str:
+    samples = [[p.number, p.labelled, *vars(p.sample).values()] for p in unit.samples]
+    return json.dumps([unit.name, unit.vendor, samples])
+
+
+def _unit(text: str) -> Unit:
+    name, vendor, samples = json.loads(text)
+    made = [Planned(number, Sample(i, donor, area, tuple(flip)), ok) for number, ok, i, donor, area, flip in samples]
+    return Unit(name, vendor, tuple(made))

@@ -1,0 +1,40 @@
+"""The verb `export`: samples of one arm's stream on disk."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+from experiments.arms import ARMS
+from experiments.config import Settings
+from experiments.jobs import arm_stream
+from experiments.progress import Progress
+from storage.errors import InputError
+
+
+def write_samples(run: str, settings: Settings, out: str, kind: str, samples: int, arm: str) -> str:
+    """Write samples of an arm's stream to `out`; returns what to tell. Starts Ray.
+
+    Raises InputError for an unknown format or arm, and as `actors.export.export` does.
+    """
+    from actors.export import Format, export
+    from actors.resources import plan, start_ray
+
+    if kind not in get_args(Format):
+        raise InputError(f"--format {kind}", "there is no such format", f"choose from {', '.join(get_args(Format))}")
+    if arm not in ARMS:
+        raise InputError(f"--arm {arm}", "there is no such arm", f"choose from {', '.join(ARMS)}")
+    progress = Progress()
+    with progress.stage("start Ray"):
+        cluster = start_ray()
+    budget = plan(settings.resources, cluster)
+    with progress.stage("export") as step:
+        count = export(
+            arm_stream(run, settings, arm),
+            out,
+            kind,  # type: ignore[arg-type]
+            samples,
+            actors=budget.extract_actors,
+            cpus=budget.extract_cpus,
+            progress=step.update,
+        )
+    return f"{count} samples in {out}"

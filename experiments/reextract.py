@@ -1,0 +1,54 @@
+"""One shard of a bank extracted again, to see whether the network still says what the bank holds."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+
+from storage import uri
+from storage.anatomy_codec import unpack
+from storage.bank_index import slice_keys
+from storage.errors import InputError
+from storage.factor_bank import FactorBank
+from storage.slice_store import SliceStore
+
+# Another machine's arithmetic flips a pixel here and there, where two channels are nearly as likely.
+LEAST_SAME, LARGEST_DIFFERENCE = 0.999, 1e-3
+
+
+def reextract(bank: FactorBank, run: str, sdnet: str, seed: int | None = None) -> tuple[str, list[str]]:
+    """What was compared, and what is wrong. `seed` picks the shard, None any.
+
+    Raises InputError if `sdnet` is not the network that made the bank, or the run lacks slices of the shard.
+    """
+    from pipeline.factors import FrozenSDNet, bank_rows, precision_of, view
+    from pipeline.networks.files import load_sdnet, sdnet_fingerprint
+    from pipeline.preprocess import PreprocessConfig
+
+    found = sdnet_fingerprint(sdnet)
+    precision = precision_of(bank.spec.sdnet_fingerprint, found)
+    if precision is None:
+        problem = f"is {found}, the bank was made with {bank.spec.sdnet_fingerprint}"
+        raise InputError(uri.base_name(sdnet), problem, "give the network that made the bank")
+    shard, store = random.Random(seed).randrange(bank.shards()), SliceStore.open(run)
+    rows = bank.shard_rows(shard)
+    ids = {key: i for i, key in enumerate(slice_keys(store.table))}
+    keys = slice_keys(bank.index)[rows.start : rows.stop]
+    lacking = [key for key in keys if key not in ids]
+    if lacking:
+        raise InputError(uri.base_name(run), f"lacks slices of {lacking[0][0]}", "give the run that made the bank")
+    preprocess = PreprocessConfig(**bank.spec.preprocess)
+    views = [view(store, ids[key], preprocess) for key in keys]
+    again = bank_rows(FrozenSDNet(load_sdnet(sdnet), precision), views, bank.spec.canvas)
+    held, where = bank.read_shard(shard), f"{uri.base_name(bank.uri)}, shard {shard}"
+    same = float((unpack(again.anatomy, bank.spec.channels) == unpack(held.anatomy, bank.spec.channels)).mean())
+    difference = float(np.abs(again.modality - held.modality).max())
+    problems = []
+    if same < LEAST_SAME:
+        problems.append(f"{where}: only {same:.2%} of its anatomy's bits are extracted again")
+    if difference > LARGEST_DIFFERENCE:
+        problems.append(f"{where}: its modality differs by up to {difference:.2g} from that extracted again")
+    if not np.array_equal(again.mask, held.mask):
+        problems.append(f"{where}: its masks are not the run's")
+    return f"shard {shard}: {same:.4%} of the bits the same, modality within {difference:.1g}", problems

@@ -1,0 +1,191 @@
+"""One packed copy of a bank a node: raw bytes in a file that every process maps, so that the page cache holds it once.
+
+    <cache>/<fingerprint>-<boot>/anatomy.bin, mask.bin, modality.bin    C order, little endian, as long as the array
+    <cache>/<fingerprint>-<boot>.lock                                   who fills it holds it
+
+A file is made from the compressed bank by whoever comes first, its checksums verified on the way; the others wait. It
+appears by a rename, so that what a killed process left is never taken for it. Not brought to disk: a file of an earlier
+boot, which a lost power supply may have left full of zeros, has another name. Why it is
+not kept compressed: docs/decisions/0007-a-packed-cache-a-node.md.
+
+`<cache>` is the argument, else CARDIOMIX_CACHE, else `cardiomix-<user id>` in the system's folder for temporary files;
+it should be on this node's own disk or in its memory (/dev/shm). Banks least recently opened are removed while all of
+them exceed CARDIOMIX_CACHE_GB (32) or the disk is short; a process that has one mapped keeps it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from storage import uri
+from storage.bank_arrays import ARRAYS, dtype, row_shape
+from storage.errors import InputError
+
+if TYPE_CHECKING:
+    from storage.factor_bank import FactorBank
+
+FOLDER, LIMIT, DEFAULT_LIMIT_GB = "CARDIOMIX_CACHE", "CARDIOMIX_CACHE_GB", 32.0
+BOOT = Path("/proc/sys/kernel/random/boot_id")
+
+
+class BankView:
+    """A map-style view of a bank's rows: `len(view)`, `view[i]`; torch's DataLoader takes it as it is.
+
+    `anatomy` (N, H, W) uint8, `mask` (N, H, W) uint8 and `modality` (N, modality_size) float32 are the whole bank's
+    arrays, not to be written to, each filled into the node's cache when it is first asked for. InputError if the bank
+    is not whole, or the cache has no room.
+    """
+
+    def __init__(
+        self,
+        bank: FactorBank,
+        rows: Sequence[int] | npt.NDArray[np.integer[Any]] | None = None,
+        cache: str | None = None,
+    ) -> None:
+        self.bank, self.cache = bank, cache
+        self.rows = np.arange(len(bank)) if rows is None else np.asarray(rows, dtype=np.int64)
+        if len(self.rows) and not 0 <= self.rows.min() <= self.rows.max() < len(bank):
+            raise IndexError(f"rows {self.rows.min()} to {self.rows.max()} of a bank of {len(bank)}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return BankView, (self.bank, self.rows, self.cache)  # other processes map the files themselves
+
+    @cached_property
+    def anatomy(self) -> npt.NDArray[np.uint8]:
+        """(N, H, W), channel c in bit c."""
+        return cached(self.bank, "anatomy", self.cache)
+
+    @cached_property
+    def mask(self) -> npt.NDArray[np.uint8]:
+        """(N, H, W), LV 1, MYO 2, RV 3; zeros where not labelled."""
+        return cached(self.bank, "mask", self.cache)
+
+    @cached_property
+    def modality(self) -> npt.NDArray[np.float32]:
+        """(N, modality_size)."""
+        return cached(self.bank, "modality", self.cache)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        """The slice of the view's row `i`: `anatomy`, `mask`, `modality` as above and every column of the index.
+
+        Raises IndexError.
+        """
+        if not -len(self) <= i < len(self):
+            raise IndexError(f"slice {i} of {len(self)}")
+        row = int(self.rows[i])
+        arrays = {name: np.array(getattr(self, name)[row]) for name in ARRAYS}
+        return arrays | {name: values[row].item() for name, values in self._columns.items()}
+
+    @cached_property
+    def _columns(self) -> dict[str, npt.NDArray[Any]]:
+        return {name: np.array(self.bank.index[name].to_pylist()) for name in self.bank.index.column_names}
+
+
+def cached(bank: FactorBank, name: str, folder: str | None = None) -> npt.NDArray[Any]:
+    """One array of a bank, mapped read-only from the node's cache, which is filled first if it must be.
+
+    Raises InputError if a shard is missing or damaged, or the cache has no room.
+    """
+    root, key = cache_folder(folder), f"{bank.content_fingerprint}-{_boot()}"
+    shape = (len(bank), *row_shape(name, bank.spec))
+    size = int(np.prod(shape)) * dtype(name).itemsize
+    path = root / key / f"{name}.bin"
+    with _locked(root / f"{key}.lock"):
+        if not path.exists() or path.stat().st_size != size:
+            path.parent.mkdir(exist_ok=True)
+            for left in path.parent.glob(f"{name}.*.partial"):  # by a killed process: we hold the lock
+                left.unlink()
+            _make_room(root, key, size)
+            partial = path.with_name(f"{name}.{os.getpid()}.partial")
+            try:
+                _fill(bank, name, partial)
+                os.replace(partial, path)
+            except OSError as error:
+                problem = f"cannot hold a bank's cache ({error.strerror or error})"
+                raise InputError(root.name, problem, _elsewhere()) from error
+            finally:
+                partial.unlink(missing_ok=True)
+        os.utime(path.parent)  # opened last
+        mapped = np.memmap(path, dtype=dtype(name), mode="r", shape=shape)
+    return np.asarray(mapped)
+
+
+def cache_folder(folder: str | None = None) -> Path:
+    """The cache's folder, made for this user alone if it is absent. Raises InputError if it cannot be used."""
+    chosen = folder or os.environ.get(FOLDER)
+    path = uri.local_path(chosen) if chosen else Path(tempfile.gettempdir()) / f"cardiomix-{os.getuid()}"
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not chosen and path.stat().st_uid != os.getuid():
+            raise PermissionError("it belongs to another user")
+    except OSError as error:
+        raise InputError(path.name, f"cannot hold a bank's cache ({error.strerror or error})", _elsewhere()) from error
+    return path
+
+
+def _fill(bank: FactorBank, name: str, path: Path) -> None:
+    shape = (len(bank), *row_shape(name, bank.spec))
+    with path.open("xb+") as out:
+        # Decoded straight into the file's pages. They are reserved first: a full disk is to be an error, not a signal.
+        os.posix_fallocate(out.fileno(), 0, int(np.prod(shape)) * dtype(name).itemsize)
+        values = np.asarray(np.memmap(out, dtype=dtype(name), mode="r+", shape=shape))
+
+    def read(shard: int) -> None:
+        rows = bank.shard_rows(shard)
+        bank.read_array(name, shard, values[rows.start : rows.stop])
+
+    uri.each(bank.uri, read, range(bank.shards()))
+
+
+def _make_room(root: Path, key: str, size: int) -> None:
+    """Remove other banks as the module says. Raises InputError if `size` bytes do not fit even so."""
+    limit = float(os.environ.get(LIMIT, DEFAULT_LIMIT_GB)) * 1e9
+    others = sorted((p for p in root.iterdir() if p.is_dir() and p.name != key), key=lambda p: p.stat().st_mtime)
+    sizes = {place: sum(file.stat().st_size for file in place.iterdir()) for place in others}
+    for place in others:
+        earlier = not place.name.endswith(_boot())
+        if earlier or sum(sizes.values()) + size > limit or shutil.disk_usage(root).free < size:
+            with _locked(root / f"{place.name}.lock", wait=False) as ours:
+                if ours:
+                    shutil.rmtree(place, ignore_errors=True)
+                    sizes.pop(place)
+    free = shutil.disk_usage(root).free
+    if free < size:
+        problem = f"has {free / 1e9:.2f} GB free, the bank's cache needs {size / 1e9:.2f} GB"
+        raise InputError(root.name, problem, _elsewhere())
+
+
+@contextmanager
+def _locked(path: Path, wait: bool = True) -> Iterator[bool]:
+    """Hold a lock file, which stays; False if somebody else holds it and we do not wait."""
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield True
+    except BlockingIOError:
+        yield False
+    finally:
+        os.close(handle)
+
+
+def _boot() -> str:
+    """Names the time since the machine was started."""
+    return BOOT.read_text()[:8] if BOOT.exists() else "0"
+
+
+def _elsewhere() -> str:
+    return f"name a folder on this node's disk in {FOLDER}"

@@ -1,0 +1,100 @@
+"""Several banks of one SDNet joined into a new one, shard by shard."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from storage import uri
+from storage.bank_arrays import row_shape
+from storage.bank_index import placed
+from storage.bank_spec import ROOT, STYLES
+from storage.bank_styles import read_styles
+from storage.errors import InputError
+from storage.factor_bank import FactorBank, PackedBank
+from storage.run_lock import lock
+
+SAME = ("sdnet_fingerprint", "preprocess", "channels", "modality_size")
+
+
+def merge(sources: Sequence[str], out: str, progress: Callable[[int, int], None] | None = None) -> FactorBank:
+    """Join complete banks at `sources`, in that order, into a bank at `out`; imported styles come along.
+
+    The canvas is the largest, the shards are as long as the first bank's; images stay centred. A merge that was cut
+    short goes on where it stopped. progress is called with the shards done and the shards there are.
+    Raises InputError if the banks are of different SDNets or preprocessing or share a subject, if one is not complete
+    or is damaged, or if `out` holds something else.
+    """
+    banks = [FactorBank.open(source) for source in sources]
+    _require_joinable(banks)
+    first = banks[0]
+    canvas = (max(bank.spec.canvas[0] for bank in banks), max(bank.spec.canvas[1] for bank in banks))
+    index = placed(pa.concat_tables([bank.index for bank in banks]), canvas)
+    spec = first.spec.model_copy(update={"canvas": canvas})
+    with lock(f"{out.rstrip('/')}.lock", uri.base_name(out)):
+        if uri.exists(uri.join(out, ROOT)):  # which `create` would extend
+            there = FactorBank.open(out, partial=True)
+            if not there.index.equals(index) or there.spec.canvas != canvas:
+                raise InputError(uri.base_name(out), "holds other slices", "name a new folder for the bank")
+        made = FactorBank.create(out, spec, index, *first.decoder())
+        made.tidy()
+        for bank in banks:
+            for name in uri.list_names(uri.join(bank.uri, STYLES)):
+                read_styles(bank, name)  # whole, and of this network
+                uri.write_bytes(uri.join(out, STYLES, name), uri.read_bytes(uri.join(bank.uri, STYLES, name)))
+        done = made.committed()
+        for shard in range(made.shards()):
+            if shard not in done:
+                found = _rows(banks, made, made.shard_rows(shard))
+                made.write_shard(shard, found.anatomy, found.modality, found.mask)
+            if progress is not None:
+                progress(shard + 1, made.shards())
+    return made
+
+
+def _require_joinable(banks: Sequence[FactorBank]) -> None:
+    if len(banks) < 2:
+        raise InputError("merge", "one bank alone", "name two or more banks, then the new one")
+    ours = banks[0].spec.model_dump(mode="json") | {"decoder": banks[0].decoder_sha256}
+    for bank in banks[1:]:
+        name, theirs = uri.base_name(bank.uri), bank.spec.model_dump(mode="json") | {"decoder": bank.decoder_sha256}
+        for key in (*SAME, "decoder"):
+            if ours[key] != theirs[key]:
+                problem = f"its {key} is {theirs[key]}, the first bank's is {ours[key]}"
+                raise InputError(name, problem, "factors of two networks do not mix; extract again with one of them")
+    counts = Counter(subject for bank in banks for subject in set(bank.index["subject"].to_pylist()))
+    shared = sorted(subject for subject, count in counts.items() if count > 1)
+    if shared:
+        more = f" and {len(shared) - 1} more subjects are" if len(shared) > 1 else " is"
+        raise InputError("merge", f"{shared[0]}{more} in more than one of the banks", "merge banks of other subjects")
+
+
+def _rows(banks: Sequence[FactorBank], made: FactorBank, rows: range) -> PackedBank:
+    """The new bank's rows from the old ones', each centred on the new canvas."""
+    out = PackedBank(
+        np.zeros((len(rows), *made.spec.canvas), dtype=np.uint8),
+        np.zeros((len(rows), *made.spec.canvas), dtype=np.uint8),
+        np.empty((len(rows), *row_shape("modality", made.spec)), dtype=np.float32),
+    )
+    begin = 0
+    for bank in banks:
+        wanted = range(max(rows.start, begin), min(rows.stop, begin + len(bank)))
+        if wanted:
+            found = bank.read(np.arange(wanted.start, wanted.stop) - begin)
+            own = np.arange(wanted.start - begin, wanted.stop - begin)
+            for k, row in enumerate(own):
+                at = wanted.start + k - rows.start
+                source, target = (_extent(each, int(r)) for each, r in ((bank, row), (made, begin + row)))
+                out.anatomy[at][target] = found.anatomy[k][source]
+                out.mask[at][target] = found.mask[k][source]
+                out.modality[at] = found.modality[k]
+        begin += len(bank)
+    return out
+
+
+def _extent(bank: FactorBank, row: int) -> tuple[slice, slice]:
+    top, left, height, width = (bank.index[name][row].as_py() for name in ("top", "left", "height", "width"))
+    return slice(top, top + height), slice(left, left + width)

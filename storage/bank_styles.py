@@ -1,0 +1,166 @@
+"""Styles: how a site's scanners draw, as modality vectors and facts about their slices, without a pixel.
+
+One Parquet file, which says in its metadata what it is. Imported into another bank of the same SDNet and preprocessing
+it lies in `<bank>/styles/`, and its vectors are further donors for FA. Specified in docs/bank-format.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import io
+import json
+import secrets
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from storage import uri
+from storage.bank_cache import cached
+from storage.bank_spec import STYLES, as_json, code_version, sha256
+from storage.errors import InputError
+
+if TYPE_CHECKING:
+    from storage.factor_bank import FactorBank
+
+FORMAT: Final = "cardiomix-styles"
+VERSION: Final = 1
+METADATA: Final = b"cardiomix_styles"
+COLUMNS: Final = (
+    *("subject", "vendor", "centre", "phase", "frame", "slice", "pixel_area_mm2"),
+    *("native_height", "native_width", "native_row_mm", "native_col_mm", "terms"),
+)
+
+
+@dataclass(frozen=True)
+class Donors:
+    """Modality vectors to draw with: `modality` (D, M) float32; `vendor` and `subject`, (D,) text each."""
+
+    modality: npt.NDArray[np.float32]
+    vendor: npt.NDArray[np.str_]
+    subject: npt.NDArray[np.str_]
+
+    def __len__(self) -> int:
+        return len(self.modality)
+
+
+def donors(bank: FactorBank, cache: str | None = None) -> Donors:
+    """A bank's own vectors, donor r being row r, then those of imported styles in the order of their files' names.
+
+    Raises InputError if a shard or a file of styles is missing or damaged.
+    """
+    tables = [read_styles(bank, name) for name in uri.list_names(uri.join(bank.uri, STYLES))]
+    vectors = [cached(bank, "modality", cache), *(_vectors(table) for table in tables)]
+    text = [np.array([v for t in (bank.index, *tables) for v in t[name].to_pylist()]) for name in ("vendor", "subject")]
+    return Donors(np.concatenate(vectors), *text)
+
+
+def export_styles(bank: FactorBank, out: str, keep_subjects: bool = False) -> int:
+    """Write a complete bank's modality vectors and facts about its slices to a file; returns how many.
+
+    No anatomy, mask, image or decoder. Subjects get names made with a key that is thrown away, so that nobody can tell
+    them by trying, unless `keep_subjects`. Raises InputError if the bank is not complete or `out` is there.
+    """
+    if uri.exists(out):
+        raise InputError(uri.base_name(out), "is there already", "name a new file")
+    table, key = bank.index.select(COLUMNS), secrets.token_bytes(32)
+    if not keep_subjects:
+        names = [hmac.new(key, name.encode(), hashlib.sha256).hexdigest()[:12] for name in table["subject"].to_pylist()]
+        table = table.set_column(0, table.schema.field("subject"), pa.array(names))
+    arrays = [bank.read_array("modality", shard) for shard in range(bank.shards())]
+    about = {
+        "format": FORMAT,
+        "version": VERSION,
+        "sdnet_fingerprint": bank.spec.sdnet_fingerprint,
+        "preprocess": bank.spec.preprocess,
+        "modality_size": bank.spec.modality_size,
+        "subjects": "as in the bank" if keep_subjects else "pseudonyms",
+        "terms": list(bank.spec.terms),
+        "code_version": code_version(),
+    }
+    content = _file(table.combine_chunks(), np.concatenate(arrays), about)
+    uri.write_bytes(out, content)
+    return int(table.num_rows)
+
+
+def import_styles(styles: str, bank: FactorBank) -> int:
+    """Add a file of styles to a bank's donors; returns how many vectors it has. The same file twice is once.
+
+    Raises InputError if it is no such file, is damaged, of another SDNet or preprocessing, or holds only vectors that
+    are the bank's own.
+    """
+    where = uri.base_name(styles)
+    try:
+        content = uri.read_bytes(styles)
+    except OSError as error:
+        raise InputError(where, f"cannot be read ({type(error).__name__})", "correct the path") from error
+    table, about = _parsed(content, where)
+    _require_same(about, bank, where)
+    own = np.concatenate([bank.read_array("modality", shard) for shard in range(bank.shards())])
+    if {row.tobytes() for row in _vectors(table)} <= {row.tobytes() for row in own}:
+        raise InputError(where, f"was exported from {uri.base_name(bank.uri)} itself", "import it into another bank")
+    # Written anew, so that nothing else that the file held comes along.
+    clean = _file(table.select(COLUMNS), _vectors(table), about)
+    uri.write_bytes(uri.join(bank.uri, STYLES, f"{sha256(clean)[:16]}.parquet"), clean)
+    return int(table.num_rows)
+
+
+def read_styles(bank: FactorBank, name: str) -> pa.Table:
+    """An imported file. Raises InputError if it is damaged or of another SDNet or preprocessing."""
+    where = f"{uri.base_name(bank.uri)}, {STYLES}/{name}"
+    try:
+        content = uri.read_bytes(uri.join(bank.uri, STYLES, name))
+    except OSError as error:
+        raise InputError(where, "cannot be read", "remove it, and import it again") from error
+    if name != f"{sha256(content)[:16]}.parquet":
+        raise InputError(where, "is not the file that was imported", "remove it, and import it again")
+    table, about = _parsed(content, where)
+    _require_same(about, bank, where)
+    return table
+
+
+def _file(table: pa.Table, modality: npt.NDArray[np.float32], about: dict[str, Any]) -> bytes:
+    flat = pa.array(modality.reshape(-1), type=pa.float32())
+    vectors = pa.FixedSizeListArray.from_arrays(flat, modality.shape[1])
+    whole = table.append_column("modality", vectors).replace_schema_metadata({METADATA: as_json(about)})
+    out = io.BytesIO()
+    pq.write_table(whole, out, compression="zstd")
+    return out.getvalue()
+
+
+def _parsed(content: bytes, where: str) -> tuple[pa.Table, dict[str, Any]]:
+    remedy = "export it again with `cardiomix bank export-styles`"
+    try:
+        table = pq.read_table(pa.BufferReader(content)).combine_chunks()
+        about = json.loads((table.schema.metadata or {}).get(METADATA, b"{}"))
+        found = about.get("format") if isinstance(about, dict) else None
+    except (pa.ArrowException, OSError, ValueError, MemoryError, RecursionError) as error:
+        raise InputError(where, "is no file of styles, or a damaged one", remedy) from error
+    if found != FORMAT or about.get("version") != VERSION:
+        raise InputError(where, f"is no file of styles of version {VERSION}", remedy)
+    kind = pa.list_(pa.float32(), int(about.get("modality_size", 0)))
+    if not table.num_rows or not {*COLUMNS, "modality"} <= set(table.column_names):
+        raise InputError(where, "lacks columns or rows", remedy)
+    if table["modality"].type != kind or any(column.null_count for column in table.columns):
+        raise InputError(where, "its modality vectors are not whole", remedy)
+    if not np.isfinite(_vectors(table)).all():
+        raise InputError(where, "its modality vectors are not finite", remedy)
+    return table, about
+
+
+def _vectors(table: pa.Table) -> npt.NDArray[np.float32]:
+    column = table["modality"].combine_chunks()
+    flat: npt.NDArray[np.float32] = column.flatten().to_numpy()
+    return flat.reshape(table.num_rows, -1)
+
+
+def _require_same(about: dict[str, Any], bank: FactorBank, where: str) -> None:
+    for key in ("sdnet_fingerprint", "preprocess", "modality_size"):
+        ours = bank.spec.model_dump(mode="json")[key]
+        if about.get(key) != ours:
+            problem = f"its {key} is {about.get(key)}, that of {uri.base_name(bank.uri)} is {ours}"
+            raise InputError(where, problem, "vectors of two networks do not mix; use styles of the same network")

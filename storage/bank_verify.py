@@ -1,0 +1,85 @@
+"""Everything that can be wrong with a bank, told one line each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from storage import ledger, uri
+from storage.bank_arrays import ARRAYS, METADATA
+from storage.bank_spec import STYLES
+from storage.bank_styles import read_styles
+from storage.errors import InputError
+from storage.factor_bank import OURS, FactorBank
+
+CLASSES = 4  # background, LV, MYO, RV
+
+
+def problems(bank: FactorBank, progress: Callable[[int, int], None] | None = None) -> Iterator[str]:
+    """What is wrong with the decoder, every shard, imported styles, and what lies in the folder; see
+    `FactorBank.verify`."""
+    yield from _told(bank.decoder)
+    for shard in range(bank.shards()):
+        yield from _of_shard(bank, shard)
+        if progress is not None:
+            progress(shard + 1, bank.shards())
+    for name in uri.list_names(uri.join(bank.uri, STYLES)):
+        yield from _told(lambda name=name: read_styles(bank, name))  # type: ignore[misc]
+    yield from _strays(bank)
+
+
+def _of_shard(bank: FactorBank, shard: int) -> Iterator[str]:
+    """What the ledger says against the data, and the data against what a bank may hold."""
+    try:
+        found = bank.read_shard(shard)
+    except InputError as error:
+        yield str(error)
+        return
+    rows, where = bank.shard_rows(shard), f"{uri.base_name(bank.uri)}, shard {shard}"
+    entry = ledger.read_entry(bank.uri, shard)
+    for name in ARRAYS:
+        if entry is None or ledger.array_sha256(getattr(found, name)) != entry.sha256.get(name):
+            yield f"{where}: its {name} decodes to other values than the ledger says"
+    labelled = bank.index["labelled"].to_numpy()[rows.start : rows.stop]
+    if (found.anatomy >> np.uint8(bank.spec.channels - 1) > 1).any():
+        yield f"{where}: its anatomy has bits beyond the {bank.spec.channels} channels"
+    if found.anatomy[_around(bank, rows)].any() or found.mask[_around(bank, rows)].any():
+        yield f"{where}: there is anatomy or mask around its images"
+    if (found.mask >= CLASSES).any() or found.mask[~labelled].any():
+        yield f"{where}: its mask has values that are none, or is of slices that are not labelled"
+    if not np.isfinite(found.modality).all():
+        yield f"{where}: its modality is not finite"
+
+
+def _around(bank: FactorBank, rows: range) -> npt.NDArray[np.bool_]:
+    """(n, H, W): which pixels of the canvas are beyond the image."""
+    part = bank.index.slice(rows.start, len(rows))
+    beyond = []
+    for corner, extent, length in zip(("top", "left"), ("height", "width"), bank.spec.canvas, strict=True):
+        begin = part[corner].to_numpy()[:, None]
+        at = np.arange(length)[None]
+        beyond.append((at < begin) | (at >= begin + part[extent].to_numpy()[:, None]))  # (n, H) or (n, W)
+    found: npt.NDArray[np.bool_] = beyond[0][:, :, None] | beyond[1][:, None, :]
+    return found
+
+
+def _strays(bank: FactorBank) -> Iterator[str]:
+    for name in sorted(set(uri.list_names(bank.uri)) - OURS):
+        yield f"{name} does not belong in a bank; move it elsewhere"
+    for shard in sorted(k for k in ledger.committed(bank.uri) if k >= bank.shards()):
+        yield f"ledger: shard {shard} is beyond the bank's {bank.shards()}"
+    shards = {str(k) for k in range(bank.shards())}
+    for array in ARRAYS:
+        for name in sorted(set(uri.list_names(uri.join(bank.uri, array))) - {METADATA, "c"}):
+            yield f"{array}/{name} does not belong in a bank; move it elsewhere"
+        for name in sorted(set(uri.list_names(uri.join(bank.uri, array, "c"))) - shards):
+            yield f"{array}/c/{name} is beyond the bank's {bank.shards()} shards; remove it"
+
+
+def _told(check: Callable[[], object]) -> Iterator[str]:
+    try:
+        check()
+    except InputError as error:
+        yield str(error)

@@ -1,0 +1,131 @@
+"""Samples on disk: what they hold, that they are the stream's, and that an export goes on where it stopped."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from actors.export import export
+from actors.extraction import extract
+from actors.streaming import SampleMaker, StreamConfig, open_bank
+from pipeline.preprocess import normalise, working_slice
+from pipeline.sample_plan import PlanConfig
+from storage import nnunet
+from storage.errors import InputError
+from storage.nifti import NiftiFile
+from storage.slice_store import SliceStore
+from tests.actors.tiny_runs import PREPROCESS, digests, write_run, write_sdnet
+
+
+@pytest.fixture(scope="module")
+def stream(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> StreamConfig:
+    folder = tmp_path_factory.mktemp("export")
+    run = write_run(folder)
+    extract(run, write_sdnet(folder / "sdnet", seed=0), f"{run}/bank.zarr", PREPROCESS, num_cpus=0.5, shard_slices=4)
+    return StreamConfig(
+        run=run,
+        bank=f"{run}/bank.zarr",
+        preprocess=PREPROCESS,
+        plan=PlanConfig(),
+        seed=0,
+        semi_supervised=True,
+        ra=True,
+        fa=True,
+        batch_size=4,
+    )
+
+
+def listed(out: Path) -> list[dict[str, str]]:
+    with (out / "samples.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_an_nnunet_data_set_holds_the_streams_labelled_samples_on_their_own_grid(
+    stream: StreamConfig, tmp_path: Path
+) -> None:
+    out = tmp_path / "Dataset501_Tiny"
+    assert export(stream, str(out), "nnunet", 10, cpus=0.5) == 10
+    document = json.loads((out / "dataset.json").read_text())
+    assert document["numTraining"] == 10 and document["labels"] == {"background": 0, "LV": 1, "MYO": 2, "RV": 3}
+    maker = SampleMaker(stream)
+    for i, row in enumerate(listed(out)):
+        sample = maker.plan.labelled(i)
+        image, mask = maker.make(sample)
+        with NiftiFile(str(out / "imagesTr" / f"{row['case']}_0000.nii.gz")) as file:
+            np.testing.assert_array_equal(file.frame(None)[0], image)
+            _, row_mm, col_mm = file.header.spacing_mm
+        with NiftiFile(str(out / "labelsTr" / f"{row['case']}.nii.gz")) as file:
+            np.testing.assert_array_equal(file.frame(None)[0], mask)
+        assert sample.area is not None
+        # a pixel of the small grid is that of the plan's native one, shrunk by the same factor
+        assert row_mm * col_mm == pytest.approx(sample.area / PREPROCESS.factor**2, rel=1e-4)
+        assert (row["kind"] == "fa") == (sample.donor_id is not None) and row["labelled"] == "1"
+
+
+def test_no_subject_is_in_both_parts_of_an_nnunet_fold(stream: StreamConfig, tmp_path: Path) -> None:
+    out = tmp_path / "Dataset502_Tiny"
+    export(stream, str(out), "nnunet", 12, cpus=0.5)
+    subject = {row["case"]: row["subject"] for row in listed(out)}
+    for fold in json.loads((out / nnunet.SPLITS).read_text()):
+        assert fold["train"] and fold["val"] and len(fold["train"]) + len(fold["val"]) == 12
+        assert not {subject[c] for c in fold["train"]} & {subject[c] for c in fold["val"]}
+
+
+def test_a_slice_store_of_samples_reads_as_the_samples_whatever_the_normalisation(
+    stream: StreamConfig, tmp_path: Path
+) -> None:
+    out = tmp_path / "samples"
+    export(stream, str(out), "slices", 16, cpus=0.5)
+    store, maker = SliceStore.open(str(out)), SampleMaker(stream)
+    planned = [p for step in range(2) for p in maker.plan.samples(step)]
+    assert len(store) == 16 and store.column("labelled").sum() == sum(ok for _, ok in planned)
+    vendors = {int(row["case"][-6:]): row["vendor"] for row in listed(out)}
+    for i in range(len(store)):
+        number = int(store.column("frame")[i])
+        sample, labelled = planned[number]
+        image, mask = maker.make(sample)
+        for kind in ("zscore", "minmax", "percentile"):
+            config = PREPROCESS.model_copy(update={"normalisation": kind})
+            np.testing.assert_allclose(normalise(store.image(i), store.statistics(i), config), image, atol=1e-4)
+        np.testing.assert_array_equal(store.mask(i), mask if labelled else 0 * mask)
+        assert store.column("vendor")[i] == vendors[number]
+    same = working_slice(store, 0, PREPROCESS.model_copy(update={"size": 48}))
+    assert same.area == pytest.approx(float(store.column("pixel_area_mm2")[0]))
+
+
+@pytest.mark.parametrize("kind", ["nnunet", "slices"])
+def test_an_export_that_was_cut_short_goes_on_to_the_same_bytes(
+    stream: StreamConfig, tmp_path: Path, kind: Any
+) -> None:
+    whole, cut = tmp_path / "a" / "Dataset503_Tiny", tmp_path / "b" / "Dataset503_Tiny"
+    export(stream, str(whole), kind, 12, cpus=0.5)
+    export(stream, str(cut), kind, 12, actors=2, cpus=0.5)
+    for path in sorted(p for p in cut.rglob("*") if p.is_file() and p.name != "export.json")[::3]:
+        path.unlink()
+    export(stream, str(cut), kind, 12, cpus=0.5)
+    assert digests(cut) == digests(whole)
+
+
+def test_an_export_refuses_a_folder_that_is_not_its_own(stream: StreamConfig, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="Dataset501_Heart"):
+        export(stream, str(tmp_path / "heart"), "nnunet", 1)
+    export(stream, str(tmp_path / "samples"), "slices", 2, cpus=0.5)
+    with pytest.raises(InputError, match="another export"):
+        export(stream, str(tmp_path / "samples"), "slices", 3)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").touch()
+    with pytest.raises(InputError, match="not empty"):
+        export(stream, str(tmp_path / "full"), "slices", 2)
+    assert open_bank(stream, SliceStore.open(stream.run)) is not None
+
+
+def test_nnunets_own_check_accepts_the_data_set(stream: StreamConfig, tmp_path: Path) -> None:
+    verify = pytest.importorskip("nnunetv2.experiment_planning.verify_dataset_integrity")
+    out = tmp_path / "Dataset504_Tiny"
+    export(stream, str(out), "nnunet", 8, cpus=0.5)
+    verify.verify_dataset_integrity(str(out), num_processes=1)
