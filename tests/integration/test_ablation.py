@@ -6,6 +6,7 @@ import csv
 import gzip
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -162,3 +163,21 @@ def test_folders_and_headers_of_the_data_reach_no_store_page_database_or_termina
         if path.is_file() and path != run / "config.yaml":  # which repeats the run, and so names its data
             content = str(pq.read_table(path).to_pylist()).encode() if path.suffix == ".parquet" else path.read_bytes()
             assert PLACE.encode() not in content and REMARK.encode() not in content, path.relative_to(run)
+
+
+@pytest.mark.slow
+def test_a_copied_bank_trains_an_fa_arm_when_the_run_that_made_it_is_gone(
+    run: Path, data: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(run / "bank.zarr", tmp_path / "elsewhere" / "factors.zarr")
+    sets = [part for assignment in TINY for part in ("--set", assignment)]
+    gone = run.rename(run.with_name("gone"))
+    try:
+        bank, again = str(tmp_path / "elsewhere" / "factors.zarr"), tmp_path / "again"
+        places = ("--data", str(data), "--run", str(again), "--bank", bank)
+        done = cardiomix("ablate", "demo", *places, "--arms", "ss_sdnet_ra_fa", *sets)
+    finally:
+        gone.rename(run)
+    assert done.returncode == 0, done.stderr
+    assert not (again / "sdnet").exists() and not (again / "bank.zarr").exists()
+    assert json.loads((again / "arms" / "ss_sdnet_ra_fa" / "seed0" / "done.json").read_text())["steps"] == 10
