@@ -211,11 +211,9 @@ def _subjects(source: str) -> list[dict[str, Any]]:
     """One row a subject from the slices' index: vendor, split, pixel area, and whether any slice has a mask."""
     if not uri.exists(source):
         return []
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    from storage.parquet import read_parquet
 
-    columns = ["subject", "vendor", "split", "labelled", "pixel_area_mm2"]
-    table = pq.read_table(pa.BufferReader(uri.read_bytes(source)), columns=columns)
+    table = read_parquet(uri.read_bytes(source), ["subject", "vendor", "split", "labelled", "pixel_area_mm2"])
     subjects: dict[str, dict[str, Any]] = {}
     for row in table.to_pylist():
         seen = subjects.setdefault(row["subject"], row)

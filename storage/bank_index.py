@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from storage import uri
 from storage.bank_spec import INDEX, sha256
 from storage.errors import InputError
+from storage.parquet import read_parquet
 
 DIGEST: Final = b"cardiomix_sha256"  # key of the file's metadata
 
@@ -149,7 +150,7 @@ def read_index(bank: str) -> pa.Table:
     """The index. Raises InputError if it is missing, damaged or not as it was written."""
     where, remedy = f"{uri.base_name(bank)}, {INDEX}", "restore it, or extract again"
     try:
-        table = pq.read_table(pa.BufferReader(uri.read_bytes(uri.join(bank, INDEX))))
+        table = read_parquet(uri.read_bytes(uri.join(bank, INDEX)))
         index = in_schema(table)
         digest = index_digest(index)
     except FileNotFoundError as error:

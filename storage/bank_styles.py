@@ -23,6 +23,7 @@ from storage import uri
 from storage.bank_cache import cached
 from storage.bank_spec import STYLES, as_json, code_version, sha256
 from storage.errors import InputError
+from storage.parquet import read_parquet
 
 if TYPE_CHECKING:
     from storage.factor_bank import FactorBank
@@ -135,7 +136,7 @@ def _file(table: pa.Table, modality: npt.NDArray[np.float32], about: dict[str, A
 def _parsed(content: bytes, where: str) -> tuple[pa.Table, dict[str, Any]]:
     remedy = "export it again with `cardiomix bank export-styles`"
     try:
-        table = pq.read_table(pa.BufferReader(content)).combine_chunks()
+        table = read_parquet(content).combine_chunks()
         about = json.loads((table.schema.metadata or {}).get(METADATA, b"{}"))
         found = about.get("format") if isinstance(about, dict) else None
     except (pa.ArrowException, OSError, ValueError, MemoryError, RecursionError) as error:

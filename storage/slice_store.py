@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 import zarr
 
 from storage import uri
 from storage.errors import InputError
 from storage.intensities import Statistics
 from storage.nifti import Spacing
+from storage.parquet import read_parquet
 from storage.slice_writer import SKIPPED, SPLITS, TABLE, Stored, finalise, subject_folder, write_subject
 from storage.subjects import SLICE_SCHEMA, SLICES_VERSION
 
@@ -63,7 +63,7 @@ class SliceStore:
         if not uri.exists(path):
             raise InputError(uri.base_name(run), "has no slices", "run `cardiomix ingest DATA --run RUN` first")
         try:
-            table = pq.read_table(pa.BufferReader(uri.read_bytes(path)))
+            table = read_parquet(uri.read_bytes(path))
         except pa.ArrowInvalid as error:
             raise InputError(TABLE, "is damaged", "remove it and ingest again: finished subjects are kept") from error
         version = (table.schema.metadata or {}).get(VERSION_KEY, b"none").decode()

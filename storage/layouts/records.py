@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from storage import uri
 from storage.errors import InputError
+from storage.parquet import read_parquet
 
 Record = dict[str, str]
 ROW = ""  # key of a row's number in its file, as a spreadsheet shows it; no column has an empty name
@@ -63,10 +64,8 @@ def _excel(source: str) -> list[Sequence[object]]:
 
 
 def _parquet(source: str) -> list[Sequence[object]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    table = pq.read_table(pa.BufferReader(uri.read_bytes(source)))
+    table = read_parquet(uri.read_bytes(source))
     return [table.column_names, *zip(*(column.to_pylist() for column in table.columns), strict=True)]
 
 
