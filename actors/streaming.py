@@ -152,7 +152,7 @@ class SampleMaker:
         weights, decoder_config = bank.decoder()
         self._decoder = load_decoder(weights, decoder_config)
         self._channels = int(decoder_config["anatomy_channels"])
-        self._anatomies, self._donors = bank.view().anatomy, bank.donors()  # mapped: this node holds them once
+        self._anatomies, self.donors = bank.view().anatomy, bank.donors()  # mapped: this node holds them once
         self._place = {name: bank.index[name].to_numpy() for name in ("top", "left", "height", "width")}
         rows, ids = _bank_rows(bank), np.flatnonzero(self.store.column("split") == "train")
         self._row_of = {int(i): rows[key] for i, key in zip(ids, _keys(self.store, ids), strict=True)}
@@ -217,7 +217,7 @@ class SampleMaker:
         """(h, w) → (h, w) in (-1, 1), as the donor's scanner would draw it."""
         from pipeline.synthesis import synthesize
 
-        donor_1M = self._donors.modality[donor : donor + 1]
+        donor_1M = self.donors.modality[donor : donor + 1]
         drawn: npt.NDArray[np.float32] = synthesize(self._decoder, self._channels, anatomy[None], donor_1M)[0]
         return drawn
 

@@ -292,13 +292,28 @@ def status(run: Run) -> None:
 def preview(
     run: Run,
     out: Annotated[Path, typer.Option(help="PNG to write.")] = Path("preview.png"),
-    per_vendor: Annotated[int, typer.Option(help="Subjects of each vendor.")] = 1,
+    show: Annotated[
+        str,
+        typer.Option(
+            help="factors: anatomies × modalities from the bank; resolutions: slices over RA's range of pixel areas; "
+            "batch: the first step of an arm's stream."
+        ),
+    ] = "factors",
+    per_vendor: Annotated[int, typer.Option(min=1, help="Subjects of each vendor, but for a batch.")] = 1,
+    arm: Annotated[str, typer.Option(help="Whose batch.")] = "ss_sdnet_ra_fa",
 ) -> None:
-    """A picture of factor-based augmentation: anatomies × modalities from the bank."""
+    """A picture of what arms train on: mixed factors, rescaled slices or a whole batch, masks outlined."""
     from experiments.config import load
-    from experiments.preview import mosaic_png
+    from experiments.preview import batch_png, ladder_png, mosaic_png
 
-    uri.write_bytes(str(out), mosaic_png(run, load(run), per_vendor))
+    pictures = {
+        "factors": lambda: mosaic_png(run, load(run), per_vendor),
+        "resolutions": lambda: ladder_png(run, load(run), per_vendor),
+        "batch": lambda: batch_png(run, load(run), arm),
+    }
+    if show not in pictures:
+        raise InputError(f"--show {show}", "there is no such picture", f"choose from {', '.join(pictures)}")
+    uri.write_bytes(str(out), pictures[show]())
     typer.echo(str(out))
 
 

@@ -32,6 +32,7 @@ _PAPER_STYLE = dict(
     )
 )
 _OTHER_STYLES = (("#56B4E9", "P"), ("#D55E00", "X"), ("#332288", "<"), ("#882255", ">"))
+_OUTLINES = (("#D55E00", "solid"), ("#56B4E9", "dashed"), ("#F0E442", "dotted"))  # LV, MYO, RV
 _VENDOR_COLOUR = "#3B6EA5"
 _INK, _MUTED, _GRID = "#1F2933", "#6B7280", "#E5E7EB"
 _RC: Any = {
@@ -109,6 +110,25 @@ def fa_mosaic(
             0.98, 0.62, "modality  →", ha="right", va="center", color=_MUTED, transform=axes[0, 0].transAxes
         )
         axes[0, 0].text(0.5, 0.02, "anatomy  ↓", ha="center", va="bottom", color=_MUTED, transform=axes[0, 0].transAxes)
+    return png.getvalue()
+
+
+def labelled_grid(
+    cells: Sequence[tuple[npt.NDArray[np.floating[Any]], npt.NDArray[np.uint8] | None, str]], columns: int
+) -> bytes:
+    """Images (S, S) in [-1, 1] in rows of `columns`, each with its title and, where it has a mask, the structures'
+    outlines: LV solid, MYO dashed, RV dotted."""
+    rows = -(-len(cells) // columns)
+    window = np.percentile(np.stack([image for image, _, _ in cells]), (0.5, 99.5))
+    with _figure(2.1 * columns, 2.5 * rows, rows, columns) as (_, axes, png):
+        for axis in axes.flat:
+            axis.set_axis_off()
+        for axis, (image, mask, title) in zip(axes.flat, cells, strict=False):
+            _picture(axis, image, window)
+            axis.set_title(title, fontsize=8, fontweight="normal", pad=4)
+            for label, (colour, line) in enumerate(_OUTLINES, start=1):
+                if mask is not None and (mask == label).any():
+                    axis.contour(mask == label, levels=[0.5], colors=colour, linestyles=line, linewidths=1.1)
     return png.getvalue()
 
 

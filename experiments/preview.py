@@ -1,17 +1,22 @@
-"""A picture like the paper's Fig. 1(c), from a run's bank."""
+"""Pictures of what an arm trains on: factors mixed like the paper's Fig. 1(c), resolutions, a batch."""
 
 from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
 
+from experiments.arms import ARMS
 from experiments.config import Settings
-from experiments.jobs import bank_uri
+from experiments.jobs import arm_stream, bank_uri
 from pipeline.preprocess import centre_crop, working_slice
+from pipeline.rescale import linear_scale, resample_crop
 from storage import uri
+from storage.bank_index import slice_keys
 from storage.errors import InputError
 from storage.factor_bank import FactorBank
 from storage.slice_store import SliceStore
+
+LADDER = 5  # pixel areas of a ladder
 
 
 def mosaic_png(run: str, settings: Settings, a_vendor: int = 1) -> bytes:
@@ -22,17 +27,17 @@ def mosaic_png(run: str, settings: Settings, a_vendor: int = 1) -> bytes:
     from pipeline.synthesis import synthesize
 
     bank, store = FactorBank.open(bank_uri(run, settings)), SliceStore.open(run)
-    by_key = {key: i for i, key in enumerate(_keys(store))}
+    by_key = {key: i for i, key in enumerate(slice_keys(store.table))}
     rows, titles = _representatives(bank, {subject for subject, _, _ in by_key}, a_vendor)
     if not rows:
         raise InputError(uri.base_name(run), "shares no subject with the bank", "preview the run that the bank is of")
-    factors = bank.read(rows)
+    factors, keys = bank.read(rows), slice_keys(bank.index)
     weights, config = bank.decoder()
     decoder, channels = load_decoder(weights, config), int(config["anatomy_channels"])
     index, size = bank.index, settings.preprocess.size
     originals, drawn = [], []
     for k, row in enumerate(rows):
-        slice_id = by_key[_key(bank, row)]
+        slice_id = by_key[keys[row]]
         image = working_slice(store, slice_id, settings.preprocess).image
         originals.append(centre_crop(image, size, float(image.min())))
         top, left, height, width = (int(index[n][row].as_py()) for n in ("top", "left", "height", "width"))
@@ -46,13 +51,47 @@ def mosaic_png(run: str, settings: Settings, a_vendor: int = 1) -> bytes:
     return fa_mosaic(images, images, np.array(drawn), titles, titles)
 
 
-def _keys(store: SliceStore) -> list[tuple[str, int, int]]:
-    return list(zip(*(store.column(n).tolist() for n in ("subject", "frame", "slice")), strict=True))
+def ladder_png(run: str, settings: Settings, a_vendor: int = 1) -> bytes:
+    """PNG of RA: the middle slices of each vendor's first labelled training volumes, with their masks, over the range
+    of pixel areas. Raises InputError if there is none."""
+    from experiments.figures import labelled_grid
+
+    store, plan, config = SliceStore.open(run), settings.plan, settings.preprocess
+    volumes = [v for v in store.volumes("train") if v.labelled]
+    chosen = [v for i, v in enumerate(volumes) if sum(w.vendor == v.vendor for w in volumes[:i]) < a_vendor]
+    if not chosen:
+        raise InputError(uri.base_name(run), "has no labelled training volume", "ingest labelled subjects")
+    areas = np.linspace(*plan.area_range_mm2, LADDER)
+    cells = []
+    for volume in chosen:
+        source = working_slice(store, volume.rows[len(volume.rows) // 2], config)
+        for area in areas:
+            scale = linear_scale(source.area, area / config.factor**2, plan.ra_measure)
+            image, mask = resample_crop(source.image, source.mask, scale, config.size, float(source.image.min()))
+            cells.append((image, mask, f"{volume.vendor}   {area:.2f} mm²"))
+    return labelled_grid(cells, LADDER)
 
 
-def _key(bank: FactorBank, row: int) -> tuple[str, int, int]:
-    index = bank.index
-    return index["subject"][row].as_py(), index["frame"][row].as_py(), index["slice"][row].as_py()
+def batch_png(run: str, settings: Settings, arm: str) -> bytes:
+    """PNG of the first step of an arm's stream, as its network gets it: vendors, kinds, pixel areas, masks.
+
+    Raises InputError if the arm is unknown, or needs a bank that is not there.
+    """
+    from actors.streaming import SampleMaker
+    from experiments.figures import labelled_grid
+
+    if arm not in ARMS:
+        raise InputError(f"--arm {arm}", "there is no such arm", f"choose from {', '.join(ARMS)}")
+    maker = SampleMaker(arm_stream(run, settings, arm))
+    cells = []
+    for sample, labelled in maker.plan.samples(0):
+        image, mask = maker.make(sample)
+        title = str(maker.store.column("vendor")[sample.slice_id])
+        if sample.donor_id is not None:
+            title += f" drawn as {maker.donors.vendor[sample.donor_id]}"
+        title += f"\n{maker.pixel_area(sample) * settings.preprocess.factor**2:.2f} mm²"
+        cells.append((image, mask if labelled else None, title if labelled else f"{title}, unlabelled"))
+    return labelled_grid(cells, 4)
 
 
 def _representatives(bank: FactorBank, known: set[str], a_vendor: int) -> tuple[list[int], list[str]]:

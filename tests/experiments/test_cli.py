@@ -18,6 +18,7 @@ VERBS = (
     "ablate",
     "status",
     "preview",
+    "export",
     "predict",
 )
 HEAVY = ("torch", "ray", "mlflow", "monai", "matplotlib", "pandas")
@@ -54,6 +55,9 @@ def test_help_imports_nothing_heavy() -> None:
         (("status", "--run", "absent"), "no such run"),
         (("predict", "absent", "x.nii.gz", "--out", "o"), "no trained network here"),
         (("bank", "info", "absent"), "absent"),
+        (("preview", "--run", "absent"), "no such run"),
+        (("preview", "--run", "absent", "--show", "x"), "there is no such picture"),
+        (("export", "out", "--run", "absent"), "has no slices"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_status_2(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
