@@ -81,8 +81,8 @@ class Settings(BaseModel):
 def demo() -> Settings:
     """The whole ablation on the phantom: 7 minutes on 2 cores (Zen 4), 2026-11-24.
 
-    Mean volume Dice of 3 test subjects a vendor, one seed: A .87 to .93 LV; D .75 with U-Net+RA, .27 with FS SDNet
-    without RA, .70 with it, .71 with FA. So small an SDNet, trained so briefly, moves by .1 and more between runs.
+    Mean volume Dice of 3 test subjects a vendor, one seed: A .76 to .93 LV; D .75 with U-Net+RA, .09 with FS SDNet
+    without RA, .70 with it, .44 with FA. So small an SDNet, trained so briefly, moves by .1 and more between runs.
     """
     return Settings(
         preset="demo",
