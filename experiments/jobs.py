@@ -6,7 +6,7 @@ import hashlib
 import json
 
 from actors.stages import ArmRun
-from actors.streaming import StreamConfig, step_plan
+from actors.streaming import StreamConfig, open_bank, step_plan
 from actors.training import TrainJob
 from experiments.arms import ARMS, PRETRAIN
 from experiments.config import Settings
@@ -65,17 +65,18 @@ def _job(
     out: str,
     data: str,
 ) -> TrainJob:
-    bank = bank_uri(run, settings) if arm.fa else None
+    stream = _stream(run, settings, arm, train, seed)
+    bank = open_bank(stream, SliceStore.open(run))
     start = sdnet_uri(run, settings) if train.start == "pretrained" and arm.network == "sdnet" else None
     return TrainJob(
         name=name,
         out=out,
         network=settings.unet if arm.network == "unet" else settings.sdnet,
-        stream=_stream(run, settings, arm, train, seed),
+        stream=stream,
         loss=loss,
         train=train,
         workers=settings.resources.train_workers,
-        bank_fingerprint=FactorBank.open(bank).fingerprint if bank else None,
+        bank_fingerprint=bank.fingerprint if bank else None,
         start=start,
         start_fingerprint=sdnet_fingerprint(start) if start else None,
         data_fingerprint=data,
@@ -100,11 +101,11 @@ def pretrain_job(run: str, settings: Settings) -> TrainJob:
 def arm_runs(run: str, settings: Settings) -> list[ArmRun]:
     """Every arm and replicate of the settings, in their order.
 
-    Raises InputError if an arm needs a bank that is absent, incomplete, or of an earlier SDNet than the run's.
+    Raises InputError if an arm needs a bank that is absent, incomplete, of an earlier SDNet than the run's, or does not
+    fit the run (see `open_bank`).
     """
-    if needs_bank(settings) and (stale_bank(run, settings) or not bank_is_complete(run, settings)):
-        problem = "is not complete, or of an earlier SDNet, preprocessing or data"
-        raise InputError(uri.base_name(bank_uri(run, settings)), problem, "run `cardiomix extract --run RUN`")
+    if needs_bank(settings) and stale_bank(run, settings):
+        raise InputError(BANK, "is of an earlier SDNet, preprocessing or data", "run `cardiomix extract --run RUN`")
     data = data_fingerprint(run)
     runs = []
     for arm in settings.arms:

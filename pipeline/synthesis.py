@@ -53,7 +53,7 @@ def _decode(decoder: Decoder, x_NCHW: Tensor, modality_NM: Tensor, precision: Pr
     """What `decoder` computes, (N, H, W) float32, in less than half of its time on a CPU and closer to float64."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     plain = decoder.modulation == "none"
-    styles = [None] * len(decoder.convolutions) if plain else decoder._styles(modality_NM)
+    styles = [None] * len(decoder.convolutions) if plain else decoder.styles(modality_NM)
     state = {name: value.to(dtype) for name, value in decoder.named_parameters()}
     for i, style in enumerate(styles):
         weight = state[f"convolutions.{i}.weight"].contiguous(memory_format=torch.channels_last)

@@ -82,11 +82,11 @@ class Decoder(nn.Module):
             for convolution in self.convolutions:
                 x = F.relu(convolution(x))
             return torch.tanh(self.out(x))
-        for convolution, (scale, shift) in zip(self.convolutions, self._styles(modality_NM), strict=True):
+        for convolution, (scale, shift) in zip(self.convolutions, self.styles(modality_NM), strict=True):
             x = F.relu(adain(convolution(x), scale, shift))
         return torch.tanh(self.out(x))
 
-    def _styles(self, modality_NM: Tensor) -> list[tuple[Tensor, Tensor]]:
+    def styles(self, modality_NM: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Scale and shift (N, width) of each layer; (N, 1), the same for all, with `scalars`."""
         style = self.style(modality_NM)
         layers = len(self.convolutions)

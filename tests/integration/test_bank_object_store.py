@@ -16,11 +16,11 @@ from storage.bank_merge import merge
 from storage.bank_styles import export_styles, import_styles
 from storage.errors import InputError, StageError
 from storage.factor_bank import FactorBank
+from tests.integration.s3_faults import FAULTS, every_fourth
 from tests.storage.banks import factors, made, same
 
 BUCKET = "s3://bucket"
 ROOT = Path(__file__).resolve().parents[2]
-FAULTS = ("503", "no answer", "half an answer")
 THREE = ("s0", "s1", "s2")
 
 
@@ -68,14 +68,7 @@ def test_plain_zarr_reads_it(s3_endpoint: str) -> None:
 @pytest.mark.slow
 def test_a_server_that_fails_every_fourth_request_loses_nothing(patient: Any, local: str, tmp_path: Path) -> None:
     failed: list[str] = []
-
-    def fault(number: int, method: str) -> str | None:
-        if number % 4:
-            return None
-        failed.append(FAULTS[number // 4 % 3])
-        return failed[-1]
-
-    patient.fault = fault
+    patient.fault = every_fourth(failed)
     bank = f"{BUCKET}/shaky/bank.zarr"
     made(bank, shards=[0])
     made(bank, subjects=THREE)

@@ -23,6 +23,7 @@ from storage.layouts import LayoutOptions, collect
 from storage.nifti import NiftiFile, write_volume
 from storage.run_lock import run_lock
 from storage.slice_store import SliceStore, write_subject
+from tests.integration.s3_faults import FAULTS, every_fourth
 
 BUCKET = "s3://bucket"
 SOURCES = (f"{BUCKET}/phantom", f"{BUCKET}/table")
@@ -38,7 +39,6 @@ for line in sys.stdin:
     report = ingest(data, run)
     print(json.dumps([report.subjects, report.slices, len(report.skipped)]), flush=True)
 """
-FAULTS = ("503", "no answer", "half an answer")
 Ingest = Callable[..., list[int]]
 
 
@@ -172,14 +172,7 @@ def test_a_server_that_fails_every_fourth_request_loses_nothing(
     local_run: str, data: tuple[Path, Path], ingest: Ingest, s3_proxy: Any
 ) -> None:
     failed: list[str] = []
-
-    def fault(number: int, method: str) -> str | None:
-        if number % 4:
-            return None
-        failed.append(FAULTS[number // 4 % 3])
-        return failed[-1]
-
-    s3_proxy.fault = fault
+    s3_proxy.fault = every_fourth(failed)
     try:
         assert ingest(*SOURCES, f"{BUCKET}/shaky") == [4, 22, 0]
     finally:

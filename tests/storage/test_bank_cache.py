@@ -45,13 +45,6 @@ def reader(bank: Path, cache: Path, dies_at: str = NEVER) -> subprocess.Popen[st
     return subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("banks") / "bank.zarr"
-    made(path)
-    return path
-
-
 @pytest.fixture
 def cache(tmp_path: Path) -> Path:
     return tmp_path / "cache"

@@ -30,13 +30,6 @@ from tests.storage.banks import (
 )
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("banks") / "bank.zarr"
-    made(path)
-    return path
-
-
 @pytest.fixture
 def copy(whole: Path, tmp_path: Path) -> Path:
     """A complete bank in another folder, to be damaged."""
