@@ -1,4 +1,4 @@
-"""Samples on disk, for those who train elsewhere: the stream's own FA and RA, written by Ray Data actors.
+"""Samples on disk, for those who train elsewhere: the stream's own FA and RA, written by Ray actors.
 
 Every file appears whole or not at all and depends on its samples alone, so that an export that was cut short goes on
 where it stopped, and the bytes are the same for any number of actors.
@@ -30,6 +30,7 @@ Progress = Callable[[str, int, int], None]
 
 REQUEST, SAMPLES = "export.json", "samples.csv"
 UNIT: Final = 64  # samples an actor makes before it says so
+MOST_DEATHS: Final = 3  # of an actor, and on one unit
 STEPS: Final = 32767  # int16 levels of an intensity of 1
 
 
@@ -81,7 +82,7 @@ def export(
     request = {"format": kind, "samples": samples, "stream": _identity(stream), "bank": bank and bank.fingerprint}
     _begin(out, request)
     units = _units(planned, vendors, together=kind == "nnunet")
-    _run(_Exporter, {"stream": stream, "out": out, "kind": kind}, units, actors, cpus, progress)
+    _run((stream, out, kind), units, actors, cpus, progress)
     uri.write_text(uri.join(out, SAMPLES), _listed(planned, vendors, store))
     if kind == "nnunet":
         groups = [(_case(p.number), str(store.column("subject")[p.sample.slice_id])) for p in planned]
@@ -101,15 +102,13 @@ class _Exporter:
         self.maker, self.out, self.kind = SampleMaker(stream), out, kind
         self.there = nnunet.cases(out) if kind == "nnunet" else set()
 
-    def __call__(self, block: dict[str, Any]) -> dict[str, Any]:
-        """{"unit": (k,) JSON} → {"samples": (k,) int64}, how many each unit has."""
-        units = [_unit(text) for text in block["unit"]]
-        for unit in units:
-            if self.kind == "nnunet":
-                self._cases(unit)
-            else:
-                write_made(self.out, unit.name, _source(unit, self.out), lambda unit=unit: self._made(unit))  # type: ignore[misc]
-        return {"samples": np.array([len(unit.samples) for unit in units])}
+    def write(self, unit: Unit) -> int:
+        """Make and write a unit, as far as it is not there; returns how many samples it has."""
+        if self.kind == "nnunet":
+            self._cases(unit)
+        else:
+            write_made(self.out, unit.name, _source(unit, self.out), lambda: self._made(unit))
+        return len(unit.samples)
 
     def _cases(self, unit: Unit) -> None:
         for planned in unit.samples:
@@ -159,26 +158,21 @@ class _Exporter:
 
 
 def _run(
-    maker: type, arguments: dict[str, Any], units: list[Unit], actors: int, cpus: float, progress: Progress | None
+    arguments: tuple[StreamConfig, str, Format],
+    units: list[Unit],
+    actors: int,
+    cpus: float,
+    progress: Progress | None,
 ) -> None:
-    import pyarrow as pa
+    """Hand the units out to a pool of actors; a unit whose actor dies is begun again by its successor."""
     import ray
-    from ray.data import ActorPoolStrategy, DataContext
+    from ray.util import ActorPool
 
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
-    context.max_errored_blocks = 0
+    remote: Any = ray.remote(num_cpus=cpus, max_restarts=MOST_DEATHS, max_task_retries=MOST_DEATHS)(_Exporter)
+    pool = ActorPool([remote.remote(*arguments) for _ in range(min(actors, len(units)))])
     total, done = sum(len(unit.samples) for unit in units), 0
-    blocks = [pa.table({"unit": [_text(unit)]}) for unit in units]
-    made = ray.data.from_arrow(blocks).map_batches(
-        maker,
-        fn_constructor_kwargs=arguments,
-        batch_size=None,
-        compute=ActorPoolStrategy(size=min(actors, len(units))),
-        num_cpus=cpus,
-    )
-    for batch in made.iter_batches(batch_size=1):
-        done += int(batch["samples"].sum())
+    for count in pool.map_unordered(lambda actor, unit: actor.write.remote(unit), units):
+        done += count
         if progress is not None:
             progress("", done, total)
 
@@ -268,9 +262,3 @@ def _case(number: int) -> str:
 def _text(unit: Unit) -> str:
     samples = [[p.number, p.labelled, *vars(p.sample).values()] for p in unit.samples]
     return json.dumps([unit.name, unit.vendor, samples])
-
-
-def _unit(text: str) -> Unit:
-    name, vendor, samples = json.loads(text)
-    made = [Planned(number, Sample(i, donor, area, tuple(flip)), ok) for number, ok, i, donor, area, flip in samples]
-    return Unit(name, vendor, tuple(made))

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from actors.export import export
+from actors.export import UNIT, export
 from actors.extraction import extract
 from actors.streaming import SampleMaker, StreamConfig, open_bank
 from pipeline.preprocess import normalise, working_slice
@@ -19,7 +21,7 @@ from storage import nnunet
 from storage.errors import InputError
 from storage.nifti import NiftiFile
 from storage.slice_store import SliceStore
-from tests.actors.tiny_runs import PREPROCESS, digests, write_run, write_sdnet
+from tests.actors.tiny_runs import PREPROCESS, digests, own_extractors, write_run, write_sdnet
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +113,21 @@ def test_an_export_that_was_cut_short_goes_on_to_the_same_bytes(
             path.unlink()
     export(stream, str(cut), kind, 12, cpus=0.5)
     assert digests(cut) == digests(whole)
+
+
+def test_an_export_whose_actor_is_killed_ends_with_the_same_bytes(stream: StreamConfig, tmp_path: Path) -> None:
+    whole, shaken = tmp_path / "a", tmp_path / "b"
+    killed: list[int] = []
+
+    def kill(_: str, done: int, total: int) -> None:
+        if not killed and done < total:
+            killed.extend(own_extractors("ray::_Exporter"))
+            for pid in killed:
+                os.kill(pid, signal.SIGKILL)
+
+    export(stream, str(whole), "slices", 6 * UNIT, cpus=0.5)
+    export(stream, str(shaken), "slices", 6 * UNIT, cpus=0.5, progress=kill)
+    assert killed and digests(shaken) == digests(whole)
 
 
 def test_an_export_refuses_a_folder_that_is_not_its_own(stream: StreamConfig, tmp_path: Path) -> None:
