@@ -17,7 +17,8 @@ from typing import Any, Final, Literal
 import numpy as np
 import numpy.typing as npt
 
-from actors.streaming import SampleMaker, StreamConfig, open_bank, step_plan
+from actors.sample_maker import SampleMaker
+from actors.stream_config import StreamConfig, open_bank, step_plan
 from pipeline.sample_plan import Sample, StepPlan
 from storage import nnunet, uri
 from storage.errors import InputError

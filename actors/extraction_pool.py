@@ -43,8 +43,10 @@ class ExtractorPool:
     Raises InputError if the cluster cannot hold even one.
     """
 
-    def __init__(self, work: Work, size: int, num_cpus: float, num_gpus: float) -> None:
-        self.size = _that_fit(size, num_cpus, num_gpus)
+    def __init__(
+        self, work: Work, size: int, num_cpus: float, num_gpus: float, actor: type[Extractor] = Extractor
+    ) -> None:
+        self.size, self._actor = _that_fit(size, num_cpus, num_gpus), actor
         self._work, self._num_cpus, self._num_gpus = work, num_cpus, num_gpus
         self._workers: list[_Worker] = []
         self._calls: dict[Any, tuple[_Worker, str, int]] = {}  # reference → its actor, method and shard
@@ -90,7 +92,7 @@ class ExtractorPool:
 
         options: dict[str, Any] = {"num_cpus": self._num_cpus, "num_gpus": self._num_gpus, "max_restarts": 0}
         options["max_concurrency"] = IN_FLIGHT + 1  # one to ask how far it is
-        remote: Any = ray.remote(**options)(Extractor)
+        remote: Any = ray.remote(**options)(self._actor)
         while len(self._workers) < size:
             worker = _Worker(remote.remote(self._work))
             self._workers.append(worker)

@@ -22,6 +22,9 @@ class ResourceConfig(BaseModel):
     lanes: int | None = Field(None, ge=1, description="arms trained at the same time; None: two on a CPU, one a GPU")
     train_workers: int = Field(1, ge=1, description="Ray Train workers an arm; batch_size is over all of them")
     data_actors: int = Field(1, ge=1, description="actors that make samples, for each train worker")
+    stream_mb: int = Field(
+        256, ge=1, description="MB of made samples that wait in the object store for each train worker, about"
+    )
     extract_actors: int | None = Field(None, ge=1, description="None: one a core, or one a GPU")
     gpus: bool | None = Field(None, description="None: use them if there are any; True: fail without")
 
@@ -37,6 +40,7 @@ class ResourcePlan:
     trainer_gpus: float
     data_actors: int
     data_cpus: float
+    stream_mb: int
     extract_actors: int
     extract_cpus: float
     extract_gpus: float
@@ -92,6 +96,7 @@ def plan(config: ResourceConfig, cluster: Cluster, jobs: int = 1) -> ResourcePla
         trainer_gpus=1.0 if use_gpu else 0.0,
         data_actors=config.data_actors,
         data_cpus=_fraction(cores * DATA_SHARE / config.data_actors),
+        stream_mb=config.stream_mb,
         extract_actors=extract,
         extract_cpus=_fraction(min(1.0, cpus / extract) * (1 - TASK_CPUS)),
         extract_gpus=1.0 if use_gpu else 0.0,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from actors.streaming import batches
+from actors.streaming import Flow, batches
 from actors.training import DONE, HISTORY, LAST, TrainJob, read_history
 from pipeline.networks.files import WEIGHTS
 from storage import uri
@@ -75,7 +75,7 @@ def watched_slices(job: TrainJob, store: SliceStore) -> Watched | None:
     return Watched(torch.from_numpy(np.stack(images))[:, None], vendors[rows], store.column("subject")[rows])
 
 
-def _factors(job: TrainJob, state: TrainState, watched: Watched | None) -> dict[str, Any]:
+def factors_seen(job: TrainJob, state: TrainState, watched: Watched | None) -> dict[str, Any]:
     """What is seen of the factors, for the epoch's record."""
     from pipeline.disentanglement import warnings, watch
     from pipeline.networks.sdnet import SDNet
@@ -128,7 +128,7 @@ def train_loop(settings: dict[str, Any]) -> None:
         finish_job(job, store, state)
 
 
-def _vendors(store: SliceStore) -> npt.NDArray[np.str_]:
+def training_vendors(store: SliceStore) -> npt.NDArray[np.str_]:
     """Vendors of the training slices, in the order in which the loss numbers them."""
     vendors: npt.NDArray[np.str_] = np.unique(store.column("vendor")[store.column("split") == "train"])
     return vendors
@@ -142,7 +142,7 @@ def first_state(job: TrainJob, store: SliceStore, rank: int) -> TrainState:
     from pipeline.networks.files import load_sdnet
     from pipeline.training import TrainState
 
-    vendors = len(_vendors(store)) if job.loss.align > 0 else 0
+    vendors = len(training_vendors(store)) if job.loss.align > 0 else 0
     state = TrainState.create(job.network, job.train, job.stream.seed, rank, vendors)
     if uri.exists(job.checkpoint):
         try:
@@ -183,23 +183,25 @@ def run_epochs(
         actors=plan["data_actors"],
         cpus=plan["data_cpus"],
         device=str(device),
+        stream_mb=plan["stream_mb"],
     )
-    vendor_of = torch.from_numpy(np.searchsorted(_vendors(store), store.column("vendor"))).to(device)
+    flow = Flow(plan["data_actors"])
+    vendor_of = torch.from_numpy(np.searchsorted(training_vendors(store), store.column("vendor"))).to(device)
     sums: dict[str, float] = {}
-    waited, began = 0.0, time.perf_counter()
-    before = began
+    before = time.perf_counter()
     for row in stream:
-        waited += time.perf_counter() - before
+        flow.add(row, time.perf_counter() - before)
         vendor = None if state.alignment is None else vendor_of[row["slice_id"]]
         batch = Batch(row["image"], row["mask"].long(), row["labelled"], row["slice_id"], vendor)
         for name, value in train_step(objective, state, batch, job.train).items():
             sums[name] = sums.get(name, 0.0) + value
         if state.step % per_epoch == 0:
-            took = time.perf_counter() - began
+            seen = flow.numbers()
             record = {f"loss/{name}": value / per_epoch for name, value in _over_workers(sums, world, device).items()}
-            record |= {"data_wait_fraction": waited / took, "train_seconds": took, **_factors(job, state, watched)}
-            _end_epoch(job, state, record, held_out, history, rank, world)
-            sums, waited, began = {}, 0.0, time.perf_counter()
+            record |= seen | {"samples_per_s": per_epoch * job.stream.samples_per_step / seen["train_seconds"]}
+            _end_epoch(job, state, record | factors_seen(job, state, watched), held_out, history, rank, world)
+            sums = {}
+            flow = Flow(plan["data_actors"])
         before = time.perf_counter()
 
 

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict
 
 from actors.resources import ResourcePlan
-from actors.streaming import StreamConfig
+from actors.stream_config import StreamConfig
 from pipeline.losses import LossConfig
 from pipeline.networks.files import WEIGHTS, read_config
 from pipeline.networks.sdnet import SDNetConfig
@@ -170,6 +170,7 @@ def _trainer(job: TrainJob, plan: ResourcePlan, scratch: str) -> TorchTrainer:
                 "threads": plan.threads,
                 "data_actors": plan.data_actors,
                 "data_cpus": plan.data_cpus,
+                "stream_mb": plan.stream_mb,
                 "gpus": plan.trainer_gpus,
             },
         },

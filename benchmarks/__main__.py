@@ -11,7 +11,19 @@ import sys
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[variable] = "1"
 
-NAMES = ("bank-read", "bank-size", "extract", "ingest", "memory", "rescale", "synthesize", "train-step")
+NAMES = (
+    "actors",
+    "bank-read",
+    "bank-size",
+    "extract",
+    "ingest",
+    "memory",
+    "overhead",
+    "rescale",
+    "stream",
+    "synthesize",
+    "train-step",
+)
 
 
 def main() -> int:

@@ -34,6 +34,7 @@ from pipeline.training import Batch, Objective, TrainConfig, TrainState, train_s
 from storage import ledger
 from storage.anatomy_codec import pack, unpack
 from storage.factor_bank import FactorBank
+from storage.layouts import LayoutOptions
 from storage.slice_store import SliceStore, finalise, write_subject
 
 PAPER, NARROW = PreprocessConfig(), PreprocessConfig(size=96)
@@ -45,9 +46,9 @@ PHANTOM = PhantomConfig(labelled_a=1, labelled_b=0, unlabelled_c=0, testing=0, f
 Factors = list[tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]]
 
 
-def slice_store(folder: Path, run: Path) -> str:
+def slice_store(folder: Path, run: Path, options: LayoutOptions | None = None) -> str:
     """The slices of a folder of studies as a run, all of them for training; without Ray."""
-    found = [replace(subject, split="train") for subject in data.subjects_of([str(folder)])]
+    found = [replace(subject, split="train") for subject in data.subjects_of([str(folder)], options)]
     finalise(str(run), {s.subject: write_subject(str(run), s) for s in found}, [], found)
     return str(run)
 

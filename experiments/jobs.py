@@ -6,7 +6,7 @@ import hashlib
 import json
 
 from actors.stages import ArmRun
-from actors.streaming import StreamConfig, open_bank, step_plan
+from actors.stream_config import StreamConfig, open_bank, step_plan
 from actors.training import TrainJob
 from experiments.arms import ARMS, PRETRAIN
 from experiments.config import Settings

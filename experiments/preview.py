@@ -77,7 +77,7 @@ def batch_png(run: str, settings: Settings, arm: str) -> bytes:
 
     Raises InputError if the arm is unknown, or needs a bank that is not there.
     """
-    from actors.streaming import SampleMaker
+    from actors.sample_maker import SampleMaker
     from experiments.figures import labelled_grid
 
     if arm not in ARMS:

@@ -47,6 +47,7 @@ class PlanConfig(BaseModel):
     )
     fa_anatomy: Literal["any", "labelled"] = Field("any", description="FA: which slices give the anatomy")
     fa_share: float = Field(0.5, ge=0, le=1, description="FA: synthesized share of every batch, replacing real samples")
+    fa_precision: Literal["fp32", "bf16"] = Field("fp32", description="FA: of the decoder that draws the samples")
     pairs: PairPolicy = Field("uniform", description="FA: who gives the modality; `uniform` is the paper's")
     unlabelled_ratio: float = Field(1.0, ge=0, description="unlabelled samples for each labelled one in a step")
 

@@ -14,14 +14,15 @@ import pytest
 
 from actors.export import UNIT, export
 from actors.extraction import extract
-from actors.streaming import SampleMaker, StreamConfig, open_bank
+from actors.sample_maker import SampleMaker
+from actors.stream_config import StreamConfig, open_bank
 from pipeline.preprocess import normalise, working_slice
 from pipeline.sample_plan import PlanConfig
 from storage import nnunet
 from storage.errors import InputError
 from storage.nifti import NiftiFile
 from storage.slice_store import SliceStore
-from tests.actors.tiny_runs import PREPROCESS, digests, own_extractors, write_run, write_sdnet
+from tests.actors.tiny_runs import PREPROCESS, digests, own_processes, write_run, write_sdnet
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +122,7 @@ def test_an_export_whose_actor_is_killed_ends_with_the_same_bytes(stream: Stream
 
     def kill(_: str, done: int, total: int) -> None:
         if not killed and done < total:
-            killed.extend(own_extractors("ray::_Exporter"))
+            killed.extend(own_processes("ray::_Exporter"))
             for pid in killed:
                 os.kill(pid, signal.SIGKILL)
 

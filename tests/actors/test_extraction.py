@@ -22,7 +22,7 @@ from storage.errors import InputError, StageError
 from storage.factor_bank import FactorBank
 from storage.run_lock import lock
 from storage.slice_store import SliceStore
-from tests.actors.tiny_runs import PREPROCESS, SUBJECTS, digests, own_extractors, write_run, write_sdnet
+from tests.actors.tiny_runs import PREPROCESS, SUBJECTS, digests, own_processes, write_run, write_sdnet
 
 TRAIN_SLICES, SHARD = 13, 3
 
@@ -165,7 +165,7 @@ def test_bank_is_byte_identical_after_a_killed_extractor(fill: Extract, whole: P
     def kill(_: str, done: int, total: int) -> None:
         told.append(done)
         if done and not killed:
-            killed.extend(own_extractors())
+            killed.extend(own_processes("ray::Extractor"))
             for pid in killed:
                 os.kill(pid, signal.SIGKILL)
 

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from actors.streaming import SampleMaker, StreamConfig, batches, step_plan
+from actors.sample_maker import MADE_AT, MADE_S, SampleMaker
+from actors.stream_config import StreamConfig, step_plan
+from actors.streaming import Flow, batches
 from pipeline.phantom import PhantomConfig, write_phantom
 from pipeline.preprocess import PreprocessConfig
 from pipeline.sample_plan import PlanConfig
@@ -141,6 +144,31 @@ def test_the_fa_arm_refuses_a_bank_that_does_not_fit(run: str) -> None:
     with pytest.raises(InputError, match="another preprocessing"):
         SampleMaker(stream_config(run, preprocess=PreprocessConfig(size=96)))
     assert step_plan(stream_config(run, fa=False), store).labelled.fa_share == 0
+
+
+def test_drawing_in_bfloat16_is_a_choice_and_stays_near(run: str) -> None:
+    makers = [SampleMaker(stream_config(run, plan=PlanConfig(fa_precision=p))) for p in ("fp32", "bf16")]
+    index = next(i for i in range(10) if makers[0].plan.labelled(i).donor_id is not None)
+    (drawn, _), (near, _) = (m.make(m.plan.labelled(index)) for m in makers)
+    assert 0 < np.abs(drawn - near).max() < 0.1
+
+
+def test_a_worker_for_whom_a_step_holds_nothing_is_refused(run: str) -> None:
+    with pytest.raises(InputError, match="none of them for worker 1 of 5"):
+        next(batches(stream_config(run, semi_supervised=False), range(4), rank=0, world=5))
+
+
+def test_what_the_stream_did_is_told_from_its_batches() -> None:
+    import torch
+
+    flow = Flow(actors=2)
+    for _ in range(3):
+        made = {MADE_S: torch.full((4,), 0.05), MADE_AT: torch.full((4,), time.time() - 1.0, dtype=torch.float64)}
+        flow.add(made, waited=0.0)
+    seen = flow.numbers()
+    assert seen["actor_utilisation"] * 2 * seen["train_seconds"] == pytest.approx(0.6)
+    assert seen["queue_depth"] * seen["train_seconds"] == pytest.approx(3.0, rel=0.1)
+    assert seen["data_wait_fraction"] == 0
 
 
 def test_noise_in_place_of_every_test_image_changes_no_sample(run: str) -> None:

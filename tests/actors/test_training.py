@@ -16,7 +16,8 @@ import zarr
 
 from actors import stages
 from actors.resources import ResourcePlan
-from actors.streaming import SampleMaker, StreamConfig
+from actors.sample_maker import SampleMaker
+from actors.stream_config import StreamConfig
 from actors.train_loop import finish_job, first_state, run_epochs
 from actors.training import DONE, HISTORY, LAST, TrainJob, read_history, run_job
 from pipeline.losses import LossConfig
@@ -30,7 +31,7 @@ from storage.errors import InputError
 from storage.nifti import write_volume
 from storage.slice_store import SliceStore, finalise, write_subject
 from storage.subjects import FrameSource, Subject
-from tests.integration.processes import train_workers
+from tests.integration.processes import CLOCK, train_workers
 
 PLAN = ResourcePlan(
     lanes=1,
@@ -40,6 +41,7 @@ PLAN = ResourcePlan(
     trainer_gpus=0.0,
     data_actors=1,
     data_cpus=0.25,
+    stream_mb=256,
     extract_actors=1,
     extract_cpus=0.5,
     extract_gpus=0.0,
@@ -111,7 +113,7 @@ def undisturbed(run: str, tmp_path_factory: pytest.TempPathFactory, ray_local: N
 def epochs(out: Path) -> list[dict[str, Any]]:
     """Records of the history without what a clock measured."""
     records = [json.loads(line) for line in (out / HISTORY).read_text().splitlines()]
-    return [{k: v for k, v in r.items() if "seconds" not in k and "wait" not in k} for r in records]
+    return [{k: v for k, v in r.items() if k not in CLOCK} for r in records]
 
 
 def test_a_killed_worker_leaves_the_weights_and_the_history_of_a_run_that_nothing_befell(
@@ -132,6 +134,9 @@ def test_a_killed_worker_leaves_the_weights_and_the_history_of_a_run_that_nothin
         assert (tmp_path / name).read_bytes() == (undisturbed / name).read_bytes()
     assert epochs(tmp_path) == epochs(undisturbed)
     assert [r["epoch"] for r in epochs(tmp_path)] == [1, 2, 3]
+    for record in read_history(job):
+        assert set(record) >= CLOCK and all(record[name] >= 0 for name in CLOCK)
+        assert record["data_wait_fraction"] <= 1
 
 
 def test_a_finished_job_holds_its_best_and_its_last_network(run: str, undisturbed: Path) -> None:

@@ -79,8 +79,8 @@ def digests(folder: Path) -> dict[str, str]:
     return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
-def own_extractors(title: str = "ray::Extractor") -> list[int]:
-    """Process ids of the extractors among this process's descendants; of nobody else's Ray."""
+def own_processes(title: str) -> list[int]:
+    """Process ids with this title among this process's descendants; of nobody else's Ray."""
     parents, names = {}, {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:

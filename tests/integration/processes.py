@@ -1,8 +1,17 @@
-"""Which processes of a Ray are ours to kill."""
+"""Which processes of a Ray are ours to kill, and what of an epoch's record is the clock's."""
 
 from __future__ import annotations
 
 from pathlib import Path
+
+CLOCK = {
+    "train_seconds",
+    "validation_seconds",
+    "data_wait_fraction",
+    "actor_utilisation",
+    "queue_depth",
+    "samples_per_s",
+}
 
 
 def train_workers(ancestor: int) -> list[int]:

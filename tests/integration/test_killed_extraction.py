@@ -11,13 +11,13 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from storage.factor_bank import FactorBank
-from tests.actors.tiny_runs import PREPROCESS, Made, digests, own_extractors, write_run, write_sdnet
+from tests.actors.tiny_runs import PREPROCESS, Made, digests, own_processes, write_run, write_sdnet
+from tests.integration.nodes import Nodes
 
 RUNS = 20
 SHARD, SHARDS = 2, 20
@@ -39,38 +39,8 @@ except (InputError, StageError) as error:
 """
 
 
-class Nodes:
-    """A head with one CPU, and one other node with one; the other may be lost and replaced."""
-
-    def __init__(self) -> None:
-        from ray.cluster_utils import Cluster
-
-        # a lost node is noticed within seconds
-        noticing = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 500}
-        head = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 100 * 1024**2}
-        self._cluster = Cluster(
-            initialize_head=True, head_node_args=head | {"_system_config": noticing}, shutdown_at_exit=False
-        )
-        self.address = self._cluster.address
-        self._other = self._added()
-
-    def lose_one(self) -> None:
-        """SIGKILL the other node's raylet, and add a node in its place."""
-        os.kill(self._other.all_processes["raylet"][0].process.pid, signal.SIGKILL)
-        self._cluster.remove_node(self._other, allow_graceful=False)
-        self._other = self._added()
-
-    def end(self) -> None:
-        """End all of its processes."""
-        self._cluster.shutdown()
-
-    def _added(self) -> Any:
-        return self._cluster.add_node(num_cpus=1, object_store_memory=100 * 1024**2)
-
-
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[Nodes]:
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     started = Nodes()
     yield started
     started.end()
@@ -107,7 +77,7 @@ def wait_for(process: subprocess.Popen[str], bank: Path, shards: int) -> bool:
     """Whether so many shards are committed before the driver ends."""
     ledger = bank / "ledger"
     while process.poll() is None:
-        if own_extractors() and len(list(ledger.glob("shard-*.json"))) >= shards:
+        if own_processes("ray::Extractor") and len(list(ledger.glob("shard-*.json"))) >= shards:
             return True
         time.sleep(0.01)
     return False
@@ -130,7 +100,7 @@ def test_bank_is_byte_identical_whatever_was_killed(
         time.sleep(rng.uniform(0, 0.2))
         killed.append(str(victim))
         if victim == "actor":
-            for pid in rng.permutation(own_extractors())[:1]:
+            for pid in rng.permutation(own_processes("ray::Extractor"))[:1]:
                 os.kill(pid, signal.SIGKILL)
         elif victim == "raylet":
             nodes.lose_one()
@@ -155,7 +125,7 @@ def test_a_shard_whose_actors_die_again_and_again_is_named(
 
     def kill() -> None:
         while not over.is_set():
-            for pid in own_extractors("ray::Extractor.extract"):
+            for pid in own_processes("ray::Extractor.extract"):
                 os.kill(pid, signal.SIGKILL)
             time.sleep(0.005)
 

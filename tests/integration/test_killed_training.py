@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.integration.processes import train_workers
+from tests.integration.processes import CLOCK, train_workers
 
 EPOCHS, KILLS = 9, 5
 SETTINGS = (
@@ -77,7 +77,7 @@ def history(run: Path) -> list[dict[str, Any]]:
     """Epoch records without what a clock measured."""
     path = run / "sdnet" / "history.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
-    return [{k: v for k, v in json.loads(x).items() if "seconds" not in k and "wait" not in k} for x in lines]
+    return [{k: v for k, v in json.loads(x).items() if k not in CLOCK} for x in lines]
 
 
 @contextmanager

@@ -1,0 +1,130 @@
+"""What defines an arm's stream of samples, and whether data and bank can give it."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict
+
+from pipeline.preprocess import PreprocessConfig
+from pipeline.sample_plan import PlanConfig, StepPlan, Stream
+from storage.bank_index import Key, slice_keys
+from storage.errors import InputError
+from storage.factor_bank import FactorBank
+from storage.slice_store import SliceStore
+
+
+class StreamConfig(BaseModel):
+    """All that defines an arm's stream: data, augmentation and seed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    run: str
+    bank: str | None
+    preprocess: PreprocessConfig
+    plan: PlanConfig
+    seed: int
+    semi_supervised: bool
+    ra: bool
+    fa: bool
+    batch_size: int
+
+    @property
+    def unlabelled_per_step(self) -> int:
+        """Unlabelled samples of a step, beside `batch_size` labelled ones."""
+        return round(self.batch_size * self.plan.unlabelled_ratio) if self.semi_supervised else 0
+
+    @property
+    def samples_per_step(self) -> int:
+        """Labelled and unlabelled samples of a step, of all workers together."""
+        return self.batch_size + self.unlabelled_per_step
+
+
+def step_plan(config: StreamConfig, store: SliceStore, bank: FactorBank | None = None) -> StepPlan:
+    """The plan over the store's training slices; modality donors are the rows of the bank and its imported styles.
+
+    Raises InputError if a pool that the arm needs is empty.
+    """
+    train = store.column("split") == "train"
+    labelled_mask = store.column("labelled").astype(bool)
+    vendors = store.column("vendor")
+    labelled, unlabelled = np.flatnonzero(train & labelled_mask), np.flatnonzero(train & ~labelled_mask)
+    if not len(labelled):
+        raise InputError(config.run, "no labelled training slices", "ingest labelled subjects whose split is train")
+    per_step = config.unlabelled_per_step
+    if per_step and not len(unlabelled):
+        raise InputError(
+            config.run,
+            "a semi-supervised arm needs unlabelled training slices",
+            "add unlabelled subjects or leave it out",
+        )
+    donor_vendors = bank.donors().vendor if bank is not None else None
+
+    def stream(name: str, pool: npt.NDArray[np.int64], fa: bool = True, ra: bool = True) -> Stream:
+        return Stream(
+            config.seed,
+            name,
+            pool,
+            fa_share=config.plan.fa_share if bank is not None and fa else 0.0,
+            ra_range=config.plan.area_range_mm2 if config.ra and ra else None,
+            pairs=config.plan.pairs,
+            donors=np.arange(len(donor_vendors)) if donor_vendors is not None else None,
+            donor_vendors=donor_vendors,
+            pool_vendors=vendors[pool],
+            flips=config.plan.flips,
+        )
+
+    return StepPlan(
+        stream("labelled", labelled),
+        stream("unlabelled", unlabelled, config.plan.fa_anatomy == "any", config.plan.ra_unlabelled)
+        if per_step
+        else None,
+        config.batch_size,
+        per_step,
+    )
+
+
+def open_bank(config: StreamConfig, store: SliceStore) -> FactorBank | None:
+    """The bank of an arm with FA, checked against the run.
+
+    Raises InputError if there is none, it was made on another working grid, it lacks one of the run's training slices,
+    or it holds a subject that this run validates or tests on.
+    """
+    if not config.fa:
+        return None
+    if config.bank is None:
+        raise InputError(config.run, "an arm with FA needs a factor bank", "run `cardiomix extract`, or pass --bank")
+    bank = FactorBank.open(config.bank)
+    if bank.spec.preprocess != config.preprocess.model_dump(mode="json"):
+        raise InputError(
+            config.bank,
+            "was made with another preprocessing",
+            f"use --set preprocess… as in the bank: {bank.spec.preprocess}",
+        )
+    held_out = set(store.column("subject")[np.isin(store.column("split"), ("validation", "test"))].tolist())
+    leaked = sorted(held_out & set(bank.donors().subject.tolist()))
+    if leaked:
+        raise InputError(
+            config.bank,
+            f"holds {leaked[0]}, which this run validates or tests on",
+            "use a bank made without these subjects",
+        )
+    missing = len(set(_keys_of_training(store)) - set(bank_rows(bank)))
+    if missing:
+        raise InputError(
+            config.bank, f"lacks {missing} of the run's training slices", "run `cardiomix extract` on this run's slices"
+        )
+    return bank
+
+
+def keys_of(store: SliceStore, ids: npt.NDArray[np.int64]) -> list[Key]:
+    """(subject, frame, slice): names a slice in a store and in a bank, wherever each was made."""
+    return slice_keys(store.table.take(ids))
+
+
+def _keys_of_training(store: SliceStore) -> list[Key]:
+    return keys_of(store, np.flatnonzero(store.column("split") == "train"))
+
+
+def bank_rows(bank: FactorBank) -> dict[Key, int]:
+    return {key: row for row, key in enumerate(slice_keys(bank.index))}

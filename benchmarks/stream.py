@@ -1,0 +1,216 @@
+"""Samples that reach one Ray Train worker, against a torch DataLoader whose workers do the same with MONAI.
+
+Both decode factors for half of the samples (decoder 16 wide), rescale and crop image and mask (antialiased when
+shrinking), and collate batches of the `cpu` preset's size and input, 128². Ours are two data actors, the reference is
+two DataLoader workers, a thread each, with slices and bank in memory. Counted in the train worker, which does nothing
+else, once 64 batches have come. fp32 is the ratio; bf16 decoding on both sides is printed above.
+
+Above it too, the trainer's side: the `cpu` preset's SDNet on this stream, on two cores that it shares with one data
+actor, against the same steps on batches that lie in memory; and how much of its time it waits for data.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from actors.resources import Cluster, ResourceConfig, plan
+from actors.sample_maker import SampleMaker
+from actors.stream_config import StreamConfig
+from actors.streaming import batches
+from actors.training import TrainJob, read_history, run_job
+from benchmarks import cluster
+from benchmarks.timing import ratio
+from experiments.config import cpu
+from pipeline.losses import LossConfig
+from pipeline.networks.files import load_decoder, save_model
+from pipeline.networks.sdnet import SDNet
+from pipeline.phantom import PhantomConfig, write_phantom
+from pipeline.synthesis import Precision, unpack_planes
+from pipeline.training import Batch, Objective, TrainState, train_step
+
+SETTINGS = cpu()
+PHANTOM = PhantomConfig(labelled_a=5, labelled_b=5, unlabelled_c=4, testing=1, frames=2)
+ACTORS, WARM_UP, COUNTED, ROUNDS = 2, 64, 256, 3
+STEPS_PER_EPOCH, EPOCHS = 40, 3
+
+
+class Plain(Dataset[tuple[torch.Tensor, torch.Tensor, bool, int]]):
+    """The stream's samples one by one, as one would write them with PyTorch and MONAI: index k of step s is k + s ·
+    batch."""
+
+    def __init__(self, config: StreamConfig, steps: int) -> None:
+        from monai.transforms.croppad.dictionary import ResizeWithPadOrCropd
+
+        self.maker, self.steps = SampleMaker(config), steps
+        self.rows = self.maker.plan.rows()
+        size, keys = config.preprocess.size, ["image", "mask"]
+        self.fit = ResizeWithPadOrCropd(keys, (size, size))
+        weights, document = self.maker.bank.decoder()
+        self.decoder = load_decoder(weights, document).eval()
+        self.channels, self.precision = int(document["anatomy_channels"]), config.plan.fa_precision
+        for k in range(len(self.maker.store)):  # slices in memory before workers are forked
+            self.maker.working(k)
+
+    def __len__(self) -> int:
+        return self.steps * self.rows
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor, bool, int]:
+        from monai.transforms.spatial.dictionary import RandZoomd
+
+        step, k = divmod(index, self.rows)
+        sample, labelled = self.maker.plan.samples(step)[k]
+        source = self.maker.working(sample.slice_id)
+        image = torch.from_numpy(source.image)[None]
+        if sample.donor_id is not None:
+            image = self._drawn(sample.slice_id, sample.donor_id)
+        zoom = self.maker.scale(sample, source)
+        zoomed = RandZoomd(
+            ["image", "mask"],
+            prob=1.0,
+            min_zoom=zoom,
+            max_zoom=zoom,
+            mode=["bilinear", "nearest"],
+            keep_size=False,
+            antialias=[zoom < 1, False],
+        )
+        made = self.fit(zoomed({"image": image, "mask": torch.from_numpy(source.mask)[None]}))
+        mask = made["mask"][0].as_tensor() * labelled
+        return made["image"].as_tensor(), mask, labelled, sample.slice_id
+
+    def _drawn(self, slice_id: int, donor: int) -> torch.Tensor:
+        planes = unpack_planes(self.maker.anatomy(slice_id)[None], self.channels).contiguous()
+        style = torch.from_numpy(self.maker.donors.modality[donor : donor + 1])
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bf16"):
+            return self.decoder(planes, style)[0].float().clone()
+
+
+def _loaded(config: StreamConfig, steps: int) -> Iterator[Any]:
+    data = Plain(config, steps)
+    workers = {"num_workers": ACTORS, "prefetch_factor": 16, "worker_init_fn": _one_thread}
+    yield from DataLoader(data, batch_size=data.rows, **workers)  # type: ignore[arg-type]
+
+
+def _one_thread(_: int) -> None:
+    torch.set_num_threads(1)
+
+
+def _streamed(config: StreamConfig, steps: int) -> Iterator[Any]:
+    yield from batches(config, range(steps), actors=ACTORS, cpus=0.5)
+
+
+def _rate(stream: Iterator[Any], samples: int) -> float:
+    """Samples a second once the first batches have come."""
+    for _ in range(WARM_UP):
+        next(stream)
+    began = time.perf_counter()
+    count = sum(1 for _ in stream)
+    return count * samples / (time.perf_counter() - began)
+
+
+def _delivered(settings: dict[str, Any]) -> None:
+    """Body of the train worker: rates of both sides in turns, to a file."""
+    import json
+
+    torch.set_num_threads(1)
+    config = StreamConfig.model_validate(settings["stream"])
+    rates: dict[str, list[float]] = {"ours": [], "reference": []}
+    for _ in range(ROUNDS):
+        for name, side in (("ours", _streamed), ("reference", _loaded)):
+            rates[name].append(_rate(side(config, WARM_UP + COUNTED), config.samples_per_step))
+    Path(settings["out"]).write_text(json.dumps({name: median(values) for name, values in rates.items()}))
+
+
+def _in_train_worker(config: StreamConfig, out: Path) -> dict[str, float]:
+    import json
+
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    TorchTrainer(
+        _delivered,
+        train_loop_config={"stream": config.model_dump(), "out": str(out)},
+        scaling_config=ScalingConfig(num_workers=1, resources_per_worker={"CPU": 0.5}),
+        run_config=RunConfig(name="stream", storage_path=str(out.parent)),
+    ).fit()
+    found: dict[str, float] = json.loads(out.read_text())
+    return found
+
+
+def _trainer(config: StreamConfig, out: Path) -> None:
+    """Print what the stream costs the `cpu` preset's SDNet arm."""
+    train = SETTINGS.train.model_copy(update={"epochs": EPOCHS, "steps_per_epoch": STEPS_PER_EPOCH})
+    job = TrainJob(
+        name="stream",
+        out=str(out),
+        network=SETTINGS.sdnet,
+        stream=config,
+        loss=LossConfig(),
+        train=train,
+        data_fingerprint="",
+    )
+    run_job(job, plan(ResourceConfig(), Cluster(2, 0, 2)))
+    warm = read_history(job)[1:]  # the first epoch waits for the actors to start
+    streamed = median(record["train_seconds"] for record in warm) / STEPS_PER_EPOCH
+    waited = median(record["data_wait_fraction"] for record in warm)
+    torch.set_num_threads(2)
+    maker, state = SampleMaker(config), TrainState.create(SETTINGS.sdnet, train, seed=0)
+    objective = Objective(state.model, LossConfig(), state.latent)
+    held = []
+    for step in range(8):
+        made = {k: torch.from_numpy(v) for k, v in maker({"step": np.array([step])}).items()}
+        held.append(Batch(made["image"], made["mask"].long(), made["labelled"], made["slice_id"]))
+    took = []
+    for number in range(STEPS_PER_EPOCH + 5):
+        began = time.perf_counter()
+        train_step(objective, state, held[number % len(held)], train)
+        took.append(time.perf_counter() - began)
+    in_memory = sum(took[5:]) / STEPS_PER_EPOCH
+    print(
+        f"trainer, 2 cores: {streamed * 1000:.0f} ms a step on the stream, {in_memory * 1000:.0f} ms on batches in "
+        f"memory, {streamed / in_memory:.2f} times; data_wait_fraction {waited:.3f}; queue of "
+        f"{median(r['queue_depth'] for r in warm):.0f} batches, actor busy "
+        f"{median(r['actor_utilisation'] for r in warm):.0%}",
+        flush=True,
+    )
+
+
+def run() -> dict[str, Any]:
+    """Samples a second that reach a Ray Train worker."""
+    from actors.extraction import extract
+    from actors.ingest import ingest
+
+    with tempfile.TemporaryDirectory(prefix="cardiomix-stream-") as place, cluster.local(2):
+        root = Path(place)
+        write_phantom(root / "drawn", PHANTOM)
+        run, sdnet = str(root / "run"), str(root / "sdnet")
+        ingest([str(root / "drawn")], run)
+        torch.manual_seed(0)
+        save_model(sdnet, SDNet(SETTINGS.sdnet), SETTINGS.sdnet, SETTINGS.preprocess.model_dump(), ["phantom"])
+        bank = str(root / "bank.zarr")
+        extract(run, sdnet, bank, SETTINGS.preprocess, actors=1, num_cpus=1.0)
+
+        def stream(precision: Precision) -> StreamConfig:
+            return StreamConfig(
+                run=run,
+                bank=bank,
+                preprocess=SETTINGS.preprocess,
+                plan=SETTINGS.plan.model_copy(update={"fa_precision": precision}),
+                seed=0,
+                semi_supervised=True,
+                ra=True,
+                fa=True,
+                batch_size=SETTINGS.train.batch_size,
+            )
+
+        _trainer(stream("fp32"), root / "arm")
+        print("bf16:", ratio(_in_train_worker(stream("bf16"), root / "bf16.json"), "samples/s"), flush=True)
+        return ratio(_in_train_worker(stream("fp32"), root / "fp32.json"), "samples/s")
