@@ -221,7 +221,7 @@ def _begin(out: str, request: dict[str, Any]) -> None:
 
 
 def _identity(stream: StreamConfig) -> dict[str, Any]:
-    return stream.model_dump(mode="json", exclude={"run", "bank"})
+    return stream.model_dump(mode="json", exclude={"run", "bank", "sdnet"})
 
 
 def _source(unit: Unit, out: str) -> str:

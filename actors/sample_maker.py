@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -10,14 +11,18 @@ import numpy as np
 import numpy.typing as npt
 
 from actors.stream_config import StreamConfig, bank_rows, keys_of, open_bank, step_plan
-from pipeline.preprocess import WorkingSlice, working_slice
+from pipeline.appearance import bigaug, fourier
+from pipeline.factor_policies import Modalities
+from pipeline.preprocess import WorkingSlice, centre_crop, working_slice
+from pipeline.realism import Encode, Realism
 from pipeline.rescale import linear_scale, resample_crop
-from pipeline.sample_plan import Sample
+from pipeline.sample_plan import JUDGED, Sample
+from storage.errors import InputError
 from storage.factor_bank import FactorBank
 from storage.slice_store import SliceStore
 
 CACHED_SLICES = 4096
-MADE_S, MADE_AT = "made_s", "made_at"
+TWIN, MADE_S, MADE_AT, REJECTED = "twin", "made_s", "made_at", "rejected"
 
 
 class SampleMaker:
@@ -29,6 +34,7 @@ class SampleMaker:
         self.bank = open_bank(config, self.store)
         self.plan = step_plan(config, self.store, self.bank)
         self.working = lru_cache(maxsize=CACHED_SLICES)(lambda i: working_slice(self.store, i, config.preprocess))
+        self._rejected = 0  # of the samples made so far, by the guard of realism
         if self.bank is not None:
             self._load_factors(self.bank, threads)
 
@@ -45,14 +51,45 @@ class SampleMaker:
         self._place = {name: bank.index[name].to_numpy() for name in ("top", "left", "height", "width")}
         rows, ids = bank_rows(bank), np.flatnonzero(self.store.column("split") == "train")
         self._row_of = {int(i): rows[key] for i, key in zip(ids, keys_of(self.store, ids), strict=True)}
+        plan, donors = self.config.plan, self.donors
+        self._modalities = Modalities(donors.modality, donors.vendor, plan.fa_policy, plan.fa_reach)
+        self._realism = None
+        if plan.fa_policy in JUDGED and plan.fa_guard != "none":
+            encode = self._reader() if plan.fa_guard == "reencoding" else None
+            self._realism = Realism(len(bank), donors.modality, self._of_row, encode)
+
+    def _reader(self) -> Encode:
+        """The bank's SDNet's modality encoder, for whole images as they are drawn."""
+        import torch
+
+        from pipeline.networks.files import load_sdnet, sdnet_fingerprint
+
+        assert self.bank is not None
+        folder = self.config.sdnet
+        if folder is None or sdnet_fingerprint(folder) != self.bank.spec.sdnet_fingerprint.partition("-")[0]:
+            raise InputError(
+                "plan.fa_guard",
+                "reencoding needs the SDNet that made the bank",
+                "pass its folder with --sdnet, or --set plan.fa_guard=intensities",
+            )
+        model, size = load_sdnet(folder).eval(), self.config.preprocess.size
+
+        def encode(image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+            cropped = centre_crop(image, size, float(image.min()))
+            with torch.inference_mode():
+                code: npt.NDArray[np.float32] = model.encode_modality(torch.from_numpy(cropped)[None, None])[0].numpy()
+            return code
+
+        return encode
 
     def __call__(self, block: dict[str, Any]) -> dict[str, Any]:
-        """{"step": (k,) int64} → image (n, 1, S, S) float32, mask (n, S, S) uint8, labelled (n,) bool, slice_id (n,).
+        """{"step": (k,) int64} → image (n, 1, S, S) float32, mask (n, S, S) uint8, labelled (n,) bool, slice_id (n,);
+        where the arm wants it, twin (n, 1, S, S) float32.
 
         Beside them, for whoever watches: made_s (n,) float64, seconds that each took; made_at (n,) float64, when it was
-        ready, in seconds since 1970.
+        ready, in seconds since 1970; rejected (n,) float64, the share of drawn images that the guard turned down.
         """
-        began = time.perf_counter()
+        began, rejected = time.perf_counter(), self._rejected
         planned = [s for step in block["step"] for s in self.plan.samples(int(step), self.rank, self.world)]
         size = self.config.preprocess.size
         image = np.empty((len(planned), 1, size, size), dtype=np.float32)
@@ -61,14 +98,24 @@ class SampleMaker:
             image[k, 0], labels = self.make(sample)
             if labelled:
                 mask[k] = labels
-        return {
+        twins = {TWIN: self._twins(planned, image)} if self.config.twins else {}
+        return twins | {
             "image": image,
             "mask": mask,
             "labelled": np.array([labelled for _, labelled in planned]),
             "slice_id": np.array([s.slice_id for s, _ in planned]),
             MADE_S: np.full(len(planned), (time.perf_counter() - began) / len(planned)),
+            REJECTED: np.full(len(planned), (self._rejected - rejected) / len(planned)),
             MADE_AT: np.full(len(planned), time.time()),
         }
+
+    def _twins(self, planned: list[tuple[Sample, bool]], image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Twins of the unlabelled samples; a labelled one has itself."""
+        twin = image.copy()
+        for k, (sample, labelled) in enumerate(planned):
+            if not labelled:
+                twin[k, 0], _ = self.make(sample.twin())
+        return twin
 
     def make(self, sample: Sample) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
         """Image (S, S) float32 in [-1, 1] and mask (S, S) uint8 of a planned sample: FA, then RA and crop."""
@@ -76,7 +123,9 @@ class SampleMaker:
         config = self.config.preprocess
         ra_first = self.config.plan.fa_order == "ra_first"
         if sample.donor_id is not None and not ra_first:
-            source = WorkingSlice(self._drawn(self.anatomy(sample.slice_id), sample.donor_id), source.mask, source.area)
+            source = WorkingSlice(self._drawn(self.anatomy(sample.slice_id), sample), source.mask, source.area)
+        if self.config.appearance != "none":
+            source = replace(source, image=self._restyled(source.image, sample))
         scale = self.scale(sample, source)
         fill = float(source.image.min())
         image, mask = resample_crop(source.image, source.mask, scale, config.size, fill, sample.flip)
@@ -84,7 +133,7 @@ class SampleMaker:
             bits = self.anatomy(sample.slice_id)
             labels = (bits, np.ones_like(bits))
             anatomy, inside = (resample_crop(source.image, v, scale, config.size, 0.0, sample.flip)[1] for v in labels)
-            image = self._drawn(anatomy, sample.donor_id)
+            image = self._drawn(anatomy, sample)
             image[inside == 0] = image[inside > 0].min()
         return image, mask
 
@@ -103,15 +152,36 @@ class SampleMaker:
     def anatomy(self, slice_id: int) -> npt.NDArray[np.uint8]:
         """The slice's packed anatomy (h, w), its true extent alone: AdaIN averages over what it is given, and padding
         is no part of the image."""
-        row = self._row_of[slice_id]
+        return self._anatomy_at(self._row_of[slice_id])
+
+    def _anatomy_at(self, row: int) -> npt.NDArray[np.uint8]:
         top, left, height, width = (int(self._place[name][row]) for name in ("top", "left", "height", "width"))
         return self._anatomies[row, top : top + height, left : left + width]
 
-    def _drawn(self, anatomy: npt.NDArray[np.uint8], donor: int) -> npt.NDArray[np.float32]:
-        """(h, w) → (h, w) in (-1, 1), as the donor's scanner would draw it."""
+    def _drawn(self, anatomy: npt.NDArray[np.uint8], sample: Sample) -> npt.NDArray[np.float32]:
+        """(h, w) → (h, w) in (-1, 1), as the scanner of the sample's modality would draw it."""
+        code = self._modalities(sample)
+        image = self._decoded(anatomy, code)
+        if self._realism is None or self._realism(image, code):
+            return image
+        self._rejected += 1
+        return self._decoded(anatomy, self.donors.modality[sample.donor_id])
+
+    def _of_row(self, row: int, code: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        return self._decoded(self._anatomy_at(row), code)
+
+    def _decoded(self, anatomy: npt.NDArray[np.uint8], code: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         from pipeline.synthesis import synthesize
 
-        donor_1M, precision = self.donors.modality[donor : donor + 1], self.config.plan.fa_precision
-        drawn_1HW = synthesize(self._decoder, self._channels, anatomy[None], donor_1M, precision)
-        drawn: npt.NDArray[np.float32] = drawn_1HW[0]
+        drawn: npt.NDArray[np.float32] = synthesize(
+            self._decoder, self._channels, anatomy[None], code[None], self.config.plan.fa_precision
+        )[0]
         return drawn
+
+    def _restyled(self, image: npt.NDArray[np.float32], sample: Sample) -> npt.NDArray[np.float32]:
+        """(h, w) → (h, w) in [-1, 1]; after FA where there is FA, before RA."""
+        rng = np.random.Generator(np.random.Philox(sample.seed))
+        if self.config.appearance == "bigaug":
+            return bigaug(image, rng)
+        assert sample.style_id is not None
+        return fourier(image, self.working(sample.style_id).image, rng)

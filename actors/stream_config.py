@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
+from pipeline.appearance import Appearance
 from pipeline.preprocess import PreprocessConfig
 from pipeline.sample_plan import PlanConfig, StepPlan, Stream
 from storage.bank_index import Key, slice_keys
@@ -21,6 +22,7 @@ class StreamConfig(BaseModel):
 
     run: str
     bank: str | None
+    sdnet: str | None = None  # folder of the bank's SDNet, which judges what is drawn (`PlanConfig.fa_guard`)
     preprocess: PreprocessConfig
     plan: PlanConfig
     seed: int
@@ -28,6 +30,8 @@ class StreamConfig(BaseModel):
     ra: bool
     fa: bool
     batch_size: int
+    appearance: Appearance = "none"
+    twins: bool = False  # every unlabelled sample a second time, drawn from the same anatomy with another modality
 
     @property
     def unlabelled_per_step(self) -> int:
@@ -58,20 +62,28 @@ def step_plan(config: StreamConfig, store: SliceStore, bank: FactorBank | None =
             "a semi-supervised arm needs unlabelled training slices",
             "add unlabelled subjects or leave it out",
         )
-    donor_vendors = bank.donors().vendor if bank is not None else None
+    donors = bank.donors() if bank is not None else None
+    rows = bank_rows(bank) if bank is not None and config.plan.fa_policy == "own" else None
+    first = len(bank) if bank is not None and config.plan.fa_policy == "styles" else 0  # imported ones follow its own
+    if donors is not None and first == len(donors):
+        raise InputError(config.run, "the bank has no imported styles", "run `cardiomix bank import-styles`")
 
     def stream(name: str, pool: npt.NDArray[np.int64], fa: bool = True, ra: bool = True) -> Stream:
         return Stream(
             config.seed,
             name,
             pool,
-            fa_share=config.plan.fa_share if bank is not None and fa else 0.0,
+            fa_share=config.plan.fa_share if donors is not None and fa else 0.0,
             ra_range=config.plan.area_range_mm2 if config.ra and ra else None,
             pairs=config.plan.pairs,
-            donors=np.arange(len(donor_vendors)) if donor_vendors is not None else None,
-            donor_vendors=donor_vendors,
+            donors=np.arange(first, len(donors)) if donors is not None else None,
+            donor_vendors=donors.vendor[first:] if donors is not None else None,
             pool_vendors=vendors[pool],
             flips=config.plan.flips,
+            policy=config.plan.fa_policy,
+            own_rows=np.array([rows[key] for key in keys_of(store, pool)]) if rows is not None else None,
+            looks=np.flatnonzero(train) if config.appearance != "none" else None,
+            twins=config.twins and fa,
         )
 
     return StepPlan(

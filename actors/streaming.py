@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from actors.sample_maker import MADE_AT, MADE_S, SampleMaker
+from actors.sample_maker import MADE_AT, MADE_S, REJECTED, SampleMaker
 from actors.stream_config import StreamConfig, open_bank, step_plan
 from storage.errors import InputError
 from storage.slice_store import SliceStore
@@ -70,23 +70,27 @@ class Flow:
 
     def __init__(self, actors: int) -> None:
         self._actors, self._began = actors, time.perf_counter()
-        self._waited = self._making = self._lay_ready = 0.0
+        self._batches = 0
+        self._waited = self._making = self._lay_ready = self._rejected = 0.0
 
     def add(self, batch: dict[str, torch.Tensor], waited: float) -> None:
         """Count a batch for which the trainer has just waited so many seconds."""
         self._waited += waited
         self._making += float(batch[MADE_S].sum())
+        self._batches += 1
+        self._rejected += float(batch[REJECTED].mean())
         self._lay_ready += max(0.0, time.time() - float(batch[MADE_AT].mean()))
 
     def numbers(self) -> dict[str, float]:
         """Since the start: `train_seconds`; `data_wait_fraction`, the trainer's share of waiting; `actor_utilisation`,
         what making these batches took of the actors' time (batches made beforehand count too, so that after a short
         epoch it may pass 1); `queue_depth`, how many batches lay ready on average (Little's law: the sum of how long
-        each did, over the time)."""
+        each did, over the time); `fa_rejected`, the share of samples that the guard of realism turned down."""
         took = time.perf_counter() - self._began
         return {
             "train_seconds": took,
             "data_wait_fraction": self._waited / took,
             "actor_utilisation": self._making / took / self._actors,
             "queue_depth": self._lay_ready / took,
+            "fa_rejected": self._rejected / max(1, self._batches),
         }

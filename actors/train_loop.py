@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from actors.sample_maker import TWIN
 from actors.streaming import Flow, batches
 from actors.training import DONE, HISTORY, LAST, TrainJob, read_history
 from pipeline.networks.files import WEIGHTS
@@ -192,7 +193,7 @@ def run_epochs(
     for row in stream:
         flow.add(row, time.perf_counter() - before)
         vendor = None if state.alignment is None else vendor_of[row["slice_id"]]
-        batch = Batch(row["image"], row["mask"].long(), row["labelled"], row["slice_id"], vendor)
+        batch = Batch(row["image"], row["mask"].long(), row["labelled"], row["slice_id"], vendor, row.get(TWIN))
         for name, value in train_step(objective, state, batch, job.train).items():
             sums[name] = sums.get(name, 0.0) + value
         if state.step % per_epoch == 0:
@@ -267,16 +268,20 @@ def _end_epoch(
 
 
 def finish_job(job: TrainJob, store: SliceStore, state: TrainState) -> None:
-    """Write the last weights and the best by validation, then the marker that the job is done."""
+    """Write the last weights and the best by validation with a card, then the marker that the job is done."""
+    from pipeline.model_card import write_card
     from pipeline.networks.files import save_model
 
     terms = sorted({str(t) for t in store.column("terms")[store.column("split") == "train"]})
     seen = store.column("subject")[np.isin(store.column("split"), ("train", "validation"))].tolist()
     preprocess = job.stream.preprocess.model_dump(mode="json")
     model = state.candidate
-    save_model(uri.join(job.out, LAST), model, job.network, preprocess, terms, seen)
+    records = read_history(job)
+    last, best = _about(job, store, state, records[-1:]), _about(job, store, state, records)
+    save_model(uri.join(job.out, LAST), model, job.network, preprocess, terms, seen, last)
     model.load_state_dict(state.best_weights)
-    name = save_model(job.out, model, job.network, preprocess, terms, seen)
+    name = save_model(job.out, model, job.network, preprocess, terms, seen, best)
+    write_card(job.out)
     done = {
         "config_hash": job.config_hash,
         "fingerprint": name,
@@ -285,3 +290,22 @@ def finish_job(job: TrainJob, store: SliceStore, state: TrainState) -> None:
         "best_val_dice": state.best_dice,
     }
     uri.write_text(uri.join(job.out, DONE), json.dumps(done, indent=1))
+
+
+def _about(job: TrainJob, store: SliceStore, state: TrainState, records: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the network's description says of its training; its Dice is that of the best of these epochs."""
+    from pipeline.model_card import about
+
+    stream, best = job.stream, max(records, key=lambda record: record["val/dice"], default={})
+    training = {
+        "steps": state.step,
+        "ra": stream.ra,
+        "area_range_mm2": list(stream.plan.area_range_mm2) if stream.ra else None,
+        "fa": stream.fa,
+        "flips": stream.plan.flips,
+        "config_hash": job.config_hash,
+        "data_fingerprint": job.data_fingerprint,
+        "bank_fingerprint": job.bank_fingerprint,
+    }
+    scores = {name.removeprefix("val/"): best[name] for name in sorted(best) if name.startswith("val/dice")}
+    return about(store, arm=job.name, semi_supervised=stream.semi_supervised, training=training, validation=scores)

@@ -2,7 +2,7 @@
 
 A job's folder holds
 
-- `model.safetensors`, `model.json`: the network at its best epoch by validation Dice;
+- `model.safetensors`, `model.json`: the network at its best epoch by validation Dice; `model_card.md` for a reader;
 - `last/`: the same two files at the last epoch;
 - `done.json`, written last;
 - `history.jsonl`: a record an epoch;
@@ -37,7 +37,7 @@ from pipeline.networks.sdnet import SDNetConfig
 from pipeline.networks.unet import UNetConfig
 from pipeline.training import NonFiniteLossError, OutOfMemoryError, TrainConfig
 from storage import uri
-from storage.errors import InputError, StageError
+from storage.errors import FinalError, InputError, StageError
 
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
@@ -66,7 +66,7 @@ class TrainJob(BaseModel):
     @property
     def config_hash(self) -> str:
         """First 12 hex digits of SHA-256 over all that determines the result, and nothing about where it lies."""
-        document = self.model_dump(exclude={"out": True, "start": True, "stream": {"run", "bank"}})
+        document = self.model_dump(exclude={"out": True, "start": True, "stream": {"run", "bank", "sdnet"}})
         return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:12]
 
     @property
@@ -88,9 +88,9 @@ class TrainJob(BaseModel):
 def run_job(job: TrainJob, plan: ResourcePlan) -> None:
     """Train a job to its end. Workers may die as often as they like, as long as there is a new epoch now and then.
 
-    Raises StageError if the loss is not finite, memory runs out, the loop itself fails, or workers die `MAX_DEATHS`
-    times in a row without a new epoch; InputError if Ray has GPUs that this torch cannot use, or the loop met bad
-    input. Only deaths are tried again.
+    Raises FinalError if the loss is not finite or memory runs out; StageError if the loop itself fails, or workers die
+    `MAX_DEATHS` times in a row without a new epoch; InputError if Ray has GPUs that this torch cannot use, or the loop
+    met bad input. Only deaths are tried again.
     """
     import torch
     from ray.exceptions import RayActorError
@@ -136,7 +136,9 @@ def _raise_ours(job: TrainJob, plan: ResourcePlan, errors: Iterable[Exception]) 
         if isinstance(cause, InputError):
             raise cause
         lost = isinstance(error, (RayError, RayTrainError, StageError, OSError)) and not isinstance(error, RayTaskError)
-        if isinstance(cause, (NonFiniteLossError, OutOfMemoryError)) or (not lost and plan.train_workers == 1):
+        if isinstance(cause, (NonFiniteLossError, OutOfMemoryError)):
+            raise FinalError(_last_line(cause)) from error
+        if not lost and plan.train_workers == 1:
             raise StageError(_last_line(cause)) from error
 
 

@@ -2,15 +2,42 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pipeline.training import ArmConfig
 
-ARMS: dict[str, ArmConfig] = {
+# What the paper compares; `ablate` trains these unless told otherwise.
+PAPER: dict[str, ArmConfig] = {
     "unet_ra": ArmConfig(network="unet", ra=True),
     "fs_sdnet": ArmConfig(),
     "fs_sdnet_ra": ArmConfig(ra=True),
     "ss_sdnet_ra": ArmConfig(semi_supervised=True, ra=True),
     "ss_sdnet_ra_fa": ArmConfig(semi_supervised=True, ra=True, fa=True),
 }
+
+_FA = PAPER["ss_sdnet_ra_fa"]
+
+
+def _with(arm: ArmConfig, **changes: Any) -> ArmConfig:
+    return ArmConfig.model_validate({**arm.model_dump(), **changes})
+
+
+# What the paper left open: its control, modalities moved outside what was seen, a consistency that FA makes possible,
+# and augmentations that came after it, each alone with RA and with FA on top.
+BEYOND: dict[str, ArmConfig] = {
+    "ss_sdnet_ra_rec": _with(_FA, policy="own"),
+    "ss_sdnet_ra_fa_interpolate": _with(_FA, policy="interpolate"),
+    "ss_sdnet_ra_fa_extrapolate": _with(_FA, policy="extrapolate"),
+    "ss_sdnet_ra_fa_gaussian": _with(_FA, policy="gaussian"),
+    "ss_sdnet_ra_fa_styles": _with(_FA, policy="styles"),
+    "ss_sdnet_ra_fa_consistency": _with(_FA, consistency=True),
+    "ss_sdnet_ra_bigaug": _with(_FA, fa=False, appearance="bigaug"),
+    "ss_sdnet_ra_fa_bigaug": _with(_FA, appearance="bigaug"),
+    "ss_sdnet_ra_fourier": _with(_FA, fa=False, appearance="fourier"),
+    "ss_sdnet_ra_fa_fourier": _with(_FA, appearance="fourier"),
+}
+
+ARMS = PAPER | BEYOND
 
 # On original images (paper section 2.1: "using the original (prior to augmentation) data").
 PRETRAIN = ArmConfig(semi_supervised=True)

@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from actors.resources import ResourceConfig
-from experiments.arms import ARMS
+from experiments.arms import ARMS, PAPER
 from pipeline.losses import LossConfig
 from pipeline.networks.sdnet import SDNetConfig
 from pipeline.networks.unet import UNetConfig
@@ -34,7 +34,7 @@ class Settings(BaseModel):
 
     preset: str
     seed: int = Field(0, ge=0, description="replicate k of an arm uses seed + k")
-    arms: tuple[str, ...] = tuple(ARMS)
+    arms: tuple[str, ...] = tuple(PAPER)
     seeds: int = Field(1, ge=1, description="replicates of each arm")
     data: tuple[str, ...] = Field((), description="folders as given to ingest; empty: the phantom")
     layout: str = "auto"

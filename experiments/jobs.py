@@ -13,6 +13,7 @@ from experiments.config import Settings
 from pipeline.losses import LossConfig
 from pipeline.networks.files import CONFIG as MODEL
 from pipeline.networks.files import read_config, sdnet_fingerprint, subject_key
+from pipeline.sample_plan import JUDGED
 from pipeline.training import ArmConfig, TrainConfig
 from storage import uri
 from storage.bank_index import Key, slice_keys
@@ -41,16 +42,21 @@ def data_fingerprint(run: str) -> str:
 
 
 def _stream(run: str, settings: Settings, arm: ArmConfig, train: TrainConfig, seed: int) -> StreamConfig:
+    plan = settings.plan if arm.policy is None else settings.plan.model_copy(update={"fa_policy": arm.policy})
+    judged = arm.fa and plan.fa_policy in JUDGED and plan.fa_guard == "reencoding"
     return StreamConfig(
         run=run,
         bank=bank_uri(run, settings) if arm.fa else None,
+        sdnet=sdnet_uri(run, settings) if judged else None,
         preprocess=settings.preprocess,
-        plan=settings.plan,
+        plan=plan,
         seed=seed,
         semi_supervised=arm.semi_supervised,
         ra=arm.ra,
         fa=arm.fa,
         batch_size=train.batch_size,
+        appearance=arm.appearance,
+        twins=arm.consistency,
     )
 
 

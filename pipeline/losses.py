@@ -36,6 +36,12 @@ class LossConfig(BaseModel):
         description="anatomy: channels cover like shares of the images of every vendor, so that the anatomy does not "
         "tell who made the image; not in eq. 1",
     )
+    consistency: float = Field(
+        1.0, ge=0, description="of arms with twins: two modalities of one anatomy segment alike; not in eq. 1"
+    )
+    consistency_ramp: int = Field(
+        300, ge=1, description="steps over which that weight rises, as exp(-5 (1 - t)²) (Laine and Aila 2017)"
+    )
     dice_form: Literal["generalised", "soft"] = Field("soft", description="sums over the batch, background included")
     focal_gamma: float = Field(2.0, ge=0)
     latent_source: Literal["sampled", "reconstruction"] = Field(
@@ -72,6 +78,16 @@ def reconstruction_loss(reconstruction: Tensor, image: Tensor) -> Tensor:
 def latent_regression_loss(encoded: Tensor, sampled: Tensor) -> Tensor:
     """L1 distance between a sampled modality vector and what the encoder reads from the image drawn with it."""
     return F.l1_loss(encoded, sampled)
+
+
+def consistency_loss(logits_NCHW: Tensor, twin_NCHW: Tensor) -> Tensor:
+    """Squared difference of the two segmentations' class shares, mean over pixels and classes."""
+    return F.mse_loss(logits_NCHW.softmax(dim=1), twin_NCHW.softmax(dim=1))
+
+
+def ramp(step: int, length: int) -> float:
+    """exp(-5 (1 - t)²) with t = step / length up to 1 (Laine and Aila 2017)."""
+    return math.exp(-5.0 * (1.0 - min(1.0, step / length)) ** 2)
 
 
 def code_kl(codes_NM: Tensor) -> Tensor:

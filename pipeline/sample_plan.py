@@ -9,7 +9,7 @@ keyed by what they are for, so that any index can be computed alone, in any proc
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
@@ -18,6 +18,9 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 PairPolicy = Literal["uniform", "vendor_balanced", "cross_vendor"]
+Guard = Literal["none", "intensities", "reencoding"]
+JUDGED = ("interpolate", "extrapolate", "gaussian")  # policies that draw with codes that no slice has
+FaPolicy = Literal["mix", "own", "interpolate", "extrapolate", "gaussian", "styles"]
 Flips = Literal["none", "rows", "columns", "both"]
 Ids = npt.NDArray[np.int64]
 
@@ -47,6 +50,21 @@ class PlanConfig(BaseModel):
     )
     fa_anatomy: Literal["any", "labelled"] = Field("any", description="FA: which slices give the anatomy")
     fa_share: float = Field(0.5, ge=0, le=1, description="FA: synthesized share of every batch, replacing real samples")
+    fa_policy: FaPolicy = Field(
+        "mix",
+        description="FA: which modality an anatomy is drawn with. `mix`: a donor's (paper). `own`: its own, so a "
+        "reconstruction. `interpolate`: between a donor's and another vendor's donor's. `extrapolate`: a donor's, "
+        "moved away from another vendor, along the line between the vendors' means. `gaussian`: drawn from a normal "
+        "density of the donor's vendor. `styles`: an imported donor's",
+    )
+    fa_reach: float = Field(
+        1.0, ge=0, description="FA, extrapolate: the most that is added, in distances between the vendors' means"
+    )
+    fa_guard: Guard = Field(
+        "reencoding",
+        description="FA, policies whose codes no slice has: an image is kept if its intensities are like the bank's "
+        "and, `reencoding`, the SDNet reads the code again from it; else the donor's own code is taken",
+    )
     fa_precision: Literal["fp32", "bf16"] = Field("fp32", description="FA: of the decoder that draws the samples")
     pairs: PairPolicy = Field("uniform", description="FA: who gives the modality; `uniform` is the paper's")
     unlabelled_ratio: float = Field(1.0, ge=0, description="unlabelled samples for each labelled one in a step")
@@ -72,20 +90,32 @@ class Sample:
 
     slice_id: the slice that gives image and mask, or anatomy and mask; donor_id: the bank row that gives the modality,
     or None for a real sample; area: target pixel area in native mm², or None to keep the slice's own; flip: whether
-    rows and columns run backwards.
+    rows and columns run backwards; other_id: a donor of another vendor and weight, 0 to 1, for policies that mix two;
+    style_id: another slice whose look is borrowed (Fourier mixing); twin_id: the donor of its twin; seed: for whatever
+    else is random in making it.
     """
 
     slice_id: int
     donor_id: int | None
     area: float | None
     flip: tuple[bool, bool] = (False, False)
+    other_id: int | None = None
+    weight: float = 0.0
+    style_id: int | None = None
+    twin_id: int | None = None
+    seed: int = 0
+
+    def twin(self) -> Sample:
+        """The same anatomy at the same place, drawn with the modality of `twin_id`."""
+        return replace(self, donor_id=self.twin_id, other_id=None, weight=0.0, twin_id=None, seed=self.seed + 1)
 
 
 class Stream:
     """Samples over `pool`, by index.
 
     Args: seed; name (the stream's own randomness); pool, slice ids (n,); donors, bank rows (m,) and their vendors (m,),
-    for FA; fa_share 0 to 1; ra_range in mm² or None for no RA; flips.
+    for FA; fa_share 0 to 1; ra_range in mm² or None for no RA; flips; policy, and for `own` own_rows, the bank's row of
+    each slice of the pool (n,); looks, slice ids whose look other samples may borrow; twins: every sample gets one.
     """
 
     def __init__(
@@ -101,10 +131,14 @@ class Stream:
         donor_vendors: npt.NDArray[np.str_] | None = None,
         pool_vendors: npt.NDArray[np.str_] | None = None,
         flips: Flips = "none",
+        policy: FaPolicy = "mix",
+        own_rows: Ids | None = None,
+        looks: Ids | None = None,
+        twins: bool = False,
     ) -> None:
         if len(pool) == 0:
             raise ValueError(f"stream {name}: its pool of slices is empty")
-        if fa_share > 0 and (donors is None or len(donors) == 0):
+        if (fa_share > 0 or twins) and (donors is None or len(donors) == 0):
             raise ValueError(f"stream {name}: FA needs modality donors")
         self.seed, self.name, self.pool = seed, name, np.asarray(pool, dtype=np.int64)
         self.fa_share, self.ra_range, self.pairs = fa_share, ra_range, pairs
@@ -114,6 +148,9 @@ class Stream:
         self._by_vendor = {str(v): self.donors[vendors == v] for v in np.unique(vendors)}
         own = pool_vendors if pool_vendors is not None else np.full(len(self.pool), "")
         self._own_vendor = dict(zip(self.pool.tolist(), map(str, own), strict=True))
+        self.policy, self.looks, self.twins = policy, looks, twins
+        self._own_row = dict(zip(self.pool.tolist(), own_rows.tolist(), strict=True)) if own_rows is not None else {}
+        self._vendor_of = dict(zip(self.donors.tolist(), map(str, vendors), strict=True))
         # one pass is kept: samples are mostly asked for in order
         self._order = lru_cache(maxsize=4)(self._shuffled)
 
@@ -138,9 +175,30 @@ class Stream:
         if any(self._flips):
             rows, columns = rng.random(2) < 0.5
             flip = (bool(rows) and self._flips[0], bool(columns) and self._flips[1])
-        return Sample(slice_id, donor, area, flip)
+        return self._with_rest(Sample(slice_id, donor, area, flip), index)
+
+    def _with_rest(self, sample: Sample, index: int) -> Sample:
+        """What only some policies and augmentations ask for, from a generator of its own."""
+        two = sample.donor_id is not None and self.policy in ("interpolate", "extrapolate")
+        if not two and self.looks is None and self.policy != "gaussian" and not self.twins:
+            return sample
+        rng = generator(self.seed, f"{self.name}/rest", index >> 32, index & 0xFFFFFFFF)
+        weight, vendor_place, place, look, twin_vendor, twin_place = rng.random(6)
+        other = None
+        if two and sample.donor_id is not None:
+            mine = self._vendor_of[sample.donor_id]
+            vendors = [v for v in self._by_vendor if v != mine] or [mine]
+            others = self._by_vendor[vendors[int(vendor_place * len(vendors))]]
+            other = int(others[int(place * len(others))])
+        style = None if self.looks is None else int(self.looks[int(look * len(self.looks))])
+        seed = int(rng.integers(0, 2**62))
+        twin = self._donor(sample.slice_id, float(twin_place), float(twin_vendor)) if self.twins else None
+        weight = float(weight) if two else 0.0
+        return replace(sample, other_id=other, weight=weight, style_id=style, seed=seed, twin_id=twin)
 
     def _donor(self, slice_id: int, place: float, vendor_place: float) -> int:
+        if self.policy == "own":
+            return int(self._own_row[slice_id])
         if self.pairs == "uniform":
             candidates = self.donors
         else:

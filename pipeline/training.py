@@ -15,12 +15,15 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from pipeline.appearance import Appearance
 from pipeline.losses import (
     LossConfig,
     VendorAlignment,
     channel_balance,
     code_kl,
+    consistency_loss,
     latent_regression_loss,
+    ramp,
     reconstruction_loss,
     sample_latent,
     segmentation_losses,
@@ -28,7 +31,7 @@ from pipeline.losses import (
 from pipeline.networks.files import build, default_device
 from pipeline.networks.sdnet import SDNet, SDNetConfig, binarise
 from pipeline.networks.unet import UNet, UNetConfig
-from pipeline.sample_plan import generator
+from pipeline.sample_plan import FaPolicy, generator
 
 STRUCTURES = ("LV", "MYO", "RV")
 
@@ -42,6 +45,9 @@ class ArmConfig(BaseModel):
     semi_supervised: bool = False
     ra: bool = False
     fa: bool = False
+    policy: FaPolicy | None = Field(None, description="FA: in place of `plan.fa_policy`")
+    appearance: Appearance = Field("none", description="augmentation of the images' looks, before RA")
+    consistency: bool = Field(False, description="unlabelled samples and their twins must segment alike")
 
 
 class TrainConfig(BaseModel):
@@ -82,23 +88,27 @@ class TrainConfig(BaseModel):
 @dataclass(frozen=True)
 class Batch:
     """image (N, 1, S, S) float32 in [-1, 1]; mask (N, S, S) int64; labelled (N,) bool; slice_id (N,) int64; vendor
-    (N,) int64, numbers from 0, where the loss asks for it."""
+    (N,) int64, numbers from 0, where the loss asks for it; twin like image, for arms with consistency."""
 
     image: Tensor
     mask: Tensor
     labelled: Tensor
     slice_id: Tensor
     vendor: Tensor | None = None
+    twin: Tensor | None = None
 
     def parts(self) -> list[Batch]:
         """Its labelled and its unlabelled samples; a batch of one kind is its only part."""
         count = int(self.labelled.sum())
         cuts = [slice(0, count), slice(count, len(self.image))]
         taken = [c for c in cuts if c.start < c.stop]
-        vendor = self.vendor
         return [
             Batch(
-                self.image[c], self.mask[c], self.labelled[c], self.slice_id[c], None if vendor is None else vendor[c]
+                self.image[c],
+                self.mask[c],
+                self.labelled[c],
+                self.slice_id[c],
+                *(None if rest is None else rest[c] for rest in (self.vendor, self.twin)),
             )
             for c in taken
         ]
@@ -267,8 +277,17 @@ class Objective(nn.Module):
         self.model, self.config, self.latent, self.alignment = model, config, latent, alignment
         self.segmentation = segmentation_losses(config)
 
-    def forward(self, image: Tensor, mask: Tensor, labelled: Tensor, vendor: Tensor | None = None) -> dict[str, Tensor]:
-        """Weighted terms by name. Labelled samples come first in a batch; only they reach the segmentor."""
+    def forward(
+        self,
+        image: Tensor,
+        mask: Tensor,
+        labelled: Tensor,
+        vendor: Tensor | None = None,
+        twin: Tensor | None = None,
+        step: int = 0,
+    ) -> dict[str, Tensor]:
+        """Weighted terms by name. Labelled samples come first in a batch; only they reach the segmentor, unless there
+        are twins."""
         count = int(labelled.sum())
         model = self.model
         terms: dict[str, Tensor] = {}
@@ -285,11 +304,17 @@ class Objective(nn.Module):
                 terms["balance"] = self.config.balance * channel_balance(soft.float())
             if self.alignment is not None and vendor is not None:
                 terms["align"] = self.config.align * self.alignment(anatomy, vendor)
-            logits = model.segment(anatomy[:count]) if count else None
+            seen = anatomy if twin is not None else anatomy[:count]
+            logits = model.segment(seen) if len(seen) else None
         else:
-            logits = model(image[:count]) if count else None
-        if logits is not None:
-            terms |= self.segmentation(logits.float(), mask[:count])
+            seen = image if twin is not None else image[:count]
+            logits = model(seen) if len(seen) else None
+        again = model(twin[count:]) if twin is not None and count < len(image) else None
+        if logits is not None and again is not None:
+            share = self.config.consistency * ramp(step, self.config.consistency_ramp)
+            terms["consistency"] = share * consistency_loss(logits[count:].float(), again.float())
+        if logits is not None and count:
+            terms |= self.segmentation(logits[:count].float(), mask[:count])
         return terms
 
     def _latent(self, model: SDNet, anatomy: Tensor, codes: Tensor, reconstruction: Tensor) -> Tensor:
@@ -322,7 +347,7 @@ def _update(objective: nn.Module, state: TrainState, batch: Batch, config: Train
     device = batch.image.device
     with _memory_advice(batch, config):
         with autocast(device, config.precision):
-            terms = objective(batch.image, batch.mask, batch.labelled, batch.vendor)
+            terms = objective(batch.image, batch.mask, batch.labelled, batch.vendor, batch.twin, state.step)
         total = torch.stack(list(terms.values())).sum()
         if not torch.isfinite(total):
             found = {name: term.item() for name, term in terms.items()}

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actors.sample_maker import MADE_AT, MADE_S, SampleMaker
+from actors.sample_maker import MADE_AT, MADE_S, REJECTED, SampleMaker
 from actors.stream_config import StreamConfig, step_plan
 from actors.streaming import Flow, batches
 from pipeline.phantom import PhantomConfig, write_phantom
@@ -153,6 +153,45 @@ def test_drawing_in_bfloat16_is_a_choice_and_stays_near(run: str) -> None:
     assert 0 < np.abs(drawn - near).max() < 0.1
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"plan": PlanConfig(fa_policy="own")},
+        {"plan": PlanConfig(fa_policy="interpolate", fa_guard="intensities")},
+        {"plan": PlanConfig(fa_policy="extrapolate")},
+        {"plan": PlanConfig(fa_policy="gaussian")},
+        {"appearance": "bigaug"},
+        {"appearance": "fourier", "fa": False},
+        {"twins": True},
+    ],
+    ids=lambda changes: str(next(iter(changes.values()))).partition("fa_policy=")[2][:14] or next(iter(changes)),
+)
+def test_what_goes_beyond_the_paper_is_a_function_of_the_index_too_and_leaves_the_masks(
+    run: str, changes: dict[str, Any]
+) -> None:
+    config = stream_config(run, sdnet=f"{run}/sdnet", **changes)
+    paper = SampleMaker(stream_config(run, fa=config.fa))({"step": np.arange(4)})
+    made, later = SampleMaker(config)({"step": np.arange(4)}), SampleMaker(config)({"step": np.array([3])})
+    for name in set(made) & {"image", "mask", "twin"}:
+        np.testing.assert_array_equal(made[name][-8:], later[name])
+    np.testing.assert_array_equal(made["mask"], paper["mask"])
+    assert np.abs(made["image"]).max() <= 1 + 1e-6 and 0 <= made["rejected"].mean() <= 1
+    differ = np.abs(made["image"] - paper["image"]).mean(axis=(1, 2, 3)) > 1e-4
+    if config.twins:
+        assert not differ.any()
+        twins = np.abs(made["twin"] - made["image"]).mean(axis=(1, 2, 3)) > 1e-4
+        assert not twins[made["labelled"]].any() and twins[~made["labelled"]].mean() > 0.5
+    else:
+        assert differ.mean() > 0.1
+
+
+def test_a_policy_that_cannot_be_had_is_refused(run: str) -> None:
+    with pytest.raises(InputError, match="no imported styles"):
+        SampleMaker(stream_config(run, plan=PlanConfig(fa_policy="styles")))
+    with pytest.raises(InputError, match="needs the SDNet that made the bank"):
+        SampleMaker(stream_config(run, plan=PlanConfig(fa_policy="gaussian")))
+
+
 def test_a_worker_for_whom_a_step_holds_nothing_is_refused(run: str) -> None:
     with pytest.raises(InputError, match="none of them for worker 1 of 5"):
         next(batches(stream_config(run, semi_supervised=False), range(4), rank=0, world=5))
@@ -164,11 +203,12 @@ def test_what_the_stream_did_is_told_from_its_batches() -> None:
     flow = Flow(actors=2)
     for _ in range(3):
         made = {MADE_S: torch.full((4,), 0.05), MADE_AT: torch.full((4,), time.time() - 1.0, dtype=torch.float64)}
+        made[REJECTED] = torch.full((4,), 0.25)
         flow.add(made, waited=0.0)
     seen = flow.numbers()
     assert seen["actor_utilisation"] * 2 * seen["train_seconds"] == pytest.approx(0.6)
     assert seen["queue_depth"] * seen["train_seconds"] == pytest.approx(3.0, rel=0.1)
-    assert seen["data_wait_fraction"] == 0
+    assert seen["data_wait_fraction"] == 0 and seen["fa_rejected"] == 0.25
 
 
 def test_noise_in_place_of_every_test_image_changes_no_sample(run: str) -> None:

@@ -322,3 +322,24 @@ def test_alignment_goes_on_from_a_checkpoint_bit_for_bit() -> None:
     train(resumed, batches[2:])
     ours, theirs = resumed.model.state_dict(), whole.model.state_dict()
     assert all(torch.equal(ours[k], theirs[k]) for k in ours)
+
+
+def test_twins_are_held_alike_only_where_there_are_twins_and_the_weight_rises() -> None:
+    from pipeline.losses import consistency_loss, ramp
+
+    torch.manual_seed(0)
+    network = SDNetConfig(anatomy_width=4, modality_width=4, segmentor_width=4, decoder_width=4)
+    state = TrainState.create(network, TrainConfig(precision="fp32"), seed=0)
+    objective = Objective(state.model, LossConfig(consistency_ramp=10), state.latent)
+    image, mask = torch.rand(4, 1, 32, 32), torch.randint(0, 4, (4, 32, 32))
+    labelled = torch.tensor([True, True, False, False])
+    assert "consistency" not in objective(image, mask, labelled)
+    assert float(consistency_loss(image, image)) == 0
+    other = torch.cat([image[:2], image[2:].flip(-1)])
+    terms = [objective(image, mask, labelled, twin=other, step=s)["consistency"] for s in (0, 10)]
+    early, late = (float(term.detach()) for term in terms)
+    assert early == pytest.approx(ramp(0, 10) * late) and late > 0
+    assert "consistency" not in objective(image[:2], mask[:2], labelled[:2], twin=image[:2])
+    term = objective(image, mask, labelled, twin=other, step=10)["consistency"]
+    term.backward()
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in state.model.anatomy_encoder.parameters())

@@ -1,0 +1,52 @@
+"""Which modality vector a planned sample is drawn with: the donor's, or one made from several (`PlanConfig.fa_policy`).
+
+`mix` is the paper's; the others answer what it left open: whether factors can be moved outside what was seen, and, by
+`own`, whether it is the mixing that helps or only training on reconstructions.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.sample_plan import FaPolicy, Sample
+
+Vectors = npt.NDArray[np.float32]
+RIDGE = 1e-6  # of a vendor's covariance, which few slices may leave singular
+
+
+class Modalities:
+    """The vectors of planned samples. Donors: modality (D, M) float32 and vendor (D,)."""
+
+    def __init__(self, modality: Vectors, vendor: npt.NDArray[np.str_], policy: FaPolicy, reach: float) -> None:
+        self.policy, self.reach, self._modality, self._vendor = policy, reach, modality, vendor
+        own = {str(v): modality[vendor == v].astype(np.float64) for v in np.unique(vendor)}
+        self._mean = {v: rows.mean(axis=0) for v, rows in own.items()}
+        self._root = {v: _root(rows) for v, rows in own.items()} if policy == "gaussian" else {}
+
+    def __call__(self, sample: Sample) -> Vectors:
+        """(M,) float32 for a sample with a donor; a pure function of the sample and the donors."""
+        assert sample.donor_id is not None
+        donor: Vectors = self._modality[sample.donor_id]
+        if self.policy == "gaussian":
+            vendor = str(self._vendor[sample.donor_id])
+            noise = np.random.Generator(np.random.Philox(sample.seed)).standard_normal(len(donor))
+            drawn: Vectors = (self._mean[vendor] + self._root[vendor] @ noise).astype(np.float32)
+            return drawn
+        if sample.other_id is None:
+            return donor
+        if self.policy == "interpolate":
+            between: Vectors = donor + np.float32(sample.weight) * (self._modality[sample.other_id] - donor)
+            return between
+        ours, theirs = (self._mean[str(self._vendor[row])] for row in (sample.donor_id, sample.other_id))
+        beyond: Vectors = (donor + self.reach * sample.weight * (ours - theirs)).astype(np.float32)
+        return beyond
+
+
+def _root(rows_NM: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Lower triangle L with L Lᵀ the covariance; of a single row, almost nothing."""
+    size = rows_NM.shape[1]
+    apart = rows_NM - rows_NM.mean(axis=0)
+    covariance = apart.T @ apart / max(1, len(rows_NM) - 1)
+    lower: npt.NDArray[np.float64] = np.linalg.cholesky(covariance + RIDGE * np.eye(size))
+    return lower

@@ -1,0 +1,53 @@
+"""Whether an image drawn with a modality that no slice has still looks like one of the bank's.
+
+Two questions, each against what the bank's own slices give when they are drawn with their own codes: do the intensities
+lie where theirs lie, and does the modality encoder read the code again from the image (the re-encoding error)?
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+Image = npt.NDArray[np.float32]
+Code = npt.NDArray[np.float32]
+Draw = Callable[[int, Code], Image]  # a bank row's anatomy (h, w) with a code (M,)
+Encode = Callable[[Image], Code]
+
+LOOKED_AT = 48  # rows of the bank, evenly spread
+SLACK = 0.25  # of the range of each statistic, beyond it
+QUANTILES = (0.05, 0.5, 0.95)
+ERRORS = 1.5  # times the worst of the bank's own re-encoding errors
+
+
+class Realism:
+    """Limits taken from a bank of `count` rows with codes (D, M); `encode` None: intensities alone."""
+
+    def __init__(self, count: int, codes_DM: Code, draw: Draw, encode: Encode | None) -> None:
+        rows = np.unique(np.linspace(0, count - 1, min(count, LOOKED_AT)).round().astype(int)).tolist()
+        images = [draw(row, codes_DM[row]) for row in rows]
+        seen = np.array([_statistics(image) for image in images])
+        slack = SLACK * (seen.max(axis=0) - seen.min(axis=0))
+        self.low, self.high = seen.min(axis=0) - slack, seen.max(axis=0) + slack
+        self._encode, self._spread = encode, np.maximum(codes_DM.std(axis=0), 1e-6)
+        self.most = ERRORS * max(self._errors(images, [codes_DM[row] for row in rows]), default=np.inf)
+
+    def __call__(self, image_HW: Image, code_M: Code) -> bool:
+        """Whether the image, drawn with the code, is within the limits."""
+        found = _statistics(image_HW)
+        inside = bool(((found >= self.low) & (found <= self.high)).all())
+        return inside and all(error <= self.most for error in self._errors([image_HW], [code_M]))
+
+    def _errors(self, images: Sequence[Image], codes: Sequence[Code]) -> list[float]:
+        """Mean distance between each code and the one read again, in spreads of the bank's codes."""
+        if self._encode is None:
+            return []
+        pairs = zip(images, codes, strict=True)
+        return [float((np.abs(self._encode(image) - code) / self._spread).mean()) for image, code in pairs]
+
+
+def _statistics(image_HW: Image) -> npt.NDArray[np.float64]:
+    """Mean, standard deviation and three quantiles."""
+    return np.array([image_HW.mean(), image_HW.std(), *np.quantile(image_HW, QUANTILES)], dtype=np.float64)
