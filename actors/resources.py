@@ -1,8 +1,14 @@
-"""Who gets which share of the machine. One budget for trainers, data actors and tasks, so that none starves another."""
+"""Who gets which share of the machines. One budget for trainers, data actors and tasks, so that none starves another.
+
+A plan is made node by node: an actor never spans nodes, so that a cluster may have CPUs enough in all and still no
+place for it. Ray decides itself which of the places a trainer takes.
+"""
 
 from __future__ import annotations
 
 import os
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +18,10 @@ from storage.errors import InputError
 
 # Of a lane's cores, as Ray books them: the trainer's half leaves room for its data actors and for short tasks.
 TRAINER_SHARE, DATA_SHARE, TASK_CPUS = 0.5, 0.25, 0.25
+LEAST_CORES = 0.5  # of a trainer with its data actors
+MOST_DATA_ACTORS = 8  # for each train worker, where nothing else is asked for
+# CPUs of a data actor beside a GPU, the largest that fits; it makes samples in one thread.
+DATA_CPUS: tuple[float, ...] = (1.0, 0.5, 0.25, 0.1, 0.05)
 
 
 class ResourceConfig(BaseModel):
@@ -19,19 +29,70 @@ class ResourceConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    lanes: int | None = Field(None, ge=1, description="arms trained at the same time; None: two on a CPU, one a GPU")
+    lanes: int | None = Field(
+        None, ge=1, description="arms trained at the same time; None: two, or one a node, on CPUs, one a GPU"
+    )
     train_workers: int = Field(1, ge=1, description="Ray Train workers an arm; batch_size is over all of them")
-    data_actors: int = Field(1, ge=1, description="actors that make samples, for each train worker")
+    data_actors: int | None = Field(
+        None, ge=1, description="actors that make samples, for each train worker; None: as many as keep it busy, 1 to 8"
+    )
     stream_mb: int = Field(
         256, ge=1, description="MB of made samples that wait in the object store for each train worker, about"
     )
     extract_actors: int | None = Field(None, ge=1, description="None: one a core, or one a GPU")
     gpus: bool | None = Field(None, description="None: use them if there are any; True: fail without")
+    arm_retries: int = Field(1, ge=0, description="how often a failed arm is tried again before it is reported")
+
+
+@dataclass(frozen=True)
+class Node:
+    """What one machine of the cluster has."""
+
+    cpus: float
+    gpus: float = 0.0
+
+    def __str__(self) -> str:
+        gpus = f" and {self.gpus:g} GPU{'s' * (self.gpus > 1)}" if self.gpus else ""
+        return f"{self.cpus:g} CPU{'s' * (self.cpus != 1)}{gpus}"
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """The machines that take part."""
+
+    nodes: tuple[Node, ...]
+
+    @property
+    def cpus(self) -> float:
+        """Of all nodes."""
+        return sum(node.cpus for node in self.nodes)
+
+    @property
+    def gpus(self) -> float:
+        """Of all nodes."""
+        return sum(node.gpus for node in self.nodes)
+
+    @property
+    def node_cpus(self) -> float:
+        """Of the largest node."""
+        return max((node.cpus for node in self.nodes), default=0.0)
+
+    def __str__(self) -> str:
+        return ", ".join(f"{n} × {node}" for node, n in Counter(self.nodes).items()) or "no nodes"
+
+
+@dataclass(frozen=True)
+class NodeShare:
+    """What a node has a place for while arms train."""
+
+    node: Node
+    trainers: int
+    data_actors: int
 
 
 @dataclass(frozen=True)
 class ResourcePlan:
-    """A budget that fits. `threads` are torch's in each trainer; cpus are Ray's bookings."""
+    """A budget that fits. `threads` are torch's in each trainer; cpus are Ray's bookings, of one actor each."""
 
     lanes: int
     train_workers: int
@@ -44,63 +105,166 @@ class ResourcePlan:
     extract_actors: int
     extract_cpus: float
     extract_gpus: float
+    arm_retries: int = 1
+    shares: tuple[NodeShare, ...] = ()
 
     def describe(self) -> str:
-        """One line for the terminal."""
+        """One line for the terminal, then one for each kind of node where there are several nodes."""
         where = "GPU" if self.trainer_gpus else f"{self.threads} thread{'s' * (self.threads > 1)}"
-        return (
+        lines = [
             f"{self.lanes} arm{'s' * (self.lanes > 1)} at a time, each {self.train_workers} train worker"
             f"{'s' * (self.train_workers > 1)} ({where}) with {self.data_actors} data actor"
-            f"{'s' * (self.data_actors > 1)}; {self.extract_actors} extraction actors"
-        )
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """CPUs and GPUs in all, and CPUs of the largest node: no actor spans nodes."""
-
-    cpus: float
-    gpus: float
-    node_cpus: float
+            f"{'s' * (self.data_actors > 1)}; {self.extract_actors} extraction actor{'s' * (self.extract_actors > 1)}"
+        ]
+        kinds = Counter(self.shares) if len(self.shares) > 1 else {}
+        lines += [
+            f"  {n} × {share.node}: {share.trainers} trainers of {self.trainer_cpus:g} CPUs, {share.data_actors} data "
+            f"actors of {self.data_cpus:g}"
+            for share, n in kinds.items()
+        ]
+        return "\n".join(lines)
 
 
 def plan(config: ResourceConfig, cluster: Cluster, jobs: int = 1) -> ResourcePlan:
     """Divide a cluster for `jobs` trainings.
 
-    Raises InputError at once, with the shortfall, if they do not fit; nothing is left to wait for ever.
+    No node is booked beyond what it has, for one way to place the actors. Raises InputError at once, with the
+    shortfall, if they do not fit; nothing is left to wait for ever.
     """
-    cpus, gpus = cluster.cpus, cluster.gpus
+    nodes, use_gpu = cluster.nodes, _use_gpus(config, cluster)
+    lanes, seats = _seats(config, cluster, jobs, use_gpu)
+    trainers = lanes * config.train_workers
+    cores = min(node.cpus / taken for node, taken in zip(nodes, seats, strict=True) if taken)
+    trainer_cpus = _fraction(min(cores, max(1, int(cores))) * TRAINER_SHARE)
+    if use_gpu:  # it feeds the GPU from one thread; the other cores make samples
+        trainer_cpus = min(1.0, trainer_cpus)
+    free = [node.cpus - taken * trainer_cpus for node, taken in zip(nodes, seats, strict=True)]
+    each, data_cpus = _data_actors(config, free, trainers, cores, use_gpu)
+    extract, extract_cpus = _extraction(config, cluster, use_gpu)
+    data = _filled(nodes, free, data_cpus, trainers * each)
+    return ResourcePlan(
+        lanes=lanes,
+        train_workers=config.train_workers,
+        threads=max(1, int(trainer_cpus if use_gpu else cores)),
+        trainer_cpus=trainer_cpus,
+        trainer_gpus=1.0 if use_gpu else 0.0,
+        data_actors=each,
+        data_cpus=data_cpus,
+        stream_mb=config.stream_mb,
+        extract_actors=extract,
+        extract_cpus=extract_cpus,
+        extract_gpus=1.0 if use_gpu else 0.0,
+        arm_retries=config.arm_retries,
+        shares=tuple(NodeShare(*share) for share in zip(nodes, seats, data, strict=True)),
+    )
+
+
+def _use_gpus(config: ResourceConfig, cluster: Cluster) -> bool:
+    """Whether trainers run on GPUs. One that a node has only a part of is none."""
+    gpus = sum(int(node.gpus) for node in cluster.nodes)
     if config.gpus and gpus < config.train_workers:
         raise InputError(
             "resources",
             f"{config.train_workers} GPUs asked for, {gpus:g} in the cluster",
             "add GPU nodes or pass --set resources.gpus=null",
         )
-    use_gpu = gpus >= config.train_workers and config.gpus is not False
-    most = int(gpus // config.train_workers) if use_gpu else 2
-    lanes = max(1, min(config.lanes or most, jobs))
-    cores = min(cpus / lanes / config.train_workers, cluster.node_cpus)
-    if cores < 0.5:
-        raise InputError(
-            "resources",
-            f"{lanes} lanes of {config.train_workers} train workers need {lanes * config.train_workers / 2:g} CPUs, "
-            f"{cpus:g} in the cluster",
-            "lower resources.lanes or resources.train_workers, or add nodes",
-        )
-    extract = config.extract_actors or (int(gpus) if use_gpu else max(1, int(cpus)))
-    return ResourcePlan(
-        lanes=lanes,
-        train_workers=config.train_workers,
-        threads=max(1, int(cores)),
-        trainer_cpus=_fraction(min(cores, max(1, int(cores))) * TRAINER_SHARE),
-        trainer_gpus=1.0 if use_gpu else 0.0,
-        data_actors=config.data_actors,
-        data_cpus=_fraction(cores * DATA_SHARE / config.data_actors),
-        stream_mb=config.stream_mb,
-        extract_actors=extract,
-        extract_cpus=_fraction(min(1.0, cpus / extract) * (1 - TASK_CPUS)),
-        extract_gpus=1.0 if use_gpu else 0.0,
+    return gpus >= config.train_workers and config.gpus is not False
+
+
+def _seats(config: ResourceConfig, cluster: Cluster, jobs: int, use_gpu: bool) -> tuple[int, list[int]]:
+    """How many lanes, and how many trainers on each node. Where no number is asked for, as many lanes as fit."""
+    workers = config.train_workers
+    most = sum(int(node.gpus) for node in cluster.nodes) if use_gpu else max(2 * workers, len(cluster.nodes))
+    lanes = max(1, min(config.lanes or most // workers, jobs))
+    while True:
+        seats = _seated(cluster.nodes, lanes * workers, use_gpu)
+        if seats is not None:
+            return lanes, seats
+        if config.lanes or lanes == 1:
+            raise _no_seats(cluster, lanes, workers, use_gpu)
+        lanes -= 1
+
+
+def _seated(nodes: Sequence[Node], trainers: int, use_gpu: bool) -> list[int] | None:
+    """Trainers on each node, so that the least share of cores is as large as it can be; None if one finds no place."""
+    seats = [0] * len(nodes)
+    for _ in range(trainers):
+        room = [i for i, node in enumerate(nodes) if not use_gpu or node.gpus >= seats[i] + 1]
+        best = max(room, key=lambda i: nodes[i].cpus / (seats[i] + 1), default=None)
+        if best is None or nodes[best].cpus / (seats[best] + 1) < LEAST_CORES:
+            return None
+        seats[best] += 1
+    return seats
+
+
+def _no_seats(cluster: Cluster, lanes: int, workers: int, use_gpu: bool) -> InputError:
+    trainers = lanes * workers
+    asked = f"{lanes} lane{'s' * (lanes > 1)} of {workers} train worker{'s' * (workers > 1)}"
+    places = sum(min(int(n.cpus / LEAST_CORES), int(n.gpus) if use_gpu else trainers) for n in cluster.nodes)
+    one = f"a GPU and {LEAST_CORES:g} CPUs beside it" if use_gpu else f"{LEAST_CORES:g} CPUs of one node"
+    problem = (
+        f"{asked} need {trainers * LEAST_CORES:g} CPUs, {cluster.cpus:g} in the cluster ({cluster}): each train worker "
+        f"wants {one}, there are places for {places}, {trainers - places} too few"
     )
+    return InputError("resources", problem, "lower resources.lanes or resources.train_workers, or add nodes")
+
+
+def _data_actors(
+    config: ResourceConfig, free: Sequence[float], trainers: int, cores: float, use_gpu: bool
+) -> tuple[int, float]:
+    """(data actors of each trainer, CPUs of each of them) that the nodes' free CPUs have places for."""
+    share = cores * DATA_SHARE
+    each = config.data_actors or min(MOST_DATA_ACTORS, max(1, int(share)))
+    sizes = DATA_CPUS if use_gpu else (_fraction(min(1.0, share / each)),)
+    kept = 1 - TASK_CPUS if use_gpu else 1.0  # on CPUs the share itself leaves as much over
+    for size in sizes:
+        places = sum(_fit(kept * cpus, size) for cpus in free)
+        if use_gpu and config.data_actors is None:
+            each = min(MOST_DATA_ACTORS, places // trainers)
+        if each and places >= each * trainers:
+            return each, size
+    each = max(1, each)
+    problem = (
+        f"{trainers} train workers with {each} data actor{'s' * (each > 1)} each need {trainers * each} places of "
+        f"{sizes[-1]:g} CPUs beside them, there are {places}, {trainers * each - places} too few"
+    )
+    raise InputError("resources", problem, "lower resources.data_actors or resources.lanes, or add nodes")
+
+
+def _extraction(config: ResourceConfig, cluster: Cluster, use_gpu: bool) -> tuple[int, float]:
+    """(extraction actors, CPUs of each), some left over for tasks."""
+    if use_gpu:
+        shares = [node.cpus / int(node.gpus) for node in cluster.nodes if int(node.gpus) and node.cpus]
+        cpus = min(1.0, min(shares, default=0.0)) * (1 - TASK_CPUS)
+        actors = config.extract_actors or sum(int(node.gpus) for node in cluster.nodes if node.cpus)
+    else:
+        actors = config.extract_actors or max(1, sum(int(node.cpus) for node in cluster.nodes))
+        cpus = min(1.0, cluster.cpus / actors, cluster.node_cpus) * (1 - TASK_CPUS)
+
+    def places(cpus: float) -> int:
+        return sum(min(int(n.gpus) if use_gpu else actors, _fit(n.cpus, _fraction(cpus))) for n in cluster.nodes)
+
+    while places(cpus) < actors and cpus > DATA_CPUS[-1]:
+        cpus /= 2
+    if places(cpus) < actors:
+        kind = "a GPU" if use_gpu else f"{_fraction(cpus):g} CPUs"
+        problem = f"{actors} extraction actors want {kind} each, {cluster} have places for {places(cpus)}"
+        raise InputError("resources", problem, "lower resources.extract_actors, or add nodes")
+    return actors, _fraction(cpus)
+
+
+def _filled(nodes: Sequence[Node], free: Sequence[float], size: float, actors: int) -> list[int]:
+    """How many of the data actors each node takes: Ray too fills the nodes without GPUs first."""
+    taken = [0] * len(nodes)
+    for i in sorted(range(len(nodes)), key=lambda i: nodes[i].gpus):
+        taken[i] = min(actors, _fit(free[i], size))
+        actors -= taken[i]
+    return taken
+
+
+def _fit(cpus: float, size: float) -> int:
+    """How many bookings of this size fit; sums of fractions come out a little too small."""
+    return max(0, int(cpus / size + 1e-6))
 
 
 def _fraction(cpus: float) -> float:
@@ -108,11 +272,24 @@ def _fraction(cpus: float) -> float:
     return float(int(cpus)) if cpus >= 1 else max(0.05, int(cpus * 1000) / 1000)
 
 
-def start_ray(cpus: int | None = None) -> Cluster:
-    """Join the cluster this process belongs to, or start a local one without a dashboard."""
-    import logging
+def local_cluster(cpus: int | None = None) -> Cluster:
+    """What Ray would find on this machine, without starting it; `cpus` in place of the number that it would find."""
+    from ray._private.accelerators import get_accelerator_manager_for_resource
+    from ray._private.utils import get_num_cpus
 
-    import ray
+    manager = get_accelerator_manager_for_resource("GPU")
+    gpus = manager.get_current_node_num_accelerators() if manager is not None else 0
+    return Cluster((Node(float(cpus or get_num_cpus()), float(gpus)),))
+
+
+def inside_cluster() -> bool:
+    """Whether this process belongs to a Ray cluster that runs already, as a job's driver does."""
+    return "RAY_ADDRESS" in os.environ
+
+
+def start_ray(cpus: int | None = None) -> Cluster:
+    """Join the cluster this process belongs to, or start a local one on loopback, without a dashboard."""
+    import logging
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
@@ -120,12 +297,15 @@ def start_ray(cpus: int | None = None) -> Cluster:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
     # fractional CPUs mean more processes than cores, as planned; without this Ray warns of them one by one
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")
+    if not inside_cluster():
+        # read when Ray is imported: without it even a cluster of one node listens on every interface
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    import ray
+
     if not ray.is_initialized():
-        inside_cluster = "RAY_ADDRESS" in os.environ
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-        if not inside_cluster:
+        if not inside_cluster():
             options |= {"include_dashboard": False, "num_cpus": cpus}
         ray.init(**options)
-    total = ray.cluster_resources()
-    nodes = [float(node["Resources"].get("CPU", 0.0)) for node in ray.nodes() if node["Alive"]]
-    return Cluster(float(total.get("CPU", 0.0)), float(total.get("GPU", 0.0)), max(nodes, default=0.0))
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return Cluster(tuple(Node(float(n.get("CPU", 0.0)), float(n.get("GPU", 0.0))) for n in alive))

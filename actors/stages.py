@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ from actors.evaluation import CASES, evaluate_job
 from actors.resources import TASK_CPUS, ResourcePlan
 from actors.training import FAILED, TrainJob, run_job
 from storage import uri
-from storage.errors import StageError
+from storage.errors import FinalError, InputError, StageError
 
 
 @dataclass(frozen=True)
@@ -56,22 +57,29 @@ def reason_of(error: BaseException) -> str:
 
 
 def run_arms(
-    runs: Sequence[ArmRun], plan: ResourcePlan, on_tick: Callable[[list[str]], None], tick_s: float = 1.0
+    runs: Sequence[ArmRun],
+    plan: ResourcePlan,
+    on_tick: Callable[[list[str]], None],
+    tick_s: float = 1.0,
+    body: Callable[[ArmRun, ResourcePlan], None] = _train_and_evaluate,
 ) -> dict[str, str]:
     """Train and evaluate all runs, the costliest first; returns label → reason for those that failed.
 
-    One failing arm does not stop the others. `on_tick` is called about every `tick_s` seconds with the labels that
-    are running.
+    One failing arm does not stop the others. It is tried again `plan.arm_retries` times, at once and from its last
+    checkpoint, unless what it met would be there again: bad input, a loss that is not finite, a lack of memory.
+    `on_tick` is called about every `tick_s` seconds with the labels that are running. `body` is what a lane runs.
     """
     import ray
 
-    lane = ray.remote(num_cpus=0, num_gpus=0, max_retries=2)(_train_and_evaluate)
+    lane = ray.remote(num_cpus=0, num_gpus=0, max_retries=2)(body)
     queue = sorted((r for r in runs if not r.evaluated()), key=_cost, reverse=True)
     running: dict[Any, ArmRun] = {}
+    tries: Counter[str] = Counter()
     failed: dict[str, str] = {}
     while queue or running:
         while queue and len(running) < plan.lanes:
             run = queue.pop(0)
+            tries[run.label] += 1
             running[lane.options(name=run.label).remote(run, plan)] = run
         finished, _ = ray.wait(list(running), timeout=tick_s)
         for reference in finished:
@@ -79,10 +87,19 @@ def run_arms(
             try:
                 ray.get(reference)
             except Exception as error:  # any failure of one arm is reported, and the others go on
-                failed[run.label] = reason_of(error)
+                if tries[run.label] <= plan.arm_retries and not _is_final(error):
+                    queue.insert(0, run)
+                    continue
+                again = f" (in {tries[run.label]} tries)" if tries[run.label] > 1 else ""
+                failed[run.label] = reason_of(error) + again
                 uri.write_text(uri.join(run.job.out, FAILED), json.dumps({"reason": failed[run.label]}))
         on_tick([r.label for r in running.values()])
     return failed
+
+
+def _is_final(error: BaseException) -> bool:
+    """Whether another try would end in the same way."""
+    return isinstance(getattr(error, "cause", None) or error, (InputError, FinalError))
 
 
 def _cost(run: ArmRun) -> float:

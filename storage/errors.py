@@ -22,3 +22,7 @@ class InputError(Exception):
 
 class StageError(Exception):
     """A stage of a run failed for a reason that is not the user's input; one line, without a traceback."""
+
+
+class FinalError(StageError):
+    """A StageError that another try would only meet again."""

@@ -1,41 +1,162 @@
 from __future__ import annotations
 
+import ipaddress
+import json
+import os
+import subprocess
+import sys
+
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from actors.resources import Cluster, ResourceConfig, plan
+from actors.resources import Cluster, Node, ResourceConfig, plan
 from storage.errors import InputError
 
+NODES = st.builds(
+    Node, st.sampled_from((0, 0.3, 0.5, 1, 1.5, 2, 3, 4, 8, 64, 192)), st.sampled_from((0, 0, 0.5, 1, 4, 8))
+)
+CLUSTERS = st.builds(Cluster, st.lists(NODES, max_size=6).map(tuple))
+SOME = st.one_of(st.none(), st.integers(1, 12))
+CONFIGS = st.builds(
+    ResourceConfig,
+    lanes=SOME,
+    train_workers=st.integers(1, 4),
+    data_actors=SOME,
+    extract_actors=SOME,
+    gpus=st.sampled_from((None, None, True, False)),
+)
 
-@given(st.integers(1, 64), st.integers(0, 8), st.integers(1, 10), st.integers(1, 4))
-def test_a_plan_never_books_more_than_the_cluster_has(cpus: int, gpus: int, jobs: int, workers: int) -> None:
+
+def one(cpus: float, gpus: float = 0.0) -> Cluster:
+    return Cluster((Node(cpus, gpus),))
+
+
+def placed(count: int, cpus: float, gpus: float, nodes: tuple[Node, ...]) -> bool:
+    """Whether so many equal actors fit, each on one node."""
+    places = [min(n.cpus / cpus + 1e-6, n.gpus / gpus + 1e-6 if gpus else count) for n in nodes]
+    return sum(map(int, places)) >= count
+
+
+@given(CONFIGS, CLUSTERS, st.integers(1, 12))
+@example(ResourceConfig(), Cluster(()), 1)
+@example(ResourceConfig(), one(0.5), 5)
+@example(ResourceConfig(data_actors=12), one(0.5), 1)
+@example(ResourceConfig(train_workers=2), Cluster((Node(1, 1), Node(0, 1))), 2)
+def test_no_node_is_ever_overbooked_and_what_has_no_place_is_refused(
+    config: ResourceConfig, cluster: Cluster, jobs: int
+) -> None:
     try:
-        budget = plan(ResourceConfig(train_workers=workers), Cluster(cpus, gpus, cpus), jobs)
+        budget = plan(config, cluster, jobs)
     except InputError as error:
-        assert "CPUs" in str(error)
+        assert error.where == "resources" and "\n" not in str(error)
         return
     trainers = budget.lanes * budget.train_workers
-    assert trainers * (budget.trainer_cpus + budget.data_actors * budget.data_cpus) <= cpus
-    assert trainers * budget.trainer_gpus <= gpus
-    assert budget.extract_actors * budget.extract_cpus <= cpus
-    assert budget.lanes <= jobs
+    assert budget.lanes <= jobs and budget.data_actors >= 1 and budget.threads >= 1
+    assert tuple(share.node for share in budget.shares) == cluster.nodes
+    assert sum(share.trainers for share in budget.shares) == trainers
+    assert sum(share.data_actors for share in budget.shares) == trainers * budget.data_actors
+    for share in budget.shares:
+        booked = share.trainers * budget.trainer_cpus + share.data_actors * budget.data_cpus
+        assert booked <= share.node.cpus + 1e-6
+        assert share.trainers * budget.trainer_gpus <= share.node.gpus
+    assert placed(budget.extract_actors, budget.extract_cpus, budget.extract_gpus, cluster.nodes)
+    assert config.lanes is None or budget.lanes == min(config.lanes, jobs)
+    assert config.extract_actors in (None, budget.extract_actors)
+    assert config.data_actors in (None, budget.data_actors)
+
+
+@given(CONFIGS, CLUSTERS, st.integers(1, 12))
+def test_what_ray_books_is_whole_above_one_cpu(config: ResourceConfig, cluster: Cluster, jobs: int) -> None:
+    try:
+        budget = plan(config, cluster, jobs)
+    except InputError:
+        return
+    for cpus in (budget.trainer_cpus, budget.data_cpus, budget.extract_cpus):
+        assert cpus > 0 and (cpus < 1 or cpus == int(cpus))
 
 
 def test_two_cores_train_two_arms_of_one_thread_or_one_of_two() -> None:
-    many, alone = (plan(ResourceConfig(), Cluster(2, 0, 2), jobs) for jobs in (5, 1))
-    assert (many.lanes, many.threads) == (2, 1)
-    assert (alone.lanes, alone.threads) == (1, 2)
+    many, alone = (plan(ResourceConfig(), one(2), jobs) for jobs in (5, 1))
+    assert (many.lanes, many.threads, many.data_actors) == (2, 1, 1)
+    assert (alone.lanes, alone.threads, alone.data_actors) == (1, 2, 1)
 
 
 def test_a_trainer_never_books_more_than_one_node_has() -> None:
-    budget = plan(ResourceConfig(), Cluster(48, 0, 8), 1)
+    budget = plan(ResourceConfig(), Cluster((Node(8),) * 6), 1)
     assert budget.trainer_cpus <= 8
     assert budget.threads <= 8
 
 
-def test_what_does_not_fit_is_refused_at_once_with_the_shortfall() -> None:
-    with pytest.raises(InputError, match="4 GPUs asked for, 1 in the cluster"):
-        plan(ResourceConfig(gpus=True, train_workers=4), Cluster(8, 1, 8))
-    with pytest.raises(InputError, match=r"need 4 CPUs, 2 in the cluster"):
-        plan(ResourceConfig(train_workers=8, lanes=1), Cluster(2, 0, 2))
+def test_cpu_nodes_train_an_arm_each() -> None:
+    budget = plan(ResourceConfig(), Cluster((Node(8),) * 6), 5)
+    assert budget.lanes == 5
+    assert [share.trainers for share in budget.shares] == [1, 1, 1, 1, 1, 0]
+
+
+def test_each_gpu_has_several_data_actors_where_there_are_cpus_and_one_where_there_are_few() -> None:
+    def actors(*nodes: Node) -> int:
+        return plan(ResourceConfig(), Cluster(nodes), 8).data_actors
+
+    assert actors(Node(8, 1)) == 5
+    assert actors(Node(4, 0), *(Node(8, 1),) * 4, *(Node(16),) * 5) == 8
+    assert actors(Node(4, 4)) >= 1
+    assert actors(Node(2, 4)) >= 1
+
+
+def test_gpus_without_cpus_beside_them_are_left_to_others() -> None:
+    budget = plan(ResourceConfig(), Cluster((Node(8, 1), Node(0, 4))), 8)
+    assert budget.lanes == 1
+    assert [share.trainers for share in budget.shares] == [1, 0]
+
+
+def test_the_plan_is_told_by_kinds_of_nodes() -> None:
+    said = plan(ResourceConfig(), Cluster((Node(4), *(Node(8, 1),) * 2, Node(16))), 5).describe().splitlines()
+    assert said[0].startswith("2 arms at a time, each 1 train worker (GPU) with 8 data actors")
+    assert said[1:] == [
+        "  1 × 4 CPUs: 0 trainers of 1 CPUs, 4 data actors of 1",
+        "  2 × 8 CPUs and 1 GPU: 1 trainers of 1 CPUs, 0 data actors of 1",
+        "  1 × 16 CPUs: 0 trainers of 1 CPUs, 12 data actors of 1",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("config", "cluster", "told"),
+    [
+        (ResourceConfig(gpus=True, train_workers=4), one(8, 1), "4 GPUs asked for, 1 in the cluster"),
+        (ResourceConfig(train_workers=8, lanes=1), one(2), "need 4 CPUs, 2 in the cluster .*places for 4, 4 too few"),
+        # four CPUs in all, and no node with a place for a trainer
+        (ResourceConfig(), Cluster((Node(0.4),) * 10), "need 0.5 CPUs, 4 in the cluster .*places for 0, 1 too few"),
+        (ResourceConfig(lanes=3), one(32, 2), "wants a GPU and .*places for 2, 1 too few"),
+        (ResourceConfig(data_actors=40, lanes=1), one(1), "40 data actors each need 40 places .*too few"),
+        (ResourceConfig(extract_actors=3), one(32, 2), "3 extraction actors want a GPU each, .*places for 2"),
+        (ResourceConfig(), Cluster(()), r"0 in the cluster \(no nodes\)"),
+    ],
+)
+def test_what_does_not_fit_is_refused_at_once_with_the_shortfall(
+    config: ResourceConfig, cluster: Cluster, told: str
+) -> None:
+    with pytest.raises(InputError, match=told):
+        plan(config, cluster, 5)
+
+
+LISTENING = """
+import json, os, psutil
+from actors.resources import start_ray
+start_ray(1)
+me = psutil.Process()
+ours = {me.pid, *(child.pid for child in me.children(recursive=True))}
+found = [c.laddr.ip for c in psutil.net_connections("tcp") if c.pid in ours and c.status == psutil.CONN_LISTEN]
+print(json.dumps(found))
+"""
+
+
+def test_a_local_ray_listens_on_loopback_alone() -> None:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    done = subprocess.run(
+        [sys.executable, "-c", LISTENING], capture_output=True, text=True, timeout=120, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    addresses = [ipaddress.ip_address(ip.removeprefix("::ffff:")) for ip in json.loads(done.stdout.splitlines()[-1])]
+    assert len(addresses) >= 4  # GCS, raylet, agents
+    assert [str(address) for address in addresses if not address.is_loopback] == []
