@@ -30,6 +30,9 @@ class LossConfig(BaseModel):
         ge=0,
         description="anatomy: channels used alike, each pixel by one, so that none dies; not in eq. 1",
     )
+    balance_temperature: float = Field(
+        4.0, gt=0, description="of the shares that are balanced: a channel near 0 still gets a gradient"
+    )
     align: float = Field(
         0.0,
         ge=0,

@@ -292,8 +292,8 @@ class Objective(nn.Module):
         model = self.model
         terms: dict[str, Tensor] = {}
         if isinstance(model, SDNet):
-            soft = model.anatomy_shares(image)
-            anatomy = binarise(soft)
+            shares = model.anatomy_encoder(image)  # before the softmax
+            anatomy = binarise(shares.softmax(dim=1))
             codes = model.encode_modality(image)
             reconstruction = model.decode(anatomy, codes)
             terms["reconstruction"] = self.config.reconstruction * reconstruction_loss(reconstruction.float(), image)
@@ -301,7 +301,8 @@ class Objective(nn.Module):
             if self.config.kl > 0:
                 terms["kl"] = self.config.kl * code_kl(codes.float())
             if self.config.balance > 0:
-                terms["balance"] = self.config.balance * channel_balance(soft.float())
+                soft = (shares.float() / self.config.balance_temperature).softmax(dim=1)
+                terms["balance"] = self.config.balance * channel_balance(soft)
             if self.alignment is not None and vendor is not None:
                 terms["align"] = self.config.align * self.alignment(anatomy, vendor)
             seen = anatomy if twin is not None else anatomy[:count]
