@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -38,6 +39,16 @@ class Cluster(JobServer):
         super().wait()
         for _ in range(2):
             self.add_node()
+        until = time.monotonic() + 120
+        while self.alive() < 3:
+            assert time.monotonic() < until, "the nodes do not join"
+            time.sleep(0.5)
+
+    def alive(self) -> int:
+        """How many nodes there are."""
+        command = [RAY, "list", "nodes", "--address", self.address, "--format", "json", "--filter", "state=ALIVE"]
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60)
+        return len(json.loads(done.stdout)) if done.returncode == 0 else 0
 
     def add_node(self) -> None:
         (agent,) = free_ports(1)
