@@ -19,6 +19,7 @@ NAMES = (
     "ingest",
     "memory",
     "overhead",
+    "predict",
     "rescale",
     "stream",
     "synthesize",

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from actors.resources import Cluster, ResourceConfig, plan
+from actors.resources import Cluster, Node, ResourceConfig, plan
 from actors.sample_maker import SampleMaker
 from actors.stream_config import StreamConfig
 from actors.streaming import batches
@@ -178,7 +178,7 @@ def in_memory(document: str) -> None:
 def _trainer(stream: StreamConfig, out: Path) -> None:
     """Print what the stream costs the `cpu` preset's SDNet arm."""
     job = _job(stream, out)
-    run_job(job, plan(ResourceConfig(), Cluster(2, 0, 2)))
+    run_job(job, plan(ResourceConfig(), Cluster((Node(2),))))
     warm = read_history(job)[1:]  # the first epoch waits for the actors to start
     streamed = median(record["train_seconds"] for record in warm) / STEPS_PER_EPOCH
     waited = median(record["data_wait_fraction"] for record in warm)

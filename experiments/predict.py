@@ -1,42 +1,98 @@
-"""NIfTI in, mask NIfTI on the same grid out."""
+"""The verb `predict`: studies in, masks, volumes and pictures out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from storage import nifti
+from experiments.pyfunc_model import VOLUMES
+from storage import uri
 from storage.errors import InputError
-from storage.intensities import statistics
+
+if TYPE_CHECKING:
+    from experiments.progress import Progress
+    from pipeline.inference import InferenceConfig
+    from pipeline.prediction import Outcome
+    from pipeline.studies import Study
 
 
-def predict_files(
-    model_folder: str, images: Sequence[str], out: Path, progress: Callable[[int, int], None]
-) -> list[Path]:
-    """Segment every frame of 3D or 4D files; each frame is normalised by its own statistics, as in training.
+def model_folders(places: Sequence[str]) -> list[str]:
+    """Folders of networks: each place itself, or the seeds of the arm whose folder it is.
 
-    Raises InputError before anything is written if a header cannot be used or two images would give the same mask.
+    Raises InputError if there is no network in a place, or one is named twice.
     """
-    from pipeline.inference import predict_volume
-    from pipeline.networks.files import default_device, load_model
-    from pipeline.preprocess import PreprocessConfig
+    from pipeline.networks.files import CONFIG, read_config
 
-    model, document = load_model(model_folder)
-    model.to(default_device())
-    config = PreprocessConfig(**document["preprocess"])
-    headers = [nifti.read_header(path) for path in images]
-    targets = [out / f"{Path(path).name.removesuffix('.gz').removesuffix('.nii')}_pred.nii.gz" for path in images]
-    if len(set(targets)) < len(targets):
-        raise InputError(str(out), "two images have the same file name", "predict them into different folders")
-    for done, (path, header, target) in enumerate(zip(images, headers, targets, strict=True)):
-        frames: list[int | None] = list(range(header.shape[3])) if len(header.shape) == 4 else [None]
-        masks = []
-        for frame in frames:
-            volume, spacing = nifti.read_frame(path, frame)
-            masks.append(predict_volume(model, volume, statistics(volume), spacing, config))
-        mask = np.stack(masks) if len(header.shape) == 4 else masks[0]
-        nifti.write_mask_like(str(target), mask, path)
-        progress(done + 1, len(images))
-    return targets
+    found: list[str] = []
+    for place in map(uri.absolute, places):
+        seeds = [uri.join(place, name) for name in uri.list_names(place) if name.startswith("seed")]
+        own = [place] if uri.exists(uri.join(place, CONFIG)) else []
+        found += own or [seed for seed in seeds if uri.exists(uri.join(seed, CONFIG))] or [place]
+    for folder in found:
+        read_config(folder)
+        if found.count(folder) > 1:
+            raise InputError(uri.base_name(folder), "is named twice", "name each network of an ensemble once")
+    return found
+
+
+def segmented(
+    folders: Sequence[str], studies: Sequence[Study], config: InferenceConfig, workers: int, progress: Progress
+) -> Iterator[Outcome]:
+    """What became of each study, as they get done: one worker runs in this process, several on Ray.
+
+    Raises InputError, before anything is written, for networks that cannot be used.
+    """
+    from pipeline.inference import load_predictor
+    from pipeline.networks.files import read_config
+    from pipeline.prediction import attempt
+
+    names = [str(read_config(folder)["fingerprint"]) for folder in folders]
+    predictor = load_predictor(folders, config)
+    if workers > 1 and len(studies) > 1:
+        from actors.prediction import predict_studies
+        from actors.resources import start_ray
+
+        del predictor  # the actors load their own; here it was to find out whether it can be
+        with progress.stage("start Ray"):
+            cluster = start_ray()
+        outcomes = predict_studies(cluster, folders, names, config, studies, workers)
+    else:
+        outcomes = (attempt(predictor, study, names) for study in studies)
+    with progress.stage("predict") as step:
+        for done, outcome in enumerate(outcomes, start=1):
+            step.update(outcome.study.name, done, len(studies))
+            yield outcome
+
+
+def rows(folder: str, images: Sequence[str], params: dict[str, Any]) -> list[dict[str, Any]]:
+    """What the MLflow model answers: a row for each image, in order; `params` as its signature has them.
+
+    Each image is a study of its own. Volumes that are not known are NaN.
+    """
+    from pipeline.inference import InferenceConfig, load_predictor
+    from pipeline.networks.files import read_config
+    from pipeline.prediction import attempt
+    from pipeline.studies import check_targets, find_studies
+
+    area = float(params.get("pixel_area") or 0.0)
+    config = InferenceConfig(
+        pixel_area=area or None, flips=params.get("flips", False), keep_largest=params.get("keep_largest", True)
+    )
+    out = str(params.get("out") or "predictions")
+    studies = [found for image in images for found in find_studies([image], out)[0]]
+    check_targets(studies)
+    predictor, name = load_predictor([folder], config), str(read_config(folder)["fingerprint"])
+    return [_row(attempt(predictor, study, [name])) for study in studies]
+
+
+def _row(outcome: Outcome) -> dict[str, Any]:
+    study, report = outcome.study, outcome.report
+    row: dict[str, Any] = {"image": study.images[0], "mask": "", "report": "", "error": outcome.failure}
+    values: dict[str, Any] = {}
+    if report is not None:
+        row |= {"mask": study.mask(study.images[0]), "report": study.report}
+        for side in ("lv", "rv"):
+            values |= {f"{side}_{name}": value for name, value in (report[side] or {}).items()}
+        values["lv_mass_g"] = report["lv_mass_g"]
+    return row | {name: math.nan if values.get(name) is None else float(values[name]) for name in VOLUMES}

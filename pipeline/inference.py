@@ -1,29 +1,89 @@
-"""A volume on its native grid → a mask on the same grid."""
+"""Volumes on their native grid → masks on the same grid, by one network or by the mean of several."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import nn
 
 from pipeline.networks.sdnet import SDNet
 from pipeline.networks.unet import UNet
 from pipeline.preprocess import PreprocessConfig, even, normalise, working_scales
-from pipeline.rescale import resampling_matrix, resized
+from pipeline.rescale import linear_scale, resampling_matrix, resized
+from pipeline.sample_plan import Flips
 from pipeline.training import autocast
+from storage import uri
+from storage.errors import InputError
 from storage.intensities import Statistics
+from storage.subjects import STRUCTURES
+
+Spacing = tuple[float, float, float]
+Floats = npt.NDArray[np.float32]
+Labels = npt.NDArray[np.uint8]
+
+# By what flips a network was trained with (`plan.flips`): the sets of axes that run backwards.
+MIRRORS: dict[str, tuple[tuple[int, ...], ...]] = {
+    "none": ((),),
+    "rows": ((), (2,)),
+    "columns": ((), (3,)),
+    "both": ((), (2,), (3,), (2, 3)),
+}
+BATCH = 32  # slices at once: enough for a GPU, and what a 64 wide network at 224² has memory for
+
+
+class InferenceConfig(BaseModel):
+    """How networks are applied to a volume; the defaults of `cardiomix predict`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    pixel_area: float | None = Field(
+        None,
+        ge=0.05,
+        le=100,
+        description="mm²: rescale each image so that the network sees native pixels of this area (RA's own measure, "
+        "`plan.area_range_mm2`); None: the image's own",
+    )
+    flips: bool = Field(
+        False,
+        description="average over the image and its mirror images, of the kinds that the network was trained with: it "
+        "knows no other mirrored heart",
+    )
+    keep_largest: bool = Field(True, description="of each structure only its largest connected part in 3D")
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+
+@dataclass(frozen=True)
+class Segmented:
+    """mask (Z, H, W) uint8: LV 1, MYO 2, RV 3. `cut`: structures at the edge of the network's field of view, beyond
+    which the image goes on."""
+
+    mask: Labels
+    cut: tuple[str, ...]
+
+
+def network_scales(spacing: Spacing, config: PreprocessConfig, pixel_area: float | None = None) -> tuple[float, float]:
+    """Linear scales (rows, columns) from native to network pixels; `pixel_area` as in `InferenceConfig`."""
+    scale_y, scale_x = working_scales(spacing[1], spacing[2], config)
+    further = 1.0 if pixel_area is None else linear_scale(spacing[1] * spacing[2], pixel_area)
+    return scale_y * further, scale_x * further
 
 
 def network_input(
-    volume: npt.NDArray[np.float32], stats: Statistics, spacing: tuple[float, float, float], config: PreprocessConfig
-) -> npt.NDArray[np.float32]:
+    volume: Floats, stats: Statistics, spacing: Spacing, config: PreprocessConfig, pixel_area: float | None = None
+) -> Floats:
     """(Z, H, W) intensities → (Z, size, size) in [-1, 1]: normalised, working grid, centre crop, in one resampling.
 
     Beyond the image is the slice's own minimum. `spacing` is (slice, row, column) in mm.
     """
     scaled = normalise(volume, stats, config)[:, : even(volume.shape[1]), : even(volume.shape[2])]
     size = config.size
-    scale_y, scale_x = working_scales(spacing[1], spacing[2], config)
+    scale_y, scale_x = network_scales(spacing, config, pixel_area)
     rows = resampling_matrix(scaled.shape[1], size, scale_y)
     cols = resampling_matrix(scaled.shape[2], size, scale_x)
     out = resized(scaled, rows, cols)
@@ -34,32 +94,156 @@ def network_input(
     return out
 
 
+class Predictor:
+    """Networks of one preprocessing, in eval mode on one device; their class shares are averaged."""
+
+    def __init__(
+        self,
+        networks: Sequence[nn.Module],
+        preprocess: PreprocessConfig,
+        config: InferenceConfig | None = None,
+        mirrors: Flips = "none",
+    ) -> None:
+        self.networks = [network.eval() for network in networks]
+        self.preprocess, self.config, self.mirrors = preprocess, config or InferenceConfig(), MIRRORS[mirrors]
+        self.device = next(self.networks[0].parameters()).device
+
+    def masks(self, frames: Iterable[tuple[Floats, Statistics]], spacing: Spacing) -> Iterator[Segmented]:
+        """Segment frames (Z, H, W) of one shape, each with its own statistics, in their order.
+
+        Probabilities, not labels, are resampled back, so that borders stay smooth; beyond the field of view all is
+        background. Slices of several frames share a batch.
+        """
+        inputs: list[Floats] = []
+        shape = (0, 0, 0)
+        for volume, stats in frames:
+            shape = volume.shape
+            inputs.append(network_input(volume, stats, spacing, self.preprocess, self.config.pixel_area))
+            if sum(map(len, inputs)) >= BATCH:
+                yield from self._segmented(inputs, shape, spacing)
+                inputs = []
+        if inputs:
+            yield from self._segmented(inputs, shape, spacing)
+
+    def shares(self, inputs_NHW: Floats) -> Floats:
+        """Network inputs (N, S, S) in [-1, 1] → each class's share of each pixel, (N, classes, S, S), 0 to 1."""
+        parts = np.array_split(inputs_NHW, -(-len(inputs_NHW) // BATCH))
+        out = []
+        for part in parts:
+            image = torch.from_numpy(part[:, None]).to(self.device)
+            with torch.inference_mode(), autocast(self.device, self.config.precision):
+                total: torch.Tensor | float = 0.0
+                for axes in self.mirrors:
+                    seen = image.flip(axes).contiguous(memory_format=torch.channels_last)
+                    for network in self.networks:
+                        total = total + network(seen).float().softmax(1).flip(axes)
+            out.append((total / (len(self.mirrors) * len(self.networks))).cpu().numpy())  # type: ignore[union-attr]
+        return np.concatenate(out)
+
+    def _segmented(
+        self, inputs: Sequence[Floats], shape: tuple[int, int, int], spacing: Spacing
+    ) -> Iterator[Segmented]:
+        slices, height, width = shape
+        scale_y, scale_x = network_scales(spacing, self.preprocess, self.config.pixel_area)
+        rows = resampling_matrix(self.preprocess.size, even(height), 1.0 / scale_y)
+        cols = resampling_matrix(self.preprocess.size, even(width), 1.0 / scale_x)
+        shares = self.shares(np.concatenate(inputs))
+        for first in range(0, len(shares), slices):
+            mask = np.zeros(shape, dtype=np.uint8)
+            for out, share in zip(mask, shares[first : first + slices], strict=True):
+                out[: len(rows), : len(cols)] = _native_labels(share, rows, cols)
+            cut = _cut(mask, rows, cols)
+            yield Segmented(keep_largest(mask) if self.config.keep_largest else mask, cut)
+
+
+def load_predictor(folders: Sequence[str], config: InferenceConfig | None = None) -> Predictor:
+    """The networks of these folders on the GPU if there is one, else the CPU; batch-norm folded, channels_last.
+
+    Raises InputError for absent or damaged files, for networks that were trained with different preprocessing, and if
+    mirror images are asked for of a network that was trained without.
+    """
+    from pipeline.networks.files import default_device, load_model
+    from pipeline.networks.folding import folded
+
+    config = config or InferenceConfig()
+    loaded = [load_model(folder) for folder in folders]
+    first, flips = loaded[0][1]["preprocess"], trained_flips(loaded[0][1])
+    for folder, (_, document) in zip(folders, loaded, strict=True):
+        if document["preprocess"] != first:
+            problem = "was trained with another preprocessing than the first model"
+            raise InputError(uri.base_name(folder), problem, "predict with each on its own")
+        if config.flips and trained_flips(document) != flips:
+            problem = "was trained with other flips than the first model"
+            raise InputError(uri.base_name(folder), problem, "leave out --flips")
+    if config.flips and flips == "none":
+        problem = "was trained without flips, so it does not know a mirrored heart"
+        raise InputError(uri.base_name(folders[0]), problem, "leave out --flips, or train with plan.flips")
+    networks = [folded(network).to(default_device(), memory_format=torch.channels_last) for network, _ in loaded]  # type: ignore[call-overload]
+    return Predictor(networks, PreprocessConfig(**first), config, flips if config.flips else "none")
+
+
+def trained_flips(document: Mapping[str, Any]) -> Flips:
+    """Which axes ran backwards in half of a network's training samples; none if its `model.json` does not say."""
+    flips: Flips = document.get("about", {}).get("training", {}).get("flips", "none")
+    return flips
+
+
 def predict_volume(
     model: UNet | SDNet,
-    volume: npt.NDArray[np.float32],
+    volume: Floats,
     stats: Statistics,
-    spacing: tuple[float, float, float],
+    spacing: Spacing,
     config: PreprocessConfig,
     precision: str = "fp32",
-    chunk: int = 16,
-) -> npt.NDArray[np.uint8]:
-    """Labels (Z, H, W) uint8 on the volume's own grid; background beyond the network's field of view.
+) -> Labels:
+    """Labels (Z, H, W) uint8 on the volume's own grid, as the network says: nothing is cleaned up."""
+    plain = InferenceConfig.model_validate({"precision": precision, "keep_largest": False})
+    (found,) = Predictor([model], config, plain).masks([(volume, stats)], spacing)
+    return found.mask
 
-    Probabilities, not labels, are resampled back, so that borders stay smooth.
+
+def keep_largest(mask_ZHW: Labels) -> Labels:
+    """The mask with the largest connected part of each structure alone; the other parts become background.
+
+    Voxels that share a face, an edge or a corner are connected. Of parts of one size the first stays.
     """
-    model.eval()
-    device = next(model.parameters()).device
-    inputs = network_input(volume, stats, spacing, config)
-    scale_y, scale_x = working_scales(spacing[1], spacing[2], config)
-    height, width = even(volume.shape[1]), even(volume.shape[2])
-    rows = resampling_matrix(config.size, height, 1.0 / scale_y)
-    cols = resampling_matrix(config.size, width, 1.0 / scale_x)
-    out = np.zeros(volume.shape, dtype=np.uint8)
-    for i in range(0, len(inputs), chunk):
-        with torch.inference_mode(), autocast(device, precision):
-            image = torch.from_numpy(inputs[i : i + chunk, None]).to(device)
-            logits = model(image.contiguous(memory_format=torch.channels_last))
-        shares = logits.float().softmax(1).cpu().numpy()
-        for k, share in enumerate(shares):  # a slice at a time: native grids can be large
-            out[i + k, :height, :width] = resized(share, rows, cols).argmax(0)
+    from scipy import ndimage
+
+    out = mask_ZHW.copy()
+    for label, box in enumerate(ndimage.find_objects(mask_ZHW), start=1):
+        if box is not None:
+            inside = mask_ZHW[box] == label
+            parts, count = ndimage.label(inside, np.ones((3, 3, 3)))
+            if count > 1:
+                out[box][inside & (parts != np.bincount(parts[inside]).argmax())] = 0
     return out
+
+
+def _native_labels(shares_CHW: Floats, rows: Floats, cols: Floats) -> Labels:
+    """Class of the largest share at every native pixel.
+
+    Where all network pixels that a native one is drawn from are background, so is that one: only the rest is resampled.
+    """
+    out = np.zeros((len(rows), len(cols)), dtype=np.uint8)
+    found = shares_CHW.argmax(0) > 0
+    if found.any():
+        y, x = _reached(rows, found.any(1)), _reached(cols, found.any(0))
+        out[y, x] = resized(shares_CHW, rows[y], cols[x]).argmax(0)
+    return out
+
+
+def _reached(matrix: Floats, pixels: npt.NDArray[np.bool_]) -> slice:
+    """From the first to the last output pixel that is drawn from any of these input pixels."""
+    at = np.flatnonzero((matrix[:, pixels] > 0).any(1))
+    return slice(int(at[0]), int(at[-1]) + 1) if len(at) else slice(0, 0)
+
+
+def _cut(mask_ZHW: Labels, rows: Floats, cols: Floats) -> tuple[str, ...]:
+    """Structures in the outermost rows and columns that the network saw, where the image goes on behind them."""
+    found: set[int] = set()
+    for axis, matrix in ((1, rows), (2, cols)):
+        seen = np.flatnonzero(matrix.sum(1) > 0)
+        for at, goes_on in ((seen[0], seen[0] > 0), (seen[-1], seen[-1] < len(matrix) - 1)):
+            if goes_on:
+                found |= set(np.unique(mask_ZHW.take(at, axis)).tolist())
+    return tuple(name for name, label in STRUCTURES.items() if label in found)

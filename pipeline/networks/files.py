@@ -17,6 +17,8 @@ from storage import uri
 from storage.errors import InputError
 
 WEIGHTS, CONFIG = "model.safetensors", "model.json"
+# Of the description, what the network's fingerprint is taken over; all else may be added to later.
+IDENTITY = ("kind", "network", "preprocess", "terms", "trained_on")
 
 
 def build(config: UNetConfig | SDNetConfig) -> UNet | SDNet:
@@ -41,11 +43,12 @@ def save_model(
     preprocess: dict[str, Any],
     terms: list[str],
     trained_on: Iterable[str] = (),
+    about: dict[str, Any] | None = None,
 ) -> str:
     """Write weights and configuration; returns the fingerprint. The configuration goes last: it marks completeness.
 
     `trained_on` names the training and validation subjects that made the weights; their keys are kept, so that a run
-    can tell that it would test on one of them.
+    can tell that it would test on one of them. `about` is for who uses the network (see `pipeline.model_card`).
     """
     weights = weights_of(model)
     kind = "sdnet" if isinstance(config, SDNetConfig) else "unet"
@@ -56,10 +59,19 @@ def save_model(
         "terms": terms,
         "trained_on": sorted(map(subject_key, set(trained_on))),
     }
-    name = fingerprint(weights, json.dumps(document, sort_keys=True))
+    name = fingerprint(weights, _identity(document))
     uri.write_bytes(uri.join(folder, WEIGHTS), weights)
-    uri.write_text(uri.join(folder, CONFIG), json.dumps({**document, "fingerprint": name}, indent=1, sort_keys=True))
+    write_config(folder, {**document, "about": about or {}, "fingerprint": name})
     return name
+
+
+def write_config(folder: str, document: dict[str, Any]) -> None:
+    """Write `model.json`."""
+    uri.write_text(uri.join(folder, CONFIG), json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False))
+
+
+def _identity(document: dict[str, Any]) -> str:
+    return json.dumps({key: document[key] for key in IDENTITY if key in document}, sort_keys=True)
 
 
 def read_config(folder: str) -> dict[str, Any]:
@@ -83,10 +95,7 @@ def load_model(folder: str) -> tuple[UNet | SDNet, dict[str, Any]]:
     model = build(config)
     try:
         weights = uri.read_bytes(path)
-        found = fingerprint(
-            weights, json.dumps({k: v for k, v in document.items() if k != "fingerprint"}, sort_keys=True)
-        )
-        if found != document["fingerprint"]:
+        if fingerprint(weights, _identity(document)) != document["fingerprint"]:
             raise InputError(
                 path, "weights are not the ones model.json names", "restore both files from the same training"
             )

@@ -1,0 +1,107 @@
+"""Many studies at a time: a pool of actors that load the networks once and segment one study after another."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from actors.resources import Cluster, Node
+from pipeline.inference import InferenceConfig, load_predictor
+from pipeline.prediction import Outcome, attempt
+from pipeline.studies import Study
+from storage.errors import InputError
+
+MOST_DEATHS = 2  # of actors on one study
+FRACTIONS = (0.5, 0.25, 0.1)  # of a CPU, where there are more actors than CPUs
+
+
+class _Segmenter:
+    """Loads the networks when it starts."""
+
+    def __init__(self, models: Sequence[str], config: InferenceConfig, threads: int) -> None:
+        import torch
+
+        torch.set_num_threads(threads)
+        self._predictor = load_predictor(models, config)
+
+    def segment(self, study: Study, names: Sequence[str]) -> Outcome:
+        """Segment and write one study."""
+        return attempt(self._predictor, study, names)
+
+
+def predict_studies(
+    cluster: Cluster,
+    models: Sequence[str],
+    names: Sequence[str],
+    config: InferenceConfig,
+    studies: Sequence[Study],
+    workers: int,
+) -> Iterator[Outcome]:
+    """What became of each study, as they get done, with `workers` actors that share the cluster's cores and GPUs.
+
+    `models` are the networks' folders, named `names` in the reports. A study at which an actor dies is tried again; if
+    its actors die `MOST_DEATHS` times, that study alone has failed. Ray must run. Raises InputError if the cluster is
+    too small.
+    """
+    import ray
+    from ray.exceptions import RayError, RayTaskError
+
+    workers = min(workers, len(studies))
+    booked = booking(cluster, workers)
+    remote: Any = ray.remote(**booked)(_Segmenter)  # type: ignore[call-overload]
+    threads = max(1, int(booked["num_cpus"]))
+    deaths: dict[str, int] = {}
+    waiting, idle = deque(studies), [remote.remote(models, config, threads) for _ in range(workers)]
+    running: dict[Any, tuple[Any, Study]] = {}
+    while waiting or running:
+        while waiting and idle:
+            actor, study = idle.pop(), waiting.popleft()
+            running[actor.segment.remote(study, names)] = actor, study
+        (done,), _ = ray.wait(list(running), num_returns=1)
+        actor, study = running.pop(done)
+        try:
+            outcome: Outcome = ray.get(done)
+        except RayTaskError as error:  # nothing that another try would mend
+            outcome = Outcome(study, None, f"{study.name}: failed ({type(error.cause).__name__})")
+            idle.append(actor)
+        except RayError as error:
+            ray.kill(actor)
+            deaths[study.out] = deaths.get(study.out, 0) + 1
+            again = deaths[study.out] < MOST_DEATHS
+            if again:
+                waiting.appendleft(study)
+            if waiting:
+                idle.append(remote.remote(models, config, threads))
+            if again:
+                continue
+            outcome = Outcome(study, None, f"{study.name}: {_reason(error)}")
+        else:
+            idle.append(actor)
+        yield outcome
+
+
+def booking(cluster: Cluster, workers: int) -> dict[str, float]:
+    """CPUs and GPUs of each of so many actors, as many as all of them find a place for; fewer GPUs are shared.
+
+    Raises InputError if there is no place for them: one left over would wait for ever, with the study that it has.
+    """
+    gpus = sum(int(node.gpus) for node in cluster.nodes)
+    on_one = math.ceil(workers / gpus) if gpus else 0
+
+    def places(node: Node, cpus: float) -> int:
+        fit = int(node.cpus / cpus + 1e-6)
+        return min(fit, int(node.gpus) * on_one) if gpus else fit
+
+    for cpus in (*range(int(cluster.cpus / workers), 0, -1), *FRACTIONS):
+        if sum(places(node, cpus) for node in cluster.nodes) >= workers:
+            return {"num_cpus": cpus, "num_gpus": int(100 / on_one) / 100 if gpus else 0.0}
+    raise InputError("--workers", f"{workers} are too many for {cluster}", "ask for fewer")
+
+
+def _reason(error: Exception) -> str:
+    from ray.exceptions import OutOfMemoryError
+
+    lack = "ran out of memory" if isinstance(error, OutOfMemoryError) else "died, perhaps for want of memory,"
+    return f"its worker {lack} {MOST_DEATHS} times; use fewer --workers or a machine with more memory"

@@ -1,0 +1,86 @@
+"""The command line's verbs for trained networks. Imports stay inside the verbs, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from storage.errors import InputError
+
+if TYPE_CHECKING:
+    from pipeline.prediction import Outcome
+
+FAILED = 1
+FOLDER_HELP = "Folder of a trained network: model.safetensors and model.json."
+MODEL_HELP = "Folder of a trained network (model.safetensors, model.json), or of an arm, whose seeds are averaged."
+
+
+def predict(
+    model: Annotated[str, typer.Argument(help=MODEL_HELP)],
+    images: Annotated[
+        list[str],
+        typer.Argument(help="NIfTI files, 3D or 4D, and folders: all images below, but not their masks."),
+    ],
+    out: Annotated[str, typer.Option(help="Folder for the masks, volumes and pictures; a folder's order is kept.")],
+    models: Annotated[
+        list[str] | None, typer.Option("--model", help="A further model, for an ensemble; repeatable.")
+    ] = None,
+    pixel_area: Annotated[
+        float | None,
+        typer.Option(help="mm²: rescale so that the network sees pixels of this area, such as 1.8."),
+    ] = None,
+    flips: Annotated[bool, typer.Option("--flips", help="Average over the image and its mirror images.")] = False,
+    keep_all: Annotated[
+        bool, typer.Option("--keep-all", help="Keep every part of a structure, not only the largest connected one.")
+    ] = False,
+    bf16: Annotated[bool, typer.Option("--bf16", help="Faster where the processor has bf16; other rounding.")] = False,
+    workers: Annotated[int, typer.Option(min=1, help="Studies at a time, over Ray; 1: in this process.")] = 1,
+) -> None:
+    """Segment studies: masks on the images' own grids (LV 1, MYO 2, RV 3), volumes and EF as JSON, a PNG overlay.
+
+    A study that fails is one line; the others are written, and the exit status is 1.
+    """
+    from experiments.predict import model_folders, segmented
+    from experiments.progress import Progress
+    from pipeline.inference import InferenceConfig
+    from pipeline.studies import find_studies
+
+    if pixel_area is not None and not 0.05 <= pixel_area <= 100:
+        raise InputError(f"--pixel-area {pixel_area:g}", "is no area of a pixel", "give mm², such as 1.8")
+    config = InferenceConfig(
+        pixel_area=pixel_area, flips=flips, keep_largest=not keep_all, precision="bf16" if bf16 else "fp32"
+    )
+    progress, folders = Progress(), model_folders([model, *(models or [])])
+    studies, left_out = find_studies(images, out)
+    if left_out:
+        progress.say(f"{len(left_out)} files left out, named like masks: {left_out[0]}, …")
+    failed = sum(not _told(outcome) for outcome in segmented(folders, studies, config, workers, progress))
+    typer.echo(f"{len(studies) - failed} of {len(studies)} studies in {out}")
+    if failed:
+        raise typer.Exit(FAILED)
+
+
+def _told(outcome: Outcome) -> bool:
+    """Print what became of a study; whether it was segmented."""
+    from pipeline.prediction import headline
+
+    if outcome.report is None:
+        typer.echo(f"failed {outcome.failure}", err=True)
+        return False
+    typer.echo(headline(outcome.report))
+    for warning in outcome.report["warnings"]:
+        typer.echo(f"  {outcome.study.name}: {warning}", err=True)
+    return True
+
+
+def export_model(
+    model: Annotated[str, typer.Argument(help=FOLDER_HELP)],
+    onnx: Annotated[str, typer.Option("--onnx", help="File to write.")],
+) -> None:
+    """Write a network's segmentation path as ONNX, once ONNX Runtime agrees with torch; needs cardiomix[onnx]."""
+    from pipeline.onnx_export import export_onnx
+
+    check = export_onnx(model, onnx)
+    turned = f"; {check.turned} of {check.pixels} pixels rounded to another side" if check.turned else ""
+    typer.echo(f"{onnx}: logits within {check.largest_difference:.1g} of torch's{turned}")

@@ -1,0 +1,123 @@
+"""A trained network as an MLflow model: images in, masks and volumes out, nothing pickled.
+
+The model holds `model.safetensors`, `model.json` and the few lines of `pyfunc_code.py`, which MLflow runs when it loads
+the model ("models from code"). Everything else comes from the installed cardiomix.
+"""
+
+from __future__ import annotations
+
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from storage import uri
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel
+    from mlflow.models import Model, ModelSignature
+
+NAME = "segmentation"
+FINGERPRINT_TAG = "cardiomix_fingerprint"
+CODE = Path(__file__).with_name("pyfunc_code.py")
+NETWORK = "network"
+VOLUMES = ("lv_edv_ml", "lv_esv_ml", "lv_ef_percent", "rv_edv_ml", "rv_esv_ml", "rv_ef_percent", "lv_mass_g")
+
+
+def log_model(run_id: str, tracking_uri: str, model_folder: str) -> str:
+    """Log the network in `model_folder` as a model of an MLflow run; returns its address, `models:/<id>`.
+
+    The same network is logged once: a second call returns the first one's, or ends what that one began. Only this
+    run's store is touched; MLflow's global tracking URI and active run stay as they are. Raises InputError if the
+    folder holds no network, MLflow's exceptions if the store does not answer.
+    """
+    from mlflow import MlflowClient
+    from mlflow.entities import LoggedModelOutput
+
+    from pipeline.networks.files import read_config
+
+    name = str(read_config(model_folder)["fingerprint"])
+    client = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
+    run = client.get_run(run_id)
+    experiment = run.info.experiment_id
+    model = _logged(client, experiment, run_id, name)
+    if model is None:
+        tags = {FINGERPRINT_TAG: name}
+        model = client.create_logged_model(experiment, NAME, run_id, tags=tags, model_type="segmentation")
+    if model.status.name == "READY":
+        return f"models:/{model.model_id}"
+    with TemporaryDirectory() as scratch:
+        saved = save_model(str(Path(scratch) / "saved"), model_folder, run_id=run_id, model_id=model.model_id)
+        client.log_model_artifacts(model.model_id, saved)
+    if model.model_id not in [output.model_id for output in (run.outputs.model_outputs if run.outputs else [])]:
+        client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
+    client.finalize_logged_model(model.model_id, "READY")
+    return f"models:/{model.model_id}"
+
+
+def save_model(target: str, model_folder: str, **identity: Any) -> str:
+    """Write an MLflow model folder at the local path `target`; `identity` goes to `mlflow.models.Model`."""
+    import mlflow.pyfunc
+    from mlflow.models import Model
+
+    from pipeline.networks.files import CONFIG, WEIGHTS
+
+    model = Model(**identity)
+    with TemporaryDirectory() as scratch:
+        for file in (CONFIG, WEIGHTS):
+            uri.write_bytes(uri.join(scratch, NETWORK, file), uri.read_bytes(uri.join(model_folder, file)))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # MLflow misses an example, for which it would segment a study
+            mlflow.pyfunc.save_model(
+                target,
+                python_model=str(CODE),
+                artifacts={NETWORK: str(Path(scratch) / NETWORK)},
+                signature=signature(),
+                pip_requirements=[f"cardiomix=={version('cardiomix')}"],
+                mlflow_model=model,
+            )
+    _forget_origin(model, target)
+    return target
+
+
+def _forget_origin(model: Model, target: str) -> None:
+    """MLflow notes where code and weights were copied from; folders of this machine say nothing to anyone else."""
+    flavor = model.flavors["python_function"]
+    flavor["model_code_path"] = CODE.name
+    for artifact in flavor["artifacts"].values():
+        artifact["uri"] = artifact["path"]
+    model.save(str(Path(target) / "MLmodel"))
+
+
+def signature() -> ModelSignature:
+    """In: a column `image` of NIfTI paths. Out: for each the mask, the report and the volumes (NaN where unknown).
+
+    Parameters: `out`, the folder to write to, `pixel_area` in mm² (0: the image's own), `flips`, `keep_largest`.
+    """
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+
+    columns: list[Any] = [ColSpec(DataType.string, name) for name in ("image", "mask", "report", "error")]
+    columns += [ColSpec(DataType.double, name) for name in VOLUMES]
+    params = [
+        ParamSpec("out", DataType.string, "predictions"),
+        ParamSpec("pixel_area", DataType.double, 0.0),
+        ParamSpec("flips", DataType.boolean, False),
+        ParamSpec("keep_largest", DataType.boolean, True),
+    ]
+    return ModelSignature(Schema([ColSpec(DataType.string, "image")]), Schema(columns), ParamSchema(params))
+
+
+def _logged(client: MlflowClient, experiment: str, run_id: str, name: str) -> LoggedModel | None:
+    """The run's model of this network, if there is one; it is whole if it is ready."""
+    token: str | None = None
+    while True:
+        page = client.search_logged_models([experiment], f"tags.`{FINGERPRINT_TAG}` = '{name}'", page_token=token)
+        for model in page:
+            if model.source_run_id == run_id:
+                return model
+        token = page.token
+        if not token:
+            return None

@@ -1,0 +1,196 @@
+"""One study, from its images to masks, volumes and a picture.
+
+`NAME_pred.nii.gz` lies on its image's own grid, `NAME_pred.json` holds the volumes, `NAME_pred.png` shows the two
+frames that they come from. A study's files are written once all of it is segmented, each whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+
+from pipeline.inference import Floats, Predictor, Segmented
+from pipeline.overlay import Row, study_png
+from pipeline.studies import Study
+from pipeline.volumes import MYOCARDIUM_G_PER_ML, ejection_fraction, volumes_ml
+from storage import nifti, uri
+from storage.errors import InputError, StageError
+from storage.frame_checks import checked_image
+from storage.intensities import Statistics, statistics
+from storage.nifti import NiftiFile, Spacing
+from storage.subjects import STRUCTURES
+
+USE = "Research software, not a medical device."
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a study: its report (what its JSON holds), or in one line why there is none."""
+
+    study: Study
+    report: dict[str, Any] | None
+    failure: str = ""
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """One segmented frame; `index` is along the file's fourth axis, None for a 3D file."""
+
+    image: str
+    index: int | None
+    spacing: Spacing
+    found: Segmented
+
+    @property
+    def ml(self) -> dict[str, float]:
+        """Volume of each structure."""
+        return {name: round(ml, 3) for name, ml in volumes_ml(self.found.mask, self.spacing).items()}
+
+    @property
+    def name(self) -> str:
+        """File and, in a cine, frame."""
+        file = uri.base_name(self.image)
+        return file if self.index is None else f"{file} frame {self.index}"
+
+
+def attempt(predictor: Predictor, study: Study, models: Sequence[str]) -> Outcome:
+    """`segment_study`, where a failure is an answer: it concerns this study alone."""
+    try:
+        return Outcome(study, segment_study(predictor, study, models))
+    except InputError as error:
+        told = str(error)
+    except StageError as error:
+        told = f"{study.name}: {error}"
+    except OSError as error:  # its text names folders
+        told = f"{study.name}: {error.strerror or type(error).__name__}"
+    except (MemoryError, RuntimeError) as error:  # torch's lack of memory, on a CPU, is a RuntimeError
+        told = f"{study.name}: {(str(error).splitlines() or [''])[0] or type(error).__name__}"
+    return Outcome(study, None, told)
+
+
+def segment_study(predictor: Predictor, study: Study, models: Sequence[str]) -> dict[str, Any]:
+    """Segment every frame of a study, write its files and return its report, in which `models` names the networks.
+
+    Each frame is normalised by its own intensities, as in training. Raises InputError for an image that cannot be used;
+    nothing is written then.
+    """
+    frames = [frame for image in study.images for frame in _segmented(predictor, image)]
+    ml = [frame.ml for frame in frames]
+    phases = guess_phases([volumes["LV"] for volumes in ml])
+    report = {
+        "study": study.name,
+        "images": [uri.base_name(image) for image in study.images],
+        "masks": [uri.base_name(study.mask(image)) for image in study.images],
+        "frames": [
+            {"image": uri.base_name(f.image), "frame": f.index or 0, "ml": v} for f, v in zip(frames, ml, strict=True)
+        ],
+        **_function(ml, phases),
+        "warnings": _warnings(frames, ml),
+        "models": list(models),
+        "inference": predictor.config.model_dump(mode="json"),
+        "made_by": f"cardiomix {version('cardiomix')}",
+        "use": USE,
+    }
+    picture = _picture(frames, report, phases)
+    for image in study.images:
+        own = [frame for frame in frames if frame.image == image]
+        mask = own[0].found.mask if own[0].index is None else np.stack([frame.found.mask for frame in own])
+        nifti.write_mask_like(study.mask(image), mask, image)
+    uri.write_bytes(study.picture, picture)
+    uri.write_text(study.report, json.dumps(report, indent=1, ensure_ascii=False))
+    return report
+
+
+def guess_phases(lv_ml: Sequence[float]) -> tuple[int, int] | None:
+    """Frames with the largest and the smallest LV, as ED and ES; those without any LV are no candidates.
+
+    None where there is only one frame, or fewer than two with an LV.
+    """
+    candidates = [i for i, volume in enumerate(lv_ml) if volume > 0]
+    if len(candidates) < 2:
+        return None
+    return max(candidates, key=lambda i: lv_ml[i]), min(candidates, key=lambda i: lv_ml[i])
+
+
+def _function(ml: Sequence[dict[str, float]], phases: tuple[int, int] | None) -> dict[str, Any]:
+    """Both ventricles' volumes and ejection fraction and the LV's mass; all null where ED and ES are not known."""
+    if phases is None:
+        return {"ed": None, "es": None, "lv": None, "rv": None, "lv_mass_g": None}
+    ed, es = phases
+    mass = round(ml[ed]["MYO"] * MYOCARDIUM_G_PER_ML, 3)
+    sides = {side.lower(): _ventricle(ml[ed][side], ml[es][side]) for side in ("LV", "RV")}
+    return {"ed": ed, "es": es, **sides, "lv_mass_g": mass}
+
+
+def _ventricle(edv: float, esv: float) -> dict[str, float | None]:
+    ef = ejection_fraction(edv, esv)
+    return {
+        "edv_ml": edv,
+        "esv_ml": esv,
+        "sv_ml": round(edv - esv, 3),
+        "ef_percent": round(ef, 2) if math.isfinite(ef) else None,
+    }
+
+
+def _segmented(predictor: Predictor, image: str) -> Iterator[_Frame]:
+    with NiftiFile(image) as file:
+        header = file.header
+        cine = len(header.shape) == 4
+        frames: list[int | None] = list(range(header.frames)) if cine else [None]
+        found = predictor.masks((_read(file, index) for index in frames), header.spacing_mm)
+        for index, one in zip(frames, found, strict=True):
+            yield _Frame(image, index, header.spacing_mm, one)
+
+
+def _read(file: NiftiFile, index: int | None) -> tuple[Floats, Statistics]:
+    frame = checked_image(file.frame(index), file.name)
+    return frame.astype(np.float32, copy=False), statistics(frame)
+
+
+def _warnings(frames: Sequence[_Frame], ml: Sequence[dict[str, float]]) -> list[str]:
+    out = []
+    for name in STRUCTURES:
+        lacking = [f.name for f, volumes in zip(frames, ml, strict=True) if volumes[name] == 0]
+        if lacking:
+            out.append(f"no {name} found in {_listed(lacking)}")
+        cut = [f.name for f in frames if name in f.found.cut]
+        if cut:
+            out.append(f"{name} reaches the edge of the network's field of view in {_listed(cut)}")
+    return out
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _picture(frames: Sequence[_Frame], report: dict[str, Any], phases: tuple[int, int] | None) -> bytes:
+    """ED and ES, or the first frame where they are not known."""
+    shown = {"first frame": 0} if phases is None else dict(zip(("ED", "ES"), phases, strict=True))
+    rows = []
+    for phase, number in shown.items():
+        frame = frames[number]
+        with NiftiFile(frame.image) as file:
+            image, _ = _read(file, frame.index)
+        volumes = ", ".join(f"{name} {value:.1f} ml" for name, value in report["frames"][number]["ml"].items())
+        rows.append(Row(f"{phase}: {frame.name}  {volumes}", image, frame.found.mask))
+    return study_png(rows, [headline(report), *report["warnings"]])
+
+
+def headline(report: dict[str, Any]) -> str:
+    """A study's numbers in one line."""
+    if report["lv"] is None:
+        (first, *others) = (frame["ml"] for frame in report["frames"])
+        more = f" ({len(others)} more frames)" if others else ""
+        return f"{report['study']}: " + ", ".join(f"{name} {ml:.1f} ml" for name, ml in first.items()) + more
+    parts = [f"LV mass {report['lv_mass_g']:.0f} g"]
+    for side in ("rv", "lv"):
+        values = report[side]
+        ef = "unknown" if values["ef_percent"] is None else f"{values['ef_percent']:.0f} %"
+        parts.insert(0, f"{side.upper()} EF {ef} (EDV {values['edv_ml']:.0f}, ESV {values['esv_ml']:.0f} ml)")
+    return f"{report['study']}: " + ", ".join(parts)
