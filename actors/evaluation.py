@@ -7,18 +7,24 @@ from typing import Any
 from storage import uri
 from storage.slice_store import SliceStore
 
-CASES = "cases.csv"
+CASES, SLICES, EXAMPLES = "cases.csv", "slices.csv", "examples.npz"
 
 
 def evaluate_job(run: str, out: str, arm: str, seed: int, threads: int, precision: str) -> int:
-    """Predict every labelled test volume with the network in `out`, write `cases.csv` there; returns the volumes
-    scored."""
+    """Predict every labelled test volume with the network in `out`; returns the volumes scored.
+
+    Writes `slices.csv` and `examples.npz` there, then `cases.csv`, which says that the evaluation is whole.
+    """
     import torch
 
-    from pipeline.evaluation import case_rows, score_volume, write_cases
+    from pipeline.evaluation import case_rows, slice_rows, summarise, write_cases, write_slices
+    from pipeline.examples import choose, example, mean_dice, pack
     from pipeline.inference import predict_volume
+    from pipeline.metrics import score_slices, score_volume
+    from pipeline.model_card import add_test_scores
     from pipeline.networks.files import default_device, load_model
     from pipeline.preprocess import PreprocessConfig
+    from pipeline.volumes import share_outside
 
     torch.set_num_threads(threads)
     store = SliceStore.open(run)
@@ -26,19 +32,22 @@ def evaluate_job(run: str, out: str, arm: str, seed: int, threads: int, precisio
     model.to(default_device())
     preprocess = PreprocessConfig(**document["preprocess"])
     cases: list[dict[str, Any]] = []
+    slices: list[dict[str, Any]] = []
+    shown, dice = [], []
     volumes = [v for v in store.volumes("test") if v.labelled]
     for volume in volumes:
         images, mask = store.volume(volume.rows)
         stats = store.statistics(volume.rows[0])
         found = predict_volume(model, images, stats, volume.spacing, preprocess, precision)
-        cases += case_rows(
-            score_volume(found, mask, volume.spacing),
-            arm=arm,
-            seed=seed,
-            subject=volume.subject,
-            vendor=volume.vendor,
-            centre=volume.centre,
-            phase=volume.phase,
-        )
+        scores = score_volume(found, mask, volume.spacing)
+        whose = {"arm": arm, "seed": seed, "subject": volume.subject, "vendor": volume.vendor}
+        whose |= {"centre": volume.centre, "phase": volume.phase}
+        cases += case_rows(scores, share_outside(mask, volume.spacing, preprocess), whose)
+        slices += slice_rows(score_slices(found, mask), whose)
+        shown.append(example(volume.subject, volume.vendor, volume.phase, volume.spacing, images, mask, found))
+        dice.append(mean_dice(scores))
+    write_slices(uri.join(out, SLICES), slices)
+    uri.write_bytes(uri.join(out, EXAMPLES), pack({kind: shown[i] for kind, i in choose(dice).items()}))
+    add_test_scores(out, summarise(cases))
     write_cases(uri.join(out, CASES), cases)
     return len(volumes)

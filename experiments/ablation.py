@@ -35,7 +35,7 @@ class Ablation:
     def __init__(self, run: str, settings: Settings, progress: Progress) -> None:
         self.run, self.settings, self.progress = run, settings, progress
         self.name = uri.base_name(run)
-        self.log = RunLog(run, self.name, settings)
+        self.log = RunLog(run, self.name, settings, progress.say)
         self._cluster: Cluster | None = None
         self._failed: dict[str, str] = {}
         self._warned: set[tuple[str, str]] = set()
@@ -99,9 +99,9 @@ class Ablation:
             return
         job = jobs.pretrain_job(self.run, self.settings)
         if not job.finished():
+            budget = self._ready_to_train()
             with self.progress.stage("pretrain") as step:
-                stages.pretrain(job, self.plan(), lambda _: self._follow("pretrain", 0, job, step))
-        self.log.follow("pretrain", 0, job)
+                stages.pretrain(job, budget, lambda _: self._follow("pretrain", 0, job, step))
         self.log.finish("pretrain", 0, job)
 
     def extract(self) -> None:
@@ -140,7 +140,7 @@ class Ablation:
         runs = jobs.arm_runs(self.run, self.settings)
         todo = [r for r in runs if not r.evaluated()]
         if todo:
-            budget = self.plan(len(todo))
+            budget = self._ready_to_train(len(todo))
             self.progress.say(budget.describe())
             with self.progress.arms([r.label for r in todo], self.settings.train.epochs) as bars:
 
@@ -178,20 +178,40 @@ class Ablation:
             if reason is not None:
                 problems[run.arm] = "; ".join(filter(None, [problems.get(run.arm), f"seed {run.seed}: {reason}"]))
         with self.progress.stage("report"):
+            config.save(config.shareable(self.settings), uri.join(self.run, "report"))  # the page shows it
             paths = build_report(
                 self.run,
                 self.name,
-                self._note(),
+                self._note(runs),
                 self._mosaic(),
                 arms=self.settings.arms,
                 runs=[(run.arm, run.seed) for run in runs if run.evaluated()],
                 problems=problems,
             )
-            config.save_shareable(self.settings, uri.join(self.run, "report"))
-            if uri.is_local(self.run):
-                self.log.tracker.log_artifacts(uri.local_path(uri.join(self.run, "report")))
+        self._log_what_is_there(runs)
         self._failed = self._failed or problems
         return paths
+
+    def _ready_to_train(self, trainings: int = 1) -> ResourcePlan:
+        """The budget, once MLflow has answered: hours are not to be spent on what was never going to be logged."""
+        self.log.start()
+        budget = self.plan(trainings)
+        self.log.require()
+        return budget
+
+    def _log_what_is_there(self, runs: Sequence[ArmRun]) -> None:
+        """Have MLflow agree with the run folder, whatever an earlier command could not log."""
+        if jobs.needs_sdnet(self.settings) and not (self.settings.pretrained or self.settings.bank):
+            job = jobs.pretrain_job(self.run, self.settings)
+            if job.finished():
+                self.log.finish("pretrain", 0, job)
+        for run in runs:
+            if run.evaluated() or run.failure() is not None:
+                self.log.finish_arm(run, failed=not run.evaluated())
+            else:
+                self.log.follow(run.arm, run.seed, run.job)
+        if uri.is_local(self.run):
+            self.log.report(uri.local_path(uri.join(self.run, "report")))
 
     def _arm_runs(self) -> list[ArmRun]:
         return jobs.arm_runs(self.run, jobs.ready(self.run, self.settings))
@@ -222,7 +242,7 @@ class Ablation:
                 self._warned.add(key)
                 self.progress.say(f"  {label}, epoch {record['epoch']}: {warning}")
 
-    def _note(self) -> dict[str, Any]:
+    def _note(self, runs: Sequence[ArmRun]) -> dict[str, Any]:
         settings = self.settings
         note: dict[str, Any] = {
             **provenance(),
@@ -230,6 +250,10 @@ class Ablation:
             "configuration": settings.config_hash,
             "seeds": settings.seeds,
         }
+        for run in runs:
+            note["data fingerprint"] = run.job.data_fingerprint
+            if run.job.bank_fingerprint:
+                note["bank fingerprint"] = run.job.bank_fingerprint
         return note if settings.data else note | {"data": "phantom"}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from experiments.cli_bank import bank_app
+from experiments.cli_compare import compare
+from experiments.cli_predict import export_model, predict
 from storage import uri
 from storage.errors import InputError, StageError
 
@@ -30,10 +33,20 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.add_typer(bank_app)
+app.command(epilog="Example:  cardiomix predict runs/first/arms/fs_sdnet_ra/seed0 patient_sa.nii.gz --out masks")(
+    predict
+)
+app.command("export-model", epilog="Example:  cardiomix export-model runs/first/arms/unet_ra/seed0 --onnx unet.onnx")(
+    export_model
+)
+app.command(epilog="Example:  cardiomix compare runs/first runs/second --csv both.csv")(compare)
 
 
 def _absolute(place: str | None) -> str | None:
-    """Ray's workers have working directories of their own, so no relative path may reach them."""
+    """Ray's workers have working directories of their own, so no relative path may reach them. A job has one too, which
+    Ray removes afterwards."""
+    if place and "://" not in place and not Path(place).is_absolute() and "runtime_resources" in Path.cwd().parts:
+        raise InputError(place, "is relative to a job's own folder, which Ray removes", "give a full path or a URI")
     return None if place is None else uri.absolute(place)
 
 
@@ -58,15 +71,25 @@ def _settings(run: str, preset: str, assignments: list[str] | None) -> Settings:
 
 @contextmanager
 def _driving(run: str, settings: Settings) -> Iterator[Ablation]:
-    """The run, locked, with a driver; the settings become the run's."""
+    """The run, locked, with a driver; the settings become the run's.
+
+    SIGTERM, with which `ray job stop` and preempted machines end a process, ends the body as an exception does:
+    MLflow's runs are closed and the lock is given up.
+    """
     from experiments import config
     from experiments.ablation import Ablation
     from experiments.progress import Progress
     from storage.run_lock import run_lock
 
-    with run_lock(run), Ablation(run, settings, Progress()) as driver:
-        config.save(settings, run)
-        yield driver
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))  # as Ray's own, from before Ray starts
+    progress = Progress()
+    try:
+        with run_lock(run), Ablation(run, settings, progress) as driver:
+            config.save(settings, run)
+            yield driver
+    except (SystemExit, KeyboardInterrupt):
+        progress.say("stopped; the same command goes on from here")
+        raise
 
 
 def _stage(run: str, assignments: list[str] | None = None) -> AbstractContextManager[Ablation]:
@@ -253,10 +276,11 @@ def ablate(
     ] = None,
     layout: Layout = None,
     strict: Annotated[bool, typer.Option("--strict", help="Fail on the first subject that cannot be used.")] = False,
+    dry: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done, on what, how long.")] = False,
     assignments: Set = None,
 ) -> None:
     """The whole ablation, from studies to the report; stages already done are reused."""
-    from experiments import ablation, config
+    from experiments import ablation, config, dry_run
 
     settings = config.load(preset) if preset.endswith((".yaml", ".yml")) else config.preset(preset)
     document = config.override(settings, assignments or []).model_dump()
@@ -268,7 +292,11 @@ def ablate(
         document["arms"] = tuple(arm.strip() for arm in arms.split(",") if arm.strip())
     given = {"layout": layout, "seeds": seeds, "bank": bank, "pretrained": sdnet}
     document |= {name: value for name, value in given.items() if value is not None}
-    with _driving(run, config.validated(document, "ablate")) as driver:
+    settings = config.validated(document, "ablate")
+    if dry:
+        return dry_run.show(run, settings, typer.echo)
+    dry_run.require_space(run, settings)
+    with _driving(run, settings) as driver:
         paths, failed = ablation.ablate(driver, strict)
         _show(paths.html, run, driver)
     _finish(failed)
@@ -317,23 +345,6 @@ def preview(
     typer.echo(str(out))
 
 
-@app.command(epilog="Example:  cardiomix predict runs/first/arms/fs_sdnet_ra/seed0 patient_sa.nii.gz --out masks")
-def predict(
-    model: Annotated[str, typer.Argument(help="Folder of a trained network: model.safetensors and model.json.")],
-    images: Annotated[list[str], typer.Argument(help="NIfTI files, 3D or 4D.")],
-    out: Annotated[Path, typer.Option(help="Folder for the masks.")],
-) -> None:
-    """Segment NIfTI files; each mask lies on its image's own grid, LV 1, MYO 2, RV 3."""
-    from experiments.predict import predict_files
-    from experiments.progress import Progress
-
-    progress = Progress()
-    with progress.stage("predict") as step:
-        written = predict_files(model, images, out, lambda done, total: step.update("", done, total))
-    for path in written:
-        typer.echo(str(path))
-
-
 @app.command(epilog="Example:  cardiomix export data/Dataset501_Heart --run runs/first --format nnunet --samples 5000")
 def export(
     out: Annotated[str, typer.Argument(help="Folder to write; for nnunet, named as nnU-Net wants it.")],
@@ -358,13 +369,14 @@ def _show(html: str, run: str, driver: Ablation) -> None:
     """The last screen: the table, where the report is, how to open MLflow."""
     from rich.console import Console
 
-    from experiments.report import render_terminal_table
+    from experiments.mlflow_store import ui_command
+    from experiments.report_tables import render_terminal_table
     from pipeline.evaluation import read_cases, summarise
 
     Console().print(render_terminal_table(summarise(read_cases(uri.join(run, "report", "cases.csv")))))
     typer.echo(f"report: {html}")
     typer.echo(f"table:  {uri.join(run, 'report', 'table.md')}")
-    typer.echo(f"MLflow: {driver.log.tracker.ui_command()}")
+    typer.echo(f"MLflow: {ui_command(driver.log.tracking_uri)}")
 
 
 def _finish(failed: dict[str, str]) -> None:

@@ -163,15 +163,19 @@ def validated(document: Any, where: str) -> Settings:
         raise InputError(where, f"{field}: {message}", f"given: {str(first['input'])[:60]}") from None
 
 
+def as_yaml(settings: Settings) -> str:
+    """The text of `config.yaml`."""
+    return str(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+
+
 def save(settings: Settings, run: str) -> None:
     """Write `config.yaml`: complete, so that giving it back reproduces the run."""
-    text = yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    uri.write_text(uri.join(run, CONFIG_FILE), text)
+    uri.write_text(uri.join(run, CONFIG_FILE), as_yaml(settings))
 
 
-def save_shareable(settings: Settings, folder: str) -> None:
-    """Write `config.yaml` without the places of data, bank and network, for those who read the report."""
-    save(settings.model_copy(update={"data": (), "bank": None, "pretrained": None}), folder)
+def shareable(settings: Settings) -> Settings:
+    """The same without the places of data, bank and network, for those who read the report."""
+    return settings.model_copy(update={"data": (), "bank": None, "pretrained": None})
 
 
 def load(run: str) -> Settings:

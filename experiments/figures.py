@@ -1,4 +1,4 @@
-"""The report's figures, each as PNG bytes: resolution histograms, FA mosaic, learning curves, Dice per subject.
+"""What figures have in common, and those of images and resolutions, each as PNG bytes.
 
 Colours are Okabe and Ito's, which stay apart without colour vision; an arm has the same colour and marker in every
 figure. Nothing here touches matplotlib's global state or needs a display.
@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from experiments.paper_table import ARM_LABELS, arm_label, arm_order
-from pipeline.evaluation import STRUCTURES, subject_dice
+from experiments.paper_table import ARM_LABELS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,24 +31,24 @@ _PAPER_STYLE = dict(
     )
 )
 _OTHER_STYLES = (("#56B4E9", "P"), ("#D55E00", "X"), ("#332288", "<"), ("#882255", ">"))
-_OUTLINES = (("#D55E00", "solid"), ("#56B4E9", "dashed"), ("#F0E442", "dotted"))  # LV, MYO, RV
+OUTLINES = (("#D55E00", "solid"), ("#56B4E9", "dashed"), ("#F0E442", "dotted"))  # LV, MYO, RV
 _VENDOR_COLOUR = "#3B6EA5"
-_INK, _MUTED, _GRID = "#1F2933", "#6B7280", "#E5E7EB"
+INK, MUTED, GRID = "#1F2933", "#6B7280", "#E5E7EB"
 _RC: Any = {
     "font.family": ["DejaVu Sans"],
     "font.size": 9,
-    "text.color": _INK,
+    "text.color": INK,
     "axes.edgecolor": "#B8BEC7",
-    "axes.labelcolor": _INK,
+    "axes.labelcolor": INK,
     "axes.titlesize": 10,
     "axes.titleweight": "bold",
     "axes.grid": True,
     "axes.axisbelow": True,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "grid.color": _GRID,
-    "xtick.color": _MUTED,
-    "ytick.color": _MUTED,
+    "grid.color": GRID,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
     "legend.frameon": False,
 }
 
@@ -64,7 +63,7 @@ def resolution_histograms(areas: Mapping[str, Sequence[float]]) -> bytes:
     vendors = sorted(areas)
     everything = np.concatenate([np.asarray(areas[vendor], dtype=np.float64) for vendor in vendors])
     bins = np.linspace(min(everything.min(), RA_RANGE_MM2[0]) - 0.1, max(everything.max(), RA_RANGE_MM2[1]) + 0.1, 28)
-    with _figure(max(4.0, 2.9 * len(vendors)), 2.6, 1, len(vendors), sharex=True) as (figure, axes, png):
+    with drawing(max(4.0, 2.9 * len(vendors)), 2.6, 1, len(vendors), sharex=True) as (figure, axes, png):
         for vendor, axis in zip(vendors, axes.flat, strict=True):
             axis.axvspan(*RA_RANGE_MM2, color="#F3F4F6", zorder=0)
             axis.hist(
@@ -74,7 +73,7 @@ def resolution_histograms(areas: Mapping[str, Sequence[float]]) -> bytes:
             axis.yaxis.get_major_locator().set_params(integer=True)
             axis.grid(axis="x", visible=False)
         axes.flat[0].set_ylabel("subjects")
-        figure.supxlabel("pixel area, mm²   (shaded: the range the paper rescales to)", fontsize=9, color=_MUTED)
+        figure.supxlabel("pixel area, mm²   (shaded: the range the paper rescales to)", fontsize=9, color=MUTED)
     return png.getvalue()
 
 
@@ -96,7 +95,7 @@ def fa_mosaic(
     gaps = {"width_ratios": [1, 0.12] + [1] * m, "height_ratios": [1, 0.12] + [1] * a, "wspace": 0.04, "hspace": 0.04}
     cell, margin = 1.5, 0.35  # inches
     width, height = margin + cell * (m + 1.2), margin + cell * (a + 1.2) * anatomy_AHW.shape[1] / anatomy_AHW.shape[2]
-    with _figure(width, height, a + 2, m + 2, layout=None, gridspec_kw=gaps) as (figure, axes, png):
+    with drawing(width, height, a + 2, m + 2, layout=None, gridspec_kw=gaps) as (figure, axes, png):
         figure.subplots_adjust(left=margin / width, right=0.995, top=1 - margin / height, bottom=0.005)
         for axis in axes.flat:
             axis.set_axis_off()
@@ -106,10 +105,8 @@ def fa_mosaic(
             _picture(axes[0, column + 2], image, window, top=modality_titles[column])
             for row in range(a):
                 _picture(axes[row + 2, column + 2], generated_AMHW[row, column], window)
-        axes[0, 0].text(
-            0.98, 0.62, "modality  →", ha="right", va="center", color=_MUTED, transform=axes[0, 0].transAxes
-        )
-        axes[0, 0].text(0.5, 0.02, "anatomy  ↓", ha="center", va="bottom", color=_MUTED, transform=axes[0, 0].transAxes)
+        axes[0, 0].text(0.98, 0.62, "modality  →", ha="right", va="center", color=MUTED, transform=axes[0, 0].transAxes)
+        axes[0, 0].text(0.5, 0.02, "anatomy  ↓", ha="center", va="bottom", color=MUTED, transform=axes[0, 0].transAxes)
     return png.getvalue()
 
 
@@ -120,79 +117,16 @@ def labelled_grid(
     outlines: LV solid, MYO dashed, RV dotted."""
     rows = -(-len(cells) // columns)
     window = np.percentile(np.stack([image for image, _, _ in cells]), (0.5, 99.5))
-    with _figure(2.1 * columns, 2.5 * rows, rows, columns) as (_, axes, png):
+    with drawing(2.1 * columns, 2.5 * rows, rows, columns) as (_, axes, png):
         for axis in axes.flat:
             axis.set_axis_off()
         for axis, (image, mask, title) in zip(axes.flat, cells, strict=False):
             _picture(axis, image, window)
             axis.set_title(title, fontsize=8, fontweight="normal", pad=4)
-            for label, (colour, line) in enumerate(_OUTLINES, start=1):
+            for label, (colour, line) in enumerate(OUTLINES, start=1):
                 if mask is not None and (mask == label).any():
                     axis.contour(mask == label, levels=[0.5], colors=colour, linestyles=line, linewidths=1.1)
     return png.getvalue()
-
-
-def learning_curves(histories: Mapping[tuple[str, int], Sequence[Mapping[str, Any]]]) -> bytes:
-    """Validation Dice and training loss over steps, a line for each (arm, seed), from records of `history.jsonl`."""
-    with _figure(9.6, 3.2, 1, 2) as (figure, axes, png):
-        for axis, key, title in zip(
-            axes.flat, ("val/dice", "loss/total"), ("validation Dice", "training loss"), strict=True
-        ):
-            for arm, seed in sorted(histories, key=lambda pair: (arm_order(pair[0]), pair[1])):
-                points = [
-                    (r.get("step", r.get("epoch")), r[key]) for r in histories[arm, seed] if r.get(key) is not None
-                ]
-                if points:
-                    colour, marker = arm_style(arm)
-                    axis.plot(
-                        *zip(*points, strict=True), color=colour, marker=marker, markersize=3, linewidth=1.4, alpha=0.9
-                    )
-            axis.set_title(title, loc="left")
-            axis.set_xlabel("optimiser steps", color=_MUTED)
-        axes.flat[0].set_ylim(0, 1)
-        _legend(figure, sorted({arm for arm, _ in histories}, key=arm_order))
-    return png.getvalue()
-
-
-def dice_per_subject(cases: Sequence[Mapping[str, Any]]) -> bytes:
-    """Dice of every subject (mean over phases and seeds) by vendor, structure and arm: box, dots, and the mean as a
-    bar.
-
-    `cases` are rows of `cases.csv`. A missed structure is the dot at 0, where it belongs.
-    """
-    vendors = sorted({case["vendor"] for case in cases})
-    arms = sorted({case["arm"] for case in cases}, key=arm_order)
-    size = (max(7.5, 0.9 + len(vendors) * (0.7 + 0.36 * len(arms))), 6.6)
-    with _figure(*size, len(STRUCTURES), len(vendors), sharex=True, sharey=True) as (figure, axes, png):
-        for row, structure in enumerate(STRUCTURES):
-            for column, vendor in enumerate(vendors):
-                axis = axes[row, column]
-                here = [c for c in cases if c["vendor"] == vendor and c["structure"] == structure]
-                for x, arm in enumerate(arms):
-                    _subject_strip(axis, x, list(subject_dice(c for c in here if c["arm"] == arm).values()), arm)
-                axis.set(xticks=[], xlim=(-0.6, len(arms) - 0.4), ylim=(-0.03, 1.03))
-            axes[row, 0].set_ylabel(f"{structure}  Dice", fontweight="bold")
-        for column, vendor in enumerate(vendors):
-            axes[0, column].set_title(vendor)
-        _legend(figure, arms)
-    return png.getvalue()
-
-
-def _subject_strip(axis: Axes, x: int, values: list[float], arm: str) -> None:
-    if not values:
-        return
-    colour, marker = arm_style(arm)
-    # A fixed golden-ratio scatter: dots keep apart and the figure is the same each time.
-    spread = (np.arange(len(values)) * 0.618034 % 1.0 - 0.5) * 0.5
-    if len(values) >= 5:
-        box = {"facecolor": "none", "edgecolor": colour, "linewidth": 1.0, "alpha": 0.7}
-        quiet = {"color": colour, "linewidth": 1.0, "alpha": 0.7}
-        axis.boxplot(
-            [values], positions=[x], widths=0.62, showfliers=False, patch_artist=True, manage_ticks=False,
-            boxprops=box, whiskerprops=quiet, capprops=quiet, medianprops=quiet,
-        )  # fmt: skip
-    axis.scatter(x + spread, values, s=13, marker=marker, color=colour, alpha=0.65, linewidths=0, zorder=3)
-    axis.hlines(float(np.mean(values)), x - 0.36, x + 0.36, color=colour, linewidth=2.6, zorder=4)
 
 
 def _picture(axis: Axes, image: npt.NDArray[Any], window: npt.NDArray[Any], top: str = "", side: str = "") -> None:
@@ -206,18 +140,8 @@ def _picture(axis: Axes, image: npt.NDArray[Any], window: npt.NDArray[Any], top:
     axis.set_ylabel(side, fontsize=9, fontweight="bold", labelpad=4)
 
 
-def _legend(figure: Figure, arms: Sequence[str]) -> None:
-    from matplotlib.lines import Line2D
-
-    handles = [
-        Line2D([], [], color=arm_style(arm)[0], marker=arm_style(arm)[1], label=arm_label(arm), markersize=5)
-        for arm in arms
-    ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(5, max(1, len(arms))))
-
-
 @contextmanager
-def _figure(
+def drawing(
     width: float, height: float, rows: int, columns: int, *, layout: str | None = "constrained", **subplots: Any
 ) -> Iterator[tuple[Figure, npt.NDArray[Any], io.BytesIO]]:
     """A figure in inches with a 2D array of axes; on leaving, the buffer holds its PNG."""

@@ -44,12 +44,12 @@ PAPER_DICE: dict[str, dict[str, tuple[float, float, float]]] = {
 }  # fmt: skip
 
 
-# What one step of the paper changes: (in words, arm with it, arm without it).
+# What one step of the paper changes: (in a sentence, as a title, arm with it, arm without it).
 CONTRASTS = (
-    ("RA: resolution augmentation", "fs_sdnet_ra", "fs_sdnet"),
-    ("SDNet instead of U-Net", "fs_sdnet_ra", "unet_ra"),
-    ("SS: unlabelled data as well", "ss_sdnet_ra", "fs_sdnet_ra"),
-    ("FA: factor augmentation", "ss_sdnet_ra_fa", "ss_sdnet_ra"),
+    ("RA", "RA: resolution augmentation", "fs_sdnet_ra", "fs_sdnet"),
+    ("SDNet instead of U-Net", "SDNet instead of U-Net", "fs_sdnet_ra", "unet_ra"),
+    ("Unlabelled data", "SS: unlabelled data as well", "ss_sdnet_ra", "fs_sdnet_ra"),
+    ("FA", "FA: factor augmentation", "ss_sdnet_ra_fa", "ss_sdnet_ra"),
 )
 
 

@@ -1,85 +1,211 @@
-"""MLflow kept up to date with what the run folder says: the driver is its one writer."""
+"""MLflow kept up to date with what the run folder says: the driver is its one writer, in a thread of its own.
+
+The run folder is the truth and logging a replay of it. So a server that goes away delays logging and nothing else: what
+is not logged is tried again until it is, at the latest by the next command that drives the run.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.config import Settings
+from experiments import mlflow_store
+from experiments.config import CONFIG_FILE, Settings, as_yaml, shareable
+from experiments.log_writer import LogWriter
+from experiments.system_metrics import SystemSampler
 from experiments.version import git_commit
 from storage import uri
+from storage.errors import InputError
 
 if TYPE_CHECKING:
     from actors.stages import ArmRun
     from actors.training import TrainJob
     from experiments.tracking import ChildRun, Tracker
 
+PATIENCE_S = 10.0  # for a server that is away when all else is done
+NAMED = 5  # arms in a warning
 
-class RunLog:
-    """Parent and child runs of one run folder. MLflow is opened at first use: by then a network trains and nobody
-    waits."""
 
-    def __init__(self, run: str, name: str, settings: Settings) -> None:
-        self.run, self.name, self.settings = run, name, settings
-        self._tracker: Tracker | None = None
-        self._open: dict[str, ChildRun] = {}
-        self._logged: dict[str, int] = {}
+@dataclass
+class _Arm:
+    """What the run folder holds of a network. `outcome` is MLflow's word for how it ended, None while it goes on."""
+
+    arm: str
+    seed: int
+    job: TrainJob
+    records: list[dict[str, Any]] = field(default_factory=list)
+    outcome: str | None = None
+    scored: bool = False
+    logged: int = 0  # epochs
 
     @property
-    def tracker(self) -> Tracker:
-        """The parent run."""
-        if self._tracker is None:
-            from experiments.tracking import Tracker
+    def label(self) -> str:
+        return f"{self.arm}/seed{self.seed}"
 
-            settings = self.settings
-            tags = {"git_commit": git_commit(), "preset": settings.preset, "config_hash": settings.config_hash}
-            self._tracker = Tracker(self.run, self.name, tags=tags)
-        return self._tracker
+    def mark(self) -> str:
+        """Names all that is to be logged; changes with it."""
+        from actors.evaluation import CASES
+
+        scores = uri.read_text(uri.join(self.job.out, CASES)) if self.scored else ""
+        text = json.dumps([self.records, self.outcome, scores])
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class RunLog:
+    """Parent and child runs of one run folder. No method but `require` and `close` waits for MLflow, and only `require`
+    raises what MLflow raised, as InputError. `say` shows a line to the user."""
+
+    def __init__(self, run: str, name: str, settings: Settings, say: Callable[[str], None]) -> None:
+        self.run, self.name, self.settings, self._say = run, name, settings, say
+        self.tracking_uri = mlflow_store.address(run)
+        self._tracker: Tracker | None = None  # this and the next: only the writer's thread uses them
+        self._children: dict[str, ChildRun] = {}
+        self._arms: dict[str, _Arm] = {}
+        self._required = self._refused = False
+        self._writer = LogWriter(self._forget, mlflow_store.is_away, self._say_change)
+        self._system = SystemSampler(run, self._log_system)
+
+    def start(self) -> None:
+        """Begin to open MLflow, which takes seconds the first time."""
+        if not self._required:
+            self._writer.post("open", lambda: mlflow_store.open_client(self.tracking_uri))
+
+    def require(self) -> None:
+        """Wait until MLflow has taken the parent run, then begin to sample the machine. Raises InputError if it does
+        not answer, or refuses; once it has answered, it may go away."""
+        if not self._required:
+            self._writer.post("parent", self._parent)
+            error = self._writer.wait("parent")
+            if error is not None:
+                self._refused = True
+                where, remedy = mlflow_store.shown(self.tracking_uri), "mend it, or set another MLFLOW_TRACKING_URI"
+                raise error if isinstance(error, InputError) else InputError(where, mlflow_store.reason(error), remedy)
+        self._required = True
+        self._system.start()
 
     def follow(self, arm: str, seed: int, job: TrainJob) -> list[dict[str, Any]]:
         """Log the epochs that are new; returns all of them."""
         from actors.training import read_history
 
-        records, label = read_history(job), f"{arm}/seed{seed}"
-        if len(records) > self._logged.get(label, 0):
-            self._child(arm, seed, job).log_history(records)
-            self._logged[label] = len(records)
+        known = self._arms.setdefault(f"{arm}/seed{seed}", _Arm(arm, seed, job))
+        records = read_history(job)
+        if len(records) > len(known.records) or known.job != job:
+            self._post(_Arm(arm, seed, job, records))
         return records
 
-    def finish(self, arm: str, seed: int, job: TrainJob, status: str = "FINISHED") -> None:
-        """End a child run."""
-        self._child(arm, seed, job).finish(status)
-        self._open.pop(f"{arm}/seed{seed}")
+    def finish(self, arm: str, seed: int, job: TrainJob, status: str = "FINISHED", scored: bool = False) -> None:
+        """Log a network's epochs and end its run; with `scored` its scores and the model as well."""
+        from actors.training import read_history
+
+        self._post(_Arm(arm, seed, job, read_history(job), status, scored))
 
     def finish_arm(self, run: ArmRun, failed: bool) -> None:
-        """Log an arm's epochs, scores and weights, and end its run."""
-        from actors.evaluation import CASES
-        from pipeline.evaluation import read_cases, summarise
+        """Log an arm's epochs, scores and model, and end its run."""
+        self.finish(run.arm, run.seed, run.job, "FAILED" if failed else "FINISHED", scored=not failed)
 
-        job = run.job
-        self.follow(run.arm, run.seed, job)
-        if failed:
-            self.finish(run.arm, run.seed, job, "FAILED")
-            return
-        child = self._child(run.arm, run.seed, job)
-        child.log_scores(summarise(read_cases(uri.join(job.out, CASES))))
-        if uri.is_local(job.out):
-            for name in ("model.safetensors", "model.json", CASES):
-                child.log_artifact(uri.local_path(uri.join(job.out, name)))
-        self.finish(run.arm, run.seed, job)
+    def report(self, folder: Path) -> None:
+        """Store the report with the parent run."""
+        self._writer.post("report", lambda: self._parent().log_artifacts(folder))
 
     def close(self, status: str) -> None:
-        """End whatever is still open: nothing in MLflow looks as if it went on."""
-        if self._tracker is None:
+        """End whatever is still open, so that nothing in MLflow looks as if it went on. Says what could not be logged:
+        the run folder is whole all the same."""
+        self._system.stop()
+        if self._refused or not (self._required or self._arms):
+            self._writer.close(0)  # a database that is being made is finished first
             return
-        for child in self._open.values():
-            child.finish(status)
-        self._open.clear()
-        self._tracker.finish(status)
+        for arm in list(self._arms.values()):
+            if arm.outcome is None and arm.records:
+                self._post(_Arm(arm.arm, arm.seed, arm.job, arm.records, "KILLED"))
+        self._log_system()
+        self._writer.post("end", lambda: self._parent().finish(status))
+        missing = self._writer.close(PATIENCE_S)
+        if missing:
+            self._system.keep()
+            self._say(self._what_is_missing(missing))
 
-    def _child(self, arm: str, seed: int, job: TrainJob) -> ChildRun:
-        label = f"{arm}/seed{seed}"
-        if label not in self._open:
-            tags = {"git_commit": git_commit(), "bank_fingerprint": job.bank_fingerprint or ""}
-            params = job.model_dump(mode="json", exclude={"out": True, "stream": {"run", "bank"}})
-            self._open[label] = self.tracker.child(arm, seed, job.config_hash, tags, params)
-        return self._open[label]
+    def _what_is_missing(self, missing: list[str]) -> str:
+        behind = [
+            f"{arm.label} after epoch {arm.logged}" if arm.logged < len(arm.records) else f"{arm.label}'s end"
+            for arm in self._arms.values()
+            if arm.label in missing
+        ]
+        behind += [name for name in missing if name in ("report", "system")]
+        named = ", ".join(behind[:NAMED]) or "the run's end"
+        named += f" and {len(behind) - NAMED} more" if len(behind) > NAMED else ""
+        why = mlflow_store.reason(self._writer.error) if self._writer.error else "it was not waited for"
+        return (
+            f"warning: {why}: {mlflow_store.shown(self.tracking_uri)} lacks {named}; nothing is lost, "
+            "`cardiomix report --run RUN` logs it once the server is back"
+        )
+
+    def _post(self, arm: _Arm) -> None:
+        before = self._arms.get(arm.label)
+        arm.logged = before.logged if before is not None and before.job == arm.job else 0
+        self._arms[arm.label] = arm
+        self._writer.post(arm.label, partial(self._log_arm, arm))
+
+    # from here on in the writer's thread
+
+    def _parent(self) -> Tracker:
+        if self._tracker is None:
+            from experiments.tracking import Tracker
+
+            tags = self._tags() | {"config_hash": self.settings.config_hash}
+            self._tracker = Tracker(self.run, self.name, self.tracking_uri, tags)
+            self._tracker.log_text(as_yaml(shareable(self.settings)), CONFIG_FILE)
+        return self._tracker
+
+    def _tags(self) -> dict[str, str]:
+        return {"git_commit": git_commit(), "preset": self.settings.preset}
+
+    def _log_system(self) -> None:
+        self._writer.post("system", lambda: self._system.flush(self._parent().log_system))
+
+    def _log_arm(self, arm: _Arm) -> None:
+        from experiments.lineage import job_inputs, job_params, job_tags
+
+        job, mark = arm.job, arm.mark()
+        if arm.outcome and self._parent().is_logged(arm.arm, arm.seed, job.config_hash, mark):
+            arm.logged = len(arm.records)
+            return
+        if arm.label not in self._children:
+            tags, params = self._tags() | job_tags(job), job_params(arm.arm, arm.seed, job)
+            child = self._parent().child(arm.arm, arm.seed, job.config_hash, tags, params)
+            child.log_inputs(job_inputs(job))
+            self._children[arm.label] = child
+        child = self._children[arm.label]
+        child.log_history(arm.records)
+        arm.logged = len(arm.records)
+        if arm.scored:
+            self._log_result(arm, child)
+        if arm.outcome:
+            child.finish(arm.outcome, mark)
+            del self._children[arm.label]
+
+    def _log_result(self, arm: _Arm, child: ChildRun) -> None:
+        """Scores, their cases, and the network as a model with a signature."""
+        from actors.evaluation import CASES
+        from experiments.pyfunc_model import log_model
+        from pipeline.evaluation import read_cases, summarise
+
+        cases = uri.join(arm.job.out, CASES)
+        child.log_scores(summarise(read_cases(cases)))
+        child.log_text(uri.read_text(cases), CASES)
+        log_model(child.run_id, self.tracking_uri, arm.job.out)
+
+    def _forget(self) -> None:
+        """After a failure nobody knows what the store holds: it is asked again."""
+        self._tracker = None
+        self._children.clear()
+
+    def _say_change(self, error: BaseException | None) -> None:
+        if error is None:
+            self._say(f"MLflow: {mlflow_store.shown(self.tracking_uri)} is back, all is logged")
+        elif self._writer.succeeded:
+            self._say(f"MLflow: {mlflow_store.reason(error)}; it will be tried again, training goes on")

@@ -138,7 +138,7 @@ class _Passing(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
         pass
 
-    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _pass
+    do_GET = do_HEAD = do_PUT = do_POST = do_PATCH = do_DELETE = _pass
 
 
 @pytest.fixture(scope="session")

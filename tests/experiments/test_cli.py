@@ -20,6 +20,7 @@ VERBS = (
     "preview",
     "export",
     "predict",
+    "export-model",
 )
 HEAVY = ("torch", "ray", "mlflow", "monai", "matplotlib", "pandas")
 

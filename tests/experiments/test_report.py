@@ -15,17 +15,24 @@ import pytest
 
 from experiments import figures
 from experiments.paper_table import PAPER_DICE
-from experiments.report import build_report, contrasts, read_history, render_terminal_table
-from pipeline.evaluation import STRUCTURES, TABLE_FIELDS, read_cases, summarise, write_cases
+from experiments.report import build_report
+from experiments.report_run import cut_off, failures, read_history
+from experiments.report_tables import render_terminal_table
+from experiments.report_verdicts import sentences
+from pipeline.comparison import compare_arms
+from pipeline.evaluation import TABLE_FIELDS, read_cases, read_slices, summarise, write_cases, write_slices
+from pipeline.examples import example, pack
 from storage import uri
+from storage.subjects import STRUCTURES
 
 PNG = b"\x89PNG\r\n\x1a\n"
+MINUS = "\N{MINUS SIGN}"
 
 
-def _cases(arm: str, vendors: str = "AD", seed: int = 0, lift: float = 0.0) -> list[dict[str, Any]]:
+def _cases(arm: str, vendors: str = "AD", seed: int = 0, lift: float = 0.0, n: int = 6) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for vendor in vendors:
-        for number in range(6):
+        for number in range(n):
             for phase in ("ED", "ES"):
                 for structure in STRUCTURES:
                     missed = vendor == "D" and structure == "RV" and number == 0
@@ -34,20 +41,42 @@ def _cases(arm: str, vendors: str = "AD", seed: int = 0, lift: float = 0.0) -> l
                     rows.append({
                         "arm": arm, "seed": seed, "subject": f"{vendor}{number}", "vendor": vendor, "centre": "1",
                         "phase": phase, "structure": structure, "dice": dice, "hd95_mm": distance, "assd_mm": distance,
-                        "missed": missed, "dice_slices": dice,
+                        "missed": missed, "dice_slices": dice, "hd_mm": distance, "reference_ml": 100.0,
+                        "predicted_ml": 0.0 if missed else 95.0, "outside": 0.0,
                     })  # fmt: skip
     return rows
 
 
-def _write_run(run: Path, arms: dict[str, float], vendors: str = "AD") -> Path:
+def _slices(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [case | {"slice": 0, "position": "mid"} for case in cases]
+
+
+def _examples() -> bytes:
+    heart = np.zeros((3, 30, 30), dtype=np.uint8)
+    heart[:, 8:20, 8:20], heart[:, 11:17, 11:17], heart[:, 8:20, 2:8] = 2, 1, 3
+    image = np.random.default_rng(0).uniform(0, 500, heart.shape).astype(np.float32)
+    spacing = (8.0, 1.4, 1.2)
+    return pack({
+        "best": example("A5", "A", "ED", spacing, image, heart, heart),
+        "worst": example("A0", "A", "ES", spacing, image, heart, np.roll(heart, 4, axis=2)),
+    })  # fmt: skip
+
+
+def _write_run(run: Path, arms: dict[str, float], vendors: str = "AD", seeds: int = 1) -> Path:
     for arm, lift in arms.items():
-        folder = run / "arms" / arm / "seed0"
-        folder.mkdir(parents=True)
-        write_cases(str(folder / "cases.csv"), _cases(arm, vendors, lift=lift))
-        lines = [
-            json.dumps({"epoch": e, "step": 5 * e, "loss/total": 1 / (e + 1), "val/dice": 0.2 * e}) for e in range(4)
-        ]
-        (folder / "history.jsonl").write_text("\n".join(lines) + "\n")
+        for seed in range(seeds):
+            folder = run / "arms" / arm / f"seed{seed}"
+            folder.mkdir(parents=True)
+            cases = _cases(arm, vendors, seed, lift + 0.02 * seed)
+            write_cases(str(folder / "cases.csv"), cases)
+            write_slices(str(folder / "slices.csv"), _slices(cases))
+            (folder / "examples.npz").write_bytes(_examples())
+            (folder / "model.json").write_text(json.dumps({"fingerprint": f"weights-of-{arm}-{seed}"}))
+            lines = [
+                json.dumps({"epoch": e, "step": 5 * e, "loss/total": 1 / (e + 1), "val/dice": 0.2 * e})
+                for e in range(4)
+            ]
+            (folder / "history.jsonl").write_text("\n".join(lines) + "\n")
     slices = [
         {"subject": f"{v}{i}", "vendor": v, "split": "test" if v == "D" else "train", "labelled": v == "A"}
         | {"pixel_area_mm2": 1.9}
@@ -57,6 +86,8 @@ def _write_run(run: Path, arms: dict[str, float], vendors: str = "AD") -> Path:
     pq.write_table(pa.Table.from_pylist(slices), run / "slices.parquet")
     (run / "splits.csv").write_text("subject,vendor,centre,split,reason\nA0,A,1,train,listed\nD0,D,5,test,listed\n")
     (run / "skipped.csv").write_text("subject,file,reason,remedy\np001,/home/me/p001/Info.cfg,no Info.cfg,add one\n")
+    (run / "report").mkdir()
+    (run / "report" / "config.yaml").write_text("preset: demo\nseeds: 1\n")
     return run
 
 
@@ -71,23 +102,46 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
     return run / "report", Path(paths.html).read_text(), Path(paths.table_md).read_text()
 
 
+PICTURES = ("dice", "cases", "agreement", "learning", "mosaic", "resolutions")
+TABLES = ("table.csv", "cases.csv", "slices.csv", "comparisons.csv", "function.csv", "agreement.csv")
+
+
 def test_every_promised_file_is_there(report: tuple[Path, str, str]) -> None:
     folder, _, _ = report
-    pictures = {f"{name}.png" for name in ("dice", "learning", "resolutions", "mosaic")}
-    assert {p.name for p in folder.iterdir()} == {"index.html", "table.csv", "cases.csv", "table.md"} | pictures
+    pictures = {f"{name}.png" for name in PICTURES}
+    assert {p.name for p in folder.iterdir()} == {"index.html", "table.md", "config.yaml", *TABLES} | pictures
     assert all((folder / name).read_bytes().startswith(PNG) for name in pictures)
-    assert len(read_cases(str(folder / "cases.csv"))) == 3 * 2 * 6 * 2 * 3
-    with (folder / "table.csv").open() as file:
-        rows = list(csv.DictReader(file))
+    assert len(read_cases(str(folder / "cases.csv"))) == len(read_slices(str(folder / "slices.csv"))) == 3 * 2 * 6 * 6
+    tables = {name: list(csv.DictReader((folder / name).open())) for name in TABLES}
+    rows = tables["table.csv"]
     assert tuple(rows[0]) == TABLE_FIELDS and len(rows) == 3 * 2 * 3
     assert [row["arm"] for row in rows[::6]] == ["unet_ra", "fs_sdnet", "fs_sdnet_ra"]  # the paper's order
+    assert len(tables["comparisons.csv"]) == 2 * 3 * 4  # steps × (vendors and all) × (structures and their mean)
+    assert len(tables["function.csv"]) == 3 * 12 * 7 and len(tables["agreement.csv"]) == 3 * 7
 
 
 def test_the_page_needs_no_network_and_no_other_file(report: tuple[Path, str, str]) -> None:
     _, html, _ = report
-    assert html.count("data:image/png;base64,") == 4
+    assert html.count("data:image/png;base64,") == len(PICTURES)
     assert not re.search(r'(src|href)="(?!data:)', html) and "@import" not in html and "<script" not in html
-    assert len(re.findall(r'<img [^>]*alt="[^"]+', html)) == 4
+    assert "url(" not in html and "@media print" in html
+    assert len(re.findall(r'<img [^>]*alt="[^"]{20,}', html)) == len(PICTURES)
+
+
+def test_the_page_begins_with_what_came_out(report: tuple[Path, str, str]) -> None:
+    _, html, text = report
+    verdict = "RA helps over all vendors: +.097 mean Dice [.092, .100] (LV +.10, MYO +.10, RV +.09), n = 12, p < .001."
+    headline = "Helps over all vendors (+.097). A hint, not established, on A (+.100) and on D (+.094)."
+    assert headline in html and f"- {verdict}" in text
+    assert html.index(headline) < html.index("What each step changes") < html.index("<h2>Failures")
+    lacking = "Not compared, since an arm has no scores: Unlabelled data (SS SDNet+RA against FS SDNet+RA), FA ("
+    assert lacking in html and lacking in text
+
+
+def test_the_page_says_how_to_repeat_the_run(report: tuple[Path, str, str]) -> None:
+    _, html, _ = report
+    assert "cardiomix ablate config.yaml --run again" in html and "preset: demo" in html
+    assert "weights-of-unet_ra-0" in html and "torch 2.13" in html
 
 
 def test_the_page_names_failures_missing_arms_and_skipped_subjects(report: tuple[Path, str, str]) -> None:
@@ -102,8 +156,10 @@ def test_the_page_names_failures_missing_arms_and_skipped_subjects(report: tuple
 def test_the_markdown_table_stands_beside_the_papers(report: tuple[Path, str, str]) -> None:
     _, _, text = report
     assert "| arm | A LV | A MYO | A RV | D LV | D MYO | D RV |" in text
-    (line,) = [line for line in text.splitlines() if line.startswith("| FS SDNet+RA")]
-    assert line.startswith("| FS SDNet+RA | **.825** / .905 |") and line.endswith("/ .624 |")
+    (line,) = [line for line in text.splitlines() if line.startswith("| FS SDNet+RA |")]
+    assert line.startswith(f"| FS SDNet+RA | **.825** / .905 ({MINUS}.080) |") and line.endswith(
+        "| **.692** / .624 (+.068) |"
+    )
     assert "not a target that can be hit exactly" in text and "synthetic phantom" in text
 
 
@@ -154,12 +210,37 @@ def test_a_report_of_the_same_run_is_the_same_bytes(tmp_path: Path) -> None:
     assert pages[0] == pages[1]
 
 
-def test_contrasts_are_paired_by_subject() -> None:
-    rows = contrasts([*_cases("fs_sdnet"), *_cases("fs_sdnet_ra", lift=0.1)])
-    (a,) = [row for row in rows if row["vendor"] == "A"]
-    assert a["n"] == 6 and a["step"].startswith("RA")
-    # Every subject gains exactly 0.1: no spread is left, however much the subjects differ among themselves.
-    assert (a["difference"], a["low"], a["high"]) == (pytest.approx(0.1), pytest.approx(0.1), pytest.approx(0.1))
+def _compared(lift: float, n: int = 8) -> list[str]:
+    base, other = _cases("fs_sdnet", "A", n=n), _cases("fs_sdnet_ra", "A", lift=lift, n=n)
+    return sentences(compare_arms([*base, *other], [("fs_sdnet_ra", "fs_sdnet")]))
+
+
+def test_verdicts_are_sentences_with_their_numbers() -> None:
+    assert _compared(0.1)[0] == (
+        "RA helps on A: +.100 mean Dice [.100, .100] (LV +.10, MYO +.10, RV +.10), n = 8, p = .008."
+    )
+    assert _compared(-0.1)[0].startswith(f"RA harms on A: {MINUS}.100 mean Dice [{MINUS}.100, {MINUS}.100]")
+    assert _compared(0.0)[0] == "RA on A: no evidence either way: .000 mean Dice [.000, .000], n = 8, p = 1.000."
+    assert _compared(0.1, n=3)[0].startswith("RA on A: too few subjects to test (n = 3, at least 6 needed): +.100")
+
+
+def test_several_seeds_are_a_mean_and_a_standard_deviation(tmp_path: Path) -> None:
+    paths = build_report(str(_write_run(tmp_path / "run", {"fs_sdnet": 0.0}, seeds=3)), "Seeds", {})
+    line = next(line for line in Path(paths.table_md).read_text().splitlines() if line.startswith("| FS SDNet"))
+    assert line.startswith(f"| FS SDNet | .745 ± .020 / .901 ({MINUS}.156) |")
+    assert "± .020" in Path(paths.html).read_text()
+
+
+def test_failures_of_several_arms_are_one_row_and_lost_hearts_are_listed() -> None:
+    cases = [*_cases("unet_ra", "D"), *_cases("fs_sdnet", "D"), *_cases("fs_sdnet", "D", seed=1)]
+    rows = failures(cases)
+    assert [(row["subject"], row["phase"], row["structure"], row["kind"]) for row in rows] == [
+        ("D0", "ED", "RV", "missed"),
+        ("D0", "ES", "RV", "missed"),
+    ]
+    assert rows[0]["arms"] == "U-Net+RA, FS SDNet (2 seeds)" and rows[0]["ml"] == 100
+    cases[3]["outside"], cases[40]["outside"] = 0.1, 0.3
+    assert [row["outside"] for row in cut_off(cases)] == [0.3, 0.1]
 
 
 def test_history_survives_a_torn_line_and_a_repeated_epoch(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from experiments.mlflow_store import ui_command
 from experiments.tracking import Tracker
 from storage.errors import InputError
 
@@ -41,13 +42,15 @@ def _no_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
 
-def _log_everything(run: Path, weights: Path) -> Tracker:
+def _log_everything(run: Path) -> Tracker:
     tracker = Tracker(str(run), "demo", tags={"git_commit": "abc"})
-    child = tracker.child("fs_sdnet", 0, "c0ffee", {"bank_fingerprint": "f00"}, {"train": {"lr": 0.001, "batch": 4}})
+    child = tracker.child(
+        "fs_sdnet", 0, "c0ffee", {"bank_fingerprint": "f00"}, {"train.lr": "0.001", "train.batch": "4"}
+    )
     child.log_history(HISTORY)
     child.log_scores(SCORES)
-    child.log_artifact(weights)
-    child.finish()
+    child.log_text("arm,seed", "cases.csv")
+    child.finish("FINISHED", "mark")
     tracker.finish()
     return tracker
 
@@ -55,10 +58,9 @@ def _log_everything(run: Path, weights: Path) -> Tracker:
 def test_an_ablation_logged_twice_is_there_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     from mlflow import MlflowClient
 
-    run, weights = tmp_path / "run", tmp_path / "model.safetensors"
-    weights.write_bytes(b"weights")
-    _log_everything(run, weights)
-    tracker = _log_everything(run, weights)
+    run = tmp_path / "run"
+    _log_everything(run)
+    tracker = _log_everything(run)
 
     assert (run / "mlflow.db").is_file()
     client = MlflowClient(tracking_uri=tracker.tracking_uri)
@@ -77,11 +79,14 @@ def test_an_ablation_logged_twice_is_there_once(tmp_path: Path, capfd: pytest.Ca
     assert child.data.metrics["dice/D _new_/RV"] == 0.5 and child.data.metrics["missed/D _new_/RV"] == 3
     assert len(client.get_metric_history(child.info.run_id, "dice/D _new_/RV")) == 1
     assert not any(key.startswith("hd95") or "/A/" in key for key in child.data.metrics)
-    assert [item.path for item in client.list_artifacts(child.info.run_id)] == ["model.safetensors"]
-    assert list((run / "mlartifacts").rglob("model.safetensors"))
+    assert [item.path for item in client.list_artifacts(child.info.run_id)] == ["cases.csv"]
+    assert list((run / "mlartifacts").rglob("cases.csv"))
     assert str(tmp_path) not in str([r.data.tags for r in runs])
     assert "alembic" not in capfd.readouterr().err
-    assert tracker.ui_command() == f"mlflow ui --backend-store-uri sqlite:///{run / 'mlflow.db'} --host 127.0.0.1"
+    assert (
+        ui_command(tracker.tracking_uri)
+        == f"mlflow ui --backend-store-uri sqlite:///{run / 'mlflow.db'} --host 127.0.0.1"
+    )
     assert [(r["arm"], r["seed"], r["status"]) for r in tracker.runs()] == [("fs_sdnet", 0, "FINISHED")]
 
 
@@ -101,6 +106,10 @@ def test_a_resumed_arm_adds_only_what_is_new(tmp_path: Path) -> None:
     resumed.log_scores([SCORES[0] | {"dice_mean": 0.6}])
     scores = client.get_metric_history(resumed.run_id, "dice/D _new_/RV")
     assert [(m.step, m.value) for m in scores] == [(0, 0.5), (1, 0.6)]
+    # Its end is remembered, with what was logged; nothing is missing, so nobody opens it again.
+    resumed.finish("FINISHED", "all of it")
+    assert tracker.is_logged("fs_sdnet", 0, "c0ffee", "all of it")
+    assert not tracker.is_logged("fs_sdnet", 0, "c0ffee", "more") and not tracker.is_logged("fs_sdnet", 1, "c0ffee", "")
     # Another seed or another configuration is another run.
     others = {tracker.child("fs_sdnet", 1, "c0ffee").run_id, tracker.child("fs_sdnet", 0, "beef").run_id}
     assert len(others | {resumed.run_id}) == 3
@@ -133,3 +142,27 @@ def test_a_run_in_an_object_store_keeps_its_database_beside_the_process(
     tracker = Tracker("s3://bucket/run", "demo")
     assert tracker.tracking_uri == f"sqlite:///{tmp_path / 'mlflow.db'}" and (tmp_path / "mlflow.db").is_file()
     assert tracker.run_id != Tracker("s3://bucket/other", "demo").run_id
+
+
+def test_what_an_earlier_driver_left_open_ends_with_the_parent(tmp_path: Path) -> None:
+    tracker = Tracker(str(tmp_path), "demo")
+    tracker.child("fs_sdnet", 0, "of an earlier configuration")
+    tracker.child("fs_sdnet", 0, "c0ffee").finish()
+    tracker.finish()
+    assert [(r["config_hash"], r["status"]) for r in tracker.runs()] == [
+        ("c0ffee", "FINISHED"),
+        ("of an earlier configuration", "KILLED"),
+    ]
+
+
+def test_samples_of_the_machine_that_come_twice_are_there_once(tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    tracker = Tracker(str(tmp_path), "demo")
+    client = MlflowClient(tracking_uri=tracker.tracking_uri)
+    began = client.get_run(tracker.run_id).info.start_time
+    samples = [(began + 1000 * k, {"system/cpu_utilization_percentage": 10.0 * k}) for k in range(4)]
+    for part in (samples[:3], samples[1:], samples):
+        tracker.log_system(part)
+    history = client.get_metric_history(tracker.run_id, "system/cpu_utilization_percentage")
+    assert sorted((m.step, m.value) for m in history) == [(0, 0.0), (1, 10.0), (2, 20.0), (3, 30.0)]

@@ -144,6 +144,27 @@ def test_status_says_what_is_done(run: Path) -> None:
     assert done.stdout.count("done") >= len(ARMS) + 3
 
 
+def test_a_dry_run_says_what_is_done_and_what_a_changed_setting_makes_anew(run: Path) -> None:
+    def said(*arguments: str) -> dict[str, str]:
+        before = {p: p.stat().st_mtime_ns for p in run.rglob("*")}
+        done = cardiomix("ablate", str(run / "config.yaml"), "--run", str(run), "--dry-run", *arguments)
+        assert done.returncode == 0, done.stderr
+        assert {p: p.stat().st_mtime_ns for p in run.rglob("*")} == before
+        lines = [line.strip().partition("  ") for line in done.stdout.splitlines() if line.startswith("  ")]
+        return {name: state.strip() for name, _, state in lines} | {"time": done.stdout}
+
+    same = said()
+    assert [same[f"{arm}/seed0"] for arm in ARMS] == ["done"] * len(ARMS)
+    assert same["pretrain"] == "done" and same["extract"].startswith("done") and same["ingest"].startswith("done")
+    assert "time: nothing is left to train" in same["time"]
+    longer = said("--set", "train.epochs=3")
+    assert all(longer[f"{arm}/seed0"].startswith("made anew") for arm in ARMS)
+    assert longer["pretrain"] == "done" and longer["extract"].startswith("done")
+    other = said("--set", "pretrain.epochs=2")
+    assert other["pretrain"].startswith("made anew") and other["extract"].startswith("to do anew")
+    assert other["ss_sdnet_ra_fa/seed0"].startswith("made anew") and other["unet_ra/seed0"] == "done"
+
+
 def test_a_prediction_lies_on_the_grid_of_its_image(run: Path, data: Path, tmp_path: Path) -> None:
     image = next((data / "Testing").glob("*/*_sa.nii.gz"))
     done = cardiomix("predict", str(run / "arms" / "unet_ra" / "seed0"), str(image), "--out", str(tmp_path))

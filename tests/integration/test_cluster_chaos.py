@@ -37,9 +37,12 @@ class Cluster(JobServer):
 
     def wait(self) -> None:
         super().wait()
+        until = time.monotonic() + 120
+        while not (self._folder / "ray" / "ray_current_cluster").exists():
+            assert time.monotonic() < until, "the head does not say where it is"
+            time.sleep(0.1)
         for _ in range(2):
             self.add_node()
-        until = time.monotonic() + 120
         while self.alive() < 3:
             assert time.monotonic() < until, "the nodes do not join"
             time.sleep(0.5)
@@ -54,7 +57,7 @@ class Cluster(JobServer):
         (agent,) = free_ports(1)
         options = ("--num-cpus=1", "--object-store-memory=150000000", f"--dashboard-agent-listen-port={agent}")
         address = (self._folder / "ray" / "ray_current_cluster").read_text().strip()
-        command = [RAY, "start", f"--address={address}", "--block", *options]
+        command = [RAY, "start", f"--address={address}", "--node-ip-address=127.0.0.1", "--block", *options]
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         self._nodes.append(subprocess.Popen(command, env=self.environment, **quiet))  # type: ignore[call-overload]
 

@@ -1,0 +1,45 @@
+"""The command line's verb for runs side by side. Imports stay inside, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+
+def compare(
+    runs: Annotated[
+        list[str],
+        typer.Argument(help="Run folders; or, with a tracking server, names of experiments or ids of parent runs."),
+    ],
+    tracking_uri: Annotated[
+        str | None,
+        typer.Option(help="Where MLflow is, if not in the run folder's mlflow.db or at MLFLOW_TRACKING_URI."),
+    ] = None,
+    csv: Annotated[str | None, typer.Option("--csv", help="Also write the table here; replaced if there.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """Runs side by side, from MLflow: Dice by arm, vendor and structure, and what was configured differently."""
+    import json
+    import sys
+
+    from rich.console import Console
+
+    from experiments import compare as comparison
+
+    found = comparison.find(runs, tracking_uri)
+    table = comparison.rows(found)
+    if csv:
+        from pipeline.evaluation import csv_text
+        from storage import uri
+
+        uri.write_text(csv, csv_text(comparison.FIELDS, table))
+    if as_json:
+        typer.echo(json.dumps({"dice": table, "differences": comparison.differences(found)}, indent=1))
+        return
+    console = Console(width=None if sys.stdout.isatty() else 60 + 30 * len(found))  # a pipe has no width of its own
+    console.print("[bold]Dice[/bold], mean ± sd over seeds (difference to the first run)")
+    console.print(comparison.dice_table(found))
+    if len(found) > 1:
+        console.print("\n[bold]What differs[/bold]")
+        console.print(comparison.difference_table(found))

@@ -1,0 +1,203 @@
+"""Runs side by side, as MLflow holds them: Dice by arm, vendor and structure, and what was configured differently."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from experiments.mlflow_store import PARENT_TAG, RUN_TAG, address, is_server, open_client, run_key, search, shown
+from storage import uri
+from storage.errors import InputError
+from storage.subjects import STRUCTURES
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+    from rich.table import Table
+
+Key = tuple[str, str, str]
+
+FIELDS = ("run", "arm", "vendor", "structure", "seeds", "dice_mean", "dice_sd", "difference", "best")
+_TAGS = ("data_fingerprint", "bank_fingerprint", "sdnet_fingerprint", "start_fingerprint", "git_commit")
+_NOT_COMPARED = ("arm", "seed")
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A run: Dice of each seed by (arm, vendor, structure), and by arm what its networks were made with and from."""
+
+    name: str
+    dice: Mapping[Key, tuple[float, ...]]
+    made: Mapping[str, Mapping[str, str]]
+
+
+def find(runs: Sequence[str], tracking_uri: str | None = None) -> list[Compared]:
+    """The runs as MLflow holds them. Each is a run folder, the name of an experiment on the server, or the id of a
+    parent run there.
+
+    `tracking_uri` and `MLFLOW_TRACKING_URI` as for `mlflow_store.address`; an experiment or an id needs one of them.
+    Raises InputError for a run that MLflow does not know, or that has no scores there.
+    """
+    found, names = [], list(map(uri.base_name, runs))
+    for number, run in enumerate(runs):
+        twins = names[:number].count(names[number])
+        found.append(_compared(run, tracking_uri, names[number] + (f" ({twins + 1})" if twins else "")))
+    return found
+
+
+def _compared(run: str, tracking_uri: str | None, name: str) -> Compared:
+    folder = uri.is_folder(run)
+    place = address(uri.absolute(run), tracking_uri)
+    file = Path(place.removeprefix("sqlite:///"))
+    if place.startswith("sqlite:///") and not file.is_file():  # which opening it would create
+        problem = "MLflow knows nothing of it" if folder else "is no run folder, and no tracking server is named"
+        raise InputError(name, problem, "train it first, or pass --tracking-uri")
+    client = open_client(place)
+    parent = _parent_of_folder(client, uri.absolute(run), place, name) if folder else _parent(client, run, place)
+    newest: dict[tuple[str, str], Run] = {}
+    for child in search(client, parent.info.experiment_id, {PARENT_TAG: parent.info.run_id}):
+        if any(key.startswith("dice/") for key in child.data.metrics):  # the oldest first: the newest stays
+            newest[child.data.tags["arm"], child.data.tags["seed"]] = child
+    if not newest:
+        raise InputError(name, "has no scored arm in MLflow", "run `cardiomix report --run RUN`, or train it first")
+    return _collected(name, newest)
+
+
+def _parent_of_folder(client: MlflowClient, run: str, place: str, name: str) -> Run:
+    experiment = client.get_experiment_by_name(uri.base_name(run))
+    found = search(client, experiment.experiment_id, {RUN_TAG: run_key(run, place)}) if experiment else []
+    if not found:
+        raise InputError(
+            name,
+            f"MLflow at {shown(place)} does not know it",
+            "run `cardiomix report --run RUN`, or name its experiment",
+        )
+    return found[0]
+
+
+def _parent(client: MlflowClient, run: str, place: str) -> Run:
+    from mlflow.exceptions import MlflowException
+
+    if re.fullmatch(r"[0-9a-f]{32}", run):
+        try:
+            return client.get_run(run)
+        except MlflowException as error:
+            raise InputError(
+                run, f"MLflow at {shown(place)} does not know it", "look up the parent run's id"
+            ) from error
+    experiment = client.get_experiment_by_name(run)
+    if experiment is None:
+        where = shown(place) if is_server(place) else "this database"
+        raise InputError(run, f"is no run folder, and no experiment of {where}", "check the name")
+    parents = [each for each in search(client, experiment.experiment_id, {}) if RUN_TAG in each.data.tags]
+    if len(parents) != 1:
+        ids = ", ".join(each.info.run_id for each in parents)
+        remedy = f"give the folder, or one of the ids {ids}" if ids else "give another name"
+        raise InputError(run, f"the experiment holds {len(parents)} runs of cardiomix", remedy)
+    return parents[0]
+
+
+def _collected(name: str, children: Mapping[tuple[str, str], Run]) -> Compared:
+    dice: dict[Key, tuple[float, ...]] = {}
+    made: dict[str, dict[str, str]] = {}
+    for (arm, _), child in sorted(children.items()):
+        for metric, value in child.data.metrics.items():
+            kind, _, rest = metric.partition("/")
+            vendor, _, structure = rest.rpartition("/")
+            if kind == "dice" and vendor:
+                dice[arm, vendor, structure] = (*dice.get((arm, vendor, structure), ()), float(value))
+        facts = {key: value for key, value in child.data.params.items() if key not in _NOT_COMPARED}
+        facts |= {key: child.data.tags[key][:16] for key in _TAGS if key in child.data.tags}
+        made.setdefault(arm, facts)  # of the first seed: the others differ by nothing else
+    return Compared(name, dice, made)
+
+
+def rows(compared: Sequence[Compared]) -> list[dict[str, Any]]:
+    """One row for each arm, vendor, structure and run that has it, with the columns of `FIELDS`.
+
+    `dice_mean` and `dice_sd` are over seeds (sd None for one), `difference` is to the first run's mean (None where that
+    has none), `best` whether no other run's mean is higher and some run's is lower.
+    """
+    order = {name: i for i, name in enumerate(STRUCTURES)}
+    keys = sorted({key for run in compared for key in run.dice}, key=lambda k: (k[0], k[1], order.get(k[2], 9), k[2]))
+    table = []
+    for key in keys:
+        means = {i: statistics.fmean(run.dice[key]) for i, run in enumerate(compared) if key in run.dice}
+        for i, mean in means.items():
+            values = compared[i].dice[key]
+            numbers = {
+                "seeds": len(values),
+                "dice_mean": mean,
+                "dice_sd": statistics.stdev(values) if len(values) > 1 else None,
+                "difference": mean - means[0] if i and 0 in means else None,
+                "best": mean == max(means.values()) > min(means.values()),
+            }
+            table.append({"run": compared[i].name, **dict(zip(FIELDS[1:4], key, strict=True)), **numbers})
+    return table
+
+
+def differences(compared: Sequence[Compared]) -> list[dict[str, Any]]:
+    """Parameters and fingerprints in which an arm differs between runs: field, arms (all that differ alike), and the
+    value in each run (None: not set, or no such arm)."""
+    grouped: dict[tuple[str, tuple[str | None, ...]], list[str]] = {}
+    for arm in sorted({arm for run in compared for arm in run.made}):
+        having = [run.made[arm] for run in compared if arm in run.made]
+        for field in sorted({field for facts in having for field in facts}):
+            if len({facts.get(field) for facts in having}) > 1:
+                values = tuple(run.made.get(arm, {}).get(field) for run in compared)
+                grouped.setdefault((field, values), []).append(arm)
+    return [
+        {"field": field, "arms": arms, "values": dict(zip([run.name for run in compared], values, strict=True))}
+        for (field, values), arms in sorted(grouped.items(), key=lambda item: item[0][0])
+    ]
+
+
+def dice_table(compared: Sequence[Compared]) -> Table:
+    """`rows` for a terminal: a column a run, the best in bold."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None)
+    for name in ("arm", "vendor", ""):
+        table.add_column(name, no_wrap=True)
+    for run in compared:
+        seeds = "–".join(map(str, sorted({len(values) for values in run.dice.values()})))
+        heading = f"{escape(run.name)}\n{seeds} seed{'' if seeds == '1' else 's'}"
+        table.add_column(heading, justify="right", no_wrap=True)
+    cells: dict[Key, dict[str, str]] = {}
+    for row in rows(compared):
+        cells.setdefault((row["arm"], row["vendor"], row["structure"]), {})[row["run"]] = _cell(row)
+    before: Key = ("", "", "")
+    for key, by_run in cells.items():
+        arm, vendor = key[0] if key[0] != before[0] else "", key[1] if key[:2] != before[:2] else ""
+        table.add_row(arm, escape(vendor), key[2], *(by_run.get(run.name, "–") for run in compared))
+        before = key
+    return table
+
+
+def _cell(row: Mapping[str, Any]) -> str:
+    text = f"{row['dice_mean']:.3f}"
+    if row["dice_sd"] is not None:
+        text += f" ± {row['dice_sd']:.3f}"
+    if row["difference"] is not None:
+        text += f" ({round(row['difference'], 3) + 0.0:+.3f})"  # never -0.000
+    return f"[bold]{text}[/bold]" if row["best"] else text
+
+
+def difference_table(compared: Sequence[Compared]) -> Table:
+    """`differences` for a terminal."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    everywhere = sorted({arm for run in compared for arm in run.made})
+    table = Table(box=None)
+    for name in ("field", "arms", *(run.name for run in compared)):
+        table.add_column(escape(name), overflow="fold")
+    for row in differences(compared):
+        arms = "all" if row["arms"] == everywhere else ", ".join(row["arms"])
+        table.add_row(row["field"], arms, *(escape(value or "–") for value in row["values"].values()))
+    return table

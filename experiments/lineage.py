@@ -1,0 +1,111 @@
+"""What a trained network comes from, as MLflow shows it: parameters, tags, data set and bank. Nothing names a place."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from storage.slice_store import SliceStore
+
+if TYPE_CHECKING:
+    from mlflow.entities import DatasetInput
+
+    from actors.training import TrainJob
+
+SLICES, BANK = "slices", "factor bank"
+_CONTEXT = "mlflow.data.context"
+
+
+def job_params(arm: str, seed: int, job: TrainJob) -> dict[str, str]:
+    """Every choice that makes this network, under the field's name in `config.yaml`, and what the arm switches on.
+
+    One value a name, a pair as `name.0` and `name.1`, so that each is an axis of a parallel coordinates plot; fields
+    that are not set are left out. `seed` is the replicate's number, as in the tag.
+    """
+    stream = job.stream
+    network = "sdnet" if hasattr(job.network, "anatomy_width") else "unet"
+    train, loss = ("pretrain", "pretrain_loss") if job.name == "pretrain" else ("train", "loss")
+    tree: dict[str, Any] = {
+        "arm": arm,
+        "seed": seed,
+        "base_seed": stream.seed - seed,
+        "network": network,
+        "semi_supervised": stream.semi_supervised,
+        "ra": stream.ra,
+        "fa": stream.fa,
+        network: job.network.model_dump(mode="json"),
+        "preprocess": stream.preprocess.model_dump(mode="json"),
+        "plan": stream.plan.model_dump(mode="json"),
+        loss: job.loss.model_dump(mode="json"),
+        train: job.train.model_dump(mode="json"),
+        "train_workers": job.workers,
+    }
+    return dict(_flat(tree))
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in tree.items():
+        if isinstance(value, (list, tuple)):
+            value = {str(i): item for i, item in enumerate(value)}
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        elif value is not None:
+            yield f"{prefix}{key}", str(value)
+
+
+def job_tags(job: TrainJob) -> dict[str, str]:
+    """Fingerprints of what the network was trained on and from, to filter by."""
+    tags = {"data_fingerprint": job.data_fingerprint}
+    if job.bank_fingerprint:
+        tags |= {"bank_fingerprint": job.bank_fingerprint}
+    if job.start_fingerprint:
+        tags |= {"start_fingerprint": job.start_fingerprint}
+    if job.stream.bank:
+        tags |= {"sdnet_fingerprint": _bank(job.stream.bank)["sdnet_fingerprint"]}
+    return tags
+
+
+def job_inputs(job: TrainJob) -> list[DatasetInput]:
+    """The slices, and the bank if there is one, as inputs of the run; a digest is the fingerprint."""
+    inputs = [_input(SLICES, job.data_fingerprint, "training", _slices(job.stream.run))]
+    if job.stream.bank and job.bank_fingerprint:
+        inputs.append(_input(BANK, job.bank_fingerprint, "augmentation", _bank(job.stream.bank)))
+    return inputs
+
+
+def _input(name: str, digest: str, context: str, profile: Mapping[str, Any]) -> DatasetInput:
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    # MLflow wants a source; a place would say where patients' data lies, and means nothing on another machine
+    source = json.dumps({"fingerprint": digest})
+    dataset = Dataset(name, digest, "cardiomix", source, profile=json.dumps(profile))
+    return DatasetInput(dataset, [InputTag(_CONTEXT, context)])
+
+
+def _slices(run: str) -> dict[str, Any]:
+    """Subjects and slices by vendor and split, as counts."""
+    store = SliceStore.open(run)
+    vendor, split, subject = (store.column(name).tolist() for name in ("vendor", "split", "subject"))
+    subjects = Counter(f"{v} {s}" for v, s, _ in set(zip(vendor, split, subject, strict=True)))
+    return {"num_rows": len(store), "subjects": dict(sorted(subjects.items())), "terms": _terms(store.table)}
+
+
+def _bank(bank: str) -> dict[str, Any]:
+    from storage.factor_bank import FactorBank
+
+    opened = FactorBank.open(bank, partial=True)
+    vendors = Counter(opened.index["vendor"].to_pylist())
+    return {
+        "num_rows": len(opened),
+        "slices": dict(sorted(vendors.items())),
+        "sdnet_fingerprint": opened.spec.sdnet_fingerprint,
+        "channels": opened.spec.channels,
+        "modality_size": opened.spec.modality_size,
+        "terms": list(opened.spec.terms),
+    }
+
+
+def _terms(table: Any) -> list[str]:
+    return sorted(set(table["terms"].to_pylist()))

@@ -1,0 +1,146 @@
+"""Where a run's MLflow is, and how it is opened: at once or with one clear line."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from storage import uri
+from storage.errors import InputError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+PARENT_TAG, RUN_TAG = "mlflow.parentRunId", "cardiomix_run"
+DATABASE = "mlflow.db"
+OWN_FOLDER = "this folder"
+_ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",  # a study's machine should not report to anyone
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    # MLflow would repeat a failed request by itself, also one whose answer was lost, which makes a second run. We
+    # repeat, and look first what is there.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",  # seconds that a hung server costs until it counts as away
+}
+
+
+class StoreError(InputError):
+    """MLflow's store cannot be opened, or does not answer."""
+
+
+def address(run: str, tracking_uri: str | None = None) -> str:
+    """The tracking URI of a run: the one given, else `MLFLOW_TRACKING_URI`, else SQLite in `<run>/mlflow.db` (in the
+    working directory where the run lives in an object store, since SQLite needs a file)."""
+    return tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home(run) / DATABASE}"
+
+
+def home(run: str) -> Path:
+    """The local folder of what MLflow keeps in files."""
+    return uri.local_path(run).absolute() if uri.is_local(run) else Path.cwd()
+
+
+def run_key(run: str, tracking_uri: str) -> str:
+    """The parent run's tag `cardiomix_run`. A database in the run folder moves with it and knows no other run;
+    elsewhere a hash of the folder's place tells runs of one name apart."""
+    if uri.is_local(run) and tracking_uri == f"sqlite:///{home(run) / DATABASE}":
+        return OWN_FOLDER
+    place = str(uri.local_path(run).resolve()) if uri.is_local(run) else run.rstrip("/")
+    return hashlib.sha256(place.encode()).hexdigest()[:16]
+
+
+def is_server(tracking_uri: str) -> bool:
+    """Whether this is a tracking server's address rather than a database's."""
+    return tracking_uri.startswith(("http://", "https://"))
+
+
+def shown(tracking_uri: str) -> str:
+    """The address without a password."""
+    return re.sub(r"//[^/@]*@", "//***@", tracking_uri)
+
+
+def ui_command(tracking_uri: str) -> str:
+    """The command that serves this store to a browser on this machine; for a tracking server, its address."""
+    if is_server(tracking_uri):
+        return shown(tracking_uri)
+    return f"mlflow ui --backend-store-uri {shlex.quote(tracking_uri)} --host 127.0.0.1"
+
+
+def open_client(tracking_uri: str) -> MlflowClient:
+    """A client whose store has answered. A request that fails is not repeated by MLflow itself.
+
+    Raises StoreError where the store cannot be opened or does not answer.
+    """
+    for name, value in _ENVIRONMENT.items():  # before the import: MLflow reads some of it once
+        os.environ.setdefault(name, value)
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    for name in ("alembic", "mlflow.store.tracking"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # a traceback for what is raised all the same
+    _check_sqlite(tracking_uri)
+    try:
+        client = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
+        client.search_experiments(max_results=1)  # the first call is what creates, migrates or refuses the database
+    except MlflowException as error:
+        remedy = "check that it is reachable, or give another tracking URI"
+        if "out-of-date database schema" in str(error):
+            remedy = f"back it up, then run: mlflow db upgrade {shlex.quote(shown(tracking_uri))}"
+        # Not chained: MLflow's text repeats the address, password included.
+        raise StoreError(shown(tracking_uri), reason(error), remedy) from None
+    except Exception as error:  # drivers raise types of their own: no database, no permission, no connection
+        problem = f"cannot open the MLflow store ({type(error).__name__})"
+        remedy = "check that it is reachable and writable, or unset MLFLOW_TRACKING_URI"
+        raise StoreError(shown(tracking_uri), problem, remedy) from None
+    return client
+
+
+def reason(error: BaseException) -> str:
+    """Why MLflow failed, in a few words and without a password."""
+    if isinstance(error, InputError):
+        return error.problem
+    lines = [line for line in str(error).splitlines() if line and not line.startswith("(raised as a result")]
+    text = shown(lines[0] if lines else type(error).__name__)
+    for words in ("Connection refused", "Connection reset", "Connection aborted", "timed out", "Name or service"):
+        if words in text:
+            return f"the MLflow server does not answer ({words.lower()})"
+    return text if len(text) <= 300 else text[:297] + "…"
+
+
+def is_away(error: BaseException) -> bool:
+    """Whether the store as a whole does not work now, rather than this one request."""
+    from mlflow.exceptions import MlflowException
+
+    refused = isinstance(error, MlflowException) and 400 <= error.get_http_status_code() < 500
+    return isinstance(error, (StoreError, MlflowException, ConnectionError, TimeoutError)) and not refused
+
+
+def search(client: MlflowClient, experiment_id: str, tags: Mapping[str, str]) -> list[Run]:
+    """All runs of an experiment with these tags, the oldest first."""
+    condition = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+    found: list[Run] = []
+    token: str | None = None
+    while True:
+        page = client.search_runs([experiment_id], condition, page_token=token)
+        found += page
+        token = page.token
+        if not token:
+            return sorted(found, key=lambda run: int(run.info.start_time))
+
+
+def _check_sqlite(tracking_uri: str) -> None:
+    """What MLflow would find out only after ten attempts and 100 seconds."""
+    if not tracking_uri.startswith("sqlite:///"):
+        return
+    path = Path(tracking_uri.removeprefix("sqlite:///"))
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise StoreError(
+            tracking_uri, "cannot open the MLflow store here", "give a writable file in an existing folder"
+        )

@@ -1,0 +1,168 @@
+"""What a run folder holds that a report needs, read as it is: complete, under way, or with failed arms."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from experiments.paper_table import arm_label, arm_order
+from pipeline.evaluation import read_cases, read_slices
+from storage import uri
+
+if TYPE_CHECKING:
+    from pipeline.examples import Example
+
+
+@dataclass
+class RunFiles:
+    """Rows of the run's tables; arms and seeds come in the paper's order."""
+
+    cases: list[dict[str, Any]] = field(default_factory=list)
+    slices: list[dict[str, Any]] = field(default_factory=list)
+    examples: dict[tuple[str, int], dict[str, Example]] = field(default_factory=dict)
+    histories: dict[tuple[str, int], list[dict[str, Any]]] = field(default_factory=dict)
+    networks: dict[tuple[str, int], str] = field(default_factory=dict)  # fingerprints
+    evaluated: dict[str, list[int]] = field(default_factory=dict)  # arm -> seeds that have cases
+    subjects: list[dict[str, Any]] = field(default_factory=list)  # subject, vendor, split, labelled, pixel_area_mm2
+    skipped: list[dict[str, str]] = field(default_factory=list)
+    splits: list[dict[str, str]] = field(default_factory=list)
+    configuration: str = ""
+
+
+def collect(run_uri: str, only: Collection[tuple[str, int]] | None) -> RunFiles:
+    """Read a run folder; `only` are the arms and seeds whose files count, None for all.
+
+    `report/config.yaml` is the configuration shown: the run's own may name the places of data.
+    """
+    run = RunFiles()
+    arms = uri.join(run_uri, "arms")
+    for arm in sorted(_names(arms), key=arm_order):
+        for name in _names(uri.join(arms, arm)):
+            if name.startswith("seed") and name[4:].isdigit() and (only is None or (arm, int(name[4:])) in only):
+                _collect_arm(run, uri.join(arms, arm, name), arm, int(name[4:]))
+    run.skipped, run.splits = (_read_csv(uri.join(run_uri, name)) for name in ("skipped.csv", "splits.csv"))
+    run.subjects = _subjects(uri.join(run_uri, "slices.parquet"))
+    shareable = uri.join(run_uri, "report", "config.yaml")
+    run.configuration = uri.read_text(shareable) if uri.exists(shareable) else ""
+    return run
+
+
+def _collect_arm(run: RunFiles, folder: str, arm: str, seed: int) -> None:
+    from pipeline.examples import unpack
+
+    here = set(uri.list_names(folder))
+    if "history.jsonl" in here:
+        run.histories[arm, seed] = read_history(uri.join(folder, "history.jsonl"))
+    if "cases.csv" not in here:
+        return
+    run.cases += read_cases(uri.join(folder, "cases.csv"))
+    run.evaluated.setdefault(arm, []).append(seed)
+    if "slices.csv" in here:
+        run.slices += read_slices(uri.join(folder, "slices.csv"))
+    if "examples.npz" in here:
+        run.examples[arm, seed] = unpack(uri.read_bytes(uri.join(folder, "examples.npz")))
+    if "model.json" in here:
+        run.networks[arm, seed] = json.loads(uri.read_text(uri.join(folder, "model.json")))["fingerprint"]
+
+
+def read_history(source: str) -> list[dict[str, Any]]:
+    """The records of a `history.jsonl`, in the order of their steps.
+
+    A line cut short by a killed process is left out; of two records for one step (a repeated epoch) the later one
+    counts.
+    """
+    by_step: dict[int, dict[str, Any]] = {}
+    for line in uri.read_text(source).splitlines():
+        try:
+            record = json.loads(line)
+            by_step[int(record["step"] if "step" in record else record["epoch"])] = record
+        except (ValueError, KeyError, TypeError):
+            continue
+    return [by_step[step] for step in sorted(by_step)]
+
+
+def arm_states(run: RunFiles, arms: Sequence[str], problems: Mapping[str, str]) -> list[dict[str, str]]:
+    """Every arm that was wanted or is there, and how far it came."""
+    states = []
+    for arm in sorted({*arms, *run.evaluated, *(arm for arm, _ in run.histories)}, key=arm_order):
+        seeds = run.evaluated.get(arm, [])
+        started = [seed for name, seed in run.histories if name == arm and seed not in seeds]
+        parts = [f"evaluated (seed {', '.join(map(str, seeds))})"] if seeds else []
+        parts += [f"trained, not evaluated (seed {', '.join(map(str, started))})"] if started else []
+        state = "failed" if arm in problems else "done" if seeds and not started else "partial" if parts else "missing"
+        words = problems.get(arm) or "; ".join(parts) or "not run"
+        states.append({"label": arm_label(arm), "state": state, "words": words})
+    return states
+
+
+def split_counts(splits: Sequence[Mapping[str, str]]) -> dict[str, dict[str, int]]:
+    """Vendor to the number of subjects in each split."""
+    counts: dict[str, dict[str, int]] = {}
+    for row in splits:
+        vendor = counts.setdefault(row["vendor"], dict.fromkeys(("train", "validation", "test", "excluded"), 0))
+        vendor[row["split"]] = vendor.get(row["split"], 0) + 1
+    return dict(sorted(counts.items()))
+
+
+def failures(cases: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Structures that were missed or invented, the same of several arms in one row: subject, vendor, phase, structure,
+    kind, ml (the volume missed or, on average, invented), arms."""
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for case in cases:
+        if case["missed"]:
+            kind = "missed" if case["predicted_ml"] == 0 else "invented"
+            whose = {key: case[key] for key in ("subject", "vendor", "phase", "structure")} | {"kind": kind}
+            row = found.setdefault(tuple(whose.values()), whose | {"volumes": [], "runs": []})
+            row["volumes"].append(max(case["reference_ml"], case["predicted_ml"]))
+            row["runs"].append((case["arm"], case["seed"]))
+    rows = [
+        row | {"ml": sum(row["volumes"]) / len(row["volumes"]), "arms": _told(row["runs"])} for row in found.values()
+    ]
+    return sorted(rows, key=lambda row: (-len(row["runs"]), row["vendor"], row["subject"], row["phase"]))
+
+
+def cut_off(cases: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """References that reach out of the network's field of view: subject, vendor, phase, structure, outside (the largest
+    share of any arm), worst first."""
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for case in cases:
+        if case["outside"] > 0:
+            whose = {key: case[key] for key in ("subject", "vendor", "phase", "structure")}
+            row = found.setdefault(tuple(whose.values()), whose | {"outside": 0.0})
+            row["outside"] = max(row["outside"], case["outside"])
+    return sorted(found.values(), key=lambda row: -row["outside"])
+
+
+def _told(runs: Sequence[tuple[str, int]]) -> str:
+    """Arms by their names, with a count where several seeds failed alike."""
+    counts: dict[str, int] = {}
+    for arm, _ in sorted(runs, key=lambda run: arm_order(run[0])):
+        counts[arm] = counts.get(arm, 0) + 1
+    return ", ".join(arm_label(arm) + (f" ({n} seeds)" if n > 1 else "") for arm, n in counts.items())
+
+
+def _names(folder: str) -> list[str]:
+    return sorted(PurePosixPath(name).name for name in uri.list_names(folder)) if uri.exists(folder) else []
+
+
+def _read_csv(source: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(uri.read_text(source)))) if uri.exists(source) else []
+
+
+def _subjects(source: str) -> list[dict[str, Any]]:
+    """One row a subject from the slices' index: vendor, split, pixel area, and whether any slice has a mask."""
+    if not uri.exists(source):
+        return []
+    from storage.parquet import read_parquet
+
+    table = read_parquet(uri.read_bytes(source), ["subject", "vendor", "split", "labelled", "pixel_area_mm2"])
+    subjects: dict[str, dict[str, Any]] = {}
+    for row in table.to_pylist():
+        seen = subjects.setdefault(row["subject"], row)
+        seen["labelled"] = seen["labelled"] or row["labelled"]
+    return list(subjects.values())

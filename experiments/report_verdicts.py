@@ -1,0 +1,124 @@
+"""What the comparison of arms says, in words: one sentence a planned step and vendor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from experiments.paper_table import CONTRASTS, arm_label
+from experiments.report_tables import number, signed
+from pipeline.comparison import ALL
+from pipeline.statistics import FEWEST
+from storage.subjects import STRUCTURES
+
+MARKS = {"better": "▲", "worse": "▼", "mixed": "◆", "hint": "◇", "no evidence": "○", "untested": "○"}
+_VERBS = {"better": "helps", "worse": "harms"}
+_HEADLINES = {
+    "better": "Helps",
+    "worse": "Harms",
+    "hint": "A hint, not established,",
+    "no evidence": "No evidence either way",
+    "untested": "Too few subjects",
+}
+_SIZED = ("better", "worse", "hint")  # states that are told with the difference
+
+
+def verdicts(comparisons: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One entry a planned step that can be compared: `name`, `step` (its title), `arms` (which are compared), `state`
+    (a key of `MARKS`), `headline` (where it helps, harms, or neither), `rows` (of means, by vendor) and `all` rows.
+
+    `comparisons` are the rows of `pipeline.comparison.compare_arms`.
+    """
+    found = []
+    for name, title, arm, baseline in CONTRASTS:
+        own = [row for row in comparisons if (row["arm"], row["baseline"]) == (arm, baseline)]
+        rows = [row for row in own if row["structure"] == ALL]
+        if rows:
+            states = {row["verdict"] for row in rows}
+            established = states & set(_VERBS)
+            state = "mixed" if len(established) == 2 else min(established or states, key=list(MARKS).index)
+            entry = {"name": name, "step": title, "arms": f"{arm_label(arm)} against {arm_label(baseline)}"}
+            found.append(entry | {"state": state, "headline": _headline(rows), "rows": rows, "all": own})
+    return found
+
+
+def _headline(rows: Sequence[Mapping[str, Any]]) -> str:
+    parts = []
+    for state, words in _HEADLINES.items():
+        there = [row for row in rows if row["verdict"] == state]
+        there.sort(key=lambda row: -abs(row["difference"]) if row["verdict"] in _SIZED else 0)  # the largest first
+        told = [_where(row) + (f" ({signed(row['difference'])})" if state in _SIZED else "") for row in there]
+        parts += [f"{words} {_listed(told)}."] if told else []
+    return " ".join(parts)
+
+
+def _where(row: Mapping[str, Any]) -> str:
+    return "over all vendors" if row["vendor"] == ALL else f"on {row['vendor']}"
+
+
+def _listed(words: Sequence[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def not_compared(comparisons: Sequence[Mapping[str, Any]]) -> str:
+    """The planned steps of which an arm has no scores, in one sentence; empty if there is none."""
+    done = {(row["arm"], row["baseline"]) for row in comparisons}
+    lacking = [
+        f"{name} ({arm_label(arm)} against {arm_label(baseline)})"
+        for name, _, arm, baseline in CONTRASTS
+        if (arm, baseline) not in done
+    ]
+    return f"Not compared, since an arm has no scores: {', '.join(lacking)}." if lacking else ""
+
+
+def evenness(across: Sequence[Mapping[str, Any]]) -> str:
+    """Which arm does best where it does worst, in one sentence; empty for one vendor or arm.
+
+    `across` are the rows of `pipeline.comparison.across_vendors`.
+    """
+    several = [row for row in across if not np.isnan(row["spread"])]
+    if len(several) < 2:
+        return ""
+    best = max(several, key=lambda row: row["worst_dice"])
+    return (
+        f"Highest on its worst vendor: {arm_label(best['arm'])}, {number(best['worst_dice'])} on {best['worst']}, "
+        f"which is {number(best['spread'])} below its best, {best['best']}."
+    )
+
+
+def sentences(comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A sentence with its numbers for each step and vendor, established differences first, and what was not
+    compared."""
+    said = []
+    for entry in verdicts(comparisons):
+        ordered = sorted(entry["rows"], key=lambda row: list(MARKS).index(row["verdict"]))
+        said += [_sentence(entry["name"], row, entry["all"]) for row in ordered]
+    return [*said, *filter(None, [not_compared(comparisons)])]
+
+
+def _sentence(name: str, row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
+    where, state = _where(row), row["verdict"]
+    change = f"{signed(row['difference'])} mean Dice"
+    if not np.isnan(row["low"]):
+        change += f" [{_bound(row['low'])}, {_bound(row['high'])}]"
+    if state in _VERBS:
+        parts = [r for r in rows if r["vendor"] == row["vendor"] and r["structure"] in STRUCTURES]
+        by_structure = ", ".join(f"{r['structure']} {signed(r['difference'], 2)}" for r in parts)
+        return f"{name} {_VERBS[state]} {where}: {change} ({by_structure}), n = {row['n']}, {p_text(row['p_holm'])}."
+    if state == "untested":
+        return f"{name} {where}: too few subjects to test (n = {row['n']}, at least {FEWEST} needed): {change}."
+    weight = "a hint, not established" if state == "hint" else "no evidence either way"
+    return f"{name} {where}: {weight}: {change}, n = {row['n']}, {p_text(row['p_holm'])}."
+
+
+def p_text(p: float) -> str:
+    """`p = .031`, `p < .001`; a dash where nothing was tested."""
+    if np.isnan(p):
+        return "–"
+    return "p < .001" if p < 0.001 else f"p = {number(p)}"
+
+
+def _bound(value: float) -> str:
+    return signed(value) if value < 0 else number(value)

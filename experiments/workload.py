@@ -1,0 +1,242 @@
+"""What an ablation would have to do: its data, and each stage's state by the same content hashes that the driver uses.
+
+Reads listings, headers and the run folder; writes nothing and starts nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from actors.training import DONE, read_history
+from experiments import config, jobs
+from experiments.arms import ARMS, PRETRAIN
+from pipeline.losses import LossConfig
+from pipeline.networks.sdnet import SDNetConfig
+from pipeline.networks.unet import UNetConfig
+from pipeline.training import ArmConfig, TrainConfig
+from storage import uri
+from storage.errors import InputError
+from storage.factor_bank import FactorBank
+from storage.slice_store import TABLE, SliceStore
+
+if TYPE_CHECKING:
+    from actors.training import TrainJob
+    from experiments.config import Settings
+    from storage.subjects import Subject
+
+PHANTOM = "phantom"
+PHANTOM_PIXELS = 78_000  # of a slice, on average over the vendors, at `field_scale` 1
+
+
+@dataclass(frozen=True)
+class Contents:
+    """Slices of a run and their pixels, native grid; `train` of the training split, `labelled` of its labelled part.
+    `known`: counted from the run's own slices, not from headers or the phantom's plan."""
+
+    slices: int
+    pixels: float
+    train: int
+    train_pixels: float
+    labelled: int
+    known: bool
+    unreadable: int = 0
+    drawn: int = 0  # slices of a phantom that is still to be written
+
+
+@dataclass(frozen=True)
+class Training:
+    """A network to train: `steps` are those that are left, `state` is said to the user."""
+
+    label: str
+    state: str
+    arm: ArmConfig
+    network: UNetConfig | SDNetConfig
+    loss: LossConfig
+    train: TrainConfig
+    steps: int
+    job: TrainJob | None = None
+
+
+@dataclass(frozen=True)
+class Workload:
+    """All of an ablation. `bank_slices` are still to be extracted."""
+
+    contents: Contents
+    stages: list[tuple[str, str]]
+    pretrain: Training | None
+    arms: list[Training] = field(default_factory=list)
+    bank_slices: int = 0
+
+
+def workload(run: str, settings: Settings) -> Workload:
+    """What is left to do for these settings. Raises InputError for data, a bank or a network that cannot be used."""
+    contents = _contents(run, settings)
+    said = f"{contents.slices} slices"
+    skipped = f"; studies that would be skipped: {contents.unreadable}" if contents.unreadable else ""
+    said = f"done: {said}; studies that are new or changed are read" if contents.known else f"to do: about {said}"
+    stages = [("ingest", said + skipped)]
+    pretrain = None
+    if jobs.needs_sdnet(settings) and not (settings.pretrained or settings.bank):
+        pretrain = _pretrain(run, settings, contents)
+        stages.append(("pretrain", pretrain.state))
+    bank_slices = 0
+    if jobs.needs_bank(settings) and not settings.bank:
+        state, bank_slices = _bank(run, settings, contents, remade=bool(pretrain and pretrain.steps))
+        stages.append(("extract", state))
+    arms = _arms(run, settings, contents, new_sdnet=bool(pretrain and pretrain.steps), new_bank=bank_slices > 0)
+    stages += [(arm.label, arm.state) for arm in arms]
+    return Workload(contents, [*stages, ("report", "made anew")], pretrain, arms, bank_slices)
+
+
+def _contents(run: str, settings: Settings) -> Contents:
+    same = uri.exists(uri.join(run, config.CONFIG_FILE)) and config.load(run).data == settings.data
+    if uri.exists(uri.join(run, TABLE)) and (same or not settings.data):
+        return _stored(SliceStore.open(run))
+    if settings.data:
+        return _headers(settings.data, settings)
+    folder = uri.join(run, PHANTOM)
+    if uri.is_local(run) and _is_written(folder, settings):
+        return _headers((folder,), settings)
+    return _planned(settings)
+
+
+def _is_written(folder: str, settings: Settings) -> bool:
+    from pipeline.phantom import is_written
+
+    return is_written(uri.local_path(folder), settings.phantom)
+
+
+def _stored(store: SliceStore) -> Contents:
+    pixels = store.column("height").astype(float) * store.column("width")
+    train = store.column("split") == "train"
+    labelled = int((train & store.column("labelled").astype(bool)).sum())
+    return Contents(len(store), float(pixels.sum()), int(train.sum()), float(pixels[train].sum()), labelled, True)
+
+
+def _headers(data: tuple[str, ...], settings: Settings) -> Contents:
+    """Counted from the studies' headers, as `ingest` would find and split them."""
+    from storage.layouts import collect, splits
+
+    subjects, skipped = collect(data, settings.layouts, settings.layout)
+    read = uri.each(data[0], _volumes, subjects)
+    found = [(s, shapes) for s, shapes in zip(subjects, read, strict=True) if shapes]
+    if not found:
+        raise InputError(uri.base_name(data[0]), "has no study that can be read", "see `cardiomix inspect DATA`")
+    split_of = {s.subject: s.split for s in splits.assign([s for s, _ in found], settings.layouts)}
+    rows = [
+        (z, z * h * w, split_of[s.subject] == "train", frame.mask is not None)
+        for s, shapes in found
+        for frame, (z, h, w) in zip(s.frames, shapes, strict=True)
+    ]
+    slices, pixels, train, labelled = (np.array(column) for column in zip(*rows, strict=True))
+    return Contents(
+        int(slices.sum()),
+        float(pixels.sum()),
+        int(slices[train].sum()),
+        float(pixels[train].sum()),
+        int(slices[train & labelled].sum()),
+        False,
+        len(skipped) + len(subjects) - len(found),
+    )
+
+
+def _volumes(subject: Subject) -> list[tuple[int, int, int]]:
+    """(slices, height, width) of each frame; empty where a header cannot be read."""
+    from storage.nifti import NiftiFile
+
+    try:
+        shapes = {}
+        for image in {frame.image for frame in subject.frames}:
+            with NiftiFile(image, subject.spacing) as file:
+                shapes[image] = file.header.volume_shape
+        return [shapes[frame.image] for frame in subject.frames]
+    except InputError:
+        return []
+
+
+def _planned(settings: Settings) -> Contents:
+    """Of a phantom that is not drawn yet, at its slices' upper end."""
+    from pipeline.phantom.plan import LABELLED, UNLABELLED, orders
+
+    wanted, phantom = orders(settings.phantom), settings.phantom
+    frames = phantom.frames if settings.layouts.frames == "all" else 2
+    area, each = PHANTOM_PIXELS * phantom.field_scale**2, phantom.slices[1] * frames
+    train = sum(order.split in (LABELLED, UNLABELLED) for order in wanted) * each
+    labelled = sum(order.split == LABELLED for order in wanted) * phantom.slices[1] * 2
+    slices = len(wanted) * each
+    drawn = len(wanted) * phantom.slices[1] * phantom.frames
+    return Contents(slices, slices * area, train, train * area, labelled, False, drawn=drawn)
+
+
+def _pretrain(run: str, settings: Settings, contents: Contents) -> Training:
+    job = jobs.pretrain_job(run, settings) if contents.known else None
+    whole = (PRETRAIN, settings.sdnet, settings.pretrain_loss, settings.pretrain)
+    return _training("pretrain", job, *whole, contents, done=job is not None and job.finished())
+
+
+def _bank(run: str, settings: Settings, contents: Contents, remade: bool) -> tuple[str, int]:
+    bank = jobs.bank_uri(run, settings)
+    if remade or not contents.known or not uri.exists(bank):
+        anew = " anew, with the new SDNet" if uri.exists(bank) else ""
+        return f"to do{anew}: {'' if contents.known else 'about '}{contents.train} slices", contents.train
+    if jobs.stale_bank(run, settings):
+        return f"made anew, it is of another SDNet, preprocessing or data: {contents.train} slices", contents.train
+    opened = FactorBank.open(bank, partial=True)
+    if jobs.bank_is_complete(run, settings):
+        return f"done: {len(opened)} slices", 0
+    there = sum(len(opened.shard_rows(shard)) for shard in opened.committed())
+    return f"goes on after {there} of {contents.train} slices", contents.train - there
+
+
+def _arms(run: str, settings: Settings, contents: Contents, new_sdnet: bool, new_bank: bool) -> list[Training]:
+    ready = jobs.ready(run, settings) if contents.known else settings.model_copy(update={"arms": ()})
+    if new_bank:
+        ready = ready.model_copy(update={"arms": tuple(arm for arm in ready.arms if not ARMS[arm].fa)})
+    known = {r.label: r for r in jobs.arm_runs(run, ready)} if ready.arms else {}
+    out = []
+    for name in settings.arms:
+        arm = ARMS[name]
+        waits = new_sdnet and settings.train.start == "pretrained" and arm.network == "sdnet"
+        for k in range(settings.seeds):
+            label = f"{name}/seed{k}"
+            run_of = None if waits else known.get(label)
+            network = settings.unet if arm.network == "unet" else settings.sdnet
+            what = (arm, network, settings.loss, settings.train, contents)
+            done, job = run_of is not None and run_of.evaluated(), run_of.job if run_of else None
+            training = _training(label, job, *what, done=done)
+            before = uri.exists(uri.join(run, jobs.ARMS_FOLDER, name, f"seed{k}", DONE))
+            if job is None and before:
+                training = replace(training, state="made anew: what it is trained from will be new")
+            elif run_of is not None and not done and run_of.failure():
+                training = replace(training, state=f"{training.state}; the last try failed: {run_of.failure()}")
+            out.append(training)
+    return out
+
+
+def _training(
+    label: str,
+    job: TrainJob | None,
+    arm: ArmConfig,
+    network: UNetConfig | SDNetConfig,
+    loss: LossConfig,
+    train: TrainConfig,
+    contents: Contents,
+    done: bool,
+) -> Training:
+    per_epoch = train.steps_per_epoch or -(-contents.labelled // train.batch_size)
+    if done:
+        return Training(label, "done", arm, network, loss, train, 0, job)
+    if job is not None and job.finished():
+        return Training(label, "trained, to be evaluated", arm, network, loss, train, 0, job)
+    reached = len(read_history(job)) if job is not None and uri.exists(job.checkpoint) else 0
+    state = f"{train.epochs} epochs of {per_epoch} steps"
+    if reached:
+        state = f"goes on after epoch {reached} of {train.epochs}"
+    elif job is not None and uri.exists(uri.join(job.out, DONE)):
+        state = f"made anew, its configuration or data are others now: {state}"
+    else:
+        state = f"to do: {state}"
+    return Training(label, state, arm, network, loss, train, per_epoch * (train.epochs - reached), job)

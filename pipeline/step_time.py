@@ -1,0 +1,58 @@
+"""How long a training step takes here: measured on random images, for whoever plans hours of them."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from pipeline.losses import LossConfig
+from pipeline.networks.sdnet import SDNetConfig
+from pipeline.networks.unet import UNetConfig
+from pipeline.training import Batch, Objective, TrainConfig, TrainState, train_step
+
+SLOW_S = 5.0  # a first step that takes longer is taken as it is: what it warms up hardly counts any more
+
+
+def seconds_a_step(
+    network: UNetConfig | SDNetConfig,
+    loss: LossConfig,
+    config: TrainConfig,
+    labelled: int,
+    unlabelled: int,
+    size: int,
+    *,
+    threads: int = 1,
+    twins: bool = False,
+) -> float:
+    """Seconds of one step with so many samples of size × size pixels, on this process's GPU or so many CPU threads.
+
+    The second step is timed. Making the samples is not part of it, nor is anything that an epoch ends with.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        vendors = 2 if loss.align > 0 else 0
+        state = TrainState.create(network, config, seed=0, vendors=vendors)
+        objective = Objective(state.model, loss, state.latent, state.alignment)
+        batch = _noise(labelled, unlabelled, size, next(state.model.parameters()).device, twins)
+        first = _timed(objective, state, batch, config)
+        return first if first > SLOW_S else _timed(objective, state, batch, config)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _noise(labelled: int, unlabelled: int, size: int, device: torch.device, twins: bool) -> Batch:
+    count = labelled + unlabelled
+    draw = torch.Generator().manual_seed(0)
+    image = torch.rand((count, 1, size, size), generator=draw) * 2 - 1  # (N, 1, S, S) in [-1, 1]
+    mask = torch.randint(0, 4, (count, size, size), generator=draw)
+    order = torch.arange(count)
+    image, mask, order = image.to(device), mask.to(device), order.to(device)
+    return Batch(image, mask, order < labelled, order, order % 2, image.flip(-1) if twins else None)
+
+
+def _timed(objective: Objective, state: TrainState, batch: Batch, config: TrainConfig) -> float:
+    began = time.perf_counter()
+    train_step(objective, state, batch, config)  # returns numbers, so the device has finished
+    return time.perf_counter() - began

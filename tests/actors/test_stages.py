@@ -1,0 +1,73 @@
+"""Lanes on a real Ray: what is tried again, what is not, and what becomes of the others."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from actors.resources import ResourceConfig, ResourcePlan
+from actors.stages import ArmRun, run_arms
+from storage.errors import FinalError, InputError, StageError
+from tests.actors.test_training import PLAN, training
+
+
+@pytest.fixture
+def arms(tmp_path: Path) -> list[ArmRun]:
+    return [ArmRun(name, 0, training("-", tmp_path / name)) for name in ("a", "b", "c")]
+
+
+def failing(error: Exception | None, times: int, tries: Path) -> Callable[[ArmRun, ResourcePlan], None]:
+    """What a lane runs: arm "b" fails so many times; each try leaves a mark."""
+
+    def body(run: ArmRun, plan: ResourcePlan) -> None:
+        with (tries / f"{run.arm}.tries").open("a") as file:
+            file.write("x")
+        if run.arm == "b" and len((tries / "b.tries").read_text()) <= times:
+            raise error or RuntimeError("first line\nlast line")
+
+    return body
+
+
+@pytest.mark.parametrize(
+    ("error", "times", "retries", "tries", "reason"),
+    [
+        (StageError("a worker died"), 1, 1, 2, None),
+        (None, 1, 1, 2, None),
+        (StageError("a worker died"), 9, 1, 2, "a worker died (in 2 tries)"),
+        (None, 9, 2, 3, "last line (in 3 tries)"),
+        (StageError("a worker died"), 9, 0, 1, "a worker died"),
+        (
+            InputError("slices.parquet", "is damaged", "ingest again"),
+            1,
+            1,
+            1,
+            "slices.parquet: is damaged; ingest again",
+        ),
+        (FinalError("the loss is not finite"), 1, 1, 1, "the loss is not finite"),
+    ],
+)
+def test_a_failing_arm_is_tried_again_unless_that_is_hopeless_and_the_others_go_on(
+    ray_local: None,
+    tmp_path: Path,
+    arms: list[ArmRun],
+    error: Exception | None,
+    times: int,
+    retries: int,
+    tries: int,
+    reason: str | None,
+) -> None:
+    plan = replace(PLAN, arm_retries=retries)
+    failed = run_arms(arms, plan, lambda _: None, body=failing(error, times, tmp_path))
+    assert failed == ({} if reason is None else {"b/seed0": reason})
+    assert {arm: len((tmp_path / f"{arm}.tries").read_text()) for arm in "abc"} == {"a": 1, "b": tries, "c": 1}
+    kept = tmp_path / "b" / "failed.json"
+    assert kept.exists() == (reason is not None)
+    assert reason is None or json.loads(kept.read_text()) == {"reason": reason}
+
+
+def test_once_is_the_default() -> None:
+    assert ResourceConfig().arm_retries == PLAN.arm_retries == 1

@@ -1,0 +1,138 @@
+"""`cardiomix compare` on real MLflow databases."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from experiments.cli import app
+from experiments.compare import dice_table, difference_table, differences, find, rows
+from experiments.tracking import Tracker
+from storage.errors import InputError
+
+TREATED = {"first": {"train.epochs": "10", "network": "unet"}, "second": {"train.epochs": "20", "network": "unet"}}
+SCORES = {"first": (0.80, 0.90), "second": (0.87, 0.89), "third": (0.70,)}  # of LV on D, a seed each
+
+
+def log(run: Path, seeds: tuple[float, ...], params: Mapping[str, str], arm: str = "unet_ra") -> None:
+    tracker = Tracker(str(run), run.name, tags={})
+    for seed, dice in enumerate(seeds):
+        child = tracker.child(arm, seed, "c0ffee", {"data_fingerprint": "f00"}, {"seed": str(seed), **params})
+        row = {"arm": arm, "hd95_median_mm": 4.0, "missed": 0}
+        child.log_scores(
+            [
+                row | {"vendor": "D [new]", "structure": "LV", "dice_mean": dice},
+                row | {"vendor": "A", "structure": "RV", "dice_mean": 0.5},
+                row | {"vendor": "A", "structure": "MYO", "dice_mean": 0.6},
+            ]
+        )
+        child.finish()
+    tracker.finish()
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Three runs, each with its own database; the third has one seed."""
+    folder = tmp_path_factory.mktemp("compare")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        for name, seeds in SCORES.items():
+            log(folder / name, seeds, TREATED.get(name, {"train.epochs": "10", "network": "unet", "unet.width": "8"}))
+    return [str(folder / name) for name in SCORES]
+
+
+@pytest.fixture(autouse=True)
+def _no_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+def test_means_and_spreads_are_over_seeds_and_the_best_run_is_named(runs: list[str]) -> None:
+    table = {row["run"]: row for row in rows(find(runs)) if row["structure"] == "LV"}
+    for name, seeds in SCORES.items():
+        assert table[name]["dice_mean"] == pytest.approx(statistics.fmean(seeds))
+        assert table[name]["seeds"] == len(seeds)
+    assert table["first"]["dice_sd"] == pytest.approx(statistics.stdev(SCORES["first"]))
+    assert table["third"]["dice_sd"] is None and table["first"]["difference"] is None
+    assert table["second"]["difference"] == pytest.approx(0.03) and table["third"]["difference"] == pytest.approx(-0.15)
+    assert [row["best"] for row in table.values()] == [False, True, False]
+    # where all are equal none is the best; structures come in the order of the field
+    others = [row for row in rows(find(runs)) if row["vendor"] == "A"]
+    assert not any(row["best"] for row in others)
+    assert [row["structure"] for row in others] == ["MYO"] * 3 + ["RV"] * 3
+
+
+def test_what_differs_is_listed_and_nothing_else(runs: list[str]) -> None:
+    found = {row["field"]: row["values"] for row in differences(find(runs))}
+    assert found == {
+        "train.epochs": {"first": "10", "second": "20", "third": "10"},
+        "unet.width": {"first": None, "second": None, "third": "8"},
+    }
+
+
+def test_the_terminal_shows_a_column_a_run_with_the_best_in_bold(runs: list[str]) -> None:
+    text = io.StringIO()
+    console = Console(file=text, width=200, force_terminal=True, color_system="standard")
+    console.print(dice_table(find(runs)))
+    console.print(difference_table(find(runs)))
+    (line,) = [line for line in text.getvalue().splitlines() if "LV" in line]
+    assert "D _new_" in line and "0.850 ± 0.071" in line and "\x1b[1m0.880 ± 0.014 (+0.030)" in line
+    assert "0.700 (-0.150)" in line
+    assert "2 seeds" in text.getvalue() and "1 seed\x1b" in text.getvalue()
+
+
+def test_the_verb_prints_json_alone_and_writes_a_csv(runs: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "table.csv"
+    done = CliRunner().invoke(app, ["compare", *runs, "--csv", str(out), "--json"])
+    assert done.exit_code == 0
+    document = json.loads(done.stdout)
+    assert len(document["dice"]) == 9 and document["differences"][0]["arms"] == ["unet_ra"]
+    with out.open() as file:
+        table = list(csv.DictReader(file))
+    assert [float(row["dice_mean"]) for row in table] == [row["dice_mean"] for row in document["dice"]]
+    plain = CliRunner().invoke(app, ["compare", *runs])
+    assert plain.exit_code == 0 and "train.epochs" in plain.stdout
+
+
+def test_runs_of_a_shared_store_are_found_by_folder_experiment_or_id(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = f"sqlite:///{tmp_path / 'shared.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    for folder in ("here", "there"):  # two folders of one name are one experiment with two parent runs
+        log(tmp_path / folder / "same", (0.5,), {"folder": folder})
+    log(tmp_path / "alone", (0.6,), {})
+    here = find([str(tmp_path / "here" / "same"), str(tmp_path / "there" / "same"), "alone"])
+    assert [run.name for run in here] == ["same", "same (2)", "alone"]
+    assert [run.made["unet_ra"].get("folder") for run in here] == ["here", "there", None]
+    with pytest.raises(InputError, match=r"same: the experiment holds 2 runs of cardiomix; .* ids [0-9a-f]{32}") as two:
+        find(["same"])
+    by_id = find([str(two.value).rpartition(" ")[2]])
+    assert by_id[0].made["unet_ra"]["folder"] in ("here", "there")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert find(["alone"], store)[0].dice == here[2].dice
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_run_that_mlflow_does_not_know_is_one_line_and_makes_nothing(
+    tmp_path: Path, runs: list[str], known: bool
+) -> None:
+    (tmp_path / "new").mkdir()
+    store = ["--tracking-uri", f"sqlite:///{runs[0]}/mlflow.db"] if known else []
+    for run in (str(tmp_path / "new"), "no-such-experiment", "0" * 32):
+        done = CliRunner().invoke(app, ["compare", run, *store])
+        assert isinstance(done.exception, InputError) and "\n" not in str(done.exception)
+    assert list(tmp_path.rglob("*")) == [tmp_path / "new"]
+
+
+def test_a_run_without_scores_says_so(tmp_path: Path) -> None:
+    Tracker(str(tmp_path / "run"), "run").child("unet_ra", 0, "c0ffee").finish()
+    with pytest.raises(InputError, match=r"^run: has no scored arm in MLflow"):
+        find([str(tmp_path / "run")])

@@ -1,0 +1,116 @@
+"""What `ablate --dry-run` says before anything is there, and what is refused for want of room."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from experiments.cli import app
+from experiments.config import demo, override, validated
+from experiments.dry_run import require_space, storage_needed
+from experiments.workload import workload
+from pipeline.losses import LossConfig
+from pipeline.networks.sdnet import SDNetConfig
+from pipeline.networks.unet import UNetConfig
+from pipeline.step_time import seconds_a_step
+from pipeline.training import TrainConfig
+from storage.errors import InputError
+
+TINY = ("preprocess.size=32", "unet.width=4", "train.epochs=3", "train.steps_per_epoch=7", "phantom.subjects=10")
+GROUP = {
+    "A0A0A0": ("Training/Labeled", "A"),
+    "A1A1A1": ("Training/Labeled", "A"),
+    "C0C0C0": ("Training/Unlabeled", "C"),
+    "D0D0D0": ("Testing", "D"),
+}
+
+
+def test_a_dry_run_says_plan_stages_time_and_disk_and_writes_nothing(tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "first"
+    sets = [part for assignment in TINY for part in ("--set", assignment)]
+    said = CliRunner().invoke(app, ["ablate", "demo", "--run", str(run), "--arms", "unet_ra", "--dry-run", *sets])
+    assert said.exit_code == 0, said.output
+    for words in (
+        "resources: 1 × ",
+        "1 arm at a time, each 1 train worker",
+        "ingest         to do: about ",
+        "unet_ra/seed0  to do: 3 epochs of 7 steps",
+        "time: about ",
+        "An estimate",
+        "storage: ",
+        " are free where first lies",
+    ):
+        assert words in said.output, said.output
+    assert "pretrain" not in said.output  # no arm of this one needs it
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_slices_are_counted_from_headers_as_ingest_would_split_them(
+    tmp_path: Path, mnms_folder: Callable[[dict[str, tuple[str, str]]], Path]
+) -> None:
+    from storage.layouts import LayoutOptions, collect, splits
+    from storage.slice_store import SliceStore, finalise, write_subject
+
+    data, run = mnms_folder(GROUP), str(tmp_path / "run")
+    settings = validated(demo().model_dump() | {"data": (str(data),)}, "test")
+    work = workload(run, settings)
+    assert ("ss_sdnet_ra_fa/seed0", "to do: 10 epochs of 60 steps") in work.stages
+    assert not Path(run).exists()
+    subjects = splits.assign(collect((str(data),), LayoutOptions())[0], LayoutOptions())
+    finalise(run, {s.subject: write_subject(run, s) for s in subjects}, [], subjects)
+    store = SliceStore.open(run)
+    train = store.column("split") == "train"
+    counted = work.contents
+    assert (counted.slices, counted.train) == (len(store), int(train.sum()))
+    assert counted.labelled == int((train & store.column("labelled").astype(bool)).sum())
+    assert counted.pixels == (store.column("height").astype(float) * store.column("width")).sum()
+    assert counted.unreadable == 0
+
+
+def test_a_study_that_cannot_be_opened_is_told(
+    tmp_path: Path, mnms_folder: Callable[[dict[str, tuple[str, str]]], Path]
+) -> None:
+    data = mnms_folder(GROUP)
+    next(data.rglob("C0C0C0_sa.nii.gz")).write_bytes(b"nothing")
+    work = workload(str(tmp_path / "run"), validated(demo().model_dump() | {"data": (str(data),)}, "test"))
+    assert "studies that would be skipped: 1" in dict(work.stages)["ingest"]
+
+
+def test_what_does_not_fit_the_disk_is_refused_before_work_with_the_shortfall(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    wide = override(demo(), ["unet.width=30000"])  # terabytes of weights
+    with pytest.raises(
+        InputError, match=r"run: needs about [\d.]+ GB more and its disk has [\d.]+ GB free, .* too few"
+    ):
+        require_space(str(run), wide)
+    said = CliRunner().invoke(app, ["ablate", "demo", "--run", str(run), "--set", "unet.width=30000"])
+    assert isinstance(said.exception, InputError) and "too few" in str(said.exception)
+    assert list(tmp_path.iterdir()) == []
+    require_space(str(run), demo())
+    require_space("memory://somewhere/run", wide)  # an object store has no end that could be asked for
+
+
+def test_the_room_asked_for_grows_with_slices_seeds_and_width(tmp_path: Path) -> None:
+    def needed(*assignments: str) -> dict[str, float]:
+        settings = override(demo(), list(assignments))
+        return storage_needed(settings, workload(str(tmp_path / "run"), settings))
+
+    base = needed()
+    assert all(size > 0 for size in base.values())
+    assert needed("phantom.slices=[14,18]")["slices"] == 2 * base["slices"]
+    assert needed("phantom.slices=[14,18]")["bank"] == 2 * base["bank"]
+    assert needed("seeds=3")["networks"] > 2.5 * base["networks"]
+    assert needed("unet.width=32")["networks"] > base["networks"]
+
+
+@pytest.mark.parametrize("loss", [LossConfig(), LossConfig(kl=0.05, balance=0.1, align=0.01)])
+def test_a_step_is_timed_for_every_kind_of_network_and_threads_are_left_as_they_were(loss: LossConfig) -> None:
+    sdnet = SDNetConfig(anatomy_width=4, modality_width=4, segmentor_width=4, decoder_width=4)
+    before = torch.get_num_threads()
+    for network in (UNetConfig(width=4), sdnet):
+        assert seconds_a_step(network, loss, TrainConfig(batch_size=2), 2, 2, 32, threads=2) > 0
+    assert torch.get_num_threads() == before
