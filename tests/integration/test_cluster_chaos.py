@@ -31,7 +31,7 @@ class Cluster(JobServer):
     """A head that takes no work, and two nodes of one CPU each."""
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(folder, cpus=0)
+        super().__init__(folder, cpus=0, alone=False)
         self._folder = folder
         self._nodes: list[subprocess.Popen[bytes]] = []
 
@@ -57,7 +57,7 @@ class Cluster(JobServer):
         (agent,) = free_ports(1)
         options = ("--num-cpus=1", "--object-store-memory=150000000", f"--dashboard-agent-listen-port={agent}")
         address = (self._folder / "ray" / "ray_current_cluster").read_text().strip()
-        command = [RAY, "start", f"--address={address}", "--node-ip-address=127.0.0.1", "--block", *options]
+        command = [RAY, "start", f"--address={address}", "--block", *options]
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         self._nodes.append(subprocess.Popen(command, env=self.environment, **quiet))  # type: ignore[call-overload]
 

@@ -40,7 +40,7 @@ def free_ports(count: int) -> list[int]:
 class JobServer:
     """A head on loopback, started as a user starts one, and `ray job` against it."""
 
-    def __init__(self, folder: Path, cpus: int = 2) -> None:
+    def __init__(self, folder: Path, cpus: int = 2, alone: bool = True) -> None:
         self.runtime_env = RUNTIME_ENV
         token = folder / "token"
         token.write_text(secrets.token_hex(32))
@@ -55,7 +55,8 @@ class JobServer:
         options = [f"--{name}={value}" for name, value in listen.items()]
         self._head = subprocess.Popen(
             [RAY, "start", "--head", "--block", f"--num-cpus={cpus}", "--object-store-memory=200000000", *options],
-            env=self.environment | {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"},  # all of it on loopback
+            # with nothing to join it, all of it is on loopback
+            env=self.environment | ({"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"} if alone else {}),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
