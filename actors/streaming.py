@@ -41,7 +41,10 @@ def batches(
     from ray.data import ActorPoolStrategy, DataContext, ExecutionResources
 
     store = SliceStore.open(config.run)
-    rows = step_plan(config, store, open_bank(config, store)).rows(rank, world)
+    bank = open_bank(config, store)
+    if bank is not None:
+        bank.view()  # damage is found here: of an actor that cannot start, Ray would start another for ever
+    rows = step_plan(config, store, bank).rows(rank, world)
     if rows == 0:
         raise InputError(
             "resources.train_workers",

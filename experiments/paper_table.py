@@ -51,6 +51,20 @@ CONTRASTS = (
     ("Unlabelled data", "SS: unlabelled data as well", "ss_sdnet_ra", "fs_sdnet_ra"),
     ("FA", "FA: factor augmentation", "ss_sdnet_ra_fa", "ss_sdnet_ra"),
 )
+# The same for arms that the paper does not have, told of where they were trained.
+BEYOND_CONTRASTS = (
+    ("Mixing instead of reconstructing", "FA against its control", "ss_sdnet_ra_fa", "ss_sdnet_ra_rec"),
+    ("Interpolating", "FA between vendors", "ss_sdnet_ra_fa_interpolate", "ss_sdnet_ra_fa"),
+    ("Extrapolating", "FA beyond vendors", "ss_sdnet_ra_fa_extrapolate", "ss_sdnet_ra_fa"),
+    ("Drawing from densities", "FA from vendors' densities", "ss_sdnet_ra_fa_gaussian", "ss_sdnet_ra_fa"),
+    ("Imported styles", "FA with imported styles", "ss_sdnet_ra_fa_styles", "ss_sdnet_ra_fa"),
+    ("Consistency", "Consistency between twins", "ss_sdnet_ra_fa_consistency", "ss_sdnet_ra_fa"),
+    ("BigAug-like augmentation", "BigAug-like looks", "ss_sdnet_ra_bigaug", "ss_sdnet_ra"),
+    ("Fourier mixing", "Fourier mixing of looks", "ss_sdnet_ra_fourier", "ss_sdnet_ra"),
+    ("FA on BigAug-like augmentation", "FA on top of BigAug-like looks", "ss_sdnet_ra_fa_bigaug", "ss_sdnet_ra_bigaug"),
+    ("FA on Fourier mixing", "FA on top of Fourier mixing", "ss_sdnet_ra_fa_fourier", "ss_sdnet_ra_fourier"),
+)
+ALL_CONTRASTS = CONTRASTS + BEYOND_CONTRASTS
 
 
 def arm_label(arm: str) -> str:

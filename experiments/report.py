@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from experiments import figures, result_figures
-from experiments.paper_table import ARM_LABELS, CONTRASTS, arm_order
+from experiments.paper_table import ALL_CONTRASTS, ARM_LABELS, arm_order
 from experiments.report_page import page
 from experiments.report_run import RunFiles, collect
 from experiments.report_tables import markdown_table, number
@@ -100,7 +100,7 @@ def work_out(cases: Sequence[Mapping[str, Any]]) -> Findings:
     function = cardiac_function(cases)
     return Findings(
         summary=sorted(summarise(cases), key=lambda row: arm_order(row["arm"])),
-        comparisons=compare_arms(cases, [(arm, baseline) for _, _, arm, baseline in CONTRASTS]),
+        comparisons=compare_arms(cases, [(arm, baseline) for _, _, arm, baseline in ALL_CONTRASTS]),
         function=function,
         agreement=agreement(function),
     )

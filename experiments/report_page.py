@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from experiments import figures
-from experiments.paper_table import CONTRASTS, PHANTOM_NOTE, REFERENCE_NOTE, arm_label, arm_order, paper_dice
+from experiments.paper_table import ALL_CONTRASTS, PHANTOM_NOTE, REFERENCE_NOTE, arm_label, arm_order, paper_dice
 from experiments.report_run import RunFiles, arm_states, cut_off, failures, split_counts
 from experiments.report_tables import (
     best_cells,
@@ -109,7 +109,7 @@ def _tables(run: RunFiles, found: Findings) -> dict[str, Any]:
         "several_seeds": any(row["seeds"] > 1 for row in rows),
         "across": {row["arm"]: row for row in across},
         "evenness": evenness(across),
-        "steps": [(title, arm, baseline) for _, title, arm, baseline in CONTRASTS],
+        "steps": [(title, arm, baseline) for _, title, arm, baseline in ALL_CONTRASTS if {arm, baseline} <= set(arms)],
         "compared": compared,
         "ALL": ALL,
     }

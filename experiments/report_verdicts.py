@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.paper_table import CONTRASTS, arm_label
+from experiments.paper_table import ALL_CONTRASTS, CONTRASTS, arm_label
 from experiments.report_tables import number, signed
 from pipeline.comparison import ALL
 from pipeline.statistics import FEWEST
@@ -32,7 +32,7 @@ def verdicts(comparisons: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     `comparisons` are the rows of `pipeline.comparison.compare_arms`.
     """
     found = []
-    for name, title, arm, baseline in CONTRASTS:
+    for name, title, arm, baseline in ALL_CONTRASTS:
         own = [row for row in comparisons if (row["arm"], row["baseline"]) == (arm, baseline)]
         rows = [row for row in own if row["structure"] == ALL]
         if rows:
@@ -63,7 +63,7 @@ def _listed(words: Sequence[str]) -> str:
 
 
 def not_compared(comparisons: Sequence[Mapping[str, Any]]) -> str:
-    """The planned steps of which an arm has no scores, in one sentence; empty if there is none."""
+    """The paper's steps of which an arm has no scores, in one sentence; empty if there is none."""
     done = {(row["arm"], row["baseline"]) for row in comparisons}
     lacking = [
         f"{name} ({arm_label(arm)} against {arm_label(baseline)})"
