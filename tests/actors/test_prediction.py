@@ -79,6 +79,7 @@ def test_studies_of_killed_actors_are_begun_again(
     assert digests(tmp_path) == digests(in_process[0])
 
 
+@pytest.mark.slow
 def test_a_study_at_which_every_actor_dies_fails_alone(
     ray_local: None, model: str, folder: Path, in_process: tuple[Path, list[Outcome]], tmp_path: Path
 ) -> None:

@@ -207,7 +207,7 @@ def test_two_workers_step_by_the_mean_of_their_shares_and_stay_equal(run: str, t
         rank = ray.train.get_context().get_world_rank()
         job = TrainJob.model_validate(config["job"])
         state = TrainState.create(job.network, job.train, job.stream.seed, rank)
-        plan = {"data_actors": 1, "data_cpus": 0.25}
+        plan = {"data_actors": 1, "data_cpus": 0.25, "stream_mb": 64}
         run_epochs(job, plan, SliceStore.open(job.stream.run), state, rank, 2)
         torch.save(dict(state.model.named_parameters()), f"{config['out']}/rank{rank}.pt")
 

@@ -144,6 +144,7 @@ def test_status_says_what_is_done(run: Path) -> None:
     assert done.stdout.count("done") >= len(ARMS) + 3
 
 
+@pytest.mark.slow
 def test_a_dry_run_says_what_is_done_and_what_a_changed_setting_makes_anew(run: Path) -> None:
     def said(*arguments: str) -> dict[str, str]:
         before = {p: p.stat().st_mtime_ns for p in run.rglob("*")}
