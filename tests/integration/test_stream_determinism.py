@@ -98,7 +98,7 @@ def test_a_killed_actor_delays_the_stream_and_changes_nothing(stream: StreamConf
     victims: list[int] = []
     until = time.monotonic() + 60
     while not victims and time.monotonic() < until:
-        victims = own_processes("ray::MapWorker")
+        victims = own_processes("ray::SampleMaker")
     os.kill(victims[0], signal.SIGKILL)
     assert first + digests(process) == undisturbed
 
