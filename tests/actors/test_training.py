@@ -195,6 +195,7 @@ def shares(job: TrainJob) -> list[tuple[dict[str, float], list[torch.Tensor]]]:
     return found
 
 
+@pytest.mark.slow
 def test_two_workers_step_by_the_mean_of_their_shares_and_stay_equal(run: str, tmp_path: Path, ray_local: None) -> None:
     import ray.train
     from ray.train.torch import TorchTrainer
