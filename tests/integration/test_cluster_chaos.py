@@ -41,11 +41,11 @@ class Cluster(JobServer):
         while not (self._folder / "ray" / "ray_current_cluster").exists():
             assert time.monotonic() < until, "the head does not say where it is"
             time.sleep(0.1)
-        for _ in range(2):
+        for nodes in (2, 3):  # one after the other: at once they may take each other's ports
             self.add_node()
-        while self.alive() < 3:
-            assert time.monotonic() < until, "the nodes do not join"
-            time.sleep(0.5)
+            while self.alive() < nodes:
+                assert time.monotonic() < until, "a node does not join"
+                time.sleep(0.5)
 
     def alive(self) -> int:
         """How many nodes there are."""
