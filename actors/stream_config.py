@@ -139,4 +139,5 @@ def _keys_of_training(store: SliceStore) -> list[Key]:
 
 
 def bank_rows(bank: FactorBank) -> dict[Key, int]:
+    """The row of each of a bank's slices, by `keys_of`."""
     return {key: row for row, key in enumerate(slice_keys(bank.index))}
