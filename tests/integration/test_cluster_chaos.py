@@ -18,7 +18,7 @@ import pytest
 from mlflow import MlflowClient
 
 from tests.integration.processes import train_workers
-from tests.integration.test_job_submit import RAY, RUNTIME_ENV, JobServer, free_ports, statuses
+from tests.integration.test_job_submit import RAY, ROOT, JobServer, free_ports, statuses
 from tests.integration.test_mlflow_server import Server
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
@@ -34,6 +34,10 @@ class Cluster(JobServer):
         super().__init__(folder, cpus=0, alone=False)
         self._folder = folder
         self._nodes: list[subprocess.Popen[bytes]] = []
+        # nodes of one machine share the folder of jobs' packages, and each of them clears it
+        self.here = folder / "runtime_env.yaml"
+        self.here.write_text(f"env_vars:\n  PYTHONPATH: {ROOT}\n  PYTHONUNBUFFERED: '1'\n")
+        self.runtime_env = str(self.here)
 
     def wait(self) -> None:
         super().wait()
@@ -207,8 +211,9 @@ def test_an_mlflow_server_that_dies_and_comes_back_misses_nothing(
     run, server = tmp_path / "run", Server(tmp_path)
     server.start()
     environment = tmp_path / "runtime_env.yaml"
-    text = (Path(__file__).parents[2] / RUNTIME_ENV).read_text()
-    environment.write_text(text.replace("env_vars:\n", f"env_vars:\n  MLFLOW_TRACKING_URI: {server.url}\n"))
+    environment.write_text(
+        cluster.here.read_text().replace("env_vars:\n", f"env_vars:\n  MLFLOW_TRACKING_URI: {server.url}\n")
+    )
     cluster.runtime_env = str(environment)
 
     def disturb(alive: Callable[[], bool]) -> None:
@@ -223,5 +228,5 @@ def test_an_mlflow_server_that_dies_and_comes_back_misses_nothing(
         assert_same(run, undisturbed)
         assert_logged_once(server.url, "run")
     finally:
-        cluster.runtime_env = RUNTIME_ENV
+        cluster.runtime_env = str(cluster.here)
         server.kill()
