@@ -55,35 +55,54 @@ def ingest(
     Subjects that cannot enter are skipped with a reason (`skipped.csv`), or fail the whole with `strict`. Finished
     subjects are kept over a kill and not read again; the store's bytes do not depend on the number of workers or the
     order of `data`'s files. `progress` is called with (label, done, total). Raises InputError for a folder that cannot
-    be used at all, or if no subject came in.
+    be used at all, a protocol that cannot be had with these subjects, or if no subject came in.
     """
     chosen, run = options or LayoutOptions(), uri.absolute(run)
     subjects, skipped = collect(data, chosen, layout)
     if strict and skipped:
         raise _strictly(skipped[0])
     stored: dict[str, Stored] = {}
-    for done, (name, outcome) in enumerate(_converted(run, subjects, num_cpus), start=1):
+
+    def read(wanted: Sequence[Subject]) -> set[str]:
+        left_out = _read(run, wanted, stored, num_cpus, strict, progress)
+        skipped.extend(left_out)
+        return {s.subject for s in left_out}
+
+    entered = splits.settle(subjects, chosen, read)
+    if not stored:
+        first = skipped[0]
+        raise InputError(_where(first), f"{first.reason} (no subject came in)", first.remedy)
+    finalise(run, stored, skipped, entered)
+    slices = sum(found.slices for found in stored.values())
+    return IngestReport(len(stored), slices, _by_vendor(entered, stored), skipped)
+
+
+def _read(
+    run: str,
+    wanted: Sequence[Subject],
+    stored: dict[str, Stored],
+    num_cpus: float,
+    strict: bool,
+    progress: Progress | None,
+) -> list[Skipped]:
+    """Convert subjects and put them into `stored`; those that cannot enter are returned, and are not in it."""
+    skipped = []
+    for done, (name, outcome) in enumerate(_converted(run, wanted, num_cpus), start=1):
         if isinstance(outcome, Skipped):
             if strict:
                 raise _strictly(outcome)
             skipped.append(outcome)
+            stored.pop(name, None)
         else:
             stored[name] = outcome
         if progress is not None:
-            progress("ingest", done, len(subjects))
+            progress("ingest", done, len(wanted))
     repeated = same_images({name: found.digests for name, found in stored.items()})
     if strict and repeated:
         raise _strictly(repeated[0])
-    skipped += repeated
     for copy in repeated:
         del stored[copy.subject]
-    if not stored:
-        first = skipped[0]
-        raise InputError(_where(first), f"{first.reason} (no subject came in)", first.remedy)
-    entered = splits.assign([s for s in subjects if s.subject in stored], chosen)
-    finalise(run, stored, skipped, entered)
-    slices = sum(found.slices for found in stored.values())
-    return IngestReport(len(stored), slices, _by_vendor(entered, stored), skipped)
+    return skipped + repeated
 
 
 def _converted(run: str, subjects: Sequence[Subject], num_cpus: float) -> Iterator[tuple[str, Stored | Skipped]]:

@@ -100,7 +100,7 @@ def open_bank(config: StreamConfig, store: SliceStore) -> FactorBank | None:
     """The bank of an arm with FA, checked against the run.
 
     Raises InputError if there is none, it was made on another working grid, it lacks one of the run's training slices,
-    or it holds a subject that this run validates or tests on.
+    or it holds a subject that this run validates or tests on, or excludes.
     """
     if not config.fa:
         return None
@@ -113,12 +113,12 @@ def open_bank(config: StreamConfig, store: SliceStore) -> FactorBank | None:
             "was made with another preprocessing",
             f"use --set preprocess… as in the bank: {bank.spec.preprocess}",
         )
-    held_out = set(store.column("subject")[np.isin(store.column("split"), ("validation", "test"))].tolist())
+    held_out = set(store.column("subject")[store.column("split") != "train"].tolist())
     leaked = sorted(held_out & set(bank.donors().subject.tolist()))
     if leaked:
         raise InputError(
             config.bank,
-            f"holds {leaked[0]}, which this run validates or tests on",
+            f"holds {leaked[0]}, which this run validates or tests on, or excludes",
             "use a bank made without these subjects",
         )
     missing = len(set(_keys_of_training(store)) - set(bank_rows(bank)))

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     import torch
 
     from pipeline.disentanglement import Watched
-    from pipeline.training import TrainState, ValidationVolume
+    from pipeline.train_state import TrainState
+    from pipeline.validation import ValidationVolume
 
 
 def total_steps(job: TrainJob, store: SliceStore) -> tuple[int, int]:
@@ -37,7 +38,7 @@ def validation_volumes(job: TrainJob, store: SliceStore) -> list[ValidationVolum
     from pipeline.inference import network_input
     from pipeline.preprocess import working_slice
     from pipeline.rescale import resample_crop
-    from pipeline.training import ValidationVolume
+    from pipeline.validation import ValidationVolume
 
     config = job.stream.preprocess
     out = []
@@ -141,7 +142,7 @@ def first_state(job: TrainJob, store: SliceStore, rank: int) -> TrainState:
     Raises InputError if the checkpoint is damaged, or that network is of another configuration.
     """
     from pipeline.networks.files import load_sdnet
-    from pipeline.training import TrainState
+    from pipeline.train_state import TrainState
 
     vendors = len(training_vendors(store)) if job.loss.align > 0 else 0
     state = TrainState.create(job.network, job.train, job.stream.seed, rank, vendors)
@@ -211,7 +212,7 @@ def _objective(job: TrainJob, state: TrainState, world: int) -> Any:
     import ray.train.torch
     from torch import nn
 
-    from pipeline.training import Objective
+    from pipeline.objective import Objective
 
     objective: Any = Objective(state.model, job.loss, state.latent, state.alignment)
     if world == 1:
@@ -245,7 +246,7 @@ def _end_epoch(
 ) -> None:
     import torch
 
-    from pipeline.training import validate
+    from pipeline.validation import validate
 
     started = time.perf_counter()
     scores = [validate(state.candidate, held_out, job.train.precision) if rank == 0 else {}]

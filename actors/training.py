@@ -35,7 +35,8 @@ from pipeline.losses import LossConfig
 from pipeline.networks.files import WEIGHTS, read_config
 from pipeline.networks.sdnet import SDNetConfig
 from pipeline.networks.unet import UNetConfig
-from pipeline.training import NonFiniteLossError, OutOfMemoryError, TrainConfig
+from pipeline.train_config import TrainConfig
+from pipeline.training import NonFiniteLossError, OutOfMemoryError
 from storage import uri
 from storage.errors import FinalError, InputError, StageError
 

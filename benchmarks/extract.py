@@ -26,11 +26,14 @@ from pipeline.factors import FrozenSDNet, Precision, View, view
 from pipeline.losses import LossConfig
 from pipeline.networks.files import load_sdnet, save_model
 from pipeline.networks.sdnet import SDNet, SDNetConfig
+from pipeline.objective import Objective
 from pipeline.phantom import PhantomConfig, write_phantom
 from pipeline.preprocess import PreprocessConfig, working_slice
 from pipeline.rescale import resample_crop
 from pipeline.synthesis import synthesize
-from pipeline.training import Batch, Objective, TrainConfig, TrainState, train_step
+from pipeline.train_config import TrainConfig
+from pipeline.train_state import TrainState
+from pipeline.training import Batch, train_step
 from storage import ledger
 from storage.anatomy_codec import pack, unpack
 from storage.factor_bank import FactorBank

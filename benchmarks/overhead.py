@@ -45,7 +45,9 @@ def plain_arm(run: str, out: str) -> None:
         watched_slices,
     )
     from experiments import config, jobs
-    from pipeline.training import Batch, Objective, train_step, validate
+    from pipeline.objective import Objective
+    from pipeline.training import Batch, train_step
+    from pipeline.validation import validate
     from storage.slice_store import SliceStore
 
     torch.set_num_threads(2)

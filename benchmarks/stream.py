@@ -37,9 +37,11 @@ from experiments.config import cpu
 from pipeline.losses import LossConfig
 from pipeline.networks.files import load_decoder, save_model
 from pipeline.networks.sdnet import SDNet
+from pipeline.objective import Objective
 from pipeline.phantom import PhantomConfig, write_phantom
 from pipeline.synthesis import Precision, unpack_planes
-from pipeline.training import Batch, Objective, TrainState, train_step
+from pipeline.train_state import TrainState
+from pipeline.training import Batch, train_step
 
 SETTINGS = cpu()
 PHANTOM = PhantomConfig(labelled_a=5, labelled_b=5, unlabelled_c=4, testing=1, frames=2)

@@ -13,7 +13,10 @@ from benchmarks.timing import rates, ratio
 from pipeline.losses import LossConfig
 from pipeline.networks.sdnet import SDNetConfig
 from pipeline.networks.unet import UNetConfig
-from pipeline.training import Batch, Objective, TrainConfig, TrainState, train_step
+from pipeline.objective import Objective
+from pipeline.train_config import TrainConfig
+from pipeline.train_state import TrainState
+from pipeline.training import Batch, train_step
 
 SIZE, LABELLED, UNIT = 224, 4, "steps/minute"
 

@@ -250,6 +250,8 @@ class Ablation:
             "configuration": settings.config_hash,
             "seeds": settings.seeds,
         }
+        if settings.layouts.departure:
+            note["protocol"] = settings.layouts.departure
         for run in runs:
             note["data fingerprint"] = run.job.data_fingerprint
             if run.job.bank_fingerprint:

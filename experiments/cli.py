@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,14 +10,14 @@ import typer
 
 from experiments.cli_bank import bank_app
 from experiments.cli_compare import compare
+from experiments.cli_data import inspect_data, phantom
 from experiments.cli_predict import export_model, predict
+from experiments.cli_run import Data, Layout, Preset, Run, Set, absolute, driving, settings_of, stage
 from storage import uri
 from storage.errors import InputError, StageError
 
 if TYPE_CHECKING:
     from experiments.ablation import Ablation
-    from experiments.config import Settings
-    from storage.layouts import LayoutOptions
 
 FAILED, BAD_INPUT = 1, 2
 
@@ -40,152 +37,10 @@ app.command("export-model", epilog="Example:  cardiomix export-model runs/first/
     export_model
 )
 app.command(epilog="Example:  cardiomix compare runs/first runs/second --csv both.csv")(compare)
-
-
-def _absolute(place: str | None) -> str | None:
-    """Ray's workers have working directories of their own, so no relative path may reach them. A job has one too, which
-    Ray removes afterwards."""
-    if place and "://" not in place and not Path(place).is_absolute() and "runtime_resources" in Path.cwd().parts:
-        raise InputError(place, "is relative to a job's own folder, which Ray removes", "give a full path or a URI")
-    return None if place is None else uri.absolute(place)
-
-
-Run = Annotated[str, typer.Option("--run", callback=_absolute, help="Run folder: a local path or an fsspec URI.")]
-Preset = Annotated[
-    str, typer.Option("--preset", help="Preset for a run that has no config.yaml yet: demo, cpu or paper.")
-]
-Set = Annotated[list[str] | None, typer.Option("--set", help="Override a field, such as train.epochs=10; repeatable.")]
-Data = Annotated[list[str] | None, typer.Argument(help="Folders of studies: M&Ms, ACDC or a table of files.")]
-Layout = Annotated[
-    str | None, typer.Option("--layout", help="auto, mnms, acdc or table; as in the configuration if not given.")
-]
-
-
-def _settings(run: str, preset: str, assignments: list[str] | None) -> Settings:
-    """The run's own configuration if it has one, else the preset's, with overrides."""
-    from experiments import config
-
-    known = uri.exists(uri.join(run, config.CONFIG_FILE))
-    return config.override(config.load(run) if known else config.preset(preset), assignments or [])
-
-
-@contextmanager
-def _driving(run: str, settings: Settings) -> Iterator[Ablation]:
-    """The run, locked, with a driver; the settings become the run's.
-
-    SIGTERM, with which `ray job stop` and preempted machines end a process, ends the body as an exception does:
-    MLflow's runs are closed and the lock is given up.
-    """
-    from experiments import config
-    from experiments.ablation import Ablation
-    from experiments.progress import Progress
-    from storage.run_lock import run_lock
-
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))  # as Ray's own, from before Ray starts
-    progress = Progress()
-    try:
-        with run_lock(run), Ablation(run, settings, progress) as driver:
-            config.save(settings, run)
-            yield driver
-    except (SystemExit, KeyboardInterrupt):
-        progress.say("stopped; the same command goes on from here")
-        raise
-
-
-def _stage(run: str, assignments: list[str] | None = None) -> AbstractContextManager[Ablation]:
-    """`_driving` for a run that has slices."""
-    from experiments.ablation import require_data
-
-    require_data(run)
-    return _driving(run, _settings(run, "cpu", assignments))
-
-
-@app.command(epilog="Example:  cardiomix phantom data/phantom --subjects 12 --frames 10 --seed 1 --set validation=1")
-def phantom(
-    out: Annotated[Path, typer.Argument(help="Folder to write, in M&Ms' own layout; empty or an earlier phantom.")],
-    subjects: Annotated[
-        int | None,
-        typer.Option(
-            help="Subjects in all, shared out as the counts are to each other, at least 1 of each vendor and split "
-            "(7 with the default counts). Default: 36, of which A 10 and B 10 labelled, C 4 unlabelled, A to D 3 each "
-            "for testing."
-        ),
-    ] = None,
-    frames: Annotated[int | None, typer.Option(help="Time points of a cine, 2 to 100. Default: 8.")] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="A whole number, 0 or more; equal seeds give equal bytes. Default: 0.")
-    ] = None,
-    assignments: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            help="Any field of the phantom; repeatable: labelled_a, labelled_b, unlabelled_c, testing, validation "
-            "(subjects; the last two of each vendor), slices (fewest and most, such as [7,9]), field_scale (share of "
-            "the field of view, 0.55 to 1.3).",
-        ),
-    ] = None,
-) -> None:
-    """Write a small multi-vendor cine data set: synthetic, with masks, four vendors."""
-    from experiments import config
-    from experiments.progress import Progress
-    from pipeline.phantom import write_phantom
-
-    given = {"subjects": subjects, "frames": frames, "seed": seed}
-    given = {name: value for name, value in given.items() if value is not None}
-    document = config.override(config.demo(), [f"phantom.{a}" for a in assignments or []]).model_dump()
-    where = " ".join(f"--{name} {value}" for name, value in given.items())
-    settings = config.validated(document | {"phantom": document["phantom"] | given}, where)
-    progress = Progress()
-    with progress.stage("phantom") as step:
-        written = write_phantom(out, settings.phantom, lambda done, total: step.update("", done, total))
-    progress.say(f"{len(written)} subjects in {out}")
-
-
-@app.command("inspect", epilog="Example:  cardiomix inspect data/mnms data/acdc --out inspect.html")
-def inspect_data(
-    data: Annotated[list[str], typer.Argument(help="Folders of studies: M&Ms, ACDC or a table of files, in any mix.")],
-    out: Annotated[str, typer.Option(help="Page to write; replaced if there.")] = "inspect.html",
-    images: Annotated[
-        bool, typer.Option("--images/--no-images", help="Whether the page shows a few of the data set's images.")
-    ] = True,
-    layout: Annotated[str, typer.Option(help="auto, mnms, acdc or table.")] = "auto",
-    strict: Annotated[bool, typer.Option("--strict", help="Exit status 2 if a subject would be skipped.")] = False,
-    assignments: Annotated[
-        list[str] | None, typer.Option("--set", help="As for ingest: layouts.frames=all and the like; repeatable.")
-    ] = None,
-) -> None:
-    """What is there, before ingesting: subjects, resolutions, intensities, what would be skipped, what looks odd.
-
-    Prints tables and writes an HTML page, inspect.html in the current folder unless --out says otherwise.
-    """
-    from experiments import inspection
-    from experiments.progress import Progress
-    from storage.survey import survey
-
-    options = _layout_options(assignments)
-    with Progress().stage("inspect") as step:
-        found = survey(data, options, layout, lambda done, total: step.update("", done, total))
-    inspection.write_page(out, found, data, images)
-    inspection.show(found)
-    typer.echo(f"\npage: {out}")
-    if found.skipped and (strict or not found.subjects):
-        first = found.skipped[0]
-        none = "" if found.subjects else " (no subject can come in)"
-        raise InputError(f"{first.subject}, {first.file}", first.reason + none, first.remedy)
-
-
-def _layout_options(assignments: list[str] | None) -> LayoutOptions:
-    """The layouts' own part of a configuration."""
-    from storage.layouts import LayoutOptions
-
-    if not assignments:
-        return LayoutOptions()
-    for assignment in assignments:
-        if not assignment.startswith("layouts."):
-            raise InputError(f"--set {assignment}", "is not about reading data", "write --set layouts.FIELD=VALUE")
-    from experiments import config  # takes longer than reading thirty subjects
-
-    return config.override(config.cpu(), assignments).layouts
+app.command(epilog="Example:  cardiomix phantom data/phantom --subjects 12 --frames 10 --seed 1 --set validation=1")(
+    phantom
+)
+app.command("inspect", epilog="Example:  cardiomix inspect data/mnms data/acdc --out inspect.html")(inspect_data)
 
 
 @app.command(epilog="Example:  cardiomix ingest data/mnms --run runs/first --preset paper")
@@ -200,24 +55,24 @@ def ingest(
     """Read studies of any layout into the run's slice store; says what came in and what was skipped, and why."""
     from experiments import config
 
-    document = _settings(run, preset, assignments).model_dump()
+    document = settings_of(run, preset, assignments).model_dump()
     document |= {"data": tuple(map(uri.absolute, data))} if data else {}
     document |= {"layout": layout} if layout else {}
-    with _driving(run, config.validated(document, "ingest")) as driver:
+    with driving(run, config.validated(document, "ingest")) as driver:
         driver.ingest(strict)
 
 
 @app.command(epilog="Example:  cardiomix pretrain --run runs/first")
 def pretrain(run: Run, assignments: Set = None) -> None:
     """Train the SDNet that fills the factor bank; continues where it stopped."""
-    with _stage(run, assignments) as driver:
+    with stage(run, assignments) as driver:
         driver.pretrain()
 
 
 @app.command(epilog="Example:  cardiomix extract --run runs/first")
 def extract(run: Run, assignments: Set = None) -> None:
     """Write the factor bank with the frozen SDNet; continues where it stopped."""
-    with _stage(run, assignments) as driver:
+    with stage(run, assignments) as driver:
         driver.extract()
 
 
@@ -233,10 +88,10 @@ def train(
     from experiments.ablation import require_data
 
     require_data(run)
-    document = _settings(run, "cpu", assignments).model_dump()
+    document = settings_of(run, "cpu", assignments).model_dump()
     only = config.validated(document | {"arms": (arm,), "seeds": seeds or document["seeds"]}, f"arm {arm}")
     whole = config.validated(document | {"seeds": max(only.seeds, document["seeds"])}, "train")
-    with _driving(run, whole) as driver:
+    with driving(run, whole) as driver:
         driver.settings = only
         failed = driver.train()
     _finish(failed)
@@ -245,7 +100,7 @@ def train(
 @app.command(epilog="Example:  cardiomix evaluate --run runs/first")
 def evaluate(run: Run) -> None:
     """Score every trained arm on the test subjects again, on their native grids."""
-    with _stage(run) as driver:
+    with stage(run) as driver:
         for label, volumes in driver.evaluate().items():
             driver.progress.say(f"{label}: {volumes} volumes")
 
@@ -253,7 +108,7 @@ def evaluate(run: Run) -> None:
 @app.command(epilog="Example:  cardiomix report --run runs/first")
 def report(run: Run) -> None:
     """Write the tables, figures and the page from what the run holds."""
-    with _stage(run) as driver:
+    with stage(run) as driver:
         _show(driver.report().html, run, driver)
 
 
@@ -269,10 +124,10 @@ def ablate(
     arms: Annotated[str | None, typer.Option("--arms", help="Only these, separated by commas.")] = None,
     seeds: Annotated[int | None, typer.Option(help="Replicates of each arm.")] = None,
     bank: Annotated[
-        str | None, typer.Option("--bank", callback=_absolute, help="Reuse a factor bank from elsewhere.")
+        str | None, typer.Option("--bank", callback=absolute, help="Reuse a factor bank from elsewhere.")
     ] = None,
     sdnet: Annotated[
-        str | None, typer.Option("--sdnet", callback=_absolute, help="Reuse a pretrained SDNet: its folder.")
+        str | None, typer.Option("--sdnet", callback=absolute, help="Reuse a pretrained SDNet: its folder.")
     ] = None,
     layout: Layout = None,
     strict: Annotated[bool, typer.Option("--strict", help="Fail on the first subject that cannot be used.")] = False,
@@ -296,7 +151,7 @@ def ablate(
     if dry:
         return dry_run.show(run, settings, typer.echo)
     dry_run.require_space(run, settings)
-    with _driving(run, settings) as driver:
+    with driving(run, settings) as driver:
         paths, failed = ablation.ablate(driver, strict)
         _show(paths.html, run, driver)
     _finish(failed)
@@ -362,7 +217,7 @@ def export(
     from experiments.export import write_samples
 
     require_data(run)
-    typer.echo(write_samples(run, _settings(run, "cpu", assignments), out, kind, samples, arm))
+    typer.echo(write_samples(run, settings_of(run, "cpu", assignments), out, kind, samples, arm))
 
 
 def _show(html: str, run: str, driver: Ablation) -> None:

@@ -19,7 +19,7 @@ from pipeline.networks.unet import UNetConfig
 from pipeline.phantom import PhantomConfig
 from pipeline.preprocess import PreprocessConfig
 from pipeline.sample_plan import PlanConfig
-from pipeline.training import TrainConfig
+from pipeline.train_config import TrainConfig
 from storage import uri
 from storage.errors import InputError
 from storage.layouts import LayoutOptions
@@ -50,7 +50,7 @@ class Settings(BaseModel):
     )
     plan: PlanConfig = PlanConfig()
     train: TrainConfig = TrainConfig()
-    pretrain: TrainConfig = TrainConfig()
+    pretrain: TrainConfig = TrainConfig(revive_every=50)
     resources: ResourceConfig = ResourceConfig()
     bank_shard: int = Field(64, ge=1, description="slices in a shard of the factor bank")
     bank_precision: Literal["fp32", "bf16"] = Field("fp32", description="of the encoders that fill the bank")
@@ -93,7 +93,9 @@ def demo() -> Settings:
         pretrain_loss=LossConfig(),
         plan=PlanConfig(unlabelled_ratio=0.5),
         train=TrainConfig(batch_size=4, epochs=10, steps_per_epoch=60, plateau_patience=2, plateau_factor=0.3),
-        pretrain=TrainConfig(batch_size=4, epochs=6, steps_per_epoch=60, plateau_patience=2, plateau_factor=0.3),
+        pretrain=TrainConfig(
+            batch_size=4, epochs=6, steps_per_epoch=60, plateau_patience=2, plateau_factor=0.3, revive_every=50
+        ),
     )
 
 
@@ -110,14 +112,18 @@ def cpu() -> Settings:
         unet=UNetConfig(width=16),
         sdnet=SDNetConfig(anatomy_width=16, modality_width=16, segmentor_width=16, decoder_width=16),
         train=TrainConfig(batch_size=8, epochs=15, steps_per_epoch=60, plateau_patience=2, plateau_factor=0.3),
-        pretrain=TrainConfig(batch_size=8, epochs=8, steps_per_epoch=60, plateau_patience=2, plateau_factor=0.3),
+        pretrain=TrainConfig(
+            batch_size=8, epochs=8, steps_per_epoch=60, plateau_patience=2, plateau_factor=0.3, revive_every=50
+        ),
     )
 
 
 def paper() -> Settings:
     """The paper's own numbers (sections 2 and 3): 224², batch 4, 50 epochs, Adam 1e-3, every frame of every cine. For
     GPUs."""
-    return Settings(preset="paper", layouts=LayoutOptions(frames="all"), pretrain_loss=LossConfig())
+    return Settings(
+        preset="paper", layouts=LayoutOptions(frames="all"), pretrain_loss=LossConfig(), pretrain=TrainConfig()
+    )
 
 
 PRESETS = {"demo": demo, "cpu": cpu, "paper": paper}

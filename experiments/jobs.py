@@ -14,7 +14,7 @@ from pipeline.losses import LossConfig
 from pipeline.networks.files import CONFIG as MODEL
 from pipeline.networks.files import read_config, sdnet_fingerprint, subject_key
 from pipeline.sample_plan import JUDGED
-from pipeline.training import ArmConfig, TrainConfig
+from pipeline.train_config import ArmConfig, TrainConfig
 from storage import uri
 from storage.bank_index import Key, slice_keys
 from storage.errors import InputError
@@ -157,7 +157,7 @@ def check(run: str, settings: Settings) -> None:
 def check_pretrained(run: str, settings: Settings) -> None:
     """Whether an SDNet from elsewhere may fill this run's bank.
 
-    Raises InputError if it is of another preprocessing, or saw a subject that this run tests on.
+    Raises InputError if it is of another preprocessing, or saw a subject that this run tests on or excludes.
     """
     if settings.pretrained is None:
         return
@@ -167,10 +167,12 @@ def check_pretrained(run: str, settings: Settings) -> None:
             where, "was trained with another preprocessing", f"set preprocess as it was: {document['preprocess']}"
         )
     store = SliceStore.open(run)
-    tested = set(store.column("subject")[store.column("split") == "test"].tolist())
-    seen = sorted(name for name in tested if subject_key(name) in document.get("trained_on", ()))
+    split = store.column("split")
+    kept_out = set(store.column("subject")[(split == "test") | (split == "excluded")].tolist())
+    seen = sorted(name for name in kept_out if subject_key(name) in document.get("trained_on", ()))
     if seen:
-        raise InputError(where, f"was trained on {seen[0]}, which this run tests on", "pretrain without these subjects")
+        problem = f"was trained on {seen[0]}, which this run tests on or excludes"
+        raise InputError(where, problem, "pretrain without these subjects")
 
 
 def bank_is_complete(run: str, settings: Settings) -> bool:

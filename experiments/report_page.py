@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from experiments import figures
-from experiments.paper_table import ALL_CONTRASTS, PHANTOM_NOTE, REFERENCE_NOTE, arm_label, arm_order, paper_dice
+from experiments.paper_table import ALL_CONTRASTS, PHANTOM_NOTE, REFERENCE_NOTE, arm_label, arm_order
 from experiments.report_run import RunFiles, arm_states, cut_off, failures, split_counts
 from experiments.report_tables import (
     best_cells,
     counts_sentence,
     is_phantom,
     number,
+    paper_cells,
     plain,
     signed,
     signed_tenth,
@@ -82,16 +83,15 @@ def page(
         agreed={(row["arm"], row["measure"]): row for row in found.agreement},
         positions=POSITIONS,
         by_position=position_dice(run.slices),
-        **_tables(run, found),
+        **_tables(run, found, note),
     )
 
 
-def _tables(run: RunFiles, found: Findings) -> dict[str, Any]:
+def _tables(run: RunFiles, found: Findings, note: Mapping[str, Any]) -> dict[str, Any]:
     """What the verdicts and the tables of arms need."""
     rows = found.summary
     arms = sorted({row["arm"] for row in rows}, key=arm_order)
     vendors = list(dict.fromkeys(vendor for vendor, _ in table_columns(rows)))
-    paper = {(a, v, s): p for a in arms for v in vendors for s in STRUCTURES if (p := paper_dice(a, v, s)) is not None}
     across = across_vendors(rows)
     compared = {(r["arm"], r["baseline"], r["vendor"], r["structure"]): r for r in found.comparisons}
     return {
@@ -105,7 +105,7 @@ def _tables(run: RunFiles, found: Findings) -> dict[str, Any]:
         "arms": [{"name": arm, "label": arm_label(arm), "colour": figures.arm_style(arm)[0]} for arm in arms],
         "cells": {(row["arm"], row["vendor"], row["structure"]): row for row in rows},
         "best": best_cells(rows),
-        "paper": paper,
+        "paper": paper_cells(rows, note),
         "several_seeds": any(row["seeds"] > 1 for row in rows),
         "across": {row["arm"]: row for row in across},
         "evenness": evenness(across),

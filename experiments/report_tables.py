@@ -13,6 +13,8 @@ from storage.subjects import STRUCTURES
 if TYPE_CHECKING:
     import rich.table
 
+Cell = tuple[str, str, str]  # arm, vendor, structure
+
 
 def markdown_table(
     rows: Sequence[Mapping[str, Any]], title: str, note: Mapping[str, Any], verdicts: Sequence[str] = ()
@@ -20,9 +22,10 @@ def markdown_table(
     """The rows of `pipeline.evaluation.summarise` as a Markdown table under the verdicts.
 
     A cell is ours, where there are several seeds ± their standard deviation, and where the paper has the vendor the
-    paper's and the difference.
+    paper's and the difference; see `paper_cells`.
     """
     columns = table_columns(rows)
+    paper = paper_cells(rows, note)
     best = best_cells(rows)
     lines = [f"# {title}", "", " · ".join(f"{key}: {plain(value)}" for key, value in note.items()), ""]
     lines += [f"- {verdict}" for verdict in verdicts] + ([""] if verdicts else [])
@@ -31,9 +34,9 @@ def markdown_table(
     lines += ["|---|" + "---|" * len(columns)]
     cells = {(row["arm"], row["vendor"], row["structure"]): row for row in rows}
     for arm in sorted({row["arm"] for row in rows}, key=arm_order):
-        shown = [_markdown_cell((arm, *column), cells, best) for column in columns]
+        shown = [_markdown_cell((arm, *column), cells, best, paper) for column in columns]
         lines.append(f"| {arm_label(arm)} | " + " | ".join(shown) + " |")
-    beside = any(paper_dice(row["arm"], row["vendor"], row["structure"]) is not None for row in rows)
+    beside = bool(paper)
     several = " ± standard deviation between seeds" if any(row["seeds"] > 1 for row in rows) else ""
     against = ", ours / the paper's (difference)" if beside else ""
     lines += ["", f"Mean Dice per volume on the native grid{several}{against}; best of ours in bold."]
@@ -44,7 +47,7 @@ def markdown_table(
 
 
 def _markdown_cell(
-    key: tuple[str, str, str], cells: Mapping[tuple[str, str, str], Mapping[str, Any]], best: set[tuple[str, str, str]]
+    key: Cell, cells: Mapping[Cell, Mapping[str, Any]], best: set[Cell], paper: Mapping[Cell, float]
 ) -> str:
     row = cells.get(key)
     if row is None:
@@ -52,7 +55,7 @@ def _markdown_cell(
     ours = number(row["dice_mean"])
     ours = f"**{ours}**" if key in best else ours
     ours += f" ± {number(row['dice_seed_sd'])}" if row["seeds"] > 1 else ""
-    theirs = paper_dice(*key)
+    theirs = paper.get(key)
     return ours if theirs is None else f"{ours} / {number(theirs)} ({signed(row['dice_mean'] - theirs)})"
 
 
@@ -86,7 +89,15 @@ def table_columns(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     return [(vendor, structure) for vendor in sorted({row["vendor"] for row in rows}) for structure in STRUCTURES]
 
 
-def best_cells(rows: Sequence[Mapping[str, Any]]) -> set[tuple[str, str, str]]:
+def paper_cells(rows: Sequence[Mapping[str, Any]], note: Mapping[str, Any]) -> dict[Cell, float]:
+    """The paper's Dice for those of the rows that it has; none where `note` names another protocol than the paper's."""
+    if "protocol" in note:
+        return {}
+    keys = [(row["arm"], row["vendor"], row["structure"]) for row in rows]
+    return {key: dice for key in keys if (dice := paper_dice(*key)) is not None}
+
+
+def best_cells(rows: Sequence[Mapping[str, Any]]) -> set[Cell]:
     """(arm, vendor, structure) with the highest mean in its column, as printed: ties are all best, one arm is not."""
     best = set()
     for vendor, structure in table_columns(rows):

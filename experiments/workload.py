@@ -16,7 +16,7 @@ from experiments.arms import ARMS, PRETRAIN
 from pipeline.losses import LossConfig
 from pipeline.networks.sdnet import SDNetConfig
 from pipeline.networks.unet import UNetConfig
-from pipeline.training import ArmConfig, TrainConfig
+from pipeline.train_config import ArmConfig, TrainConfig
 from storage import uri
 from storage.errors import InputError
 from storage.factor_bank import FactorBank
@@ -92,8 +92,10 @@ def workload(run: str, settings: Settings) -> Workload:
 
 
 def _contents(run: str, settings: Settings) -> Contents:
-    same = uri.exists(uri.join(run, config.CONFIG_FILE)) and config.load(run).data == settings.data
-    if uri.exists(uri.join(run, TABLE)) and (same or not settings.data):
+    kept = config.load(run) if uri.exists(uri.join(run, config.CONFIG_FILE)) else None
+    same = kept is not None and kept.data == settings.data
+    read_alike = kept is None or kept.layouts == settings.layouts
+    if uri.exists(uri.join(run, TABLE)) and read_alike and (same or not settings.data):
         return _stored(SliceStore.open(run))
     if settings.data:
         return _headers(settings.data, settings)
@@ -125,10 +127,10 @@ def _headers(data: tuple[str, ...], settings: Settings) -> Contents:
     found = [(s, shapes) for s, shapes in zip(subjects, read, strict=True) if shapes]
     if not found:
         raise InputError(uri.base_name(data[0]), "has no study that can be read", "see `cardiomix inspect DATA`")
-    split_of = {s.subject: s.split for s in splits.assign([s for s, _ in found], settings.layouts)}
+    entered = splits.assign([s for s, _ in found], settings.layouts)
     rows = [
-        (z, z * h * w, split_of[s.subject] == "train", frame.mask is not None)
-        for s, shapes in found
+        (z, z * h * w, s.split == "train", frame.mask is not None)
+        for s, (_, shapes) in zip(entered, found, strict=True)
         for frame, (z, h, w) in zip(s.frames, shapes, strict=True)
     ]
     slices, pixels, train, labelled = (np.array(column) for column in zip(*rows, strict=True))
@@ -230,7 +232,7 @@ def _training(
     if done:
         return Training(label, "done", arm, network, loss, train, 0, job)
     if job is not None and job.finished():
-        return Training(label, "trained, to be evaluated", arm, network, loss, train, 0, job)
+        return Training(label, "trained, not evaluated", arm, network, loss, train, 0, job)
     reached = len(read_history(job)) if job is not None and uri.exists(job.checkpoint) else 0
     state = f"{train.epochs} epochs of {per_epoch} steps"
     if reached:

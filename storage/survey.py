@@ -130,28 +130,35 @@ def survey(
 ) -> Survey:
     """Read every subject of the folders, several at a time. `progress` is called with (done, total).
 
-    Raises InputError for a folder that cannot be used at all, StageError for an object store that does not answer.
+    Raises InputError for a folder that cannot be used at all, or a protocol that cannot be had with these subjects;
+    StageError for an object store that does not answer.
     """
     chosen = options or LayoutOptions()
     subjects, skipped = collect(data, chosen, layout)
     found: dict[str, SubjectFacts] = {}
-    local = all(map(uri.is_local, data))
     # Decompression and numpy leave other threads free to run; an object store's answers are mostly waited for.
-    with ThreadPoolExecutor(os.cpu_count() if local else uri.REQUESTS) as pool:
-        for done, outcome in enumerate(pool.map(_measure, subjects), start=1):
-            if isinstance(outcome, Skipped):
-                skipped.append(outcome)
-            else:
-                found[outcome.subject] = outcome
-            if progress is not None:
-                progress(done, len(subjects))
-    repeated = same_images({name: facts.digests for name, facts in found.items()})
-    for copy in repeated:
-        del found[copy.subject]
-    entered = splits.assign([s for s in subjects if s.subject in found], chosen)
+    threads = os.cpu_count() if all(map(uri.is_local, data)) else uri.REQUESTS
+
+    def read(wanted: Sequence[Subject]) -> set[str]:
+        left_out = []
+        with ThreadPoolExecutor(threads) as pool:
+            for done, outcome in enumerate(pool.map(_measure, wanted), start=1):
+                if isinstance(outcome, Skipped):
+                    left_out.append(outcome)
+                else:
+                    found[outcome.subject] = outcome
+                if progress is not None:
+                    progress(done, len(wanted))
+        left_out += same_images({name: facts.digests for name, facts in found.items()})
+        for skip in left_out:
+            found.pop(skip.subject, None)
+        skipped.extend(left_out)
+        return {s.subject for s in left_out}
+
+    entered = splits.settle(subjects, chosen, read)
     return Survey(
         tuple(replace(found[s.subject], split=s.split or "train") for s in entered),
-        tuple(sorted(skipped + repeated, key=lambda s: (s.subject, s.file, s.reason))),
+        tuple(sorted(skipped, key=lambda s: (s.subject, s.file, s.reason))),
     )
 
 

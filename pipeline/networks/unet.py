@@ -56,6 +56,11 @@ class UNet(nn.Module):
 
     def forward(self, image_N1HW: Tensor) -> Tensor:
         """Logits of the image's size."""
+        logits: Tensor = self.head(self.features(image_N1HW))
+        return logits
+
+    def features(self, image_N1HW: Tensor) -> Tensor:
+        """What the head reads: (N, width, H, W), not negative."""
         x, skips = image_N1HW, []
         for level, block in enumerate(self.down):
             x = block(x if level == 0 else self.pool(x))
@@ -63,5 +68,4 @@ class UNet(nn.Module):
         for block, skip in zip(self.up, reversed(skips[:-1]), strict=True):
             x = _dense_gradient(nn.functional.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True))
             x = block(torch.cat([skip, x], dim=1))
-        logits: Tensor = self.head(x)
-        return logits
+        return x

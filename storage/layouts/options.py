@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 # Both kinds of file (raw and rebuilt) and both diseases of the first thirty patients are in each list.
 ACDC_TEST = tuple(f"patient{n:03d}" for n in (4, 5, 10, 15, 24, 25, 29, 30))
@@ -31,4 +31,39 @@ class LayoutOptions(BaseModel):
     validation_fraction: float = Field(
         0.15, gt=0, lt=1, description="held out of a labelled vendor's training subjects where the data name none"
     )
-    split_seed: int = Field(0, ge=0, description="which subjects are held out")
+    split_seed: int = Field(0, ge=0, description="which subjects are held out, put aside or keep their labels")
+    protocol: Literal["paper", "leave_one_vendor_out", "source_only"] = Field(
+        "paper", description="who trains and who is tested: as the data say, all vendors but one, one vendor alone"
+    )
+    protocol_vendor: str | None = Field(
+        None,
+        min_length=1,
+        validate_default=True,
+        description="the vendor that leave_one_vendor_out only tests on, or that source_only trains on; none for paper",
+    )
+    protocol_test_fraction: float = Field(
+        0.3,
+        gt=0,
+        lt=1,
+        description="leave_one_vendor_out: tested share of another vendor that the data only train on or only test on",
+    )
+    label_fraction: float = Field(
+        1.0, gt=0, le=1, description="share of each vendor's labelled training subjects that keep their masks"
+    )
+
+    @field_validator("protocol_vendor")
+    @classmethod
+    def _named_where_needed(cls, vendor: str | None, info: ValidationInfo) -> str | None:
+        protocol = info.data.get("protocol", "paper")
+        if protocol == "paper" and vendor is not None:
+            raise ValueError("protocol=paper takes none; set protocol too, or protocol_vendor=null")
+        if protocol != "paper" and vendor is None:
+            raise ValueError(f"protocol={protocol} needs a vendor's name")
+        return vendor
+
+    @property
+    def departure(self) -> str:
+        """What sets the protocol apart from the data's own, in a few words; empty for those."""
+        named = "" if self.protocol == "paper" else f"{self.protocol} {self.protocol_vendor}"
+        labels = "" if self.label_fraction == 1 else f"labels of {100 * self.label_fraction:g} % of subjects"
+        return ", ".join(filter(None, (named, labels)))

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
+from storage.layouts import protocols
 from storage.layouts.options import LayoutOptions
-from storage.subjects import Subject
+from storage.subjects import FrameSource, Subject
 
 
 def assign(subjects: Sequence[Subject], options: LayoutOptions) -> list[Subject]:
-    """The same subjects, in order, each with a split and a reason; a pure function of names, vendors and options.
+    """The same subjects, in order, each with a split and a reason; a pure function of what they are and the options.
 
-    - A subject with a split keeps it; one without trains.
+    - A subject with a split keeps it, unless the protocol moves it; one without trains.
     - A validation subject whose vendor has no labelled training subject is excluded: choosing a checkpoint by it would
       let an unseen vendor in (Liu et al. 2020 test on such vendors).
     - Where a vendor has labelled training subjects and no labelled validation subject anywhere in the data, some of its
       labelled training subjects are held out; unlabelled subjects never are.
+    - Training subjects whose labels `label_fraction` withholds come back without masks.
+
+    Raises InputError where the protocol cannot be had with these subjects.
     """
     out = [s if s.split else replace(s, split="train", split_reason="no split given") for s in subjects]
+    out = protocols.apply(out, options)
     trained = {s.vendor for s in out if s.split == "train" and s.labelled}
     out = [_without_unseen(s, trained) for s in out]
     validated = {s.vendor for s in out if s.split == "validation" and s.labelled}
@@ -27,7 +31,29 @@ def assign(subjects: Sequence[Subject], options: LayoutOptions) -> list[Subject]
     for vendor in sorted(trained - validated):
         held_out |= _hold_out([s.subject for s in out if _trains(s, vendor)], options)
     reason = f"held out of its vendor's labelled training subjects (seed {options.split_seed})"
-    return [replace(s, split="validation", split_reason=reason) if s.subject in held_out else s for s in out]
+    out = [replace(s, split="validation", split_reason=reason) if s.subject in held_out else s for s in out]
+    return protocols.withhold_labels(out, options)
+
+
+def settle(
+    subjects: Sequence[Subject], options: LayoutOptions, read: Callable[[Sequence[Subject]], Collection[str]]
+) -> list[Subject]:
+    """Those of the subjects that can be read, as `assign` has them, in order.
+
+    `read` is given subjects as they are to be read, with or without masks, and answers with the names of those that
+    cannot enter, new or not. Each of these may change who keeps labels, so that another subject is given again.
+    """
+    left = list(subjects)
+    given: dict[str, tuple[FrameSource, ...]] = {}
+    while left:
+        assigned = assign(left, options)
+        changed = [s for s in assigned if given.get(s.subject) != s.frames]
+        if not changed:
+            return assigned
+        given |= {s.subject: s.frames for s in changed}
+        gone = set(read(changed))
+        left = [s for s in left if s.subject not in gone]
+    return []
 
 
 def _without_unseen(subject: Subject, trained: set[str]) -> Subject:
@@ -42,8 +68,5 @@ def _trains(subject: Subject, vendor: str) -> bool:
 
 
 def _hold_out(names: list[str], options: LayoutOptions) -> set[str]:
-    """Chosen by a hash of the name, so that a subject more or less changes as few of the others as can be."""
-    if len(names) < 2:  # one subject alone trains
-        return set()
-    count = min(max(1, round(options.validation_fraction * len(names))), len(names) - 1)
-    return set(sorted(names, key=lambda n: hashlib.sha256(f"{options.split_seed}:{n}".encode()).hexdigest())[:count])
+    """Who validates of a vendor's labelled training subjects; one alone trains."""
+    return protocols.drawn(names, protocols.part(options.validation_fraction, len(names)), str(options.split_seed))

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from actors.sample_maker import MADE_AT, MADE_S, REJECTED, SampleMaker
-from actors.stream_config import StreamConfig, step_plan
+from actors.stream_config import StreamConfig, open_bank, step_plan
 from actors.streaming import Flow, batches
 from pipeline.phantom import PhantomConfig, write_phantom
 from pipeline.preprocess import PreprocessConfig
@@ -144,6 +145,18 @@ def test_the_fa_arm_refuses_a_bank_that_does_not_fit(run: str) -> None:
     with pytest.raises(InputError, match="another preprocessing"):
         SampleMaker(stream_config(run, preprocess=PreprocessConfig(size=96)))
     assert step_plan(stream_config(run, fa=False), store).labelled.fa_share == 0
+
+
+@pytest.mark.parametrize("split", ["validation", "test", "excluded"])
+def test_the_fa_arm_refuses_a_bank_with_a_subject_that_this_run_does_not_train_on(run: str, split: str) -> None:
+    store = SliceStore.open(run)
+    in_bank = store.column("subject")[store.column("split") == "train"]
+    subject = str(in_bank[0])
+    splits = pa.array(np.where(store.column("subject") == subject, split, store.column("split")).tolist())
+    column = store.table.schema.get_field_index("split")
+    moved = SliceStore(run, store.table.set_column(column, store.table.schema.field("split"), splits))
+    with pytest.raises(InputError, match=f"holds {subject}, which this run validates or tests on, or excludes"):
+        open_bank(stream_config(run), moved)
 
 
 def test_drawing_in_bfloat16_is_a_choice_and_stays_near(run: str) -> None:

@@ -24,9 +24,11 @@ from pipeline.losses import LossConfig
 from pipeline.networks.files import load_model
 from pipeline.networks.sdnet import SDNetConfig
 from pipeline.networks.unet import UNetConfig
+from pipeline.objective import Objective
 from pipeline.preprocess import PreprocessConfig
 from pipeline.sample_plan import PlanConfig
-from pipeline.training import Objective, TrainConfig, TrainState, network_seed
+from pipeline.train_config import TrainConfig
+from pipeline.train_state import TrainState, network_seed
 from storage.errors import InputError
 from storage.nifti import write_volume
 from storage.slice_store import SliceStore, finalise, write_subject

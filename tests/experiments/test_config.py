@@ -44,12 +44,22 @@ def test_fields_are_set_by_dotted_path() -> None:
         ("plan.area_range_mm2=[3, 1]", "area_range_mm2"),
         ("preprocess.size=100", "preprocess.size"),
         ("train.epochs={", "not YAML"),
+        ("layouts.protocol=source_only", "layouts.protocol_vendor: protocol=source_only needs a vendor's name"),
+        ("layouts.protocol_vendor=A", "layouts.protocol_vendor: protocol=paper takes none"),
     ],
 )
 def test_a_wrong_setting_is_one_line_that_names_it(assignment: str, message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
         config.override(config.preset("cpu"), [assignment])
     assert "\n" not in str(caught.value)
+
+
+def test_a_protocol_is_set_by_its_fields_and_is_another_configuration() -> None:
+    plain = config.preset("demo")
+    changed = config.override(plain, ["layouts.protocol=leave_one_vendor_out", "layouts.protocol_vendor=A"])
+    assert changed.layouts.departure == "leave_one_vendor_out A"
+    fewer = config.override(plain, ["layouts.label_fraction=0.05"])
+    assert len({plain.config_hash, changed.config_hash, fewer.config_hash}) == 3
 
 
 def test_an_unknown_preset_or_damaged_configuration_is_one_line(tmp_path: Path) -> None:

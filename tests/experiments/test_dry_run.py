@@ -17,7 +17,7 @@ from pipeline.losses import LossConfig
 from pipeline.networks.sdnet import SDNetConfig
 from pipeline.networks.unet import UNetConfig
 from pipeline.step_time import seconds_a_step
-from pipeline.training import TrainConfig
+from pipeline.train_config import TrainConfig
 from storage.errors import InputError
 
 TINY = ("preprocess.size=32", "unet.width=4", "train.epochs=3", "train.steps_per_epoch=7", "phantom.subjects=10")

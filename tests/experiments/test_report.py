@@ -174,6 +174,14 @@ def test_vendors_the_paper_has_not_show_only_ours(tmp_path: Path) -> None:
     assert "paper" not in text and "phantom" not in text
 
 
+def test_another_protocol_than_the_papers_stands_beside_no_number_of_the_papers(tmp_path: Path) -> None:
+    run = _write_run(tmp_path / "run", {"fs_sdnet_ra": 0.0})
+    paths = build_report(str(run), "Left out", {"date": "2025-01-01", "protocol": "leave_one_vendor_out A"})
+    text, html = Path(paths.table_md).read_text(), Path(paths.html).read_text()
+    assert "protocol: leave_one_vendor_out A" in text and "leave_one_vendor_out A" in html
+    assert "paper" not in text and "Table 1" not in html
+
+
 def test_nothing_in_a_run_can_break_out_of_the_page(tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()

@@ -13,17 +13,11 @@ from torch.nn import functional as F
 from pipeline.losses import LossConfig, VendorAlignment, channel_balance, segmentation_losses
 from pipeline.networks.sdnet import SDNetConfig
 from pipeline.networks.unet import UNetConfig
-from pipeline.training import (
-    Batch,
-    NonFiniteLossError,
-    Objective,
-    OutOfMemoryError,
-    TrainConfig,
-    TrainState,
-    ValidationVolume,
-    train_step,
-    validate,
-)
+from pipeline.objective import Objective
+from pipeline.train_config import TrainConfig
+from pipeline.train_state import TrainState
+from pipeline.training import Batch, NonFiniteLossError, OutOfMemoryError, train_step
+from pipeline.validation import ValidationVolume, validate
 
 SDNET = SDNetConfig(anatomy_width=4, modality_width=4, segmentor_width=4, decoder_width=4)
 FP32 = TrainConfig(precision="fp32")

@@ -1,0 +1,78 @@
+"""What the command line's verbs for a run share: options, the run's settings, its lock and driver. Imports stay inside,
+so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from storage import uri
+from storage.errors import InputError
+
+if TYPE_CHECKING:
+    from experiments.ablation import Ablation
+    from experiments.config import Settings
+
+
+def absolute(place: str | None) -> str | None:
+    """Ray's workers have working directories of their own, so no relative path may reach them. A job has one too, which
+    Ray removes afterwards."""
+    if place and "://" not in place and not Path(place).is_absolute() and "runtime_resources" in Path.cwd().parts:
+        raise InputError(place, "is relative to a job's own folder, which Ray removes", "give a full path or a URI")
+    return None if place is None else uri.absolute(place)
+
+
+Run = Annotated[str, typer.Option("--run", callback=absolute, help="Run folder: a local path or an fsspec URI.")]
+Preset = Annotated[
+    str, typer.Option("--preset", help="Preset for a run that has no config.yaml yet: demo, cpu or paper.")
+]
+Set = Annotated[list[str] | None, typer.Option("--set", help="Override a field, such as train.epochs=10; repeatable.")]
+Data = Annotated[list[str] | None, typer.Argument(help="Folders of studies: M&Ms, ACDC or a table of files.")]
+Layout = Annotated[
+    str | None, typer.Option("--layout", help="auto, mnms, acdc or table; as in the configuration if not given.")
+]
+
+
+def settings_of(run: str, preset: str, assignments: list[str] | None) -> Settings:
+    """The run's own configuration if it has one, else the preset's, with overrides."""
+    from experiments import config
+
+    known = uri.exists(uri.join(run, config.CONFIG_FILE))
+    return config.override(config.load(run) if known else config.preset(preset), assignments or [])
+
+
+@contextmanager
+def driving(run: str, settings: Settings) -> Iterator[Ablation]:
+    """The run, locked, with a driver; the settings become the run's.
+
+    SIGTERM, with which `ray job stop` and preempted machines end a process, ends the body as an exception does:
+    MLflow's runs are closed and the lock is given up.
+    """
+    from experiments import config
+    from experiments.ablation import Ablation
+    from experiments.progress import Progress
+    from storage.run_lock import run_lock
+
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))  # as Ray's own, from before Ray starts
+    progress = Progress()
+    try:
+        with run_lock(run), Ablation(run, settings, progress) as driver:
+            config.save(settings, run)
+            yield driver
+    except (SystemExit, KeyboardInterrupt):
+        progress.say("stopped; the same command goes on from here")
+        raise
+
+
+def stage(run: str, assignments: list[str] | None = None) -> AbstractContextManager[Ablation]:
+    """`driving` for a run that has slices."""
+    from experiments.ablation import require_data
+
+    require_data(run)
+    return driving(run, settings_of(run, "cpu", assignments))

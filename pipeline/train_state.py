@@ -1,0 +1,129 @@
+"""The state of a training: network, optimiser, plateau rule, running average, best weights; what a restart needs."""
+
+from __future__ import annotations
+
+import copy
+import io
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from pipeline.losses import VendorAlignment
+from pipeline.networks.files import build, default_device
+from pipeline.networks.sdnet import SDNet, SDNetConfig
+from pipeline.networks.unet import UNet, UNetConfig
+from pipeline.sample_plan import generator
+from pipeline.train_config import TrainConfig
+
+
+def network_seed(seed: int, name: str, *counters: int) -> int:
+    """A seed for torch's generators that depends on its arguments alone."""
+    return int(generator(seed, name, *counters).integers(0, 2**62))
+
+
+@dataclass
+class TrainState:
+    """Everything a restart needs. `model` is the raw network; a wrapper for several workers shares its weights.
+
+    `average` is the running average of `model`, or None where `TrainConfig.ema` is off.
+    """
+
+    model: UNet | SDNet
+    optimiser: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.ReduceLROnPlateau
+    latent: torch.Generator
+    seed: int
+    rank: int = 0
+    step: int = 0
+    epoch: int = 0
+    best_dice: float = -1.0
+    best_weights: dict[str, Tensor] = field(default_factory=dict)
+    average: UNet | SDNet | None = None
+    alignment: VendorAlignment | None = None
+
+    @classmethod
+    def create(
+        cls, network: UNetConfig | SDNetConfig, config: TrainConfig, seed: int, rank: int = 0, vendors: int = 0
+    ) -> TrainState:
+        """A fresh state; weights depend on `seed` alone, latent samples on (seed, rank, step).
+
+        `vendors` is the number of those between which the anatomy is aligned; 0 for no alignment.
+        """
+        torch.manual_seed(network_seed(seed, "weights"))
+        model = build(network).to(default_device(), memory_format=torch.channels_last)  # type: ignore[call-overload]
+        optimiser = torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=True)
+        scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
+            optimiser, mode="max", factor=config.plateau_factor, patience=config.plateau_patience, threshold=0.0
+        )
+        average = None if config.ema is None else copy.deepcopy(model).requires_grad_(False)
+        alignment = None
+        if vendors and isinstance(network, SDNetConfig):
+            alignment = VendorAlignment(vendors, network.anatomy_channels).to(default_device())
+        return cls(model, optimiser, scheduler, torch.Generator(), seed, rank, average=average, alignment=alignment)
+
+    def start_from(self, weights: dict[str, Tensor]) -> None:
+        """Replace the untrained weights, the running average's too."""
+        self.model.load_state_dict(weights)
+        if self.average is not None:
+            self.average.load_state_dict(weights)
+
+    @property
+    def candidate(self) -> UNet | SDNet:
+        """The network to validate and keep: the running average where there is one."""
+        return self.model if self.average is None else self.average
+
+    def to_bytes(self) -> bytes:
+        """A checkpoint: one file, readable with `weights_only=True`.
+
+        Random numbers need no entry: samples and latent vectors depend on (seed, rank, step) alone.
+        """
+        document = {
+            "model": self.model.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
+            "alignment": None if self.alignment is None else self.alignment.state_dict(),
+            "best": self.best_weights,
+            "optimiser": self.optimiser.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "step": self.step,
+            "epoch": self.epoch,
+            "best_dice": self.best_dice,
+            "threads": torch.get_num_threads(),
+        }
+        buffer = io.BytesIO()
+        torch.save(document, buffer)
+        return buffer.getvalue()
+
+    def restore(self, checkpoint: bytes) -> None:
+        """Go on from what `to_bytes` gave, and with as many threads: sums over another number round differently."""
+        document = torch.load(io.BytesIO(checkpoint), weights_only=True, map_location=default_device())
+        self.model.load_state_dict(document["model"])
+        if self.average is not None:
+            self.average.load_state_dict(document["average"])
+        if self.alignment is not None:
+            self.alignment.load_state_dict(document["alignment"])
+        self.best_weights = document["best"]
+        self.optimiser.load_state_dict(document["optimiser"])
+        self.scheduler.load_state_dict(document["scheduler"])
+        self.step, self.epoch, self.best_dice = document["step"], document["epoch"], document["best_dice"]
+        torch.set_num_threads(document["threads"])
+
+    def update_average(self, decay: float) -> None:
+        """Move the average towards the weights, by less the more steps there were, down to `1 - decay`."""
+        if self.average is None:
+            return
+        # At first the average is mostly of untrained weights; the usual warm-up lets it forget them.
+        share = 1.0 - min(decay, (1.0 + self.step) / (10.0 + self.step))
+        ours, theirs = self.average.state_dict(), self.model.state_dict()
+        floating = [name for name, value in ours.items() if value.is_floating_point()]
+        torch._foreach_lerp_([ours[name] for name in floating], [theirs[name] for name in floating], share)
+        for name in ours.keys() - set(floating):  # batch-norm's counters
+            ours[name].copy_(theirs[name])
+
+    def end_epoch(self, dice: float) -> None:
+        """Plateau rule and best weights, by the candidate's validation Dice."""
+        self.epoch += 1
+        self.scheduler.step(dice)
+        if dice > self.best_dice:
+            self.best_dice = dice
+            self.best_weights = {k: v.detach().clone() for k, v in self.candidate.state_dict().items()}

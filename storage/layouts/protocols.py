@@ -1,0 +1,151 @@
+"""Protocols: whom a vendor's subjects teach and whom they test, and how many of them keep their labels.
+
+- `paper`: as the data say. For M&Ms that is Liu et al. 2020: A and B train, C is unlabelled, A to D are tested.
+- `leave_one_vendor_out`: one vendor is only tested on, every other one trains.
+- `source_only`: one vendor trains, the others are only tested on.
+- `label_fraction` below 1, with any of them: of each vendor's labelled training subjects that share keeps its masks.
+
+Pure functions of names, vendors, masks and options. Where some of several subjects are chosen, a hash of the name
+decides: neither the order of the subjects nor the machine matters, and a subject more or less changes few others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence, Set
+from dataclasses import replace
+
+from storage.errors import InputError
+from storage.layouts.options import LayoutOptions
+from storage.subjects import Subject
+
+
+def apply(subjects: Sequence[Subject], options: LayoutOptions) -> list[Subject]:
+    """The same subjects, in order, moved between splits as the protocol says; each needs a split already.
+
+    A subject that the data exclude stays excluded. Raises InputError for a vendor that no subject has, or if nothing
+    would be left to train on with labels or to test.
+    """
+    if options.protocol == "paper":
+        return list(subjects)
+    vendor = str(options.protocol_vendor)
+    vendors = {s.vendor for s in subjects}
+    if vendor not in vendors:
+        raise _impossible(vendor, "no subject is of this vendor", vendors)
+    if options.protocol == "leave_one_vendor_out":
+        return _leave_out(vendor, subjects, options)
+    return _from_one(vendor, subjects)
+
+
+def withhold_labels(subjects: Sequence[Subject], options: LayoutOptions) -> list[Subject]:
+    """The same subjects, in order; those whose labels `label_fraction` withholds train without masks, frames unchanged.
+
+    Of a vendor's n labelled training subjects round(label_fraction · n) keep their masks, at least one. A smaller
+    fraction's are among a larger one's. Splits must be final.
+    """
+    if options.label_fraction == 1:
+        return list(subjects)
+    kept: set[str] = set()
+    for vendor in {s.vendor for s in subjects}:
+        names = [s.subject for s in subjects if s.vendor == vendor and _trains(s)]
+        kept |= drawn(names, max(1, round(options.label_fraction * len(names))), f"labels:{options.split_seed}")
+    why = f"its masks are not read, by label_fraction {options.label_fraction:g} (seed {options.split_seed})"
+    return [_without_masks(s, why) if _trains(s) and s.subject not in kept else s for s in subjects]
+
+
+def drawn(names: Iterable[str], count: int, key: str) -> set[str]:
+    """`count` of the names, or all if there are fewer; the same key draws a smaller count out of a larger one's."""
+    return set(sorted(names, key=lambda name: hashlib.sha256(f"{key}:{name}".encode()).hexdigest())[:count])
+
+
+def part(fraction: float, count: int) -> int:
+    """How many of `count` subjects a fraction takes: at least one and never all; of a single one none."""
+    return 0 if count < 2 else min(max(1, round(fraction * count)), count - 1)
+
+
+def _leave_out(vendor: str, subjects: Sequence[Subject], options: LayoutOptions) -> list[Subject]:
+    """Every labelled subject of `vendor` is tested; of each other vendor some are, and the rest train."""
+    aside, drafted = _dealt([s for s in subjects if s.vendor != vendor], options)
+    seed = f"(seed {options.split_seed})"
+
+    def moved(s: Subject) -> Subject:
+        if s.vendor == vendor and s.labelled:
+            return _moved(s, "test", f"leave_one_vendor_out only tests on vendor {vendor}")
+        if s.vendor == vendor:
+            return _moved(s, "excluded", f"leave_one_vendor_out trains on no image of vendor {vendor}")
+        if s.subject in aside:
+            return _moved(s, "test", f"leave_one_vendor_out puts it aside, to test on vendor {s.vendor} too {seed}")
+        if s.subject in drafted:
+            return _moved(s, "train", f"leave_one_vendor_out trains on vendor {s.vendor} {seed}")
+        return s
+
+    out = [moved(s) for s in subjects]
+    if not any(_tested(s) for s in out if s.vendor == vendor):
+        others = {s.vendor for s in subjects if s.labelled and s.split != "excluded"}
+        raise _impossible(vendor, "it has no labelled subject to test on", others)
+    if not any(map(_trains, out)):
+        raise _impossible(vendor, "no other vendor has a labelled subject to train on", set())
+    return out
+
+
+def _dealt(subjects: Sequence[Subject], options: LayoutOptions) -> tuple[set[str], set[str]]:
+    """Names to test on and names to train on, of the vendors whose labelled subjects do only one of the two.
+
+    A vendor that trains and is not tested puts some of its labelled training subjects aside. One that the data only
+    validate or test on (M&Ms' C and D) has all its labelled subjects dealt anew.
+    """
+    aside: set[str] = set()
+    trained: set[str] = set()
+    for vendor in {s.vendor for s in subjects}:
+        labelled = [s for s in subjects if s.vendor == vendor and s.labelled and s.split != "excluded"]
+        training = [s for s in labelled if _trains(s)]
+        if not (training and any(map(_tested, labelled))):
+            names = {s.subject for s in training or labelled}
+            tested = drawn(names, part(options.protocol_test_fraction, len(names)), f"test:{options.split_seed}")
+            aside |= tested
+            trained |= names - tested
+    return aside, trained
+
+
+def _from_one(vendor: str, subjects: Sequence[Subject]) -> list[Subject]:
+    """Of all but `vendor` only test subjects stay, or every labelled subject where the data test on none of them."""
+    others_tested = any(_tested(s) for s in subjects if s.vendor != vendor)
+
+    def moved(s: Subject) -> Subject:
+        if s.vendor == vendor or s.split == "test":
+            return s
+        if s.labelled and not others_tested:
+            return _moved(s, "test", f"source_only tests on it, for want of a test subject of a vendor but {vendor}")
+        return _moved(s, "excluded", f"source_only trains on vendor {vendor} alone")
+
+    out = [moved(s) for s in subjects]
+    if not any(map(_trains, out)):
+        others = {s.vendor for s in subjects if _trains(s)}
+        raise _impossible(vendor, "it has no labelled training subject", others)
+    if not any(map(_tested, out)):
+        raise _impossible(vendor, "no labelled subject is left to test on", set())
+    return out
+
+
+def _moved(subject: Subject, split: str, why: str) -> Subject:
+    if subject.split in (split, "excluded"):
+        return subject
+    return replace(subject, split=split, split_reason=f"{subject.split_reason}; {why}")
+
+
+def _without_masks(subject: Subject, why: str) -> Subject:
+    frames = tuple(replace(frame, mask=None, mask_index=None) for frame in subject.frames)
+    return replace(subject, frames=frames, split_reason=f"{subject.split_reason}; {why}")
+
+
+def _trains(subject: Subject) -> bool:
+    return subject.split == "train" and subject.labelled
+
+
+def _tested(subject: Subject) -> bool:
+    return subject.split == "test" and subject.labelled
+
+
+def _impossible(vendor: str, problem: str, others: Set[str]) -> InputError:
+    remedy = f"choose one of {', '.join(sorted(others))}" if others else "add labelled subjects"
+    return InputError(f"layouts.protocol_vendor={vendor}", problem, remedy)
