@@ -133,6 +133,9 @@ def export_styles(
     keep_subjects: Annotated[
         bool, typer.Option("--keep-subjects", help="Write the subjects' own names instead of pseudonyms.")
     ] = False,
+    vendor: Annotated[
+        list[str] | None, typer.Option("--vendor", help="Styles of this vendor alone; repeatable.")
+    ] = None,
 ) -> None:
     """How this bank's scanners draw: its modality vectors and facts about the slices, without a pixel.
 
@@ -141,7 +144,7 @@ def export_styles(
     from storage.bank_styles import export_styles as export
     from storage.factor_bank import FactorBank
 
-    typer.echo(f"{export(FactorBank.open(bank), out, keep_subjects)} vectors in {out}")
+    typer.echo(f"{export(FactorBank.open(bank), out, keep_subjects, vendor or ())} vectors in {out}")
 
 
 @bank_app.command("import-styles", epilog="Example:  cardiomix bank import-styles styles.parquet runs/first/bank.zarr")

@@ -21,8 +21,9 @@ REFERENCE_NOTE = (
 )
 PHANTOM_NOTE = (
     "These results come from a synthetic phantom, not from patients: they show that the experiment runs, and say "
-    "nothing about how well hearts are segmented. The paper's numbers stand beside them for orientation only."
+    "nothing about how well hearts are segmented."
 )
+BESIDE_NOTE = " The paper's numbers stand beside them for orientation only."
 
 # arm -> vendor -> (LV, MYO, RV)
 PAPER_DICE: dict[str, dict[str, tuple[float, float, float]]] = {
@@ -65,6 +66,11 @@ BEYOND_CONTRASTS = (
     ("FA on Fourier mixing", "FA on top of Fourier mixing", "ss_sdnet_ra_fa_fourier", "ss_sdnet_ra_fourier"),
 )
 ALL_CONTRASTS = CONTRASTS + BEYOND_CONTRASTS
+
+
+def phantom_note(beside: bool) -> str:
+    """What a report of the phantom warns of; `beside`: the paper's numbers are in it."""
+    return PHANTOM_NOTE + (BESIDE_NOTE if beside else "")
 
 
 def arm_label(arm: str) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from experiments import figures
-from experiments.paper_table import ALL_CONTRASTS, PHANTOM_NOTE, REFERENCE_NOTE, arm_label, arm_order
+from experiments.paper_table import ALL_CONTRASTS, REFERENCE_NOTE, arm_label, arm_order, phantom_note
 from experiments.report_run import RunFiles, arm_states, cut_off, failures, split_counts
 from experiments.report_tables import (
     best_cells,
@@ -68,7 +68,7 @@ def page(
     return template.render(
         title=title,
         note={key: plain(value) for key, value in note.items()},
-        phantom=PHANTOM_NOTE if is_phantom(note) else "",
+        phantom=phantom_note(bool(paper_cells(found.summary, note))) if is_phantom(note) else "",
         images={name: _image(png) for name, png in pictures.items()},
         alt=_alternatives(run, found),
         states=arm_states(run, arms, problems),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments.paper_table import PHANTOM_NOTE, REFERENCE_NOTE, arm_label, arm_order, paper_dice
+from experiments.paper_table import REFERENCE_NOTE, arm_label, arm_order, paper_dice, phantom_note
 from storage.subjects import STRUCTURES
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def markdown_table(
     lines += ["", f"Mean Dice per volume on the native grid{several}{against}; best of ours in bold."]
     lines += [counts_sentence(rows)]
     lines += ["", REFERENCE_NOTE] if beside else []
-    lines += ["", PHANTOM_NOTE if beside else PHANTOM_NOTE.split(" The paper's")[0]] if is_phantom(note) else []
+    lines += ["", phantom_note(beside)] if is_phantom(note) else []
     return "\n".join(lines) + "\n"
 
 

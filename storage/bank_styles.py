@@ -11,6 +11,7 @@ import hmac
 import io
 import json
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -60,11 +61,12 @@ def donors(bank: FactorBank, cache: str | None = None) -> Donors:
     return Donors(np.concatenate(vectors), *text)
 
 
-def export_styles(bank: FactorBank, out: str, keep_subjects: bool = False) -> int:
+def export_styles(bank: FactorBank, out: str, keep_subjects: bool = False, vendors: Sequence[str] = ()) -> int:
     """Write a complete bank's modality vectors and facts about its slices to a file; returns how many.
 
     No anatomy, mask, image or decoder. Subjects get names made with a key that is thrown away, so that nobody can tell
-    them by trying, unless `keep_subjects`. Raises InputError if the bank is not complete or `out` is there.
+    them by trying, unless `keep_subjects`. `vendors`: of these alone; empty for all. Raises InputError if the bank is
+    not complete, has none of a vendor, or `out` is there.
     """
     if uri.exists(out):
         raise InputError(uri.base_name(out), "is there already", "name a new file")
@@ -72,7 +74,14 @@ def export_styles(bank: FactorBank, out: str, keep_subjects: bool = False) -> in
     if not keep_subjects:
         names = [hmac.new(key, name.encode(), hashlib.sha256).hexdigest()[:12] for name in table["subject"].to_pylist()]
         table = table.set_column(0, table.schema.field("subject"), pa.array(names))
-    arrays = [bank.read_array("modality", shard) for shard in range(bank.shards())]
+    vectors = np.concatenate([bank.read_array("modality", shard) for shard in range(bank.shards())])
+    there = np.array(table["vendor"].to_pylist(), dtype=np.str_)
+    for vendor in set(vendors) - set(there.tolist()):
+        has = ", ".join(sorted(set(there.tolist())))
+        raise InputError(uri.base_name(bank.uri), f"has no slice of vendor {vendor}", f"choose from {has}")
+    if vendors:
+        kept = np.flatnonzero(np.isin(there, vendors))
+        table, vectors = table.take(kept), vectors[kept]
     about = {
         "format": FORMAT,
         "version": VERSION,
@@ -83,7 +92,7 @@ def export_styles(bank: FactorBank, out: str, keep_subjects: bool = False) -> in
         "terms": list(bank.spec.terms),
         "code_version": code_version(),
     }
-    content = _file(table.combine_chunks(), np.concatenate(arrays), about)
+    content = _file(table.combine_chunks(), vectors, about)
     uri.write_bytes(out, content)
     return int(table.num_rows)
 

@@ -50,6 +50,17 @@ def test_styles_hold_the_vectors_and_facts_and_no_pixel(styles: Path) -> None:
     assert b"weights" not in content
 
 
+def test_one_vendor_s_styles_leave_alone(away: FactorBank, tmp_path: Path) -> None:
+    out = tmp_path / "b.parquet"
+    assert export_styles(away, str(out), vendors=["B"]) == 5
+    table = pq.read_table(out)
+    assert set(table["vendor"].to_pylist()) == {"B"}
+    assert np.array_equal(np.array(table["modality"].to_pylist(), np.float32), factors(AWAY).modality[5:])
+    with pytest.raises(InputError, match=r"away\.zarr: has no slice of vendor C; choose from A, B"):
+        export_styles(away, str(tmp_path / "c.parquet"), vendors=["B", "C"])
+    assert not (tmp_path / "c.parquet").exists()
+
+
 def test_an_exported_bank_never_reads_anatomy_mask_or_decoder(
     away: FactorBank, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
