@@ -1,14 +1,16 @@
-"""Zarr v3 shards, one chunk a row, written and read in one go.
+"""Zarr v3 shards, one chunk a row, put together and taken apart here.
 
-Shard and metadata are put together here (Zarr v3 core specification; its `sharding_indexed` codec, ZEP 2): Zarr's own
-writer spends several times as long on them as the compression takes. What comes out is the same bytes (but an array of
-nothing but zeros has a shard here).
+(Zarr v3 core specification; its `sharding_indexed` codec, ZEP 2.) Zarr itself spends several times as long on its own
+bookkeeping as the compression takes, writing and reading. What is written is the same bytes (but an array of nothing
+but zeros has a shard here); what is read is what `write_array` writes and nothing else.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import google_crc32c
@@ -24,6 +26,8 @@ CRC = 4  # bytes
 # Blosc's threads put a chunk's blocks down in the order in which they finish: other bytes each time, and no faster.
 blosc.use_threads = False
 LITTLE = {"name": "bytes", "configuration": {"endian": "little"}}
+METADATA = "zarr.json"
+BLOSC_HEADER = struct.Struct("<4xI4xI")  # its sizes, in bytes: decoded, and encoded with the header
 
 
 def write_array(path: str, data: npt.NDArray[Any], level: int, dimension_names: tuple[str, ...]) -> None:
@@ -31,8 +35,44 @@ def write_array(path: str, data: npt.NDArray[Any], level: int, dimension_names: 
 
     Blosc zstd of `level` with bitshuffle, fill value 0. The metadata come last: without them there is no array.
     """
-    uri.write_bytes(uri.join(path, "c", *["0"] * data.ndim), shard(data, level))
-    uri.write_text(uri.join(path, "zarr.json"), json.dumps(_metadata(data, level, dimension_names), indent=2))
+    described = _metadata(data.shape, data.dtype, level, dimension_names)
+    uri.write_bytes(uri.join(path, _shard_name(data.shape)), shard(data, level))
+    uri.write_text(uri.join(path, METADATA), json.dumps(described, indent=2))
+
+
+@dataclass(frozen=True, eq=False)
+class ShardedArray:
+    """An array that `write_array` wrote, open for reading: where its chunks are. No file is held open.
+
+    Any number of threads may read at once.
+    """
+
+    path: str
+    shape: tuple[int, ...]  # (rows, …)
+    dtype: np.dtype[Any]
+    index: npt.NDArray[np.uint64]  # (rows, 2), offset and length of each row's chunk
+
+    @classmethod
+    def open(cls, path: str) -> ShardedArray:
+        """Read metadata and index. Raises ValueError if one is missing or damaged, OSError if it is unreadable."""
+        shape, dtype = _described(_part(path, METADATA, 0))
+        index = _index(_part(path, _shard_name(shape), -16 * shape[0] - CRC), shape[0])
+        return cls(path, shape, dtype, index)
+
+    def rows(self, wanted: Sequence[int]) -> npt.NDArray[Any]:
+        """The given rows, (len(wanted), …), in one read of all that lies between them.
+
+        Raises ValueError if the shard is missing or damaged and that shows, OSError if it is unreadable.
+        """
+        values = np.zeros((len(wanted), *self.shape[1:]), self.dtype)
+        places = self.index[np.asarray(wanted, dtype=np.int64)].tolist()
+        found = [(out, at, at + size) for out, (at, size) in zip(values, places, strict=True) if at != int(ABSENT)]
+        if found:
+            first = min(begin for _, begin, _ in found)
+            stored = memoryview(_part(self.path, _shard_name(self.shape), first, max(end for _, _, end in found)))
+            for out, begin, end in found:
+                _decode(stored[begin - first : end - first], end - begin, out)
+        return values
 
 
 def shard(data: npt.NDArray[Any], level: int) -> bytes:
@@ -61,35 +101,80 @@ def joined(data: npt.NDArray[Any], encode: Callable[[npt.NDArray[Any]], Any], sl
 
 def chunks(stored: bytes, slots: int) -> list[memoryview | None]:
     """The chunk of each slot of a shard, None where there is none. Raises ValueError if the shard is damaged."""
-    size = 16 * slots
-    end = len(stored) - size - CRC
-    if end < 0:
-        raise ValueError("shorter than its index")
-    listed = stored[end : end + size]
-    if google_crc32c.value(listed) != int.from_bytes(stored[-CRC:], "little"):
-        raise ValueError("its index is damaged")
+    index = _index(stored, slots)
+    end = len(stored) - index.nbytes - CRC
     found: list[memoryview | None] = []
-    for offset, length in np.frombuffer(listed, dtype="<u8").reshape(slots, 2).tolist():
+    for offset, length in index.tolist():
         absent = offset == length == int(ABSENT)
         if not absent and offset + length > end:
-            raise ValueError("its index points beyond it")
+            raise ValueError("its shard's index points beyond it")
         found.append(None if absent else memoryview(stored)[offset : offset + length])
     return found
 
 
-def _metadata(data: npt.NDArray[Any], level: int, dimension_names: tuple[str, ...]) -> dict[str, Any]:
-    size = data.dtype.itemsize
+def _index(stored: bytes, slots: int) -> npt.NDArray[np.uint64]:
+    """Offset and length of each slot's chunk, (slots, 2), from the end of a shard. Raises ValueError if damaged."""
+    end = len(stored) - 16 * slots - CRC
+    if end < 0:
+        raise ValueError("its shard is shorter than its index")
+    listed = stored[end:-CRC]
+    if google_crc32c.value(listed) != int.from_bytes(stored[-CRC:], "little"):
+        raise ValueError("its shard's index is damaged")
+    return np.frombuffer(listed, dtype="<u8").reshape(slots, 2)
+
+
+def _decode(chunk: memoryview, size: int, out: npt.NDArray[Any]) -> None:
+    """Decode a chunk of `size` bytes. Blosc trusts the sizes in a chunk's header, so that they are checked before."""
+    if len(chunk) != size:
+        raise ValueError("its shard is cut off")
+    if size < BLOSC_HEADER.size or BLOSC_HEADER.unpack_from(chunk) != (out.nbytes, size):
+        raise ValueError("a chunk of its shard is damaged")
+    try:
+        blosc.decompress(chunk, out)
+    except RuntimeError as error:
+        raise ValueError("a chunk of its shard is damaged") from error
+
+
+def _part(array: str, name: str, start: int, end: int | None = None) -> bytes:
+    try:
+        return uri.read_range(uri.join(array, name), start, end)
+    except FileNotFoundError as error:
+        raise ValueError(f"its {name} is missing") from error
+
+
+def _shard_name(shape: Sequence[int]) -> str:
+    return "/".join(["c", *["0"] * len(shape)])
+
+
+def _described(metadata: bytes) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """The shape and type of an array's values. Raises ValueError unless the metadata are what we write for these."""
+    try:
+        found = json.loads(metadata)
+        shape, dtype = tuple(map(int, found["shape"])), np.dtype(found["data_type"])
+        level = found["codecs"][0]["configuration"]["codecs"][1]["configuration"]["clevel"]
+        ours = min(shape) >= 0 and found == _metadata(shape, dtype, level, found["dimension_names"])
+    except (ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
+        raise ValueError(f"its {METADATA} is damaged") from error
+    if not ours:
+        raise ValueError(f"its {METADATA} is not as cardiomix writes it")
+    return shape, dtype.newbyteorder("<")
+
+
+def _metadata(
+    shape: tuple[int, ...], dtype: np.dtype[Any], level: int, dimension_names: Sequence[str]
+) -> dict[str, Any]:
+    size = dtype.itemsize
     blosc = {"typesize": size, "cname": "zstd", "clevel": level, "shuffle": "bitshuffle", "blocksize": 0}
     sharding = {
-        "chunk_shape": [1, *data.shape[1:]],
+        "chunk_shape": [1, *shape[1:]],
         "codecs": [LITTLE if size > 1 else {"name": "bytes"}, {"name": "blosc", "configuration": blosc}],
         "index_codecs": [LITTLE, {"name": "crc32c"}],
         "index_location": "end",
     }
     return {
-        "shape": list(data.shape),
-        "data_type": data.dtype.name,
-        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(data.shape)}},
+        "shape": list(shape),
+        "data_type": dtype.name,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(shape)}},
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
         "fill_value": 0,
         "codecs": [{"name": "sharding_indexed", "configuration": sharding}],

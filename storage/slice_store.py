@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import zarr
 
 from storage import uri
-from storage.errors import InputError
+from storage.errors import InputError, StageError
 from storage.intensities import Statistics
 from storage.nifti import Spacing
 from storage.parquet import read_parquet
+from storage.sharded_array import ShardedArray
 from storage.slice_writer import SKIPPED, SPLITS, TABLE, Stored, finalise, subject_folder, write_subject
 from storage.subjects import SLICE_SCHEMA, SLICES_VERSION
 
@@ -48,13 +48,17 @@ class Volume:
 
 
 class SliceStore:
-    """A map-style view of a run's slices: `len(store)`, `store[i]`; torch's DataLoader takes it as it is."""
+    """A map-style view of a run's slices: `len(store)`, `store[i]`; torch's DataLoader takes it as it is.
+
+    Any number of threads may read at once. InputError if a subject's array is missing or damaged and that shows,
+    StageError if it is unreadable.
+    """
 
     def __init__(self, run: str, table: pa.Table) -> None:
         self.run = run
         self.table = table
         self._columns: dict[str, npt.NDArray[Any]] = {}
-        self._arrays: dict[tuple[str, str], zarr.Array[Any]] = {}
+        self._arrays: dict[tuple[str, str], ShardedArray] = {}
 
     @classmethod
     def open(cls, run: str) -> SliceStore:
@@ -93,12 +97,11 @@ class SliceStore:
 
     def image(self, i: int) -> npt.NDArray[np.float32]:
         """Image of slice `i`, (H, W) float32, in the scanner's intensities."""
-        stored = np.asarray(self._array(i, "image")[int(self.column("row")[i])])
-        return self._decoded(stored, i)
+        return self._decoded(self._rows("image", i, [int(self.column("row")[i])])[0], i)
 
     def mask(self, i: int) -> npt.NDArray[np.uint8]:
         """Mask of slice `i`, (H, W) uint8: LV 1, MYO 2, RV 3; zeros where it is not labelled."""
-        return np.asarray(self._array(i, "mask")[int(self.column("row")[i])], dtype=np.uint8)
+        return np.asarray(self._rows("mask", i, [int(self.column("row")[i])])[0])
 
     def statistics(self, i: int) -> Statistics:
         """Of the whole volume that slice `i` is in, in the scanner's intensities."""
@@ -111,12 +114,8 @@ class SliceStore:
         frames = {(self.column("subject")[i], int(self.column("frame")[i])) for i in index}
         if len(frames) != 1:
             raise ValueError(f"slices of {len(frames)} volumes where one is expected")
-        own = self.column("row")[index]
-        # One contiguous read costs a third of single ones; fancy indexing into a shard many times more than either.
-        span, first = slice(int(own.min()), int(own.max()) + 1), int(index[0])
-        images = np.asarray(self._array(first, "image")[span])[own - own.min()]
-        masks = np.asarray(self._array(first, "mask")[span], dtype=np.uint8)[own - own.min()]
-        return self._decoded(images, first), masks
+        own, first = self.column("row")[index].tolist(), int(index[0])
+        return self._decoded(self._rows("image", first, own), first), self._rows("mask", first, own)
 
     def volumes(self, split: str | None = None) -> list[Volume]:
         """Every frame of every subject, or of those in one split, in the order of the table."""
@@ -137,12 +136,22 @@ class SliceStore:
         facts = {name: self.column(name)[at].item() for name in self.table.column_names}
         return {"image": self.image(at), "mask": self.mask(at), **facts}
 
-    def _array(self, i: int, kind: str) -> zarr.Array[Any]:
+    def _rows(self, kind: str, i: int, rows: Sequence[int]) -> npt.NDArray[Any]:
+        """Rows of the array `kind`, (len(rows), H, W), of the subject that slice `i` is of."""
         subject = str(self.column("subject")[i])
-        if (subject, kind) not in self._arrays:
-            path = uri.join(subject_folder(self.run, subject), kind)
-            self._arrays[subject, kind] = zarr.open_array(uri.zarr_store(path, read_only=True), mode="r")
-        return self._arrays[subject, kind]
+        try:
+            array = self._arrays.get((subject, kind))
+            if array is None:
+                array = ShardedArray.open(uri.join(subject_folder(self.run, subject), kind))
+                self._arrays[subject, kind] = array
+            return array.rows(rows)
+        except ValueError as error:
+            folder = subject_folder("", subject)
+            remedy = f"remove {folder} and ingest (or export) again: the others are kept"
+            raise InputError(f"{subject}, {kind}", str(error), remedy) from error
+        except OSError as error:
+            told = f"cannot be read ({error.strerror or error}); check the disk and its permissions"
+            raise StageError(f"{subject}, {kind}: {told}") from error
 
     def _decoded(self, stored: npt.NDArray[np.int16], i: int) -> npt.NDArray[np.float32]:
         scale, offset = float(self.column("scale")[i]), float(self.column("offset")[i])

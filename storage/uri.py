@@ -85,6 +85,20 @@ def read_bytes(uri: str) -> bytes:
         return bytes(fs.cat_file(path))
 
 
+def read_range(uri: str, start: int, end: int | None = None) -> bytes:
+    """Bytes `start` to `end` of a file, or to its own end; fewer where it is shorter. -n is n bytes before its end.
+
+    Raises FileNotFoundError, and OSError for a local file.
+    """
+    if not is_local(uri):
+        with _remote(uri) as (fs, path):
+            return bytes(fs.cat_file(path, start=start, end=end))
+    with local_path(uri).open("rb") as file:
+        at = start if start >= 0 else max(0, os.fstat(file.fileno()).st_size + start)
+        file.seek(at)
+        return file.read() if end is None else file.read(end - at)
+
+
 def write_bytes(uri: str, data: bytes) -> None:
     """Write a whole file, atomically; folders above it are made."""
     if not is_local(uri):

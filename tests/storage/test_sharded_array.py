@@ -1,7 +1,9 @@
-"""Arrays in one shard: the bytes are those that Zarr itself writes, and Zarr reads them."""
+"""Arrays in one shard: the bytes are those that Zarr itself writes, and what Zarr reads of them is what we read."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,8 @@ from hypothesis.extra import numpy as hnp
 from numcodecs import blosc
 from zarr.codecs import BloscCodec
 
-from storage.sharded_array import write_array
+from storage import uri
+from storage.sharded_array import ShardedArray, write_array
 
 Array = npt.NDArray[Any]
 
@@ -112,3 +115,140 @@ def test_a_damaged_index_is_noticed(tmp_path: Path) -> None:
     path.write_bytes(block)
     with pytest.raises(ValueError, match="checksum"):
         zarr.open_array(tmp_path, mode="r")[:]
+
+
+@st.composite
+def arrays_and_rows(draw: st.DrawFn) -> tuple[Array, list[int]]:
+    """An array, some of its rows zeros, and any of its rows in any order."""
+    dtype = draw(st.sampled_from(["uint8", "int16", "uint16", "int32"]))
+    info = np.iinfo(dtype)
+    data = draw(
+        hnp.arrays(
+            dtype,
+            hnp.array_shapes(min_dims=3, max_dims=3, max_side=9),
+            elements=st.integers(int(info.min), int(info.max)),
+        )
+    )
+    rows = st.integers(0, len(data) - 1)
+    data[draw(st.lists(rows))] = 0
+    return data, draw(st.lists(rows))
+
+
+@given(arrays_and_rows())
+def test_what_is_read_is_what_zarr_reads(
+    tmp_path_factory: pytest.TempPathFactory, drawn: tuple[Array, list[int]]
+) -> None:
+    data, rows = drawn
+    path = str(tmp_path_factory.mktemp("array"))
+    write_array(path, data, 1, AXES)
+    expected, array = np.asarray(zarr.open_array(path, mode="r")[:]), ShardedArray.open(path)
+    assert (array.shape, array.dtype) == (expected.shape, expected.dtype)
+    found = array.rows(rows)
+    assert found.dtype == expected.dtype and found.flags.writeable
+    assert np.array_equal(found, expected[rows])
+    assert np.array_equal(array.rows(range(len(data))), expected)
+
+
+def test_what_zarr_itself_wrote_or_changed_is_read(tmp_path: Path) -> None:
+    data = scan("int16")
+    by_zarr(tmp_path, data, 1)
+    assert np.array_equal(ShardedArray.open(str(tmp_path)).rows(range(len(data))), data)
+    zarr.open_array(tmp_path, mode="r+")[2:4] = data[:2]
+    assert np.array_equal(ShardedArray.open(str(tmp_path)).rows([3, 2, 5]), data[[1, 0, 5]])
+
+
+@pytest.mark.parametrize("base", ["memory://sharded-array-test", "s3://bucket/sharded-array-test"])
+def test_rows_are_read_from_an_object_store_too(request: pytest.FixtureRequest, base: str) -> None:
+    if base.startswith("s3"):
+        request.getfixturevalue("s3_endpoint")
+    data = scan("int16")
+    write_array(base, data, 1, AXES)
+    array = ShardedArray.open(base)
+    assert np.array_equal(array.rows([4, 2, 0]), data[[4, 2, 0]])
+    assert np.array_equal(array.rows(range(len(data))), data)
+    uri.remove(uri.join(base, "c"))
+    for read in (lambda: array.rows([0]), lambda: ShardedArray.open(base)):
+        with pytest.raises(ValueError, match="its c/0/0/0 is missing"):
+            read()
+    assert not array.rows([2]).any()  # which has no chunk
+
+
+def test_a_bucket_is_asked_twice_for_an_array_and_once_for_the_rows_of_a_call(s3_proxy: Any, s3_impatient: Any) -> None:
+    data, place = scan("uint8"), "s3://bucket/asked"
+    write_array(place, data, 5, AXES)
+    s3_proxy.mend()
+    array = ShardedArray.open(place)
+    assert [method for method, _ in s3_proxy.requests] == ["GET", "GET"]
+    assert np.array_equal(array.rows([1, 3, 4]), data[[1, 3, 4]])
+    assert len(s3_proxy.requests) == 3
+
+
+def edited(change: Callable[[bytearray], object]) -> Callable[[Path], object]:
+    """An edit of a shard's bytes."""
+
+    def damage(folder: Path) -> None:
+        path = folder / "c" / "0" / "0" / "0"
+        block = bytearray(path.read_bytes())
+        change(block)
+        path.write_bytes(block)
+
+    return damage
+
+
+def flip(block: bytearray, at: int) -> None:
+    block[at] ^= 1
+
+
+def described(**changes: Any) -> Callable[[Path], object]:
+    """Other values in the metadata."""
+
+    def damage(folder: Path) -> None:
+        path = folder / "zarr.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    return damage
+
+
+INDEX = 6 * 16 + 4  # bytes
+DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "metadata missing": (lambda folder: (folder / "zarr.json").unlink(), "its zarr.json is missing"),
+    "metadata cut off": (lambda folder: (folder / "zarr.json").write_text('{"shape": ['), "its zarr.json is damaged"),
+    "metadata of something else": (lambda folder: (folder / "zarr.json").write_text("[]"), "its zarr.json is damaged"),
+    "metadata not text": (lambda folder: (folder / "zarr.json").write_bytes(b"\xff\xfe\xff"), "zarr.json is damaged"),
+    "another fill value": (described(fill_value=1), "its zarr.json is not as cardiomix writes it"),
+    "another type": (
+        described(data_type="uint16"),
+        "its zarr.json is not as cardiomix writes it|index is damaged|chunk",
+    ),
+    "no such type": (described(data_type="int12"), "its zarr.json is damaged"),
+    "another shape": (described(shape=[7, 40, 36]), "its zarr.json is not as cardiomix writes it"),
+    "negative shape": (described(shape=[-6, 40, 36]), "its zarr.json is not as cardiomix writes it"),
+    "shard missing": (lambda folder: (folder / "c" / "0" / "0" / "0").unlink(), "its c/0/0/0 is missing"),
+    "shard empty": (edited(bytearray.clear), "its shard is shorter than its index"),
+    "shard shorter than its index": (edited(lambda block: block.__delitem__(slice(INDEX - 1))), "index is damaged"),
+    "shard without its last byte": (edited(bytearray.pop), "its shard's index is damaged"),
+    "shard cut in half": (edited(lambda b: b.__delitem__(slice(len(b) // 2, None))), "its shard's index is damaged"),
+    "shard without its beginning": (edited(lambda b: b.__delitem__(slice(100))), "chunk of its shard is damaged"),
+    "bit of an offset": (edited(lambda block: flip(block, -INDEX)), "its shard's index is damaged"),
+    "bit of a length": (edited(lambda block: flip(block, -20)), "its shard's index is damaged"),
+    "bit of the checksum": (edited(lambda block: flip(block, -1)), "its shard's index is damaged"),
+    "bit of a chunk's decoded size": (edited(lambda block: flip(block, 4)), "a chunk of its shard is damaged"),
+    "bit of a chunk's encoded size": (edited(lambda block: flip(block, 12)), "a chunk of its shard is damaged"),
+    "bit of a chunk's first block": (edited(lambda block: flip(block, 19)), "a chunk of its shard is damaged"),
+}
+
+
+@pytest.mark.parametrize(("damage", "message"), DAMAGE.values(), ids=DAMAGE)
+def test_what_is_missing_or_damaged_is_said(tmp_path: Path, damage: Callable[[Path], object], message: str) -> None:
+    write_array(str(tmp_path), scan("int16"), 1, AXES)
+    damage(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        ShardedArray.open(str(tmp_path)).rows([0, 5])
+
+
+def test_a_shard_that_loses_its_chunks_once_open_is_cut_off(tmp_path: Path) -> None:
+    write_array(str(tmp_path), scan("int16"), 1, AXES)
+    array = ShardedArray.open(str(tmp_path))
+    edited(lambda block: block.__delitem__(slice(5, None)))(tmp_path)
+    with pytest.raises(ValueError, match="its shard is cut off"):
+        array.rows([1])

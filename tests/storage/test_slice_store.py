@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from storage.errors import InputError
+from storage.errors import InputError, StageError
 from storage.intensities import quantise
 from storage.layouts import LayoutOptions, read, splits
 from storage.slice_store import SliceStore, finalise, write_subject
@@ -216,6 +218,8 @@ def test_a_store_in_an_object_store_is_the_same(tmp_path: Path, subject: Subject
     remote, local = SliceStore.open(run), stored(tmp_path / "run", subject)
     assert remote.table.equals(local.table)
     assert np.array_equal(remote.volume(range(3))[0], local.volume(range(3))[0])
+    for i in range(6):
+        assert np.array_equal(remote.image(i), local.image(i)) and np.array_equal(remote.mask(i), local.mask(i))
     assert write_subject(run, subject) == rows[subject.subject]
 
 
@@ -257,6 +261,82 @@ def test_stores_that_are_absent_damaged_or_of_another_version_say_so(tmp_path: P
     index.write_bytes(b"no table")
     with pytest.raises(InputError, match="is damaged"):
         SliceStore.open(str(tmp_path / "run"))
+
+
+SHARD = ("c", "0", "0", "0")
+ARRAY_DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no metadata": (lambda array: (array / "zarr.json").unlink(), "its zarr.json is missing"),
+    "no shard": (lambda array: array.joinpath(*SHARD).unlink(), "its c/0/0/0 is missing"),
+    "no array": (shutil.rmtree, "its zarr.json is missing"),
+    "half a shard": (lambda array: os.truncate(array.joinpath(*SHARD), 150), "its shard's index is damaged"),
+    "other metadata": (
+        lambda array: (array / "zarr.json").write_text((array / "zarr.json").read_text().replace("zstd", "lz4")),
+        "its zarr.json is not as cardiomix writes it",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ["image", "mask"])
+@pytest.mark.parametrize(("damage", "problem"), ARRAY_DAMAGE.values(), ids=ARRAY_DAMAGE)
+def test_a_damaged_array_is_one_line_whose_remedy_helps(
+    tmp_path: Path, subject: Subject, kind: str, damage: Callable[[Path], object], problem: str
+) -> None:
+    run = tmp_path / "run"
+    before = stored(run, subject, replace(subject, subject="other"))
+    at = int(np.flatnonzero(before.column("subject") == "p 1/ä")[0])
+    folder = run / "slices.zarr" / "p 1%2F%C3%A4"
+    damage(folder / kind)
+    store = SliceStore.open(str(run))
+    told = (
+        f"p 1/ä, {kind}: {problem}; remove slices.zarr/p 1%2F%C3%A4 and ingest (or export) again: the others are kept"
+    )
+    for read in (getattr(store, kind), store.__getitem__, lambda i: store.volume([i])):
+        with pytest.raises(InputError) as caught:
+            read(at)
+        assert str(caught.value) == told
+    assert store.image(0).any() and store.volume([0])[0].any()  # the other subject's
+    shutil.rmtree(folder)
+    mended = stored(run, subject, replace(subject, subject="other"))
+    assert np.array_equal(mended.image(at), before.image(at)) and np.array_equal(mended.mask(at), before.mask(at))
+
+
+def test_an_array_that_the_disk_does_not_give_is_not_called_damaged(tmp_path: Path, subject: Subject) -> None:
+    store = stored(tmp_path / "run", subject)
+    shard = tmp_path.joinpath("run", "slices.zarr", "p 1%2F%C3%A4", "image", *SHARD)
+    shard.unlink()
+    shard.mkdir()
+    with pytest.raises(StageError, match=r"^p 1/ä, image: cannot be read \(Is a directory\); check the disk"):
+        store.image(0)
+
+
+def test_a_slice_whose_server_goes_away_is_not_called_damaged(
+    subject: Subject, s3_proxy: Any, s3_impatient: dict[str, Any]
+) -> None:
+    run = "s3://bucket/slices"
+    finalise(run, {subject.subject: write_subject(run, subject)}, [], [subject])
+    store = SliceStore.open(run)
+    assert store.image(0).any()
+    s3_proxy.fault = lambda number, method: "503"
+    for read in (store.image, store.mask):
+        with pytest.raises(StageError, match="the object store failed"):
+            read(0)
+    s3_proxy.mend()
+    assert store.mask(0).shape == (20, 24)
+
+
+def test_threads_read_at_once_and_no_file_stays_open(tmp_path: Path, subject: Subject, study: Study) -> None:
+    image, mask = study(0)
+    stored(tmp_path / "run", subject)
+    files_open = len(os.listdir("/proc/self/fd"))
+    for _ in range(20):
+        store = SliceStore.open(str(tmp_path / "run"))
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(store.__getitem__, [i % 6 for i in range(48)]))
+        for at, row in enumerate(found):
+            frame, z = (0, 2)[at % 6 // 3], at % 3
+            assert np.array_equal(row["image"], image[:, :, z, frame].T)
+            assert np.array_equal(row["mask"], mask[:, :, z, frame].T)
+    assert len(os.listdir("/proc/self/fd")) == files_open
 
 
 def test_masks_that_do_not_fit_their_image_are_refused(
