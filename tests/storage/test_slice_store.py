@@ -287,13 +287,11 @@ def test_a_damaged_array_is_one_line_whose_remedy_helps(
     folder = run / "slices.zarr" / "p 1%2F%C3%A4"
     damage(folder / kind)
     store = SliceStore.open(str(run))
-    told = (
-        f"p 1/ä, {kind}: {problem}; remove slices.zarr/p 1%2F%C3%A4 and ingest (or export) again: the others are kept"
-    )
-    for read in (getattr(store, kind), store.__getitem__, lambda i: store.volume([i])):
+    remedy = "remove slices.zarr/p 1%2F%C3%A4 and ingest (or export) again: the others are kept"
+    for reading in (getattr(store, kind), store.__getitem__, lambda i: store.volume([i])):
         with pytest.raises(InputError) as caught:
-            read(at)
-        assert str(caught.value) == told
+            reading(at)
+        assert str(caught.value) == f"p 1/ä, {kind}: {problem}; {remedy}"
     assert store.image(0).any() and store.volume([0])[0].any()  # the other subject's
     shutil.rmtree(folder)
     mended = stored(run, subject, replace(subject, subject="other"))
@@ -317,9 +315,9 @@ def test_a_slice_whose_server_goes_away_is_not_called_damaged(
     store = SliceStore.open(run)
     assert store.image(0).any()
     s3_proxy.fault = lambda number, method: "503"
-    for read in (store.image, store.mask):
+    for reading in (store.image, store.mask):
         with pytest.raises(StageError, match="the object store failed"):
-            read(0)
+            reading(0)
     s3_proxy.mend()
     assert store.mask(0).shape == (20, 24)
 
