@@ -21,11 +21,12 @@ from storage import uri
 from storage.errors import InputError
 from storage.factor_bank import FactorBank
 from storage.slice_store import TABLE, SliceStore
+from storage.subjects import FrameSource, Subject
 
 if TYPE_CHECKING:
     from actors.training import TrainJob
     from experiments.config import Settings
-    from storage.subjects import Subject
+
 
 PHANTOM = "phantom"
 PHANTOM_PIXELS = 78_000  # of a slice, on average over the vendors, at `field_scale` 1
@@ -161,15 +162,24 @@ def _volumes(subject: Subject) -> list[tuple[int, int, int]]:
 
 def _planned(settings: Settings) -> Contents:
     """Of a phantom that is not drawn yet, at its slices' upper end."""
-    from pipeline.phantom.plan import LABELLED, UNLABELLED, orders
+    from pipeline.phantom.plan import codes, orders
+    from storage.layouts import splits
+    from storage.layouts.mnms import PARTS
 
     wanted, phantom = orders(settings.phantom), settings.phantom
     frames = phantom.frames if settings.layouts.frames == "all" else 2
-    area, each = PHANTOM_PIXELS * phantom.field_scale**2, phantom.slices[1] * frames
-    train = sum(order.split in (LABELLED, UNLABELLED) for order in wanted) * each
-    labelled = sum(order.split == LABELLED for order in wanted) * phantom.slices[1] * 2
-    slices = len(wanted) * each
-    drawn = len(wanted) * phantom.slices[1] * phantom.frames
+    area, depth = PHANTOM_PIXELS * phantom.field_scale**2, phantom.slices[1]
+    subjects = []
+    for order, name in zip(wanted, codes(wanted, phantom.seed), strict=True):
+        split, reason = PARTS[order.split.lower()]
+        with_mask = [FrameSource(p, i, "", 0, "" if order.labelled else None, 0) for i, p in enumerate(("ED", "ES"))]
+        without = [FrameSource("-", i, "", 0, None, None) for i in range(2, frames)]
+        place = ("mnms", order.vendor, "")
+        subjects.append(Subject(name, *place, (*with_mask, *without), split, reason, labels=(), terms=""))
+    trained = [s for s in splits.assign(subjects, settings.layouts) if s.split == "train"]
+    slices, train = (len(of) * frames * depth for of in (subjects, trained))
+    labelled = sum(frame.mask is not None for s in trained for frame in s.frames) * depth
+    drawn = len(wanted) * depth * phantom.frames
     return Contents(slices, slices * area, train, train * area, labelled, False, drawn=drawn)
 
 

@@ -114,3 +114,24 @@ def test_a_step_is_timed_for_every_kind_of_network_and_threads_are_left_as_they_
     for network in (UNetConfig(width=4), sdnet):
         assert seconds_a_step(network, loss, TrainConfig(batch_size=2), 2, 2, 32, threads=2) > 0
     assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [(), ("layouts.protocol=leave_one_vendor_out", "layouts.protocol_vendor=A"), ("layouts.label_fraction=0.2",)],
+)
+def test_a_phantom_that_is_not_drawn_is_counted_as_it_would_be_split(tmp_path: Path, choice: tuple[str, ...]) -> None:
+    from pipeline.phantom import write_phantom
+    from pipeline.phantom.plan import PhantomConfig
+    from storage.layouts import LayoutOptions, collect, splits
+
+    settings = override(demo(), ["phantom.subjects=12", "phantom.frames=2", "phantom.slices=[3,3]", *choice])
+    planned = workload(str(tmp_path / "run"), settings).contents
+    assert isinstance(settings.phantom, PhantomConfig)
+    assert isinstance(settings.layouts, LayoutOptions)
+    write_phantom(tmp_path / "drawn", settings.phantom)
+    subjects, skipped = collect((str(tmp_path / "drawn"),), settings.layouts)
+    assert not skipped
+    trained = [s for s in splits.assign(subjects, settings.layouts) if s.split == "train"]
+    assert planned.train == len(trained) * 2 * 3
+    assert planned.labelled == sum(s.labelled for s in trained) * 2 * 3
