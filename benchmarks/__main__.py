@@ -21,6 +21,7 @@ NAMES = (
     "overhead",
     "predict",
     "rescale",
+    "slice-read",
     "stream",
     "synthesize",
     "train-step",
