@@ -90,6 +90,7 @@ def factors_seen(job: TrainJob, state: TrainState, watched: Watched | None) -> d
         numbers = watch(model, watched)
     sections = ("pretrain", "pretrain_loss") if job.name == "pretrain" else ("train", "loss")
     found = warnings(numbers, model.config.anatomy_channels, *sections)
+    numbers["revived"] = float(state.revived)
     return {**{f"factors/{name}": value for name, value in numbers.items()}, "warnings": found}
 
 

@@ -26,7 +26,8 @@ def network_seed(seed: int, name: str, *counters: int) -> int:
 class TrainState:
     """Everything a restart needs. `model` is the raw network; a wrapper for several workers shares its weights.
 
-    `average` is the running average of `model`, or None where `TrainConfig.ema` is off.
+    `average` is the running average of `model`, or None where `TrainConfig.ema` is off. `revived`: how often an anatomy
+    channel was (`channel_revival`).
     """
 
     model: UNet | SDNet
@@ -38,6 +39,7 @@ class TrainState:
     step: int = 0
     epoch: int = 0
     best_dice: float = -1.0
+    revived: int = 0
     best_weights: dict[str, Tensor] = field(default_factory=dict)
     average: UNet | SDNet | None = None
     alignment: VendorAlignment | None = None
@@ -88,6 +90,7 @@ class TrainState:
             "step": self.step,
             "epoch": self.epoch,
             "best_dice": self.best_dice,
+            "revived": self.revived,
             "threads": torch.get_num_threads(),
         }
         buffer = io.BytesIO()
@@ -106,6 +109,7 @@ class TrainState:
         self.optimiser.load_state_dict(document["optimiser"])
         self.scheduler.load_state_dict(document["scheduler"])
         self.step, self.epoch, self.best_dice = document["step"], document["epoch"], document["best_dice"]
+        self.revived = document["revived"]
         torch.set_num_threads(document["threads"])
 
     def update_average(self, decay: float) -> None:

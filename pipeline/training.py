@@ -94,13 +94,20 @@ def train_step(objective: nn.Module, state: TrainState, batch: Batch, config: Tr
     parts = batch.parts() if config.update == "separate" else [batch]
     found = [_update(objective, state, part, config) for part in parts]
     state.step += 1
-    if config.revive_every and state.step % config.revive_every == 0 and isinstance(state.model, SDNet):
-        revive(state.model, state.optimiser, batch.image)
+    # between the ends of epochs, so that what is validated and kept has settled since
+    if config.revive_every and state.step % config.revive_every == config.revive_every // 2:
+        _revive(state, batch, config)
     if config.ema is not None:
         state.update_average(config.ema)
     names = dict.fromkeys(name for terms in found for name in terms)
     means = {name: float(np.mean([terms[name] for terms in found if name in terms])) for name in names}
     return {**means, "total": sum(means.values())}
+
+
+def _revive(state: TrainState, batch: Batch, config: TrainConfig) -> None:
+    if isinstance(state.model, SDNet):
+        with _memory_advice(batch, config):
+            revive(state, batch.image)
 
 
 def _update(objective: nn.Module, state: TrainState, batch: Batch, config: TrainConfig) -> dict[str, float]:
