@@ -62,17 +62,19 @@ def ingest(
     if strict and skipped:
         raise _strictly(skipped[0])
     stored: dict[str, Stored] = {}
+    before = 0
 
-    def read(wanted: Sequence[Subject]) -> set[str]:
-        left_out = _read(run, wanted, stored, num_cpus, strict, progress)
-        skipped.extend(left_out)
-        return {s.subject for s in left_out}
+    def read(wanted: Sequence[Subject]) -> list[Skipped]:
+        nonlocal before
+        left_out = _read(run, wanted, stored, num_cpus, strict, progress, before)
+        before += len(wanted)
+        return left_out
 
-    entered = splits.settle(subjects, chosen, read)
+    entered = splits.settle(subjects, chosen, read, skipped)
     if not stored:
         first = skipped[0]
         raise InputError(_where(first), f"{first.reason} (no subject came in)", first.remedy)
-    finalise(run, stored, skipped, entered)
+    finalise(run, stored, skipped, entered, chosen)
     slices = sum(found.slices for found in stored.values())
     return IngestReport(len(stored), slices, _by_vendor(entered, stored), skipped)
 
@@ -84,8 +86,12 @@ def _read(
     num_cpus: float,
     strict: bool,
     progress: Progress | None,
+    before: int,
 ) -> list[Skipped]:
-    """Convert subjects and put them into `stored`; those that cannot enter are returned, and are not in it."""
+    """Convert subjects and put them into `stored`; those that cannot enter are returned, and are not in it.
+
+    `before` were converted in earlier passes: progress counts on from there.
+    """
     skipped = []
     for done, (name, outcome) in enumerate(_converted(run, wanted, num_cpus), start=1):
         if isinstance(outcome, Skipped):
@@ -96,7 +102,7 @@ def _read(
         else:
             stored[name] = outcome
         if progress is not None:
-            progress("ingest", done, len(wanted))
+            progress("ingest", before + done, before + len(wanted))
     repeated = same_images({name: found.digests for name, found in stored.items()})
     if strict and repeated:
         raise _strictly(repeated[0])

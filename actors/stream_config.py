@@ -12,6 +12,8 @@ from pipeline.sample_plan import PlanConfig, StepPlan, Stream
 from storage.bank_index import Key, slice_keys
 from storage.errors import InputError
 from storage.factor_bank import FactorBank
+from storage.layouts import LayoutOptions
+from storage.layouts.protocols import keeps_out
 from storage.slice_store import SliceStore
 
 
@@ -100,7 +102,8 @@ def open_bank(config: StreamConfig, store: SliceStore) -> FactorBank | None:
     """The bank of an arm with FA, checked against the run.
 
     Raises InputError if there is none, it was made on another working grid, it lacks one of the run's training slices,
-    or it holds a subject that this run validates or tests on, or excludes.
+    or it holds a subject that this run validates or tests on, or excludes, or a vendor that the run's protocol keeps
+    out. Imported styles may be of such a vendor where the arm draws from nothing else (`fa_policy` styles).
     """
     if not config.fa:
         return None
@@ -113,13 +116,23 @@ def open_bank(config: StreamConfig, store: SliceStore) -> FactorBank | None:
             "was made with another preprocessing",
             f"use --set preprocess… as in the bank: {bank.spec.preprocess}",
         )
+    donors = bank.donors()
     held_out = set(store.column("subject")[store.column("split") != "train"].tolist())
-    leaked = sorted(held_out & set(bank.donors().subject.tolist()))
+    leaked = sorted(held_out & set(donors.subject.tolist()))
     if leaked:
         raise InputError(
             config.bank,
             f"holds {leaked[0]}, which this run validates or tests on, or excludes",
             "use a bank made without these subjects",
+        )
+    checked = donors.vendor[: len(bank)] if config.plan.fa_policy == "styles" else donors.vendor
+    protocol = store.layouts or LayoutOptions()
+    forbidden = [vendor for vendor in sorted(set(checked.tolist())) if keeps_out(protocol, vendor)]
+    if forbidden:
+        raise InputError(
+            config.bank,
+            f"holds vendor {forbidden[0]}, which may not train under {protocol.departure}",
+            "use a bank, and styles, without this vendor",
         )
     missing = len(set(_keys_of_training(store)) - set(bank_rows(bank)))
     if missing:

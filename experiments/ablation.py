@@ -177,12 +177,13 @@ class Ablation:
             reason = run.failure()
             if reason is not None:
                 problems[run.arm] = "; ".join(filter(None, [problems.get(run.arm), f"seed {run.seed}: {reason}"]))
+        settings = self._as_split()
         with self.progress.stage("report"):
-            config.save(config.shareable(self.settings), uri.join(self.run, "report"))  # the page shows it
+            config.save(config.shareable(settings), uri.join(self.run, "report"))  # the page shows it
             paths = build_report(
                 self.run,
                 self.name,
-                self._note(runs),
+                self._note(runs, settings),
                 self._mosaic(),
                 arms=self.settings.arms,
                 runs=[(run.arm, run.seed) for run in runs if run.evaluated()],
@@ -242,8 +243,11 @@ class Ablation:
                 self._warned.add(key)
                 self.progress.say(f"  {label}, epoch {record['epoch']}: {warning}")
 
-    def _note(self, runs: Sequence[ArmRun]) -> dict[str, Any]:
-        settings = self.settings
+    def _as_split(self) -> Settings:
+        """The settings with the options that the run's slices were split by: what the scores are of."""
+        return self.settings.model_copy(update={"layouts": jobs.split_by(self.run, self.settings)})
+
+    def _note(self, runs: Sequence[ArmRun], settings: Settings) -> dict[str, Any]:
         note: dict[str, Any] = {
             **provenance(),
             "preset": settings.preset,
@@ -274,7 +278,9 @@ def ablate(driver: Ablation, strict: bool = False) -> tuple[ReportPaths, dict[st
     return paths, failed
 
 
-def require_data(run: str) -> None:
-    """Raises InputError where a run has no slices yet."""
+def require_data(run: str, settings: Settings | None = None) -> None:
+    """Raises InputError where a run has no slices yet, or they were split by other options than these settings'."""
     if not uri.exists(uri.join(run, TABLE)):
         raise InputError(uri.base_name(run), "has no slices", "run `cardiomix ingest DATA --run RUN` first")
+    if settings is not None:
+        jobs.require_split_by(run, settings)

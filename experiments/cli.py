@@ -87,10 +87,10 @@ def train(
     from experiments import config
     from experiments.ablation import require_data
 
-    require_data(run)
     document = settings_of(run, "cpu", assignments).model_dump()
     only = config.validated(document | {"arms": (arm,), "seeds": seeds or document["seeds"]}, f"arm {arm}")
     whole = config.validated(document | {"seeds": max(only.seeds, document["seeds"])}, "train")
+    require_data(run, whole)
     with driving(run, whole) as driver:
         driver.settings = only
         failed = driver.train()
@@ -108,7 +108,10 @@ def evaluate(run: Run) -> None:
 @app.command(epilog="Example:  cardiomix report --run runs/first")
 def report(run: Run) -> None:
     """Write the tables, figures and the page from what the run holds."""
-    with stage(run) as driver:
+    from experiments.ablation import require_data
+
+    require_data(run)
+    with driving(run, settings_of(run, "cpu", None)) as driver:
         _show(driver.report().html, run, driver)
 
 
@@ -216,8 +219,9 @@ def export(
     from experiments.ablation import require_data
     from experiments.export import write_samples
 
-    require_data(run)
-    typer.echo(write_samples(run, settings_of(run, "cpu", assignments), out, kind, samples, arm))
+    settings = settings_of(run, "cpu", assignments)
+    require_data(run, settings)
+    typer.echo(write_samples(run, settings, out, kind, samples, arm))
 
 
 def _show(html: str, run: str, driver: Ablation) -> None:

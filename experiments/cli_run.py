@@ -71,8 +71,9 @@ def driving(run: str, settings: Settings) -> Iterator[Ablation]:
 
 
 def stage(run: str, assignments: list[str] | None = None) -> AbstractContextManager[Ablation]:
-    """`driving` for a run that has slices."""
+    """`driving` for a run that has slices, split as its settings say."""
     from experiments.ablation import require_data
 
-    require_data(run)
-    return driving(run, settings_of(run, "cpu", assignments))
+    settings = settings_of(run, "cpu", assignments)
+    require_data(run, settings)  # before the settings become the run's
+    return driving(run, settings)

@@ -19,6 +19,8 @@ from storage import uri
 from storage.bank_index import Key, slice_keys
 from storage.errors import InputError
 from storage.factor_bank import FactorBank
+from storage.layouts import LayoutOptions
+from storage.layouts.protocols import keeps_out
 from storage.slice_store import SliceStore
 
 SDNET, BANK, ARMS_FOLDER = "sdnet", "bank.zarr", "arms"
@@ -39,6 +41,20 @@ def data_fingerprint(run: str) -> str:
     table = SliceStore.open(run).table
     text = json.dumps(table.to_pylist(), sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def split_by(run: str, settings: Settings) -> LayoutOptions:
+    """What the run's slices were split by; the settings' own where the slices do not say."""
+    return SliceStore.open(run).layouts or settings.layouts
+
+
+def require_split_by(run: str, settings: Settings) -> None:
+    """Raises InputError if the run's slices were split by other options than the settings'."""
+    made, wanted = (options.model_dump() for options in (split_by(run, settings), settings.layouts))
+    others = [f"layouts.{name}={made[name]}, not {wanted[name]}" for name in made if made[name] != wanted[name]]
+    if others:
+        problem = f"its slices were split by {' and '.join(others)}"
+        raise InputError(uri.base_name(run), problem, "run `cardiomix ingest` again, with the same --set")
 
 
 def _stream(run: str, settings: Settings, arm: ArmConfig, train: TrainConfig, seed: int) -> StreamConfig:
@@ -157,7 +173,8 @@ def check(run: str, settings: Settings) -> None:
 def check_pretrained(run: str, settings: Settings) -> None:
     """Whether an SDNet from elsewhere may fill this run's bank.
 
-    Raises InputError if it is of another preprocessing, or saw a subject that this run tests on or excludes.
+    Raises InputError if it is of another preprocessing, or saw a subject that this run tests on or excludes, or a
+    vendor that the protocol keeps out.
     """
     if settings.pretrained is None:
         return
@@ -173,6 +190,12 @@ def check_pretrained(run: str, settings: Settings) -> None:
     if seen:
         problem = f"was trained on {seen[0]}, which this run tests on or excludes"
         raise InputError(where, problem, "pretrain without these subjects")
+    protocol, data = split_by(run, settings), document.get("about", {}).get("data", {})
+    vendors = {vendor for split in ("train", "validation") for vendor in data.get(split, ())}
+    forbidden = sorted(vendor for vendor in vendors if keeps_out(protocol, vendor))
+    if forbidden:
+        problem = f"was trained on vendor {forbidden[0]}, which may not train under {protocol.departure}"
+        raise InputError(where, problem, "pretrain without this vendor")
 
 
 def bank_is_complete(run: str, settings: Settings) -> bool:

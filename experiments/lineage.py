@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from actors.training import TrainJob
 
 SLICES, BANK = "slices", "factor bank"
+PROTOCOL = ("protocol", "protocol_vendor", "protocol_test_fraction", "label_fraction", "split_seed")
 _CONTEXT = "mlflow.data.context"
 
 
@@ -25,6 +26,7 @@ def job_params(arm: str, seed: int, job: TrainJob) -> dict[str, str]:
     that are not set are left out. `seed` is the replicate's number, as in the tag.
     """
     stream = job.stream
+    layouts = SliceStore.open(stream.run).layouts
     network = "sdnet" if hasattr(job.network, "anatomy_width") else "unet"
     train, loss = ("pretrain", "pretrain_loss") if job.name == "pretrain" else ("train", "loss")
     tree: dict[str, Any] = {
@@ -36,6 +38,7 @@ def job_params(arm: str, seed: int, job: TrainJob) -> dict[str, str]:
         "ra": stream.ra,
         "fa": stream.fa,
         network: job.network.model_dump(mode="json"),
+        "layouts": {name: getattr(layouts, name, None) for name in PROTOCOL},
         "preprocess": stream.preprocess.model_dump(mode="json"),
         "plan": stream.plan.model_dump(mode="json"),
         loss: job.loss.model_dump(mode="json"),

@@ -95,8 +95,8 @@ def workload(run: str, settings: Settings) -> Workload:
 def _contents(run: str, settings: Settings) -> Contents:
     kept = config.load(run) if uri.exists(uri.join(run, config.CONFIG_FILE)) else None
     same = kept is not None and kept.data == settings.data
-    read_alike = kept is None or kept.layouts == settings.layouts
-    if uri.exists(uri.join(run, TABLE)) and read_alike and (same or not settings.data):
+    there = uri.exists(uri.join(run, TABLE)) and (same or not settings.data)
+    if there and jobs.split_by(run, kept or settings) == settings.layouts:
         return _stored(SliceStore.open(run))
     if settings.data:
         return _headers(settings.data, settings)

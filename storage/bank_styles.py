@@ -76,7 +76,7 @@ def export_styles(bank: FactorBank, out: str, keep_subjects: bool = False, vendo
         table = table.set_column(0, table.schema.field("subject"), pa.array(names))
     vectors = np.concatenate([bank.read_array("modality", shard) for shard in range(bank.shards())])
     there = np.array(table["vendor"].to_pylist(), dtype=np.str_)
-    for vendor in set(vendors) - set(there.tolist()):
+    for vendor in sorted(set(vendors) - set(there.tolist())):
         has = ", ".join(sorted(set(there.tolist())))
         raise InputError(uri.base_name(bank.uri), f"has no slice of vendor {vendor}", f"choose from {has}")
     if vendors:
@@ -89,7 +89,7 @@ def export_styles(bank: FactorBank, out: str, keep_subjects: bool = False, vendo
         "preprocess": bank.spec.preprocess,
         "modality_size": bank.spec.modality_size,
         "subjects": "as in the bank" if keep_subjects else "pseudonyms",
-        "terms": list(bank.spec.terms),
+        "terms": sorted(set(table["terms"].to_pylist())),
         "code_version": code_version(),
     }
     content = _file(table.combine_chunks(), vectors, about)

@@ -17,14 +17,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from pydantic import ValidationError
 
 from storage import uri
 from storage.errors import InputError, StageError
 from storage.intensities import Statistics
+from storage.layouts import LayoutOptions
 from storage.nifti import Spacing
 from storage.parquet import read_parquet
 from storage.sharded_array import ShardedArray
-from storage.slice_writer import SKIPPED, SPLITS, TABLE, Stored, finalise, subject_folder, write_subject
+from storage.slice_writer import LAYOUTS_KEY, SKIPPED, SPLITS, TABLE, Stored, finalise, subject_folder, write_subject
 from storage.subjects import SLICE_SCHEMA, SLICES_VERSION
 
 __all__ = ["SKIPPED", "SPLITS", "TABLE", "SliceStore", "Stored", "Volume", "finalise", "write_subject"]
@@ -86,6 +88,14 @@ class SliceStore:
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
+
+    @property
+    def layouts(self) -> LayoutOptions | None:
+        """What the slices were split by; None where the index does not say, or not in this version's terms."""
+        try:
+            return LayoutOptions.model_validate_json((self.table.schema.metadata or {}).get(LAYOUTS_KEY, b""))
+        except ValidationError:
+            return None
 
     def column(self, name: str) -> npt.NDArray[Any]:
         """One column, (len,): numbers and bools in their type, text as numpy str. Do not write into it."""

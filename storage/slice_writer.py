@@ -22,6 +22,7 @@ import zarr
 from storage import uri
 from storage.errors import InputError
 from storage.frame_reader import read_frames
+from storage.layouts import LayoutOptions
 from storage.nifti import not_opened
 from storage.sharded_array import write_array
 from storage.subjects import SLICE_SCHEMA, SLICES_VERSION, FrameSource, Skipped, Subject
@@ -33,6 +34,7 @@ LONGEST_NAME = 200  # bytes; file systems end at 255
 IMAGE_LEVEL, MASK_LEVEL = 1, 5
 AXES = ("row", "y", "x")
 GROUP = "zarr.json"  # beside the subjects' folders
+LAYOUTS_KEY = b"cardiomix_layouts"  # in the index's metadata
 GROUP_ROWS = 4096  # about, in a row group of the index: one at a time is in memory
 
 
@@ -88,11 +90,18 @@ def write_made(run: str, subject: str, source: str, make: Callable[[], Made]) ->
     return Stored(tuple(done["frames"]), tuple(done["digests"]))
 
 
-def finalise(run: str, stored: Mapping[str, Stored], skipped: Sequence[Skipped], subjects: Sequence[Subject]) -> None:
+def finalise(
+    run: str,
+    stored: Mapping[str, Stored],
+    skipped: Sequence[Skipped],
+    subjects: Sequence[Subject],
+    options: LayoutOptions | None = None,
+) -> None:
     """Write the index and the two CSV files, each atomically; then remove the arrays of subjects not in the index.
 
     `slice_id` is the row number after sorting by subject; splits are those of `subjects` (of which only the stored ones
-    are listed), so that a change of split does not touch the arrays.
+    are listed), so that a change of split does not touch the arrays. `options` are those that gave the splits: the
+    index's metadata hold them.
     """
     known = {s.subject: s for s in subjects}
     names = sorted(stored)
@@ -101,7 +110,7 @@ def finalise(run: str, stored: Mapping[str, Stored], skipped: Sequence[Skipped],
     splits = [{**_said(known[name]), "reason": known[name].split_reason} for name in names]
     uri.write_text(uri.join(run, SPLITS), _csv(("subject", "vendor", "centre", "split", "reason"), splits))
     _write_root(uri.join(run, ARRAYS))
-    uri.write_bytes(uri.join(run, TABLE), _index([(known[name], stored[name]) for name in names]))
+    uri.write_bytes(uri.join(run, TABLE), _index([(known[name], stored[name]) for name in names], options))
     kept = {GROUP, *(uri.base_name(subject_folder(run, name)) for name in names)}
     for folder in uri.list_names(uri.join(run, ARRAYS)):
         if folder not in kept:  # of a subject that was withdrawn, or is another one's copy
@@ -148,11 +157,13 @@ def _read(subject: Subject) -> Made:
     return Made(np.concatenate(images), np.concatenate(masks), Stored(tuple(facts), tuple(digests)))
 
 
-def _index(entered: Sequence[tuple[Subject, Stored]]) -> bytes:
+def _index(entered: Sequence[tuple[Subject, Stored]], options: LayoutOptions | None) -> bytes:
     """The index as a Parquet file, rows in the order of `entered`, put together a row group at a time."""
-    out, rows = io.BytesIO(), 0
+    out, rows, schema = io.BytesIO(), 0, SLICE_SCHEMA
+    if options is not None:
+        schema = schema.with_metadata({**schema.metadata, LAYOUTS_KEY: options.model_dump_json().encode()})
     group_of = np.cumsum([stored.slices for _, stored in entered]) // GROUP_ROWS
-    with pq.ParquetWriter(out, SLICE_SCHEMA, compression="zstd") as writer:
+    with pq.ParquetWriter(out, schema, compression="zstd") as writer:
         for _, group in groupby(zip(entered, group_of, strict=True), key=itemgetter(1)):
             table = _rows([each for each, _ in group], rows)
             writer.write_table(table)

@@ -139,7 +139,10 @@ def survey(
     # Decompression and numpy leave other threads free to run; an object store's answers are mostly waited for.
     threads = os.cpu_count() if all(map(uri.is_local, data)) else uri.REQUESTS
 
-    def read(wanted: Sequence[Subject]) -> set[str]:
+    before = 0
+
+    def read(wanted: Sequence[Subject]) -> list[Skipped]:
+        nonlocal before
         left_out = []
         with ThreadPoolExecutor(threads) as pool:
             for done, outcome in enumerate(pool.map(_measure, wanted), start=1):
@@ -148,14 +151,14 @@ def survey(
                 else:
                     found[outcome.subject] = outcome
                 if progress is not None:
-                    progress(done, len(wanted))
+                    progress(before + done, before + len(wanted))
         left_out += same_images({name: facts.digests for name, facts in found.items()})
         for skip in left_out:
             found.pop(skip.subject, None)
-        skipped.extend(left_out)
-        return {s.subject for s in left_out}
+        before += len(wanted)
+        return left_out
 
-    entered = splits.settle(subjects, chosen, read)
+    entered = splits.settle(subjects, chosen, read, skipped)
     return Survey(
         tuple(replace(found[s.subject], split=s.split or "train") for s in entered),
         tuple(sorted(skipped, key=lambda s: (s.subject, s.file, s.reason))),

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence, Set
 from dataclasses import replace
 
 from storage.errors import InputError
+from storage.layouts.mnms import VENDOR_CODES
 from storage.layouts.options import LayoutOptions
 from storage.subjects import Subject
 
@@ -23,18 +24,26 @@ from storage.subjects import Subject
 def apply(subjects: Sequence[Subject], options: LayoutOptions) -> list[Subject]:
     """The same subjects, in order, moved between splits as the protocol says; each needs a split already.
 
-    A subject that the data exclude stays excluded. Raises InputError for a vendor that no subject has, or if nothing
-    would be left to train on with labels or to test.
+    A subject that the data exclude stays excluded. Raises InputError for a vendor that no subject has, if nothing would
+    be left to train on with labels or to test, or if one vendor goes by two names.
     """
     if options.protocol == "paper":
         return list(subjects)
-    vendor = str(options.protocol_vendor)
     vendors = {s.vendor for s in subjects}
-    if vendor not in vendors:
-        raise _impossible(vendor, "no subject is of this vendor", vendors)
-    if options.protocol == "leave_one_vendor_out":
-        return _leave_out(vendor, subjects, options)
-    return _from_one(vendor, subjects)
+    _refuse_two_names(vendors, options)
+    vendor = str(options.protocol_vendor)
+    out, problem = _outcome(vendor, subjects, options)
+    if problem:
+        others = sorted(v for v in vendors if not _outcome(v, subjects, options)[1])
+        remedy = f"choose one of {', '.join(others)}" if others else "add labelled subjects"
+        raise InputError(f"layouts.protocol_vendor={vendor}", problem, remedy)
+    return out
+
+
+def keeps_out(options: LayoutOptions, vendor: str) -> bool:
+    """Whether no image of this vendor may train under the protocol, however its name is written."""
+    same = _maker(vendor) == _maker(str(options.protocol_vendor))
+    return {"paper": False, "leave_one_vendor_out": same, "source_only": not same}[options.protocol]
 
 
 def withhold_labels(subjects: Sequence[Subject], options: LayoutOptions) -> list[Subject]:
@@ -63,6 +72,37 @@ def part(fraction: float, count: int) -> int:
     return 0 if count < 2 else min(max(1, round(fraction * count)), count - 1)
 
 
+def _maker(vendor: str) -> str:
+    """The same for a vendor's name in small or capital letters, however spaced, and for its code in M&Ms."""
+    name = " ".join(vendor.casefold().split())
+    return VENDOR_CODES.get(name, name).casefold()
+
+
+def _refuse_two_names(vendors: Set[str], options: LayoutOptions) -> None:
+    first: dict[str, str] = {}
+    for vendor in sorted(vendors):
+        other = first.setdefault(_maker(vendor), vendor)
+        if other != vendor:
+            problem = f"'{other}' and '{vendor}' name the same vendor, and vendors are told apart by name"
+            remedy = "write one name in the tables, or set layouts.acdc_vendor"
+            raise InputError(f"layouts.protocol={options.protocol}", problem, remedy)
+
+
+def _outcome(vendor: str, subjects: Sequence[Subject], options: LayoutOptions) -> tuple[list[Subject], str]:
+    """The subjects as the protocol has them with this vendor, and what is wrong with that, or nothing."""
+    if not any(s.vendor == vendor for s in subjects):
+        return [], "no subject is of this vendor"
+    if options.protocol == "leave_one_vendor_out":
+        out = _leave_out(vendor, subjects, options)
+        if not any(_tested(s) for s in out if s.vendor == vendor):
+            return out, "it has no labelled subject to test on"
+        return out, "" if any(map(_trains, out)) else "no other vendor has a labelled subject to train on"
+    out = _from_one(vendor, subjects)
+    if not any(map(_trains, out)):
+        return out, "it has no labelled training subject"
+    return out, "" if any(map(_tested, out)) else "no labelled subject is left to test on"
+
+
 def _leave_out(vendor: str, subjects: Sequence[Subject], options: LayoutOptions) -> list[Subject]:
     """Every labelled subject of `vendor` is tested; of each other vendor some are, and the rest train."""
     aside, drafted = _dealt([s for s in subjects if s.vendor != vendor], options)
@@ -79,29 +119,25 @@ def _leave_out(vendor: str, subjects: Sequence[Subject], options: LayoutOptions)
             return _moved(s, "train", f"leave_one_vendor_out trains on vendor {s.vendor} {seed}")
         return s
 
-    out = [moved(s) for s in subjects]
-    if not any(_tested(s) for s in out if s.vendor == vendor):
-        others = {s.vendor for s in subjects if s.labelled and s.split != "excluded"}
-        raise _impossible(vendor, "it has no labelled subject to test on", others)
-    if not any(map(_trains, out)):
-        raise _impossible(vendor, "no other vendor has a labelled subject to train on", set())
-    return out
+    return [moved(s) for s in subjects]
 
 
 def _dealt(subjects: Sequence[Subject], options: LayoutOptions) -> tuple[set[str], set[str]]:
     """Names to test on and names to train on, of the vendors whose labelled subjects do only one of the two.
 
     A vendor that trains and is not tested puts some of its labelled training subjects aside. One that the data only
-    validate or test on (M&Ms' C and D) has all its labelled subjects dealt anew.
+    validate or test on (M&Ms' C and D) has all its labelled subjects dealt anew; a single test subject stays one.
     """
     aside: set[str] = set()
     trained: set[str] = set()
     for vendor in {s.vendor for s in subjects}:
         labelled = [s for s in subjects if s.vendor == vendor and s.labelled and s.split != "excluded"]
         training = [s for s in labelled if _trains(s)]
-        if not (training and any(map(_tested, labelled))):
+        tested = {s.subject for s in labelled if _tested(s)}
+        if not (training and tested):
             names = {s.subject for s in training or labelled}
-            tested = drawn(names, part(options.protocol_test_fraction, len(names)), f"test:{options.split_seed}")
+            if len(tested) != 1:
+                tested = drawn(names, part(options.protocol_test_fraction, len(names)), f"test:{options.split_seed}")
             aside |= tested
             trained |= names - tested
     return aside, trained
@@ -118,13 +154,7 @@ def _from_one(vendor: str, subjects: Sequence[Subject]) -> list[Subject]:
             return _moved(s, "test", f"source_only tests on it, for want of a test subject of a vendor but {vendor}")
         return _moved(s, "excluded", f"source_only trains on vendor {vendor} alone")
 
-    out = [moved(s) for s in subjects]
-    if not any(map(_trains, out)):
-        others = {s.vendor for s in subjects if _trains(s)}
-        raise _impossible(vendor, "it has no labelled training subject", others)
-    if not any(map(_tested, out)):
-        raise _impossible(vendor, "no labelled subject is left to test on", set())
-    return out
+    return [moved(s) for s in subjects]
 
 
 def _moved(subject: Subject, split: str, why: str) -> Subject:
@@ -144,8 +174,3 @@ def _trains(subject: Subject) -> bool:
 
 def _tested(subject: Subject) -> bool:
     return subject.split == "test" and subject.labelled
-
-
-def _impossible(vendor: str, problem: str, others: Set[str]) -> InputError:
-    remedy = f"choose one of {', '.join(sorted(others))}" if others else "add labelled subjects"
-    return InputError(f"layouts.protocol_vendor={vendor}", problem, remedy)

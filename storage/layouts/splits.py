@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from storage.errors import InputError
 from storage.layouts import protocols
 from storage.layouts.options import LayoutOptions
-from storage.subjects import FrameSource, Subject
+from storage.subjects import FrameSource, Skipped, Subject
 
 
 def assign(subjects: Sequence[Subject], options: LayoutOptions) -> list[Subject]:
@@ -36,24 +37,45 @@ def assign(subjects: Sequence[Subject], options: LayoutOptions) -> list[Subject]
 
 
 def settle(
-    subjects: Sequence[Subject], options: LayoutOptions, read: Callable[[Sequence[Subject]], Collection[str]]
+    subjects: Sequence[Subject],
+    options: LayoutOptions,
+    read: Callable[[Sequence[Subject]], Sequence[Skipped]],
+    skipped: list[Skipped],
 ) -> list[Subject]:
     """Those of the subjects that can be read, as `assign` has them, in order.
 
-    `read` is given subjects as they are to be read, with or without masks, and answers with the names of those that
-    cannot enter, new or not. Each of these may change who keeps labels, so that another subject is given again.
+    `read` is given subjects as they are to be read, with or without masks, and answers with those that cannot enter,
+    new or not; they are added to `skipped`. Each of these may change who keeps labels, so that another subject is given
+    again. Raises InputError as `assign` does, with the reason of one that was skipped.
     """
     left = list(subjects)
     given: dict[str, tuple[FrameSource, ...]] = {}
     while left:
-        assigned = assign(left, options)
+        try:
+            assigned = assign(left, options)
+        except InputError as error:
+            raise _with_reason(error, subjects, options, skipped) from error
         changed = [s for s in assigned if given.get(s.subject) != s.frames]
         if not changed:
             return assigned
         given |= {s.subject: s.frames for s in changed}
-        gone = set(read(changed))
+        unread = read(changed)
+        skipped += unread
+        gone = {s.subject for s in unread}
         left = [s for s in left if s.subject not in gone]
     return []
+
+
+def _with_reason(
+    error: InputError, subjects: Sequence[Subject], options: LayoutOptions, skipped: Sequence[Skipped]
+) -> InputError:
+    """The same error, and why a subject was skipped, one of the protocol's vendor if there is one."""
+    if not skipped:
+        return error
+    own = {s.subject for s in subjects if s.vendor == options.protocol_vendor}
+    first = next((s for s in skipped if s.subject in own), skipped[0])
+    why = f"{len(skipped)} skipped, such as {first.subject}, {first.file}: {first.reason}"
+    return InputError(error.where, f"{error.problem} ({why})", error.remedy)
 
 
 def _without_unseen(subject: Subject, trained: set[str]) -> Subject:

@@ -64,6 +64,7 @@ def test_every_subject_of_every_folder_comes_in(mnms_folder: Build, table_folder
     assert store.column("slice_id").tolist() == list(range(72))
     assert {v.vendor for v in store.volumes("validation")} == {"A"}
     assert {v.subject for v in store.volumes("test")} == {"D0"}
+    assert store.layouts == LayoutOptions()
 
 
 def test_the_store_is_the_same_bytes_for_any_number_of_workers(

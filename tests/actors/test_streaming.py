@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from actors.sample_maker import MADE_AT, MADE_S, REJECTED, SampleMaker
@@ -15,8 +17,12 @@ from actors.streaming import Flow, batches
 from pipeline.phantom import PhantomConfig, write_phantom
 from pipeline.preprocess import PreprocessConfig
 from pipeline.sample_plan import PlanConfig
+from storage.bank_styles import export_styles, import_styles
 from storage.errors import InputError
+from storage.factor_bank import FactorBank
+from storage.layouts import LayoutOptions
 from storage.slice_store import SliceStore
+from storage.slice_writer import LAYOUTS_KEY
 
 PREPROCESS = PreprocessConfig(size=64)
 
@@ -157,6 +163,53 @@ def test_the_fa_arm_refuses_a_bank_with_a_subject_that_this_run_does_not_train_o
     moved = SliceStore(run, store.table.set_column(column, store.table.schema.field("split"), splits))
     with pytest.raises(InputError, match=f"holds {subject}, which this run validates or tests on, or excludes"):
         open_bank(stream_config(run), moved)
+
+
+def split_by(run: str, **options: Any) -> SliceStore:
+    """The run's slices, as if these options had split them."""
+    table = SliceStore.open(run).table
+    about = {**table.schema.metadata, LAYOUTS_KEY: LayoutOptions(**options).model_dump_json()}
+    return SliceStore(run, table.replace_schema_metadata(about))
+
+
+@pytest.mark.parametrize(
+    ("protocol", "vendor", "refused"),
+    [
+        ("leave_one_vendor_out", "C", "C"),
+        ("leave_one_vendor_out", "siemens", "A"),
+        ("source_only", "B", "A"),
+        ("leave_one_vendor_out", "D", None),
+    ],
+)
+def test_the_fa_arm_refuses_a_bank_with_a_vendor_that_the_protocol_keeps_out(
+    run: str, protocol: str, vendor: str, refused: str | None
+) -> None:
+    store = split_by(run, protocol=protocol, protocol_vendor=vendor)
+    if refused is None:
+        assert open_bank(stream_config(run), store) is not None
+        return
+    line = f"holds vendor {refused}, which may not train under {protocol} {vendor}; use a bank, and styles, without"
+    for policy in ("mix", "styles"):
+        with pytest.raises(InputError, match=line):
+            open_bank(stream_config(run, plan=PlanConfig(fa_policy=policy)), store)
+
+
+def test_imported_styles_of_a_vendor_that_is_left_out_are_for_the_arm_that_is_named_after_them(
+    run: str, tmp_path: Path
+) -> None:
+    bank, out = shutil.copytree(Path(run) / "bank.zarr", tmp_path / "bank.zarr"), tmp_path / "styles.parquet"
+    export_styles(FactorBank.open(str(bank)), str(out))
+    styles = pq.read_table(out)
+    others = pa.array([[v + 1 for v in row] for row in styles["modality"].to_pylist()], styles["modality"].type)
+    styles = styles.set_column(styles.column_names.index("modality"), styles.schema.field("modality"), others)
+    vendors = pa.array(["Z"] * styles.num_rows)
+    pq.write_table(styles.set_column(styles.column_names.index("vendor"), styles.schema.field("vendor"), vendors), out)
+    import_styles(str(out), FactorBank.open(str(bank)))
+    store = split_by(run, protocol="leave_one_vendor_out", protocol_vendor="Z")
+    with pytest.raises(InputError, match="holds vendor Z, which may not train under leave_one_vendor_out Z"):
+        open_bank(stream_config(run, bank=str(bank)), store)
+    for allowed, config in ((store, PlanConfig(fa_policy="styles")), (split_by(run), PlanConfig())):
+        assert open_bank(stream_config(run, bank=str(bank), plan=config), allowed) is not None
 
 
 def test_drawing_in_bfloat16_is_a_choice_and_stays_near(run: str) -> None:

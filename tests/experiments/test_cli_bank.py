@@ -73,6 +73,14 @@ def test_merge_and_styles(places: Path, tmp_path: Path) -> None:
     assert "10 vectors of A, B" in " ".join(bank("info", copy).stdout.split())
 
 
+def test_styles_of_one_vendor_are_exported_alone(places: Path, tmp_path: Path) -> None:
+    out = tmp_path / "b.parquet"
+    assert "5 vectors in" in bank("export-styles", places / "two.zarr", out, "--vendor", "B").stdout
+    copy = shutil.copytree(places / "one.zarr", tmp_path / "one.zarr")
+    assert bank("import-styles", out, copy).exit_code == 0
+    assert "5 vectors of B" in " ".join(bank("info", copy).stdout.split())
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -81,6 +89,10 @@ def test_merge_and_styles(places: Path, tmp_path: Path) -> None:
         (("merge", "one.zarr", "part.zarr", "new.zarr"), "part.zarr: is not complete"),
         (("merge", "one.zarr", "new.zarr"), "merge: one bank alone"),
         (("export-styles", "part.zarr", "s.parquet"), "part.zarr: is not complete"),
+        (
+            ("export-styles", "one.zarr", "s.parquet", "--vendor", "Z"),
+            "one.zarr: has no slice of vendor Z; choose from",
+        ),
         (("import-styles", "absent.parquet", "one.zarr"), "absent.parquet: cannot be read"),
     ],
 )

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from storage.bank_styles import COLUMNS, export_styles, import_styles
 from storage.errors import InputError
 from storage.factor_bank import FactorBank
-from tests.storage.banks import digests, factors, index, made, same
+from tests.storage.banks import DECODER, DECODER_CONFIG, digests, factors, index, made, same, spec, write
 
 AWAY = ("s2", "s3")
 
@@ -57,8 +58,21 @@ def test_one_vendor_s_styles_leave_alone(away: FactorBank, tmp_path: Path) -> No
     assert set(table["vendor"].to_pylist()) == {"B"}
     assert np.array_equal(np.array(table["modality"].to_pylist(), np.float32), factors(AWAY).modality[5:])
     with pytest.raises(InputError, match=r"away\.zarr: has no slice of vendor C; choose from A, B"):
-        export_styles(away, str(tmp_path / "c.parquet"), vendors=["B", "C"])
+        export_styles(away, str(tmp_path / "c.parquet"), vendors=["E", "B", "D", "C"])
     assert not (tmp_path / "c.parquet").exists()
+
+
+def test_styles_leave_under_the_terms_of_their_own_slices_alone(tmp_path: Path) -> None:
+    table = index(AWAY)
+    terms = pa.array([f"terms of {vendor}" for vendor in table["vendor"].to_pylist()])
+    table = table.set_column(table.schema.get_field_index("terms"), table.schema.field("terms"), terms)
+    bank = FactorBank.create(str(tmp_path / "bank.zarr"), spec(), table, DECODER, DECODER_CONFIG)
+    for shard in range(bank.shards()):
+        write(bank, shard, factors(AWAY))
+    for vendors, expected in (((), ["terms of A", "terms of B"]), (("B",), ["terms of B"])):
+        out = tmp_path / f"{len(vendors)}.parquet"
+        export_styles(bank, str(out), vendors=vendors)
+        assert json.loads(pq.read_schema(out).metadata[b"cardiomix_styles"])["terms"] == expected
 
 
 def test_an_exported_bank_never_reads_anatomy_mask_or_decoder(

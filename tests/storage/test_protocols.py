@@ -15,8 +15,8 @@ from pydantic import ValidationError
 
 from storage.errors import InputError
 from storage.layouts import LayoutOptions, splits
-from storage.layouts.protocols import drawn, part
-from storage.subjects import FrameSource, Subject
+from storage.layouts.protocols import drawn, keeps_out, part
+from storage.subjects import FrameSource, Skipped, Subject
 from storage.survey import survey
 
 Build = Callable[[dict[str, tuple[str, str]]], Path]
@@ -264,8 +264,8 @@ def test_drawing_less_is_part_of_drawing_more(names: set[str], one: int, other: 
 
 
 IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
-    (without("Canon"), "layouts.protocol_vendor=Canon: no subject is of this vendor; choose one of A, B, C, G"),
-    (only("E"), "layouts.protocol_vendor=E: no subject is of this vendor; choose one of A, B, C, G"),
+    (without("Canon"), "layouts.protocol_vendor=Canon: no subject is of this vendor; choose one of A, B, C"),
+    (only("E"), "layouts.protocol_vendor=E: no subject is of this vendor; choose one of A, B"),
     (only("C"), "layouts.protocol_vendor=C: it has no labelled training subject; choose one of A, B"),
     (without("G"), "layouts.protocol_vendor=G: it has no labelled subject to test on; choose one of A, B, C"),
 ]
@@ -277,6 +277,49 @@ def test_what_the_data_do_not_allow_is_one_line_that_names_the_vendors(options: 
     with pytest.raises(InputError) as caught:
         assigned(people, **options)
     assert str(caught.value) == line
+
+
+def test_only_a_vendor_with_which_the_protocol_can_be_had_is_offered() -> None:
+    acdc = [person(f"p{n}", "Siemens", split) for n, split in enumerate(("train", "train", "validation", "test"))]
+    for vendor in ("GE", "Siemens"):
+        with pytest.raises(InputError, match=rf"^layouts.protocol_vendor={vendor}: .*; add labelled subjects$"):
+            assigned([*acdc, person("g", "GE", None, labelled=False)], **without(vendor))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("Siemens", "SIEMENS"), ("GE Healthcare", " ge  healthcare"), ("C", "GE"), ("a", "Siemens")]
+)
+def test_a_vendor_under_two_names_is_refused_under_a_protocol_and_only_there(one: str, other: str) -> None:
+    people = [person(f"{v}{split}", v, split) for v in (one, other, "Philips") for split in ("train", "test")]
+    for options in (without("Philips"), without(one), only(other)):
+        with pytest.raises(InputError, match=r"name the same vendor.*; write one name in the tables, or set layouts"):
+            assigned(people, **options)
+    assert len(assigned(people, label_fraction=0.5)) == 6
+
+
+@pytest.mark.parametrize(
+    ("options", "kept_out", "not_kept_out"),
+    [
+        ({}, (), ("A", "Siemens", "Z")),
+        (without("A"), ("A", "a", "Siemens", "SIEMENS "), ("B", "Philips", "Z")),
+        (only("Philips"), ("A", "Siemens", "Z"), ("B", "philips")),
+    ],
+)
+def test_whom_a_protocol_keeps_out_is_told_by_any_spelling_of_the_vendor(
+    options: dict[str, Any], kept_out: tuple[str, ...], not_kept_out: tuple[str, ...]
+) -> None:
+    chosen = LayoutOptions(**options)
+    assert all(keeps_out(chosen, v) for v in kept_out) and not any(keeps_out(chosen, v) for v in not_kept_out)
+
+
+@pytest.mark.parametrize("others", [(), ("validation", "validation", "validation")])
+def test_a_vendors_only_test_subject_stays_one_when_another_is_left_out(others: tuple[str, ...]) -> None:
+    people = [person("yt", "Y", "test"), *(person(f"y{n}", "Y", split) for n, split in enumerate(others))]
+    people += [person(f"{v}{n}", v, split) for v in "XZ" for n, split in enumerate(("train", "train", "test"))]
+    for seed in range(5):
+        out = {s.subject: s for s in assigned(people, **without("X", split_seed=seed))}
+        assert out["yt"] == people[0]
+        assert "test" not in {out[f"y{n}"].split for n in range(len(others))}
 
 
 def test_a_protocol_that_leaves_nothing_to_learn_or_to_test_is_refused() -> None:
@@ -320,11 +363,13 @@ def test_subjects_that_cannot_be_read_are_replaced_among_those_that_keep_labels(
     assert len(bad) == 4
     given_to_read: list[dict[str, bool]] = []
 
-    def read(wanted: Sequence[Subject]) -> set[str]:
+    def read(wanted: Sequence[Subject]) -> list[Skipped]:
         given_to_read.append({s.subject: s.labelled for s in wanted})
-        return bad & {s.subject for s in wanted}
+        return [unread(s.subject) for s in wanted if s.subject in bad]
 
-    out = splits.settle(people, options, read)
+    skipped = [unread("earlier")]
+    out = splits.settle(people, options, read, skipped)
+    assert {s.subject for s in skipped} == {"earlier", *bad}
     assert out == splits.assign([p for p in people if p.subject not in bad], options)
     first, second = given_to_read
     assert len(first) == len(people)
@@ -335,14 +380,33 @@ def test_readable_subjects_are_read_once_and_nobody_is_left_of_none() -> None:
     people = [person("a", "X", "train"), person("b", "X", None)]
     calls: list[list[str]] = []
 
-    def read(wanted: Sequence[Subject]) -> list[str]:
+    def read(wanted: Sequence[Subject]) -> list[Skipped]:
         calls.append([s.subject for s in wanted])
         return []
 
-    assert splits.settle(people, LayoutOptions(), read) == splits.assign(people, LayoutOptions())
+    assert splits.settle(people, LayoutOptions(), read, []) == splits.assign(people, LayoutOptions())
     assert calls == [["a", "b"]]
-    assert splits.settle(people, LayoutOptions(), lambda wanted: [s.subject for s in wanted]) == []
-    assert splits.settle([], LayoutOptions(**without("A")), read) == []
+    assert splits.settle(people, LayoutOptions(), lambda wanted: [unread(s.subject) for s in wanted], []) == []
+    assert splits.settle([], LayoutOptions(**without("A")), read, []) == []
+
+
+def test_a_vendor_of_whom_nobody_could_be_read_is_told_with_the_reason() -> None:
+    people = [person(f"{v}{n}", v, split) for v in "XYZ" for n, split in enumerate(("train", "train", "test"))]
+
+    def read(wanted: Sequence[Subject]) -> list[Skipped]:
+        return [unread(s.subject) for s in wanted if s.vendor == "Y"]
+
+    skipped = [Skipped("other", "other.nii", "is empty", "copy it")]
+    line = "no subject is of this vendor (4 skipped, such as Y0, Y0.nii: is cut off); choose one of X, Z"
+    with pytest.raises(InputError) as caught:
+        splits.settle(people, LayoutOptions(**without("Y")), read, skipped)
+    assert str(caught.value) == f"layouts.protocol_vendor=Y: {line}"
+    with pytest.raises(InputError, match=r"\(1 skipped, such as other, other\.nii: is empty\); choose one of X, Y"):
+        splits.settle(people, LayoutOptions(**without("W")), read, skipped[:1])
+
+
+def unread(name: str) -> Skipped:
+    return Skipped(name, f"{name}.nii", "is cut off", "copy the file again")
 
 
 # ---- what is read and stored
@@ -400,8 +464,18 @@ def test_the_survey_counts_as_ingest_will_store(mnms_folder: Build) -> None:
     unlabelled = {s.subject for s in found.subjects if not s.labelled}
     assert unlabelled == withheld_of(folder) | {"C0"}
     assert not any(s.picture.mask.any() for s in found.subjects if s.subject in unlabelled)
-    left_out = survey([str(folder)], LayoutOptions(**without("A")))
-    assert {s.split for s in left_out.subjects if s.vendor == "A"} == {"test"}
+    alone = survey([str(folder)], LayoutOptions(**only("A")))
+    assert {s.subject: s.split for s in alone.subjects if s.vendor != "A"} == {"C0": "excluded", "D0": "test"}
+
+
+def test_progress_counts_on_when_others_are_read_in_the_place_of_those_that_cannot_be(mnms_folder: Build) -> None:
+    folder = mnms_folder(PEOPLE)
+    kept = next(s for s in PEOPLE if s[0] == "A" and s != "A6" and s not in withheld_of(folder))
+    next(folder.rglob(f"{kept}_sa_gt.nii.gz")).write_bytes(b"nothing")
+    calls: list[tuple[int, int]] = []
+    found = survey([str(folder)], LayoutOptions(label_fraction=0.3), progress=lambda *call: calls.append(call))
+    assert [s.subject for s in found.skipped] == [kept]
+    assert [done for done, _ in calls] == list(range(1, len(calls) + 1)) and len(calls) > len(PEOPLE)
 
 
 def test_the_phantom_serves_every_protocol() -> None:
