@@ -28,10 +28,10 @@ class LossConfig(BaseModel):
     balance: float = Field(
         0.0,
         ge=0,
-        description="anatomy: channels used alike, each pixel by one, so that none dies; not in eq. 1",
+        description="anatomy: channels used alike, each pixel by one; not in eq. 1",
     )
     balance_temperature: float = Field(
-        4.0, gt=0, description="of the shares that are balanced: a channel near 0 still gets a gradient"
+        4.0, gt=0, description="of the shares that are balanced: a channel near 0 gets some gradient"
     )
     align: float = Field(
         0.0,
