@@ -112,6 +112,8 @@ def run_job(job: TrainJob, plan: ResourcePlan) -> None:
                 _trainer(job, plan, scratch).fit()
             return
         except (TrainingFailedError, RayActorError) as error:
+            if job.finished():  # its worker died with nothing left to do
+                return
             if isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError):
                 continue  # a lost machine's successor is not there yet
             errors = list(getattr(error, "worker_failures", {}).values()) or [error]
