@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from experiments.paper_table import ARM_LABELS
+from experiments.paper_table import ARM_LABELS, BEYOND_LABELS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,7 +30,9 @@ _PAPER_STYLE = dict(
         strict=True,
     )
 )
-_OTHER_STYLES = (("#56B4E9", "P"), ("#D55E00", "X"), ("#332288", "<"), ("#882255", ">"))
+_OTHER_COLOURS = ("#56B4E9", "#D55E00", "#332288", "#882255")
+_OTHER_STYLES = tuple((_OTHER_COLOURS[i % 4], marker) for i, marker in enumerate("PX<>*phHd8"))
+_BEYOND_STYLE = dict(zip(BEYOND_LABELS, _OTHER_STYLES, strict=True))
 OUTLINES = (("#D55E00", "solid"), ("#56B4E9", "dashed"), ("#F0E442", "dotted"))  # LV, MYO, RV
 _VENDOR_COLOUR = "#3B6EA5"
 INK, MUTED, GRID = "#1F2933", "#6B7280", "#E5E7EB"
@@ -55,7 +57,7 @@ _RC: Any = {
 
 def arm_style(arm: str) -> tuple[str, str]:
     """Colour and marker of an arm, the same in every figure; an unknown name takes a spare pair by its spelling."""
-    return _PAPER_STYLE.get(arm) or _OTHER_STYLES[sum(arm.encode()) % len(_OTHER_STYLES)]
+    return _PAPER_STYLE.get(arm) or _BEYOND_STYLE.get(arm) or _OTHER_STYLES[sum(arm.encode()) % len(_OTHER_STYLES)]
 
 
 def resolution_histograms(areas: Mapping[str, Sequence[float]]) -> bytes:

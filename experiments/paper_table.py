@@ -15,6 +15,20 @@ ARM_LABELS: dict[str, str] = {
     "ss_sdnet_ra_fa": "SS SDNet+RA+FA",
 }
 
+# "SS SDNet+" before each
+BEYOND_LABELS = {
+    "ss_sdnet_ra_rec": "RA+reconstructions",
+    "ss_sdnet_ra_fa_interpolate": "RA+FA between",
+    "ss_sdnet_ra_fa_extrapolate": "RA+FA beyond",
+    "ss_sdnet_ra_fa_gaussian": "RA+FA densities",
+    "ss_sdnet_ra_fa_styles": "RA+FA styles",
+    "ss_sdnet_ra_fa_consistency": "RA+FA+consistency",
+    "ss_sdnet_ra_bigaug": "RA+BigAug-like",
+    "ss_sdnet_ra_fa_bigaug": "RA+FA+BigAug-like",
+    "ss_sdnet_ra_fourier": "RA+Fourier",
+    "ss_sdnet_ra_fa_fourier": "RA+FA+Fourier",
+}
+
 REFERENCE_NOTE = (
     "The paper's numbers are its Table 1, measured on the challenge's hidden set of 80 subjects (20 a vendor), which "
     "was never released. They are a reference for orientation, not a target that can be hit exactly."
@@ -74,8 +88,8 @@ def phantom_note(beside: bool) -> str:
 
 
 def arm_label(arm: str) -> str:
-    """The paper's name of an arm; an arm that the paper does not have keeps its own name."""
-    return ARM_LABELS.get(arm, arm)
+    """The paper's name of an arm, or one in its manner; an arm that is neither keeps its own name."""
+    return ARM_LABELS.get(arm) or (f"SS SDNet+{BEYOND_LABELS[arm]}" if arm in BEYOND_LABELS else arm)
 
 
 def arm_order(arm: str) -> tuple[int, str]:

@@ -266,3 +266,12 @@ def test_the_terminal_table_of_the_whole_ablation_fits_80_columns() -> None:
     text = console.export_text()
     assert "SS SDNet+RA+FA" in text and "…" not in text
     assert "missed" in text
+
+
+def test_every_arm_has_a_name_and_a_look_of_its_own() -> None:
+    from experiments.arms import ARMS
+    from experiments.figures import arm_style
+    from experiments.paper_table import arm_label
+
+    assert len({arm_label(arm) for arm in ARMS} - set(ARMS)) == len(ARMS)
+    assert len({arm_style(arm) for arm in ARMS}) == len(ARMS)
