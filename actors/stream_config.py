@@ -85,7 +85,7 @@ def step_plan(config: StreamConfig, store: SliceStore, bank: FactorBank | None =
             policy=config.plan.fa_policy,
             own_rows=np.array([rows[key] for key in keys_of(store, pool)]) if rows is not None else None,
             looks=np.flatnonzero(train) if config.appearance != "none" else None,
-            twins=config.twins and fa,
+            twins=config.twins and fa and donors is not None,
         )
 
     return StepPlan(
