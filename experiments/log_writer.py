@@ -27,7 +27,7 @@ class LogWriter:
         self._tasks: dict[str, Callable[[], object]] = {}
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
-        self._closing = self._ended = False
+        self._closing = self._ended = self._answers = False
         self.error: BaseException | None = None
         self.succeeded = False
 
@@ -49,13 +49,13 @@ class LogWriter:
     def close(self, patience_s: float) -> list[str]:
         """Wait until all is done, or until tasks have failed for so long; returns the names of those not done.
 
-        As long as tasks succeed, or have not been tried, it waits.
+        As long as tasks succeed, or have not been tried, it waits: also after failures, once one has succeeded.
         """
         began = time.monotonic()
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-            while self._tasks and (self.error is None or time.monotonic() - began < patience_s):
+            while self._tasks and (self.error is None or self._answers or time.monotonic() - began < patience_s):
                 self._changed.wait(0.2)
             self._ended = True
             self._changed.notify_all()
@@ -91,7 +91,7 @@ class LogWriter:
             try:
                 task()
             except Exception as error:  # whatever it is, training must not end by it, and it may pass
-                failed = error
+                failed, self._answers = error, False
                 if self._is_away(error):
                     break
             else:
@@ -103,7 +103,7 @@ class LogWriter:
         with self._changed:
             if self._tasks.get(name) is task:  # else a newer one came meanwhile
                 del self._tasks[name]
-            self.succeeded = True
+            self.succeeded = self._answers = True
             self._changed.notify_all()
 
     def _note(self, failed: BaseException | None) -> None:

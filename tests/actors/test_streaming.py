@@ -153,6 +153,13 @@ def test_the_fa_arm_refuses_a_bank_that_does_not_fit(run: str) -> None:
     assert step_plan(stream_config(run, fa=False), store).labelled.fa_share == 0
 
 
+def test_every_arm_has_a_plan_before_there_is_a_bank(run: str) -> None:
+    """It is what a run is checked by before its SDNet is trained."""
+    for policy in ("mix", "own", "styles"):
+        config = stream_config(run, twins=True, plan=PlanConfig(fa_policy=policy))
+        assert step_plan(config, SliceStore.open(run)).labelled.fa_share == 0
+
+
 @pytest.mark.parametrize("split", ["validation", "test", "excluded"])
 def test_the_fa_arm_refuses_a_bank_with_a_subject_that_this_run_does_not_train_on(run: str, split: str) -> None:
     store = SliceStore.open(run)

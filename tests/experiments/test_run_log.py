@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -172,6 +173,27 @@ def test_the_writer_carries_out_each_newest_state_in_order_whatever_fails_meanwh
     writer.post("b", lambda: reach("b2"))
     assert writer.close(60.0) == [] and sorted(done) == ["a1", "b2", "r"]
     assert [type(change) for change in changes] == [ValueError, type(None)]
+
+
+def test_a_closing_writer_gives_a_server_that_answers_again_all_the_time_it_needs() -> None:
+    away, began, done = threading.Event(), threading.Event(), list[int]()
+    away.set()
+
+    def slow(number: int) -> None:
+        if away.is_set():
+            raise ConnectionError
+        done.append(number)
+        began.set()
+        time.sleep(0.4)
+
+    writer = LogWriter(lambda: None, lambda e: isinstance(e, ConnectionError), lambda _: None)
+    for number in range(5):
+        writer.post(str(number), partial(slow, number))
+    assert isinstance(writer.wait("0"), ConnectionError)
+    away.clear()
+    assert began.wait(30)
+    assert writer.close(0.5) == []  # five tasks take longer
+    assert done == list(range(5))
 
 
 def _id(client: MlflowClient, name: str) -> str:
