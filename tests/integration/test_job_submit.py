@@ -154,6 +154,7 @@ def test_bad_input_fails_the_job_with_one_line(server: JobServer) -> None:
     assert "Traceback" not in said
 
 
+@pytest.mark.slow
 def test_a_stopped_job_leaves_a_run_that_the_next_one_finishes_with_the_same_table(
     server: JobServer, run: Path, tmp_path: Path
 ) -> None:
