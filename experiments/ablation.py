@@ -142,12 +142,17 @@ class Ablation:
         if todo:
             budget = self._ready_to_train(len(todo))
             self.progress.say(budget.describe())
+            begun, ended = set[str](), set[str]()
             with self.progress.arms([r.label for r in todo], self.settings.train.epochs) as bars:
 
                 def tick(running: list[str]) -> None:
+                    begun.update(running)
                     for run in todo:
                         if run.label in running:
                             self._follow(run.arm, run.seed, run.job, bars.of(run.label))
+                        elif run.label in begun - ended and run.evaluated():  # hours before the last may be
+                            self.log.finish_arm(run, failed=False)
+                            ended.add(run.label)
 
                 self._failed = stages.run_arms(todo, budget, tick)
         for run in runs:
