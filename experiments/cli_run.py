@@ -3,8 +3,10 @@ so that `--help` answers at once."""
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -59,15 +61,38 @@ def driving(run: str, settings: Settings) -> Iterator[Ablation]:
     from experiments.progress import Progress
     from storage.run_lock import run_lock
 
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))  # as Ray's own, from before Ray starts
+    stop = _Stop()
+    signal.signal(signal.SIGTERM, stop)  # as Ray's own, from before Ray starts
     progress = Progress()
     try:
         with run_lock(run), Ablation(run, settings, progress) as driver:
-            config.save(settings, run)
-            yield driver
+            try:
+                config.save(settings, run)
+                yield driver
+            finally:
+                stop.heard()
     except (SystemExit, KeyboardInterrupt):
         progress.say("stopped; the same command goes on from here")
         raise
+
+
+class _Stop:
+    """Ends the process by an exception; once more every second until that was `heard`, since Python swallows what is
+    raised in a destructor or in a callback of its garbage collector."""
+
+    def __init__(self) -> None:
+        self._again: threading.Timer | None = None
+
+    def __call__(self, number: int, _frame: object) -> None:
+        self._again = threading.Timer(1.0, os.kill, (os.getpid(), number))
+        self._again.daemon = True
+        self._again.start()
+        sys.exit(number)
+
+    def heard(self) -> None:
+        """What follows is not to be disturbed."""
+        if self._again is not None:
+            self._again.cancel()
 
 
 def stage(run: str, assignments: list[str] | None = None) -> AbstractContextManager[Ablation]:

@@ -31,3 +31,30 @@ def test_a_driver_that_is_told_to_stop_gives_the_lock_up_and_says_how_to_go_on(t
     assert said.splitlines()[-1] == "stopped; the same command goes on from here"
     assert "Traceback" not in said
     assert not (run / ".lock").exists()
+
+
+STOPPED_IN_A_DESTRUCTOR = """
+import os, signal, sys, time
+from experiments.cli_run import driving
+from experiments.config import demo
+
+class Gone:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.1)
+
+with driving(sys.argv[1], demo()):
+    Gone()
+    time.sleep(20)
+    print("went on")
+"""
+
+
+def test_a_driver_stops_where_python_swallows_the_exception(tmp_path: Path) -> None:
+    run = tmp_path / "first"
+    command = [sys.executable, "-c", STOPPED_IN_A_DESTRUCTOR, str(run)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == signal.SIGTERM
+    assert "went on" not in done.stdout
+    assert done.stderr.splitlines()[-1] == "stopped; the same command goes on from here"
+    assert not (run / ".lock").exists()
