@@ -142,17 +142,16 @@ class Ablation:
         if todo:
             budget = self._ready_to_train(len(todo))
             self.progress.say(budget.describe())
-            begun, ended = set[str](), set[str]()
+            before: list[str] = []  # what ran at the last tick
             with self.progress.arms([r.label for r in todo], self.settings.train.epochs) as bars:
 
                 def tick(running: list[str]) -> None:
-                    begun.update(running)
                     for run in todo:
                         if run.label in running:
                             self._follow(run.arm, run.seed, run.job, bars.of(run.label))
-                        elif run.label in begun - ended and run.evaluated():  # hours before the last may be
+                        elif run.label in before and run.evaluated():  # hours before the last one, perhaps
                             self.log.finish_arm(run, failed=False)
-                            ended.add(run.label)
+                    before[:] = running
 
                 self._failed = stages.run_arms(todo, budget, tick)
         for run in runs:

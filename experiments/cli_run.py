@@ -72,6 +72,7 @@ def driving(run: str, settings: Settings) -> Iterator[Ablation]:
             finally:
                 stop.heard()
     except (SystemExit, KeyboardInterrupt):
+        stop.heard()  # where it came before the body
         progress.say("stopped; the same command goes on from here")
         raise
 
