@@ -1,14 +1,17 @@
 """The actor's side of extraction: the frozen SDNet, the slice store and the bank, opened once.
 
-Ray runs up to `IN_FLIGHT` calls of an actor at a time, a thread each, and a shard is read, encoded and written under a
-lock each. So while one shard is in the network, the next is read and the one before is compressed and written, the
-network does not wait for disks, and at most `IN_FLIGHT` shards are in memory. Whatever goes wrong on any of these
-threads is the answer of that shard's call.
+Slices go through three stages, a thread each: one reads them ahead, one encodes them, one compresses what has come out.
+Ray runs up to `IN_FLIGHT` calls of an actor at a time, so that the next shard is read and the one before is written
+while one is in the network, the network does not wait for disks, and at most `IN_FLIGHT` shards are in memory. A shard
+is compressed slice by slice and not when it is whole, or actors that started together would all want their cores at
+once in the end. Whatever goes wrong on any of these threads is the answer of that shard's call.
 """
 
 from __future__ import annotations
 
 import threading
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,11 +21,12 @@ from pipeline.preprocess import PreprocessConfig
 from storage import uri
 from storage.bank_index import slice_keys
 from storage.errors import InputError
-from storage.factor_bank import FactorBank, PackedBank
+from storage.factor_bank import FactorBank
 from storage.slice_store import SliceStore
 
 if TYPE_CHECKING:
     from pipeline.factors import Precision, View
+    from storage.bank_draft import ShardDraft
 
 IN_FLIGHT = 3  # shards of an actor: one is read, one encoded, one written
 
@@ -45,7 +49,8 @@ class Extractor:
 
     def __init__(self, work: Work) -> None:
         self._work = work
-        self._reading, self._encoding, self._writing = (threading.Lock() for _ in range(3))
+        self._encoding = threading.Lock()
+        self._reader, self._packer = (ThreadPoolExecutor(1) for _ in range(2))
         self._encoded = 0
 
     def start(self) -> str | InputError:
@@ -81,38 +86,44 @@ class Extractor:
 
     def extract(self, shard: int) -> InputError | None:
         """Read, encode, write and commit one shard."""
+        draft = self._bank.draft(shard)
+        views = deque(self._reader.submit(self._view, row) for row in self._bank.shard_rows(shard))
+        packed: list[Future[None]] = []
         try:
-            with self._reading:
-                views = self._read(shard)
             with self._encoding:
-                found = self._encode(views)
-            del views
-            with self._writing:
-                self._bank.write_shard(shard, found.anatomy, found.modality, found.mask)
+                while views:
+                    packed.append(self._encode(views.popleft().result(), draft))
+            for done in packed:
+                done.result()
+            draft.commit()
         except InputError as error:
             return error
+        finally:
+            for reading in views:
+                reading.cancel()
+            for packing in packed:
+                packing.cancel()
         return None
 
     def encoded(self) -> int:
         """Slices that have been through the network here, whatever became of them."""
         return self._encoded
 
-    def _read(self, shard: int) -> list[View]:
+    def _view(self, row: int) -> View:
         from pipeline.factors import view
 
-        return [view(self._store, self._slice_ids[row], self._work.preprocess) for row in self._bank.shard_rows(shard)]
+        return view(self._store, self._slice_ids[row], self._work.preprocess)
 
-    def _encode(self, views: list[View]) -> PackedBank:
-        from pipeline.factors import bank_rows
+    def _encode(self, seen: View, draft: ShardDraft) -> Future[None]:
+        """Encode a slice; what is returned compresses it into the draft."""
+        from pipeline.factors import bank_row
 
-        def count() -> None:
-            self._encoded += 1
-
-        found = bank_rows(self._network, views, self._bank.spec.canvas, count)
-        if not np.isfinite(found.modality).all():
+        anatomy, modality, mask = bank_row(self._network, seen, self._bank.spec.canvas)
+        if not np.isfinite(modality).all():
             raise InputError(
                 uri.base_name(self._work.sdnet_dir),
                 "its modality is not finite",
                 "pretrain again with a lower learning rate",
             )
-        return found
+        self._encoded += 1
+        return self._packer.submit(draft.append, anatomy, modality, mask)

@@ -7,7 +7,7 @@ there. So a bank to which subjects are added keeps every byte that it had.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -93,16 +93,17 @@ class FrozenSDNet:
         return batch.to(self._device, self._dtype).contiguous(memory_format=torch.channels_last)
 
 
-def bank_rows(
-    network: FrozenSDNet, views: Sequence[View], canvas: tuple[int, int], each: Callable[[], None] = lambda: None
-) -> PackedBank:
-    """The views' factors and masks as rows of a bank of that canvas; zeros around each extent. `each` is called after
-    every slice."""
-    anatomy, mask = (np.zeros((len(views), *canvas), dtype=np.uint8) for _ in range(2))
-    modality = np.empty((len(views), network.config.modality_size), dtype=np.float32)
-    for k, seen in enumerate(views):
-        found, modality[k] = network.factors(seen)
-        anatomy[k], _, _ = centre_on(found, canvas, 0)
-        mask[k], _, _ = centre_on(seen.mask, canvas, 0)
-        each()
-    return PackedBank(anatomy, mask, modality)
+def bank_row(
+    network: FrozenSDNet, seen: View, canvas: tuple[int, int]
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
+    """A view's packed anatomy, modality and mask as a row of a bank of that canvas; zeros around its extent."""
+    found, modality = network.factors(seen)
+    anatomy, _, _ = centre_on(found, canvas, 0)
+    mask, _, _ = centre_on(seen.mask, canvas, 0)
+    return anatomy, modality, mask
+
+
+def bank_rows(network: FrozenSDNet, views: Sequence[View], canvas: tuple[int, int]) -> PackedBank:
+    """`bank_row` of one view after the other."""
+    anatomy, modality, mask = zip(*(bank_row(network, seen, canvas) for seen in views), strict=True)
+    return PackedBank(np.stack(anatomy), np.stack(mask), np.stack(modality))

@@ -6,6 +6,7 @@ and an object store. `zarr.open_group` reads what comes out; tests/storage/test_
 
 from __future__ import annotations
 
+import hashlib
 import json
 from typing import Any, Final
 
@@ -16,7 +17,7 @@ from numcodecs.zstd import Zstd
 from storage import uri
 from storage.bank_spec import BankSpec
 from storage.errors import InputError
-from storage.sharded_array import LITTLE, chunks, joined
+from storage.sharded_array import LITTLE, ShardWriter, chunks
 
 ARRAYS: Final = ("anatomy", "mask", "modality")
 METADATA: Final = "zarr.json"
@@ -42,14 +43,41 @@ def shard_uri(bank: str, name: str, shard: int) -> str:
     return uri.join(bank, name, "c", str(shard), *["0"] * (1 if name == "modality" else 2))
 
 
-def encoded(name: str, values: Values, spec: BankSpec) -> bytes:
-    """A shard's file from the values of its rows; rows that the last shard lacks are the fill value."""
-    codec = Zstd(level=LEVEL)
-    if name != "modality":
-        return joined(values, codec.encode, spec.shard_slices)
-    whole = np.full((spec.shard_slices, *row_shape(name, spec)), np.nan, dtype=dtype(name))
-    whole[: len(values)] = values
-    return bytes(codec.encode(whole))
+class ShardFile:
+    """A shard's file of one array, and the SHA-256 of its values, put together row by row.
+
+    `append` wants (H, W) uint8, or (modality_size,) float32. Rows that the last shard lacks are the fill value.
+    """
+
+    def __init__(self, name: str, spec: BankSpec) -> None:
+        self._name, self._spec = name, spec
+        self._sha256 = hashlib.sha256()
+        self._maps = ShardWriter(Zstd(level=LEVEL).encode, spec.shard_slices)
+        self._vectors: list[Values] = []
+
+    def append(self, values: Values) -> None:
+        """The next row. Raises ValueError for another shape or type, IndexError if the shard is full."""
+        wanted, shape = dtype(self._name), row_shape(self._name, self._spec)
+        if values.shape != shape or values.dtype != wanted:
+            raise ValueError(f"{self._name} is {values.dtype} {values.shape}, not {wanted} {shape}")
+        values = np.ascontiguousarray(values, dtype=wanted)
+        self._sha256.update(values.data)
+        if self._name == "modality":
+            self._vectors.append(values)
+        else:
+            self._maps.append(values)
+
+    def values_sha256(self) -> str:
+        """As the ledger records it, see `ledger.array_sha256`."""
+        return self._sha256.hexdigest()
+
+    def content(self) -> bytes:
+        """The file's bytes. Raises ValueError for more vectors than a shard has room for."""
+        if self._name != "modality":
+            return self._maps.content()
+        whole = np.full((self._spec.shard_slices, *row_shape(self._name, self._spec)), np.nan, dtype=dtype(self._name))
+        whole[: len(self._vectors)] = self._vectors
+        return bytes(Zstd(level=LEVEL).encode(whole))
 
 
 def decoded(name: str, stored: bytes, spec: BankSpec, rows: int, out: Values | None = None) -> Values:

@@ -31,7 +31,6 @@ from storage.bank_arrays import (
     check_metadata,
     decoded,
     dtype,
-    encoded,
     row_shape,
     shard_uri,
     write_metadata,
@@ -54,7 +53,6 @@ from storage.bank_spec import (
     WEIGHTS_CONFIG,
     BankSpec,
     as_json,
-    code_version,
     read_root,
     root_document,
     sha256,
@@ -63,6 +61,7 @@ from storage.errors import InputError
 
 if TYPE_CHECKING:
     from storage.bank_cache import BankView
+    from storage.bank_draft import ShardDraft
     from storage.bank_styles import Donors
 
 __all__ = ["ARRAYS", "BANK_INDEX_SCHEMA", "BankSpec", "FactorBank", "PackedBank"]
@@ -195,28 +194,16 @@ class FactorBank:
 
         Shapes and types as in `PackedBank`, for all rows of the shard. Raises ValueError if they are not.
         """
-        rows = self.shard_rows(shard)
-        data: dict[str, npt.NDArray[Any]] = {"anatomy": anatomy, "mask": mask, "modality": modality}
-        for name, values in data.items():
-            shape = (len(rows), *row_shape(name, self.spec))
-            if values.shape != shape or values.dtype != dtype(name):
-                raise ValueError(f"{name} of shard {shard} is {values.dtype} {values.shape}, not {dtype(name)} {shape}")
-        if not np.isfinite(modality).all():
-            raise ValueError(f"modality of shard {shard} is not finite")
-        files = {name: encoded(name, values, self.spec) for name, values in data.items()}
-        ledger.retract(self.uri, shard)
-        for name, content in files.items():
-            uri.write_bytes(shard_uri(self.uri, name, shard), content)
-        entry = ledger.Entry(
-            rows.start,
-            rows.stop,
-            {name: ledger.array_sha256(values) for name, values in data.items()},
-            {name: sha256(content) for name, content in files.items()},
-            self._row_digests[shard],
-            self.spec.sdnet_fingerprint,
-            code_version(),
-        )
-        ledger.commit(self.uri, shard, entry)
+        draft = self.draft(shard)
+        for of_slice in zip(anatomy, modality, mask, strict=True):
+            draft.append(*of_slice)
+        draft.commit()
+
+    def draft(self, shard: int) -> ShardDraft:
+        """A shard to be compressed slice by slice, for whoever gets them one by one. Raises IndexError."""
+        from storage.bank_draft import ShardDraft
+
+        return ShardDraft(self.uri, shard, self.shard_rows(shard), self.spec, self._row_digests[shard])
 
     def read_shard(self, shard: int) -> PackedBank:
         """One whole shard, its files checked against the ledger. Raises InputError if it is missing or damaged."""

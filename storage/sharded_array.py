@@ -77,26 +77,37 @@ class ShardedArray:
 
 def shard(data: npt.NDArray[Any], level: int) -> bytes:
     """The shard of (rows, …): Blosc zstd of `level` with bitshuffle."""
-    return joined(data, Blosc(cname="zstd", clevel=level, shuffle=Blosc.BITSHUFFLE).encode, len(data))
+    joined = ShardWriter(Blosc(cname="zstd", clevel=level, shuffle=Blosc.BITSHUFFLE).encode, len(data))
+    for values in data:
+        joined.append(values)
+    return joined.content()
 
 
-def joined(data: npt.NDArray[Any], encode: Callable[[npt.NDArray[Any]], Any], slots: int) -> bytes:
-    """The chunks of (rows, …), one after the other, then offset and length of each and a CRC-32C of these.
+class ShardWriter:
+    """A shard put together row by row: chunks one after the other, offset and length of each, a CRC-32C of these.
 
     slots: the rows that a shard has room for; those without data, and rows of zeros, have no chunk.
     """
-    little = data.astype(data.dtype.newbyteorder("<"), order="C", copy=False)
-    index = np.full((slots, 2), ABSENT, dtype="<u8")
-    chunks: list[bytes] = []
-    at = 0
-    for row, values in enumerate(little):
-        if not values.any():
-            continue
-        chunks.append(bytes(encode(values)))
-        index[row] = at, len(chunks[-1])
-        at += len(chunks[-1])
-    listed = index.tobytes()
-    return b"".join([*chunks, listed, google_crc32c.value(listed).to_bytes(CRC, "little")])
+
+    def __init__(self, encode: Callable[[npt.NDArray[Any]], Any], slots: int) -> None:
+        self._encode = encode
+        self._index = np.full((slots, 2), ABSENT, dtype="<u8")
+        self._chunks: list[bytes] = []
+        self._rows = self._end = 0
+
+    def append(self, values: npt.NDArray[Any]) -> None:
+        """Encode the next row, whose chunk is kept and whose values are not. Raises IndexError beyond the slots."""
+        if values.any():
+            chunk = bytes(self._encode(values.astype(values.dtype.newbyteorder("<"), order="C", copy=False)))
+            self._index[self._rows] = self._end, len(chunk)
+            self._chunks.append(chunk)
+            self._end += len(chunk)
+        self._rows += 1
+
+    def content(self) -> bytes:
+        """The shard's file."""
+        listed = self._index.tobytes()
+        return b"".join([*self._chunks, listed, google_crc32c.value(listed).to_bytes(CRC, "little")])
 
 
 def chunks(stored: bytes, slots: int) -> list[memoryview | None]:

@@ -18,13 +18,23 @@ from zarr.codecs import ZstdCodec
 
 from storage import uri
 from storage.anatomy_codec import pack, unpack
-from storage.bank_arrays import LEVEL, decoded, encoded, metadata, shard_uri, write_metadata
+from storage.bank_arrays import LEVEL, ShardFile, decoded, metadata, shard_uri, write_metadata
+from storage.bank_spec import BankSpec
+from storage.ledger import array_sha256
 from tests.storage.banks import spec
 
 # (slices, channels, H, W): odd sizes, edge tiles and shards that are not full
 anatomies_NCHW = hnp.arrays(
     np.bool_, st.tuples(st.integers(1, 5), st.integers(1, 8), st.integers(1, 21), st.integers(1, 21))
 )
+
+
+def encoded(name: str, values: npt.NDArray[Any], of: BankSpec) -> bytes:
+    file = ShardFile(name, of)
+    for row in values:
+        file.append(row)
+    assert file.values_sha256() == array_sha256(values)
+    return file.content()
 
 
 def by_zarr(path: Path, name: str, values: npt.NDArray[Any], slots: int) -> None:

@@ -170,9 +170,15 @@ def test_the_order_of_shards_and_a_killed_attempt_leave_no_trace(tmp_path: Path,
 
 def test_what_is_not_a_whole_shard_is_not_written(copy: Path) -> None:
     bank, before = FactorBank.open(str(copy)), digests(copy)
-    part = slice(0, 3)
-    with pytest.raises(ValueError, match="anatomy of shard 0"):
-        bank.write_shard(0, FACTORS.anatomy[part], FACTORS.modality[part], FACTORS.mask[part])
+    anatomy, modality, mask = FACTORS.anatomy[:5], FACTORS.modality[:5], FACTORS.mask[:5]
+    for slices in (3, 5):
+        with pytest.raises(ValueError, match="shard 0 has 4 slices"):
+            bank.write_shard(0, anatomy[:slices], modality[:slices], mask[:slices])
+    with pytest.raises(ValueError):
+        bank.write_shard(0, anatomy[:4], modality[:3], mask[:4])
+    for shape in (anatomy[:4, :-1], anatomy[:4].astype(np.int16)):
+        with pytest.raises(ValueError, match="shard 0: anatomy is"):
+            bank.write_shard(0, shape, modality[:4], mask[:4])
     with pytest.raises(ValueError, match="not finite"):
         bank.write_shard(0, FACTORS.anatomy[:4], np.full((4, MODALITY), np.nan, np.float32), FACTORS.mask[:4])
     assert digests(copy) == before

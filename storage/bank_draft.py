@@ -1,0 +1,59 @@
+"""A shard of a bank that is being made: compressed slice by slice, written and committed as a whole."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from storage import ledger, uri
+from storage.bank_arrays import ARRAYS, ShardFile, shard_uri
+from storage.bank_spec import BankSpec, code_version, sha256
+
+
+class ShardDraft:
+    """See `FactorBank.draft`. Until `commit` nothing is written. One thread at a time may append."""
+
+    def __init__(self, bank: str, shard: int, rows: range, spec: BankSpec, index_sha256: str) -> None:
+        self._bank, self._shard, self._rows, self._spec, self._index_sha256 = bank, shard, rows, spec, index_sha256
+        self._files = {name: ShardFile(name, spec) for name in ARRAYS}
+        self._appended = 0
+
+    def append(
+        self, anatomy: npt.NDArray[np.uint8], modality: npt.NDArray[np.float32], mask: npt.NDArray[np.uint8]
+    ) -> None:
+        """Compress the next slice's factors: (H, W), (modality_size,) and (H, W), as in `PackedBank`.
+
+        Raises ValueError for other shapes or types, a modality that is not finite, or more slices than the shard has.
+        """
+        if self._appended == len(self._rows):
+            raise ValueError(f"shard {self._shard} has {len(self._rows)} slices, more are given")
+        if not np.isfinite(modality).all():
+            raise ValueError(f"modality of shard {self._shard} is not finite")
+        row: dict[str, npt.NDArray[Any]] = {"anatomy": anatomy, "mask": mask, "modality": modality}
+        for name, values in row.items():
+            try:
+                self._files[name].append(values)
+            except ValueError as error:
+                raise ValueError(f"shard {self._shard}: {error}") from None
+        self._appended += 1
+
+    def commit(self) -> None:
+        """Write the files, then the ledger entry. Raises ValueError if slices are missing."""
+        if self._appended != len(self._rows):
+            raise ValueError(f"shard {self._shard} has {len(self._rows)} slices, {self._appended} are given")
+        contents = {name: file.content() for name, file in self._files.items()}
+        ledger.retract(self._bank, self._shard)
+        for name, content in contents.items():
+            uri.write_bytes(shard_uri(self._bank, name, self._shard), content)
+        entry = ledger.Entry(
+            self._rows.start,
+            self._rows.stop,
+            {name: file.values_sha256() for name, file in self._files.items()},
+            {name: sha256(content) for name, content in contents.items()},
+            self._index_sha256,
+            self._spec.sdnet_fingerprint,
+            code_version(),
+        )
+        ledger.commit(self._bank, self._shard, entry)
