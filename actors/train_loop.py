@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from pipeline.train_state import TrainState
     from pipeline.validation import ValidationVolume
 
+SCALED_BY = 256  # training slices whose codes `TrainConfig.standardise_codes` standardises
+
 
 def total_steps(job: TrainJob, store: SliceStore) -> tuple[int, int]:
     """(steps an epoch, steps in all)."""
@@ -54,22 +56,28 @@ def validation_volumes(job: TrainJob, store: SliceStore) -> list[ValidationVolum
 
 
 def watched_slices(job: TrainJob, store: SliceStore) -> Watched | None:
-    """Training slices of every vendor, spread over its subjects, for what is watched; None where nothing is."""
-    import torch
-
-    from pipeline.disentanglement import Watched
+    """Training slices for what is watched, see `some_slices`; None where nothing is."""
     from pipeline.networks.sdnet import SDNetConfig
-    from pipeline.preprocess import working_slice
-    from pipeline.rescale import resample_crop
 
     if not (job.train.watched_slices and isinstance(job.network, SDNetConfig)):
         return None
+    return some_slices(job, store, job.train.watched_slices)
+
+
+def some_slices(job: TrainJob, store: SliceStore, most: int) -> Watched:
+    """About that many training slices, as many of each vendor if it has them, spread over its subjects."""
+    import torch
+
+    from pipeline.disentanglement import Watched
+    from pipeline.preprocess import working_slice
+    from pipeline.rescale import resample_crop
+
     train, vendors = store.column("split") == "train", store.column("vendor")
     present = np.unique(vendors[train])
     rows: list[int] = []
     for vendor in present:
         own = np.flatnonzero(train & (vendors == vendor))
-        count = min(len(own), -(-job.train.watched_slices // len(present)))
+        count = min(len(own), -(-most // len(present)))
         rows += own[np.arange(count) * len(own) // count].tolist()
     config = job.stream.preprocess
     slices = (working_slice(store, i, config) for i in rows)
@@ -271,8 +279,10 @@ def _end_epoch(
 
 def finish_job(job: TrainJob, store: SliceStore, state: TrainState) -> None:
     """Write the last weights and the best by validation with a card, then the marker that the job is done."""
+    from pipeline.code_scale import standardise_codes
     from pipeline.model_card import write_card
     from pipeline.networks.files import save_model
+    from pipeline.networks.sdnet import SDNet
 
     terms = sorted({str(t) for t in store.column("terms")[store.column("split") == "train"]})
     seen = store.column("subject")[np.isin(store.column("split"), ("train", "validation"))].tolist()
@@ -280,8 +290,13 @@ def finish_job(job: TrainJob, store: SliceStore, state: TrainState) -> None:
     model = state.candidate
     records = read_history(job)
     last, best = _about(job, store, state, records[-1:]), _about(job, store, state, records)
+    scale_of = some_slices(job, store, SCALED_BY).image if job.train.standardise_codes else None
+    if scale_of is not None and isinstance(model, SDNet):
+        standardise_codes(model, scale_of)
     save_model(uri.join(job.out, LAST), model, job.network, preprocess, terms, seen, last)
     model.load_state_dict(state.best_weights)
+    if scale_of is not None and isinstance(model, SDNet):
+        standardise_codes(model, scale_of)
     name = save_model(job.out, model, job.network, preprocess, terms, seen, best)
     write_card(job.out)
     done = {

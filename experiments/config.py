@@ -50,7 +50,7 @@ class Settings(BaseModel):
     )
     plan: PlanConfig = PlanConfig()
     train: TrainConfig = TrainConfig()
-    pretrain: TrainConfig = TrainConfig(revive_every=50)
+    pretrain: TrainConfig = TrainConfig(revive_every=50, standardise_codes=True)
     resources: ResourceConfig = ResourceConfig()
     bank_shard: int = Field(64, ge=1, description="slices in a shard of the factor bank")
     bank_precision: Literal["fp32", "bf16"] = Field("fp32", description="of the encoders that fill the bank")
@@ -114,7 +114,13 @@ def cpu() -> Settings:
         sdnet=SDNetConfig(anatomy_width=16, modality_width=16, segmentor_width=16, decoder_width=16),
         train=TrainConfig(batch_size=8, epochs=15, steps_per_epoch=60, plateau_patience=2, plateau_factor=0.3),
         pretrain=TrainConfig(
-            batch_size=8, epochs=8, steps_per_epoch=60, plateau_patience=2, plateau_factor=0.3, revive_every=50
+            batch_size=8,
+            epochs=8,
+            steps_per_epoch=60,
+            plateau_patience=2,
+            plateau_factor=0.3,
+            revive_every=50,
+            standardise_codes=True,
         ),
     )
 

@@ -57,6 +57,11 @@ class TrainConfig(BaseModel):
         description="steps between looks for a dead anatomy channel, which then takes over part of a live one's "
         "pixels; None: never (paper)",
     )
+    standardise_codes: bool = Field(
+        False,
+        description="give the trained SDNet's modality codes mean 0 and standard deviation 1, by its linear layers: no "
+        "image changes; False: as they come (paper)",
+    )
     ema: float | None = Field(
         None,
         gt=0,

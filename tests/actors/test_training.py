@@ -18,11 +18,11 @@ from actors import stages
 from actors.resources import ResourcePlan
 from actors.sample_maker import SampleMaker
 from actors.stream_config import StreamConfig
-from actors.train_loop import finish_job, first_state, run_epochs
+from actors.train_loop import finish_job, first_state, run_epochs, some_slices
 from actors.training import DONE, HISTORY, LAST, TrainJob, read_history, run_job
 from pipeline.losses import LossConfig
 from pipeline.networks.files import load_model
-from pipeline.networks.sdnet import SDNetConfig
+from pipeline.networks.sdnet import SDNet, SDNetConfig
 from pipeline.networks.unet import UNetConfig
 from pipeline.objective import Objective
 from pipeline.preprocess import PreprocessConfig
@@ -151,13 +151,24 @@ def test_a_finished_job_holds_its_best_and_its_last_network(run: str, undisturbe
     assert json.loads((undisturbed / DONE).read_text())["best_val_dice"] == max(scores)
 
 
-def finished_by_hand(run: str, out: Path) -> TrainJob:
+def finished_by_hand(run: str, out: Path, **changes: Any) -> TrainJob:
     """A job's folder as the end of training leaves it."""
-    job = training(run, out)
+    job = training(run, out, **changes)
     state = TrainState.create(job.network, job.train, 0)
     state.end_epoch(0.5)
     finish_job(job, SliceStore.open(run), state)
     return job
+
+
+def test_both_networks_of_a_job_have_codes_of_the_prior_s_spread_if_it_is_told_so(run: str, tmp_path: Path) -> None:
+    job, store = finished_by_hand(run, tmp_path, standardise_codes=True), SliceStore.open(run)
+    seen = some_slices(job, store, 256).image
+    for folder in (tmp_path, tmp_path / LAST):
+        model, _ = load_model(str(folder))
+        assert isinstance(model, SDNet)
+        with torch.inference_mode():
+            codes = model.encode_modality(seen)
+        assert codes.mean(0).abs().max() < 0.01 and (codes.std(0) - 1).abs().max() < 0.05
 
 
 def test_a_folder_that_is_not_whole_is_not_a_finished_job(run: str, tmp_path: Path) -> None:
