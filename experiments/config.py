@@ -45,7 +45,7 @@ class Settings(BaseModel):
     sdnet: SDNetConfig = SDNetConfig()
     loss: LossConfig = Field(LossConfig(), description="of the arms: the paper's eq. 1")
     pretrain_loss: LossConfig = Field(
-        LossConfig(kl=0.05, balance=0.1, align=0.01),
+        LossConfig(latent=0.5, balance=0.05, align=0.03),
         description="of the SDNet that fills the bank: the paper's, and what makes its factors worth banking",
     )
     plan: PlanConfig = PlanConfig()

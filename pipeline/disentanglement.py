@@ -25,7 +25,7 @@ POOLED = 16  # pixels a side to which images and anatomies are pooled for what i
 FOLDS = 5
 RIDGE = 1.0  # on standardised features
 FIRES = 1e-3  # share of pixels below which a channel counts as dead
-COLLAPSED_SPREAD, UNUSED_SWAP = 0.05, 0.01  # below these a code says nothing, and an image does not follow it
+COLLAPSED_SPREAD, UNUSED_SWAP = 0.01, 0.01  # below these all codes are one, and an image does not follow its own
 
 
 @dataclass(frozen=True)
