@@ -208,12 +208,10 @@ def shares(job: TrainJob) -> list[tuple[dict[str, float], list[torch.Tensor]]]:
     return found
 
 
-@pytest.mark.slow
-def test_two_workers_step_by_the_mean_of_their_shares_and_stay_equal(run: str, tmp_path: Path, ray_local: None) -> None:
+def both_workers(job: TrainJob, folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """The parameters of each of a job's two workers when it is done."""
     import ray.train
     from ray.train.torch import TorchTrainer
-
-    job = training(run, tmp_path / "out", workers=2, batch_size=4, epochs=1, steps_per_epoch=1)
 
     def loop(config: dict[str, Any]) -> None:
         from actors.train_loop import run_epochs
@@ -226,11 +224,28 @@ def test_two_workers_step_by_the_mean_of_their_shares_and_stay_equal(run: str, t
         torch.save(dict(state.model.named_parameters()), f"{config['out']}/rank{rank}.pt")
 
     scaling = ray.train.ScalingConfig(num_workers=2, resources_per_worker={"CPU": 0.5})
-    storage = ray.train.RunConfig(name="two", storage_path=str(tmp_path))
-    settings = {"job": job.model_dump(), "out": str(tmp_path)}
+    storage = ray.train.RunConfig(name="two", storage_path=str(folder))
+    settings = {"job": job.model_dump(), "out": str(folder)}
     TorchTrainer(loop, train_loop_config=settings, scaling_config=scaling, run_config=storage).fit()
+    first, second = (torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
+    return first, second
 
-    first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))
+
+@pytest.mark.slow
+def test_two_workers_stay_equal_where_unlabelled_samples_have_updates_of_their_own(
+    run: str, tmp_path: Path, ray_local: None
+) -> None:
+    job = training(run, tmp_path / "out", workers=2, batch_size=4, epochs=1, steps_per_epoch=3, update="separate")
+    untrained = dict(TrainState.create(job.network, job.train, job.stream.seed).model.named_parameters())
+    first, second = both_workers(job, tmp_path)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert sum(not torch.equal(first[name].cpu(), value) for name, value in untrained.items()) > len(first) / 2
+
+
+@pytest.mark.slow
+def test_two_workers_step_by_the_mean_of_their_shares_and_stay_equal(run: str, tmp_path: Path, ray_local: None) -> None:
+    job = training(run, tmp_path / "out", workers=2, batch_size=4, epochs=1, steps_per_epoch=1)
+    first, second = both_workers(job, tmp_path)
     assert all(torch.equal(first[name], second[name]) for name in first)
     (ours, one), (theirs, other) = shares(job)
     (record,) = read_history(job)
