@@ -119,11 +119,11 @@ class Extractor:
         from pipeline.factors import bank_row
 
         anatomy, modality, mask = bank_row(self._network, seen, self._bank.spec.canvas)
+        self._encoded += 1
         if not np.isfinite(modality).all():
             raise InputError(
                 uri.base_name(self._work.sdnet_dir),
                 "its modality is not finite",
                 "pretrain again with a lower learning rate",
             )
-        self._encoded += 1
         return self._packer.submit(draft.append, anatomy, modality, mask)

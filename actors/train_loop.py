@@ -290,13 +290,14 @@ def finish_job(job: TrainJob, store: SliceStore, state: TrainState) -> None:
     model = state.candidate
     records = read_history(job)
     last, best = _about(job, store, state, records[-1:]), _about(job, store, state, records)
-    scale_of = some_slices(job, store, SCALED_BY).image if job.train.standardise_codes else None
-    if scale_of is not None and isinstance(model, SDNet):
-        standardise_codes(model, scale_of)
+    scaled = job.train.standardise_codes and isinstance(model, SDNet)
+    of = some_slices(job, store, SCALED_BY).image if scaled else None
+    if of is not None and isinstance(model, SDNet):
+        standardise_codes(model, of)
     save_model(uri.join(job.out, LAST), model, job.network, preprocess, terms, seen, last)
     model.load_state_dict(state.best_weights)
-    if scale_of is not None and isinstance(model, SDNet):
-        standardise_codes(model, scale_of)
+    if of is not None and isinstance(model, SDNet):
+        standardise_codes(model, of)
     name = save_model(job.out, model, job.network, preprocess, terms, seen, best)
     write_card(job.out)
     done = {

@@ -23,10 +23,7 @@ from storage.bank_arrays import ARRAYS
 from storage.factor_bank import FactorBank, PackedBank
 
 # 360 steps of batch 4: 8 minutes on 2 cores.
-TRAINING = (
-    *("preprocess.size=224", "pretrain_loss.kl=0.1", "pretrain_loss.balance=0.1", "pretrain_loss.align=0"),
-    *("pretrain.batch_size=4", "train.batch_size=4", "pretrain.epochs=6"),
-)
+TRAINING = ("preprocess.size=224", "pretrain.batch_size=4", "train.batch_size=4", "pretrain.epochs=6")
 FIRES = 1e-3  # share of pixels below which a channel counts as dead
 
 

@@ -13,12 +13,14 @@ from torch import Tensor, nn
 
 from pipeline.networks.sdnet import SDNet
 
-LEAST = 1e-5  # standard deviation below which a dimension is constant, and only centred
+NARROWEST = 0.01  # of the widest dimension: what varies less is next to constant, and its noise is not to be spread
+TINY = 1e-6  # a spread of nothing but rounding
 
 
 @torch.no_grad()
 def standardise_codes(model: SDNet, image_N1HW: Tensor, chunk: int = 16) -> None:
-    """Give the codes of these images mean 0 and standard deviation 1 in every dimension; the model draws as before.
+    """Give the codes of these images mean 0 and standard deviation 1, less where a dimension is next to constant; the
+    model draws as before.
 
     image: float32 in [-1, 1], two or more. `model` is changed in place: what it decodes from its own codes is the same
     up to rounding, and codes from elsewhere mean something else. Without modulation nothing is done.
@@ -33,7 +35,7 @@ def standardise_codes(model: SDNet, image_N1HW: Tensor, chunk: int = 16) -> None
     codes = torch.cat([model.encode_modality(part.to(device)) for part in image_N1HW.split(chunk)]).double()
     model.train(training)
     mean, spread = codes.mean(dim=0), codes.std(dim=0, unbiased=False)
-    spread = torch.where(spread < LEAST, 1.0, spread)
+    spread = spread.clamp_min(max(NARROWEST * float(spread.max()), TINY))
     for layer, weight, bias in (
         (head, head.weight.double() / spread[:, None], (head.bias.double() - mean) / spread),
         (style, style.weight.double() * spread, style.bias.double() + style.weight.double() @ mean),

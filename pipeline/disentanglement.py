@@ -56,7 +56,8 @@ def watch(model: SDNet, slices: Watched, chunk: int = 16) -> dict[str, float]:
 
     - `reconstruction`: L1 in the images' range of 2.
     - `dead_channels`: channels that fire in less than 0.1 % of pixels. `anatomy_share`: pixels with any channel.
-    - `code_spread`: standard deviation of the codes, mean over dimensions; the prior's is 1.
+    - `code_spread`: standard deviation of the codes, mean over dimensions, as the network gives them while it trains
+      (see `TrainConfig.standardise_codes`); the prior's is 1.
     - `swap_change`: mean change of the image when another vendor's modality is swapped in.
     - `swap_error`: L1 between that modality and the one read from the swapped image, over `code_spread`.
     - `swap_anatomy`: share of pixels whose anatomy is another one in the swapped image.

@@ -46,7 +46,7 @@ def shard_uri(bank: str, name: str, shard: int) -> str:
 class ShardFile:
     """A shard's file of one array, and the SHA-256 of its values, put together row by row.
 
-    `append` wants (H, W) uint8, or (modality_size,) float32. Rows that the last shard lacks are the fill value.
+    A row is (H, W) uint8, or (modality_size,) float32; those that the last shard lacks are the fill value.
     """
 
     def __init__(self, name: str, spec: BankSpec) -> None:
@@ -56,11 +56,8 @@ class ShardFile:
         self._vectors: list[Values] = []
 
     def append(self, values: Values) -> None:
-        """The next row. Raises ValueError for another shape or type, IndexError if the shard is full."""
-        wanted, shape = dtype(self._name), row_shape(self._name, self._spec)
-        if values.shape != shape or values.dtype != wanted:
-            raise ValueError(f"{self._name} is {values.dtype} {values.shape}, not {wanted} {shape}")
-        values = np.ascontiguousarray(values, dtype=wanted)
+        """The next row, of the array's shape and type. Raises IndexError if the shard is full."""
+        values = np.ascontiguousarray(values, dtype=dtype(self._name))
         self._sha256.update(values.data)
         if self._name == "modality":
             self._vectors.append(values)

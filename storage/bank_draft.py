@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from storage import ledger, uri
-from storage.bank_arrays import ARRAYS, ShardFile, shard_uri
+from storage.bank_arrays import ARRAYS, ShardFile, dtype, row_shape, shard_uri
 from storage.bank_spec import BankSpec, code_version, sha256
 
 
@@ -32,11 +32,13 @@ class ShardDraft:
         if not np.isfinite(modality).all():
             raise ValueError(f"modality of shard {self._shard} is not finite")
         row: dict[str, npt.NDArray[Any]] = {"anatomy": anatomy, "mask": mask, "modality": modality}
+        for name, values in row.items():  # all before any is taken
+            wanted, shape = dtype(name), row_shape(name, self._spec)
+            if values.shape != shape or values.dtype != wanted:
+                found = f"{values.dtype} {values.shape}"
+                raise ValueError(f"{name} of shard {self._shard} is {found} a slice, not {wanted} {shape}")
         for name, values in row.items():
-            try:
-                self._files[name].append(values)
-            except ValueError as error:
-                raise ValueError(f"shard {self._shard}: {error}") from None
+            self._files[name].append(values)
         self._appended += 1
 
     def commit(self) -> None:

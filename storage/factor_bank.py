@@ -35,6 +35,7 @@ from storage.bank_arrays import (
     shard_uri,
     write_metadata,
 )
+from storage.bank_draft import ShardDraft
 from storage.bank_index import (
     BANK_INDEX_SCHEMA,
     extended,
@@ -61,7 +62,6 @@ from storage.errors import InputError
 
 if TYPE_CHECKING:
     from storage.bank_cache import BankView
-    from storage.bank_draft import ShardDraft
     from storage.bank_styles import Donors
 
 __all__ = ["ARRAYS", "BANK_INDEX_SCHEMA", "BankSpec", "FactorBank", "PackedBank"]
@@ -201,8 +201,6 @@ class FactorBank:
 
     def draft(self, shard: int) -> ShardDraft:
         """A shard to be compressed slice by slice, for whoever gets them one by one. Raises IndexError."""
-        from storage.bank_draft import ShardDraft
-
         return ShardDraft(self.uri, shard, self.shard_rows(shard), self.spec, self._row_digests[shard])
 
     def read_shard(self, shard: int) -> PackedBank:

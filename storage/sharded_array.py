@@ -97,6 +97,8 @@ class ShardWriter:
 
     def append(self, values: npt.NDArray[Any]) -> None:
         """Encode the next row, whose chunk is kept and whose values are not. Raises IndexError beyond the slots."""
+        if self._rows == len(self._index):
+            raise IndexError(f"a shard of {self._rows} rows is full")
         if values.any():
             chunk = bytes(self._encode(values.astype(values.dtype.newbyteorder("<"), order="C", copy=False)))
             self._index[self._rows] = self._end, len(chunk)

@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from actors.extraction import ExtractionReport, extract
+from actors.extractor import Extractor, Work
 from pipeline.networks.files import load_decoder, load_sdnet, save_model
 from pipeline.preprocess import canvas_size, centre_on, working_slice
 from pipeline.rescale import resample_crop
@@ -126,6 +128,29 @@ def test_the_bank_alone_decodes_as_the_network_does(whole: Path, sdnet: str) -> 
     modality = torch.from_numpy(found.modality[1:])
     with torch.inference_mode():
         assert torch.equal(load_decoder(*bank.decoder())(anatomy, modality), model.decode(anatomy, modality))
+
+
+def test_a_shard_that_cannot_be_read_leaves_those_in_flight_beside_it_whole(
+    ray_local: None, run: str, sdnet: str, whole: Path, copy: Path, tmp_path: Path
+) -> None:
+    for entry in (copy / "ledger").iterdir():
+        entry.unlink()
+    damaged = Path(shutil.copytree(run, tmp_path / "damaged"))
+    image = next(p for p in (damaged / "slices.zarr").rglob("b1*/**/c/**/*") if p.is_file())
+    content = image.read_bytes()
+    image.write_bytes(content[: len(content) // 2])
+    actor = Extractor(Work(str(damaged), sdnet, str(copy), PREPROCESS))
+    assert isinstance(actor.start(), str)
+    index = FactorBank.open(str(copy), partial=True).index
+    of_b1 = {row // SHARD for row, subject in enumerate(index["subject"].to_pylist()) if subject == "b1"}
+    for _ in range(2):
+        with ThreadPoolExecutor(3) as calls:
+            answers = list(calls.map(actor.extract, range(5)))
+        assert {shard for shard, answer in enumerate(answers) if isinstance(answer, InputError)} == of_b1
+        assert FactorBank.open(str(copy), partial=True).committed() == set(range(5)) - of_b1
+    image.write_bytes(content)
+    assert [actor.extract(shard) for shard in sorted(of_b1)] == [None] * len(of_b1)
+    assert digests(copy) == digests(whole)
 
 
 def test_a_shard_without_ledger_entry_is_made_again_and_no_other(fill: Extract, whole: Path, copy: Path) -> None:

@@ -161,7 +161,10 @@ def finished_by_hand(run: str, out: Path, **changes: Any) -> TrainJob:
 
 
 def test_both_networks_of_a_job_have_codes_of_the_prior_s_spread_if_it_is_told_so(run: str, tmp_path: Path) -> None:
-    job, store = finished_by_hand(run, tmp_path, standardise_codes=True), SliceStore.open(run)
+    job, store = finished_by_hand(run, tmp_path, standardise_codes=True, ema=0.9), SliceStore.open(run)
+    done = (tmp_path / DONE).read_bytes()
+    finished_by_hand(run, tmp_path, standardise_codes=True, ema=0.9)  # as after a kill in between
+    assert (tmp_path / DONE).read_bytes() == done
     seen = some_slices(job, store, 256).image
     for folder in (tmp_path, tmp_path / LAST):
         model, _ = load_model(str(folder))

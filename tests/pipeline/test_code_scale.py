@@ -22,7 +22,7 @@ def sdnet(modulation: Literal["adain", "adain_relu", "scalars", "none"] = "adain
     head = model.modality_encoder[-1]
     assert isinstance(head, nn.Linear)
     with torch.no_grad():  # codes that differ, and by dimension
-        head.weight.mul_(torch.logspace(0, 2, 8)[:, None])
+        head.weight.mul_(torch.logspace(0, 1, 8)[:, None])
         head.bias.copy_(torch.linspace(-3, 3, 8))
     return model
 
@@ -37,22 +37,23 @@ def test_the_codes_change_and_the_images_do_not(modulation: Literal["adain", "ad
     with torch.inference_mode():
         codes, old = after.encode_modality(image), before.encode_modality(image)
         assert codes.mean(0).abs().max() < 1e-3 and (codes.std(0, unbiased=False) - 1).abs().max() < 1e-3
-        assert old.std(0).min() < 0.1
+        assert old.std(0).max() < 0.1
         anatomy = before.encode_anatomy(image)
         for donor in (slice(None), torch.arange(19, -1, -1)):  # own codes, and others'
             assert torch.allclose(after.decode(anatomy, codes[donor]), before.decode(anatomy, old[donor]), atol=1e-4)
         assert torch.equal(after(image), before(image))
 
 
-def test_a_constant_dimension_is_only_centred() -> None:
+@pytest.mark.parametrize("dimensions", [[3], list(range(8))])
+def test_a_dimension_next_to_constant_is_not_blown_up(dimensions: list[int]) -> None:
     model = sdnet()
     head = model.modality_encoder[-1]
     assert isinstance(head, nn.Linear)
     with torch.no_grad():
-        head.weight[3] = 0.0
+        head.weight[dimensions] *= 1e-9
     standardise_codes(model, images(20))
     codes = model.eval().encode_modality(images(20, seed=1))
-    assert torch.isfinite(codes).all() and codes[:, 3].abs().max() < 1e-5
+    assert torch.isfinite(codes).all() and codes[:, dimensions].abs().max() < 0.5
 
 
 def test_a_decoder_without_modulation_has_no_scale_to_take_up() -> None:

@@ -168,6 +168,19 @@ def test_the_order_of_shards_and_a_killed_attempt_leave_no_trace(tmp_path: Path,
     assert digests(tmp_path / "b") == digests(whole)
 
 
+def test_a_slice_that_is_refused_leaves_its_draft_as_it_was(copy: Path) -> None:
+    bank, before = FactorBank.open(str(copy)), digests(copy)
+    draft = bank.draft(0)
+    for row in range(4):
+        factors = FACTORS.anatomy[row], FACTORS.modality[row], FACTORS.mask[row]
+        for bad in (np.int64(0), np.nan):
+            with pytest.raises(ValueError, match="of shard 0 is"):
+                draft.append(factors[0], factors[1] * np.float32(bad), factors[2].astype(np.int64))
+        draft.append(*factors)
+    draft.commit()
+    assert digests(copy) == before
+
+
 def test_what_is_not_a_whole_shard_is_not_written(copy: Path) -> None:
     bank, before = FactorBank.open(str(copy)), digests(copy)
     anatomy, modality, mask = FACTORS.anatomy[:5], FACTORS.modality[:5], FACTORS.mask[:5]
@@ -177,7 +190,7 @@ def test_what_is_not_a_whole_shard_is_not_written(copy: Path) -> None:
     with pytest.raises(ValueError):
         bank.write_shard(0, anatomy[:4], modality[:3], mask[:4])
     for shape in (anatomy[:4, :-1], anatomy[:4].astype(np.int16)):
-        with pytest.raises(ValueError, match="shard 0: anatomy is"):
+        with pytest.raises(ValueError, match="anatomy of shard 0 is"):
             bank.write_shard(0, shape, modality[:4], mask[:4])
     with pytest.raises(ValueError, match="not finite"):
         bank.write_shard(0, FACTORS.anatomy[:4], np.full((4, MODALITY), np.nan, np.float32), FACTORS.mask[:4])
