@@ -27,6 +27,16 @@ from storage.layouts import LayoutOptions
 CONFIG_FILE = "config.yaml"
 
 
+def _for_bank(config: TrainConfig) -> TrainConfig:
+    """With what the paper does not do to an SDNet, and a bank gains from (docs/fidelity.md)."""
+    return config.model_copy(update={"revive_every": 50, "standardise_codes": True})
+
+
+def _brief(batch_size: int, epochs: int) -> TrainConfig:
+    """Epochs of 60 steps, and a plateau rule that suits a short run."""
+    return TrainConfig(batch_size=batch_size, epochs=epochs, steps_per_epoch=60, plateau_patience=2, plateau_factor=0.3)
+
+
 class Settings(BaseModel):
     """Everything that determines a run, except the data."""
 
@@ -50,7 +60,7 @@ class Settings(BaseModel):
     )
     plan: PlanConfig = PlanConfig()
     train: TrainConfig = TrainConfig()
-    pretrain: TrainConfig = TrainConfig(revive_every=50, standardise_codes=True)
+    pretrain: TrainConfig = _for_bank(TrainConfig())
     resources: ResourceConfig = ResourceConfig()
     bank_shard: int = Field(64, ge=1, description="slices in a shard of the factor bank")
     bank_precision: Literal["fp32", "bf16"] = Field("fp32", description="of the encoders that fill the bank")
@@ -92,16 +102,8 @@ def demo() -> Settings:
         sdnet=SDNetConfig(anatomy_width=8, modality_width=8, segmentor_width=16, decoder_width=8),
         pretrain_loss=LossConfig(),
         plan=PlanConfig(unlabelled_ratio=0.5),
-        train=TrainConfig(batch_size=4, epochs=10, steps_per_epoch=60, plateau_patience=2, plateau_factor=0.3),
-        pretrain=TrainConfig(
-            batch_size=4,
-            epochs=6,
-            steps_per_epoch=60,
-            plateau_patience=2,
-            plateau_factor=0.3,
-            revive_every=50,
-            standardise_codes=True,
-        ),
+        train=_brief(batch_size=4, epochs=10),
+        pretrain=_for_bank(_brief(batch_size=4, epochs=6)),
     )
 
 
@@ -117,16 +119,8 @@ def cpu() -> Settings:
         preprocess=PreprocessConfig(size=128, field=224),
         unet=UNetConfig(width=16),
         sdnet=SDNetConfig(anatomy_width=16, modality_width=16, segmentor_width=16, decoder_width=16),
-        train=TrainConfig(batch_size=8, epochs=15, steps_per_epoch=60, plateau_patience=2, plateau_factor=0.3),
-        pretrain=TrainConfig(
-            batch_size=8,
-            epochs=8,
-            steps_per_epoch=60,
-            plateau_patience=2,
-            plateau_factor=0.3,
-            revive_every=50,
-            standardise_codes=True,
-        ),
+        train=_brief(batch_size=8, epochs=15),
+        pretrain=_for_bank(_brief(batch_size=8, epochs=8)),
     )
 
 
