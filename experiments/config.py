@@ -92,7 +92,7 @@ def demo() -> Settings:
     """The whole ablation on the phantom: 7 minutes on 2 cores (Zen 4), 2026-11-24.
 
     Mean volume Dice of 3 test subjects a vendor, one seed: A .82 to .93 LV; D .75 with U-Net+RA, .09 with FS SDNet
-    without RA, .70 with it, .60 with FA. So small an SDNet, trained so briefly, moves by .1 and more between runs.
+    without RA, .70 with it, .15 with FA. So small an SDNet, trained so briefly, moves by .1 and more between runs.
     Pretrained by the paper's loss: 360 steps are few for further terms.
     """
     return Settings(
