@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from storage import uri
+from storage import fs
 from storage.slice_store import SliceStore
 
 CASES, SLICES, EXAMPLES = "cases.csv", "slices.csv", "examples.npz"
@@ -46,8 +46,8 @@ def evaluate_job(run: str, out: str, arm: str, seed: int, threads: int, precisio
         slices += slice_rows(score_slices(found, mask), whose)
         shown.append(example(volume.subject, volume.vendor, volume.phase, volume.spacing, images, mask, found))
         dice.append(mean_dice(scores))
-    write_slices(uri.join(out, SLICES), slices)
-    uri.write_bytes(uri.join(out, EXAMPLES), pack({kind: shown[i] for kind, i in choose(dice).items()}))
+    write_slices(fs.join(out, SLICES), slices)
+    fs.write_bytes(fs.join(out, EXAMPLES), pack({kind: shown[i] for kind, i in choose(dice).items()}))
     add_test_scores(out, summarise(cases))
-    write_cases(uri.join(out, CASES), cases)
+    write_cases(fs.join(out, CASES), cases)
     return len(volumes)

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from actors.sample_maker import SampleMaker
 from actors.stream_config import StreamConfig, open_bank, step_plan
 from pipeline.sample_plan import Sample, StepPlan
-from storage import nnunet, uri
+from storage import fs, nnunet
 from storage.errors import InputError
 from storage.slice_store import SliceStore, finalise
 from storage.slice_writer import Made, Stored, write_made
@@ -72,9 +72,9 @@ def export(
     if kind == "nnunet":
         nnunet.check_name(out)
     stream = stream.model_copy(
-        update={"run": uri.absolute(stream.run), "bank": stream.bank and uri.absolute(stream.bank)}
+        update={"run": fs.absolute(stream.run), "bank": stream.bank and fs.absolute(stream.bank)}
     )
-    out = uri.absolute(out)
+    out = fs.absolute(out)
     store = SliceStore.open(stream.run)
     bank = open_bank(stream, store)
     planned = _planned(step_plan(stream, store, bank), samples, labelled_alone=kind == "nnunet")
@@ -84,7 +84,7 @@ def export(
     _begin(out, request)
     units = _units(planned, vendors, together=kind == "nnunet")
     _run((stream, out, kind), units, actors, cpus, progress)
-    uri.write_text(uri.join(out, SAMPLES), _listed(planned, vendors, store))
+    fs.write_text(fs.join(out, SAMPLES), _listed(planned, vendors, store))
     if kind == "nnunet":
         groups = [(_case(p.number), str(store.column("subject")[p.sample.slice_id])) for p in planned]
         about = f"{samples} slices with factor-based and resolution augmentation (Liu et al. 2020), made by cardiomix"
@@ -210,14 +210,14 @@ def _vendor(sample: Sample, store: SliceStore, donors: npt.NDArray[np.str_] | No
 
 def _begin(out: str, request: dict[str, Any]) -> None:
     """Say what the folder is to hold. Raises InputError if it holds something else."""
-    path, text = uri.join(out, REQUEST), json.dumps(request, sort_keys=True)
-    if uri.exists(path):
-        if uri.read_text(path) != text:
-            raise InputError(uri.base_name(out), "holds another export", "name a new folder")
-    elif uri.exists(out) and uri.list_names(out):
-        raise InputError(uri.base_name(out), "is not empty", "name a new folder")
+    path, text = fs.join(out, REQUEST), json.dumps(request, sort_keys=True)
+    if fs.exists(path):
+        if fs.read_text(path) != text:
+            raise InputError(fs.base_name(out), "holds another export", "name a new folder")
+    elif fs.exists(out) and fs.list_names(out):
+        raise InputError(fs.base_name(out), "is not empty", "name a new folder")
     else:
-        uri.write_text(path, text)
+        fs.write_text(path, text)
 
 
 def _identity(stream: StreamConfig) -> dict[str, Any]:
@@ -225,7 +225,7 @@ def _identity(stream: StreamConfig) -> dict[str, Any]:
 
 
 def _source(unit: Unit, out: str) -> str:
-    request = uri.read_text(uri.join(out, REQUEST))
+    request = fs.read_text(fs.join(out, REQUEST))
     return hashlib.sha256(f"{request}\0{_text(unit)}".encode()).hexdigest()
 
 

@@ -18,11 +18,11 @@ import numpy.typing as npt
 from actors.extraction_pool import ExtractorPool
 from actors.extractor import Work
 from pipeline.preprocess import PreprocessConfig, canvas_size, working_shape
-from storage import uri
+from storage import fs
 from storage.anatomy_codec import check_channels
 from storage.errors import InputError, StageError
 from storage.factor_bank import BANK_INDEX_SCHEMA, BankSpec, FactorBank
-from storage.run_lock import lock
+from storage.lock import lock
 from storage.slice_store import SliceStore
 
 if TYPE_CHECKING:
@@ -70,9 +70,9 @@ def extract(
     there are no training slices, or if the cluster is too small; StageError if a shard cannot be made.
     """
     began = time.perf_counter()
-    run, sdnet_dir, bank_uri = map(uri.absolute, (run, sdnet_dir, bank_uri))
+    run, sdnet_dir, bank_uri = map(fs.absolute, (run, sdnet_dir, bank_uri))
     work = Work(run, sdnet_dir, bank_uri, preprocess, precision, threads, gpu=num_gpus > 0)
-    with lock(f"{bank_uri}.lock", uri.base_name(bank_uri)):
+    with lock(f"{bank_uri}.lock", fs.base_name(bank_uri)):
         bank = prepare_bank(work, shard_slices)
         bank.tidy()
         done = bank.committed()
@@ -86,7 +86,7 @@ def extract(
                 pool.run(bank, todo, told.since(len(bank) - sum(len(bank.shard_rows(k)) for k in todo)))
             bank.tidy()
         else:
-            raise StageError(f"{uri.base_name(bank_uri)}: shards vanish from its ledger; somebody else writes to it")
+            raise StageError(f"{fs.base_name(bank_uri)}: shards vanish from its ledger; somebody else writes to it")
     return ExtractionReport(len(bank), bank.shards() - len(done), len(done), time.perf_counter() - began)
 
 
@@ -101,7 +101,7 @@ def prepare_bank(work: Work, shard_slices: int) -> FactorBank:
     check_channels(model.config.anatomy_channels)
     slice_ids = np.flatnonzero(store.column("split") == ENTERS)
     if not len(slice_ids):
-        raise InputError(uri.base_name(work.run), "has no training slices", "ingest subjects whose split is train")
+        raise InputError(fs.base_name(work.run), "has no training slices", "ingest subjects whose split is train")
     canvas = canvas_size(store, slice_ids.tolist(), work.preprocess)
     spec = BankSpec(
         channels=model.config.anatomy_channels,

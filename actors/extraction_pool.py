@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from actors.extractor import IN_FLIGHT, Extractor, Work
-from storage import uri
+from storage import fs
 from storage.errors import InputError, StageError
 from storage.factor_bank import FactorBank
 
@@ -202,7 +202,7 @@ class ExtractorPool:
             "{subject} frame {frame} slice {slice}".format(**self._bank.index.slice(row, 1).to_pylist()[0])
             for row in (rows.start, rows.stop - 1)
         )
-        return f"{uri.base_name(self._bank.uri)}, shard {shard} ({len(rows)} slices, {first} to {last})"
+        return f"{fs.base_name(self._bank.uri)}, shard {shard} ({len(rows)} slices, {first} to {last})"
 
 
 def _nodes() -> set[str]:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.preprocess import PreprocessConfig
-from storage import uri
+from storage import fs
 from storage.bank_index import slice_keys
 from storage.errors import InputError
 from storage.factor_bank import FactorBank
@@ -74,7 +74,7 @@ class Extractor:
             wanted = self._bank.spec.sdnet_fingerprint
             if found != wanted:
                 return InputError(
-                    uri.base_name(work.sdnet_dir), f"is now {found}, not {wanted}", "extract to a new bank"
+                    fs.base_name(work.sdnet_dir), f"is now {found}, not {wanted}", "extract to a new bank"
                 )
             model = load_sdnet(work.sdnet_dir)
         except InputError as error:
@@ -122,7 +122,7 @@ class Extractor:
         self._encoded += 1
         if not np.isfinite(modality).all():
             raise InputError(
-                uri.base_name(self._work.sdnet_dir),
+                fs.base_name(self._work.sdnet_dir),
                 "its modality is not finite",
                 "pretrain again with a lower learning rate",
             )

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-from storage import uri
+from storage import fs
 from storage.errors import InputError, StageError
 from storage.layouts import LayoutOptions, collect, same_images, splits
 from storage.slice_store import Stored, finalise, write_subject
@@ -57,7 +57,7 @@ def ingest(
     order of `data`'s files. `progress` is called with (label, done, total). Raises InputError for a folder that cannot
     be used at all, a protocol that cannot be had with these subjects, or if no subject came in.
     """
-    chosen, run = options or LayoutOptions(), uri.absolute(run)
+    chosen, run = options or LayoutOptions(), fs.absolute(run)
     subjects, skipped = collect(data, chosen, layout)
     if strict and skipped:
         raise _strictly(skipped[0])

@@ -11,7 +11,7 @@ from typing import Any
 from actors.evaluation import CASES, evaluate_job
 from actors.resources import TASK_CPUS, ResourcePlan
 from actors.training import FAILED, TrainJob, run_job
-from storage import uri
+from storage import fs
 from storage.errors import FinalError, InputError, StageError
 
 
@@ -30,12 +30,12 @@ class ArmRun:
 
     def failure(self) -> str | None:
         """Why the last try failed, if it did and nothing has come of it since."""
-        path = uri.join(self.job.out, FAILED)
-        return None if self.evaluated() or not uri.exists(path) else str(json.loads(uri.read_text(path))["reason"])
+        path = fs.join(self.job.out, FAILED)
+        return None if self.evaluated() or not fs.exists(path) else str(json.loads(fs.read_text(path))["reason"])
 
     def evaluated(self) -> bool:
         """Trained with this configuration, and scored since."""
-        return self.job.finished() and uri.exists(uri.join(self.job.out, CASES))
+        return self.job.finished() and fs.exists(fs.join(self.job.out, CASES))
 
 
 def _train_and_evaluate(run: ArmRun, plan: ResourcePlan) -> None:
@@ -44,9 +44,9 @@ def _train_and_evaluate(run: ArmRun, plan: ResourcePlan) -> None:
     out = run.job.out
     if not run.job.finished():
         for name in (CASES, FAILED):
-            uri.remove(uri.join(out, name))
+            fs.remove(fs.join(out, name))
         run_job(run.job, plan)
-    if not uri.exists(uri.join(out, CASES)):
+    if not fs.exists(fs.join(out, CASES)):
         evaluate_job(run.job.stream.run, out, run.arm, run.seed, plan.threads, run.job.train.precision)
 
 
@@ -92,7 +92,7 @@ def run_arms(
                     continue
                 again = f" (in {tries[run.label]} tries)" if tries[run.label] > 1 else ""
                 failed[run.label] = reason_of(error) + again
-                uri.write_text(uri.join(run.job.out, FAILED), json.dumps({"reason": failed[run.label]}))
+                fs.write_text(fs.join(run.job.out, FAILED), json.dumps({"reason": failed[run.label]}))
         on_tick([r.label for r in running.values()])
     return failed
 

@@ -14,7 +14,7 @@ from actors.sample_maker import TWIN
 from actors.streaming import Flow, batches
 from actors.training import DONE, HISTORY, LAST, TrainJob, read_history
 from pipeline.networks.files import WEIGHTS
-from storage import uri
+from storage import fs
 from storage.errors import InputError
 from storage.slice_store import SliceStore
 
@@ -110,7 +110,7 @@ class _History:
 
     def append(self, record: dict[str, Any]) -> None:
         self.records.append({**record, "config_hash": self.job.config_hash})
-        uri.write_text(uri.join(self.job.out, HISTORY), "".join(json.dumps(r) + "\n" for r in self.records))
+        fs.write_text(fs.join(self.job.out, HISTORY), "".join(json.dumps(r) + "\n" for r in self.records))
 
 
 def train_loop(settings: dict[str, Any]) -> None:
@@ -155,17 +155,17 @@ def first_state(job: TrainJob, store: SliceStore, rank: int) -> TrainState:
 
     vendors = len(training_vendors(store)) if job.loss.align > 0 else 0
     state = TrainState.create(job.network, job.train, job.stream.seed, rank, vendors)
-    if uri.exists(job.checkpoint):
+    if fs.exists(job.checkpoint):
         try:
-            state.restore(uri.read_bytes(job.checkpoint))
+            state.restore(fs.read_bytes(job.checkpoint))
         except (RuntimeError, ValueError, KeyError, EOFError, UnpicklingError) as error:
             raise InputError(
-                uri.base_name(job.checkpoint), "is damaged or of another version", "delete it to start anew"
+                fs.base_name(job.checkpoint), "is damaged or of another version", "delete it to start anew"
             ) from error
     elif job.start is not None:
         model = load_sdnet(job.start)
         if model.config != job.network:
-            raise InputError(uri.base_name(job.start), "is another SDNet than the arm's", "set sdnet as it was trained")
+            raise InputError(fs.base_name(job.start), "is another SDNet than the arm's", "set sdnet as it was trained")
         state.start_from(model.state_dict())
     return state
 
@@ -274,7 +274,7 @@ def _end_epoch(
         "validation_seconds": time.perf_counter() - started,
     }
     history.append(record)  # first: an epoch in the history without a checkpoint is run again, never the reverse
-    uri.write_bytes(job.checkpoint, state.to_bytes())
+    fs.write_bytes(job.checkpoint, state.to_bytes())
 
 
 def finish_job(job: TrainJob, store: SliceStore, state: TrainState) -> None:
@@ -294,7 +294,7 @@ def finish_job(job: TrainJob, store: SliceStore, state: TrainState) -> None:
     of = some_slices(job, store, SCALED_BY).image if scaled else None
     if of is not None and isinstance(model, SDNet):
         standardise_codes(model, of)
-    save_model(uri.join(job.out, LAST), model, job.network, preprocess, terms, seen, last)
+    save_model(fs.join(job.out, LAST), model, job.network, preprocess, terms, seen, last)
     model.load_state_dict(state.best_weights)
     if of is not None and isinstance(model, SDNet):
         standardise_codes(model, of)
@@ -303,11 +303,11 @@ def finish_job(job: TrainJob, store: SliceStore, state: TrainState) -> None:
     done = {
         "config_hash": job.config_hash,
         "fingerprint": name,
-        "weights_bytes": uri.size(uri.join(job.out, WEIGHTS)),
+        "weights_bytes": fs.size(fs.join(job.out, WEIGHTS)),
         "steps": state.step,
         "best_val_dice": state.best_dice,
     }
-    uri.write_text(uri.join(job.out, DONE), json.dumps(done, indent=1))
+    fs.write_text(fs.join(job.out, DONE), json.dumps(done, indent=1))
 
 
 def _about(job: TrainJob, store: SliceStore, state: TrainState, records: list[dict[str, Any]]) -> dict[str, Any]:

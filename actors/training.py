@@ -37,7 +37,7 @@ from pipeline.networks.sdnet import SDNetConfig
 from pipeline.networks.unet import UNetConfig
 from pipeline.train_config import TrainConfig
 from pipeline.training import NonFiniteLossError, OutOfMemoryError
-from storage import uri
+from storage import fs
 from storage.errors import FinalError, InputError, StageError
 
 if TYPE_CHECKING:
@@ -73,14 +73,14 @@ class TrainJob(BaseModel):
     @property
     def checkpoint(self) -> str:
         """Where the state after the last whole epoch lies; another configuration must not go on from it."""
-        return uri.join(self.out, f"checkpoint-{self.config_hash}.pt")
+        return fs.join(self.out, f"checkpoint-{self.config_hash}.pt")
 
     def finished(self) -> bool:
         """Whether `out` holds this very job's result, whole: the marker, and the network that the marker names."""
         try:
-            done = json.loads(uri.read_text(uri.join(self.out, DONE)))
+            done = json.loads(fs.read_text(fs.join(self.out, DONE)))
             named = {"config_hash": self.config_hash, "fingerprint": read_config(self.out)["fingerprint"]}
-            weights_bytes = uri.size(uri.join(self.out, WEIGHTS))
+            weights_bytes = fs.size(fs.join(self.out, WEIGHTS))
             return bool(done == done | named | {"weights_bytes": weights_bytes})
         except (FileNotFoundError, ValueError, TypeError, InputError):  # absent or half copied
             return False
@@ -104,7 +104,7 @@ def run_job(job: TrainJob, plan: ResourcePlan) -> None:
             "is a build without CUDA, and the cluster has GPUs",
             "install a CUDA build, or pass --set resources.gpus=false",
         )
-    uri.remove(uri.join(job.out, DONE))
+    fs.remove(fs.join(job.out, DONE))
     deaths, reached = 0, -1
     while True:
         try:
@@ -152,8 +152,8 @@ def _last_line(error: Exception) -> str:
 
 def read_history(job: TrainJob) -> list[dict[str, Any]]:
     """Epoch records that this very job wrote; what another configuration left in the folder is not its history."""
-    path = uri.join(job.out, HISTORY)
-    lines = uri.read_text(path).splitlines() if uri.exists(path) else []
+    path = fs.join(job.out, HISTORY)
+    lines = fs.read_text(path).splitlines() if fs.exists(path) else []
     return [record for record in map(json.loads, filter(None, lines)) if record.get("config_hash") == job.config_hash]
 
 

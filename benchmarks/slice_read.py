@@ -14,7 +14,7 @@ import numpy as np
 from benchmarks.extract import slice_store
 from benchmarks.timing import rates, ratio
 from pipeline.phantom import PhantomConfig, write_phantom
-from storage import uri
+from storage import fs
 from storage.slice_store import SliceStore
 from storage.slice_writer import subject_folder
 
@@ -33,7 +33,7 @@ def run() -> dict[str, Any]:
         rows = store.column("row")
         arrays = {
             (subject, kind): zarr.open_array(
-                uri.zarr_store(uri.join(subject_folder(store.run, subject), kind), read_only=True), mode="r"
+                fs.zarr_store(fs.join(subject_folder(store.run, subject), kind), read_only=True), mode="r"
             )
             for subject in np.unique(store.column("subject")).tolist()
             for kind in ("image", "mask")

@@ -14,7 +14,7 @@ from experiments.progress import Progress
 from experiments.report import ReportPaths, build_report
 from experiments.run_log import RunLog
 from experiments.version import provenance
-from storage import uri
+from storage import fs
 from storage.errors import InputError
 from storage.slice_store import TABLE
 
@@ -34,7 +34,7 @@ class Ablation:
 
     def __init__(self, run: str, settings: Settings, progress: Progress) -> None:
         self.run, self.settings, self.progress = run, settings, progress
-        self.name = uri.base_name(run)
+        self.name = fs.base_name(run)
         self.log = RunLog(run, self.name, settings, progress.say)
         self._cluster: Cluster | None = None
         self._failed: dict[str, str] = {}
@@ -85,7 +85,7 @@ class Ablation:
         """Write the phantom into the run folder, once."""
         from pipeline.phantom import is_written, write_phantom
 
-        folder = uri.local_path(uri.join(self.run, PHANTOM_FOLDER))
+        folder = fs.local_path(fs.join(self.run, PHANTOM_FOLDER))
         if not is_written(folder, self.settings.phantom):
             with self.progress.stage("phantom") as step:
                 write_phantom(folder, self.settings.phantom, lambda done, total: step.update("", done, total))
@@ -115,7 +115,7 @@ class Ablation:
         jobs.check_pretrained(self.run, self.settings)
         if jobs.stale_bank(self.run, self.settings):
             self.progress.say("the bank is of an earlier SDNet, preprocessing or data: made anew")
-            uri.remove(bank)
+            fs.remove(bank)
         budget = self.plan()
         with self.progress.stage("extract") as step:
             extract(
@@ -183,7 +183,7 @@ class Ablation:
                 problems[run.arm] = "; ".join(filter(None, [problems.get(run.arm), f"seed {run.seed}: {reason}"]))
         settings = self._as_split()
         with self.progress.stage("report"):
-            config.save(config.shareable(settings), uri.join(self.run, "report"))  # the page shows it
+            config.save(config.shareable(settings), fs.join(self.run, "report"))  # the page shows it
             paths = build_report(
                 self.run,
                 self.name,
@@ -215,8 +215,8 @@ class Ablation:
                 self.log.finish_arm(run, failed=not run.evaluated())
             else:
                 self.log.follow(run.arm, run.seed, run.job)
-        if uri.is_local(self.run):
-            self.log.report(uri.local_path(uri.join(self.run, "report")))
+        if fs.is_local(self.run):
+            self.log.report(fs.local_path(fs.join(self.run, "report")))
 
     def _arm_runs(self) -> list[ArmRun]:
         return jobs.arm_runs(self.run, jobs.ready(self.run, self.settings))
@@ -284,7 +284,7 @@ def ablate(driver: Ablation, strict: bool = False) -> tuple[ReportPaths, dict[st
 
 def require_data(run: str, settings: Settings | None = None) -> None:
     """Raises InputError where a run has no slices yet, or they were split by other options than these settings'."""
-    if not uri.exists(uri.join(run, TABLE)):
-        raise InputError(uri.base_name(run), "has no slices", "run `cardiomix ingest DATA --run RUN` first")
+    if not fs.exists(fs.join(run, TABLE)):
+        raise InputError(fs.base_name(run), "has no slices", "run `cardiomix ingest DATA --run RUN` first")
     if settings is not None:
         jobs.require_split_by(run, settings)

@@ -13,7 +13,7 @@ from experiments.cli_compare import compare
 from experiments.cli_data import inspect_data, phantom
 from experiments.cli_predict import export_model, predict
 from experiments.cli_run import Data, Layout, Preset, Run, Set, absolute, driving, settings_of, stage
-from storage import uri
+from storage import fs
 from storage.errors import InputError, StageError
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def ingest(
     from experiments import config
 
     document = settings_of(run, preset, assignments).model_dump()
-    document |= {"data": tuple(map(uri.absolute, data))} if data else {}
+    document |= {"data": tuple(map(fs.absolute, data))} if data else {}
     document |= {"layout": layout} if layout else {}
     with driving(run, config.validated(document, "ingest")) as driver:
         driver.ingest(strict)
@@ -143,7 +143,7 @@ def ablate(
     settings = config.load(preset) if preset.endswith((".yaml", ".yml")) else config.preset(preset)
     document = config.override(settings, assignments or []).model_dump()
     if data:
-        document["data"] = tuple(map(uri.absolute, data))
+        document["data"] = tuple(map(fs.absolute, data))
     elif settings.preset != "demo" and not settings.data:
         raise InputError(f"preset {preset}", "needs data", "name folders of studies with --data")
     if arms is not None:
@@ -199,7 +199,7 @@ def preview(
     }
     if show not in pictures:
         raise InputError(f"--show {show}", "there is no such picture", f"choose from {', '.join(pictures)}")
-    uri.write_bytes(str(out), pictures[show]())
+    fs.write_bytes(str(out), pictures[show]())
     typer.echo(str(out))
 
 
@@ -232,9 +232,9 @@ def _show(html: str, run: str, driver: Ablation) -> None:
     from experiments.report_tables import render_terminal_table
     from pipeline.evaluation import read_cases, summarise
 
-    Console().print(render_terminal_table(summarise(read_cases(uri.join(run, "report", "cases.csv")))))
+    Console().print(render_terminal_table(summarise(read_cases(fs.join(run, "report", "cases.csv")))))
     typer.echo(f"report: {html}")
-    typer.echo(f"table:  {uri.join(run, 'report', 'table.md')}")
+    typer.echo(f"table:  {fs.join(run, 'report', 'table.md')}")
     typer.echo(f"MLflow: {ui_command(driver.log.tracking_uri)}")
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from storage import uri
+from storage import fs
 from storage.errors import InputError
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def facts(bank: FactorBank) -> list[tuple[str, str]]:
     rows = zip(*(index[name].to_pylist() for name in ("vendor", "labelled", "phase")), strict=True)
     for (vendor, labelled, phase), count in sorted(Counter(rows).items()):
         found.append((f"  {vendor}", f"{count} slices, {phase}, {'labelled' if labelled else 'not labelled'}"))
-    for name in uri.list_names(uri.join(bank.uri, "styles")):
+    for name in fs.list_names(fs.join(bank.uri, "styles")):
         styles = read_styles(bank, name)
         vendors = ", ".join(sorted(set(styles["vendor"].to_pylist())))
         found.append(("  imported styles", f"{styles.num_rows} vectors of {vendors}, {name}"))
@@ -71,11 +71,11 @@ def uri_size(place: str) -> int:
     """Bytes of all files below a folder or prefix."""
     files, folders = [], [place]
     while folders:
-        below = [uri.join(folder, name) for folder in folders for name in uri.list_names(folder)]
-        is_folder = uri.each(place, uri.is_folder, below)
+        below = [fs.join(folder, name) for folder in folders for name in fs.list_names(folder)]
+        is_folder = fs.each(place, fs.is_folder, below)
         folders = [path for path, yes in zip(below, is_folder, strict=True) if yes]
         files += [path for path, yes in zip(below, is_folder, strict=True) if not yes]
-    return sum(uri.each(place, uri.size, files))
+    return sum(fs.each(place, fs.size, files))
 
 
 @bank_app.command(

@@ -31,9 +31,9 @@ def compare(
     table = comparison.rows(found)
     if csv:
         from pipeline.evaluation import csv_text
-        from storage import uri
+        from storage import fs
 
-        uri.write_text(csv, csv_text(comparison.FIELDS, table))
+        fs.write_text(csv, csv_text(comparison.FIELDS, table))
     if as_json:
         typer.echo(json.dumps({"dice": table, "differences": comparison.differences(found)}, indent=1))
         return

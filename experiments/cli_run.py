@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from storage import uri
+from storage import fs
 from storage.errors import InputError
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def absolute(place: str | None) -> str | None:
     Ray removes afterwards."""
     if place and "://" not in place and not Path(place).is_absolute() and "runtime_resources" in Path.cwd().parts:
         raise InputError(place, "is relative to a job's own folder, which Ray removes", "give a full path or a URI")
-    return None if place is None else uri.absolute(place)
+    return None if place is None else fs.absolute(place)
 
 
 Run = Annotated[str, typer.Option("--run", callback=absolute, help="Run folder: a local path or an fsspec URI.")]
@@ -45,7 +45,7 @@ def settings_of(run: str, preset: str, assignments: list[str] | None) -> Setting
     """The run's own configuration if it has one, else the preset's, with overrides."""
     from experiments import config
 
-    known = uri.exists(uri.join(run, config.CONFIG_FILE))
+    known = fs.exists(fs.join(run, config.CONFIG_FILE))
     return config.override(config.load(run) if known else config.preset(preset), assignments or [])
 
 
@@ -59,7 +59,7 @@ def driving(run: str, settings: Settings) -> Iterator[Ablation]:
     from experiments import config
     from experiments.ablation import Ablation
     from experiments.progress import Progress
-    from storage.run_lock import run_lock
+    from storage.lock import run_lock
 
     stop = _Stop()
     signal.signal(signal.SIGTERM, stop)  # as Ray's own, from before Ray starts

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.mlflow_store import PARENT_TAG, RUN_TAG, address, is_server, open_client, run_key, search, shown
-from storage import uri
+from storage import fs
 from storage.errors import InputError
 from storage.subjects import STRUCTURES
 
@@ -42,7 +42,7 @@ def find(runs: Sequence[str], tracking_uri: str | None = None) -> list[Compared]
     `tracking_uri` and `MLFLOW_TRACKING_URI` as for `mlflow_store.address`; an experiment or an id needs one of them.
     Raises InputError for a run that MLflow does not know, or that has no scores there.
     """
-    found, names = [], list(map(uri.base_name, runs))
+    found, names = [], list(map(fs.base_name, runs))
     for number, run in enumerate(runs):
         twins = names[:number].count(names[number])
         found.append(_compared(run, tracking_uri, names[number] + (f" ({twins + 1})" if twins else "")))
@@ -50,14 +50,14 @@ def find(runs: Sequence[str], tracking_uri: str | None = None) -> list[Compared]
 
 
 def _compared(run: str, tracking_uri: str | None, name: str) -> Compared:
-    folder = uri.is_folder(run)
-    place = address(uri.absolute(run), tracking_uri)
+    folder = fs.is_folder(run)
+    place = address(fs.absolute(run), tracking_uri)
     file = Path(place.removeprefix("sqlite:///"))
     if place.startswith("sqlite:///") and not file.is_file():  # which opening it would create
         problem = "MLflow knows nothing of it" if folder else "is no run folder, and no tracking server is named"
         raise InputError(name, problem, "train it first, or pass --tracking-uri")
     client = open_client(place)
-    parent = _parent_of_folder(client, uri.absolute(run), place, name) if folder else _parent(client, run, place)
+    parent = _parent_of_folder(client, fs.absolute(run), place, name) if folder else _parent(client, run, place)
     newest: dict[tuple[str, str], Run] = {}
     for child in search(client, parent.info.experiment_id, {PARENT_TAG: parent.info.run_id}):
         if any(key.startswith("dice/") for key in child.data.metrics):  # the oldest first: the newest stays
@@ -68,7 +68,7 @@ def _compared(run: str, tracking_uri: str | None, name: str) -> Compared:
 
 
 def _parent_of_folder(client: MlflowClient, run: str, place: str, name: str) -> Run:
-    experiment = client.get_experiment_by_name(uri.base_name(run))
+    experiment = client.get_experiment_by_name(fs.base_name(run))
     found = search(client, experiment.experiment_id, {RUN_TAG: run_key(run, place)}) if experiment else []
     if not found:
         raise InputError(

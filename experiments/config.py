@@ -20,7 +20,7 @@ from pipeline.phantom import PhantomConfig
 from pipeline.preprocess import PreprocessConfig
 from pipeline.sample_plan import PlanConfig
 from pipeline.train_config import TrainConfig
-from storage import uri
+from storage import fs
 from storage.errors import InputError
 from storage.layouts import LayoutOptions
 
@@ -182,7 +182,7 @@ def as_yaml(settings: Settings) -> str:
 
 def save(settings: Settings, run: str) -> None:
     """Write `config.yaml`: complete, so that giving it back reproduces the run."""
-    uri.write_text(uri.join(run, CONFIG_FILE), as_yaml(settings))
+    fs.write_text(fs.join(run, CONFIG_FILE), as_yaml(settings))
 
 
 def shareable(settings: Settings) -> Settings:
@@ -192,11 +192,11 @@ def shareable(settings: Settings) -> Settings:
 
 def load(run: str) -> Settings:
     """Settings of an existing run folder, or of a YAML file. Raises InputError if absent or wrong."""
-    path = run if run.endswith((".yaml", ".yml")) else uri.join(run, CONFIG_FILE)
-    if not uri.exists(path):
+    path = run if run.endswith((".yaml", ".yml")) else fs.join(run, CONFIG_FILE)
+    if not fs.exists(path):
         raise InputError(path, "no such run configuration", "start with `cardiomix ingest` or `cardiomix ablate`")
     try:
-        document = yaml.safe_load(uri.read_text(path))
+        document = yaml.safe_load(fs.read_text(path))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(path, "is not YAML", "restore it, or start a new run") from error
     return validated(document, path)

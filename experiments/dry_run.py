@@ -16,7 +16,7 @@ from actors.training import read_history
 from experiments import jobs
 from experiments.config import Settings
 from experiments.workload import Training, Workload, workload
-from storage import uri
+from storage import fs
 from storage.errors import InputError
 
 # Bytes, seen on the phantom, ACDC and Sunnybrook (2026-11-25), rounded up.
@@ -53,7 +53,7 @@ def show(run: str, settings: Settings, say: Callable[[str], None]) -> None:
     parts = ", ".join(f"{name} {_size(size)}" for name, size in needed.items() if size)
     say(f"storage: {_size(sum(needed.values()))} more ({parts}). An estimate by the bytes of earlier runs")
     if free is not None:
-        say(f"  {_size(free)} are free where {uri.base_name(run)} lies")
+        say(f"  {_size(free)} are free where {fs.base_name(run)} lies")
         _enough(run, sum(needed.values()), free)
 
 
@@ -97,16 +97,16 @@ def _weights(training: Training) -> float:
 
 def _free(run: str) -> int | None:
     """Bytes free on the disk that a local run lies on, or would."""
-    if not uri.is_local(run):
+    if not fs.is_local(run):
         return None
-    folder = Path(uri.local_path(run)).absolute()
+    folder = Path(fs.local_path(run)).absolute()
     return shutil.disk_usage(next(f for f in (folder, *folder.parents) if f.exists())).free
 
 
 def _enough(run: str, needed: float, free: float) -> None:
     if needed > free:
         raise InputError(
-            uri.base_name(run),
+            fs.base_name(run),
             f"needs about {_size(needed)} more and its disk has {_size(free)} free, {_size(needed - free)} too few",
             "free some, or choose --run on another disk",
         )

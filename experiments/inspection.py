@@ -15,7 +15,7 @@ import numpy as np
 
 from experiments.figures import RA_RANGE_MM2
 from experiments.inspection_figures import Histogram, Thumbnail, histogram, thumbnail
-from storage import uri
+from storage import fs
 from storage.errors import InputError
 from storage.subjects import SPLITS
 from storage.survey import SubjectFacts, Survey
@@ -137,11 +137,11 @@ def show(survey: Survey) -> None:
 
 def write_page(out: str, survey: Survey, data: Sequence[str], images: bool) -> None:
     """Write the page of these data folders. Raises InputError where nothing can be written."""
-    folders = [uri.base_name(uri.absolute(folder)) for folder in data]
+    folders = [fs.base_name(fs.absolute(folder)) for folder in data]
     try:
-        uri.write_text(out, page(survey, folders, images))
+        fs.write_text(out, page(survey, folders, images))
     except OSError as error:
-        raise InputError(uri.base_name(out), f"cannot be written ({error.strerror})", "choose another --out") from error
+        raise InputError(fs.base_name(out), f"cannot be written ({error.strerror})", "choose another --out") from error
 
 
 def counts(survey: Survey) -> str:

@@ -15,7 +15,7 @@ from pipeline.networks.files import CONFIG as MODEL
 from pipeline.networks.files import read_config, sdnet_fingerprint, subject_key
 from pipeline.sample_plan import JUDGED
 from pipeline.train_config import ArmConfig, TrainConfig
-from storage import uri
+from storage import fs
 from storage.bank_index import Key, slice_keys
 from storage.errors import InputError
 from storage.factor_bank import FactorBank
@@ -28,12 +28,12 @@ SDNET, BANK, ARMS_FOLDER = "sdnet", "bank.zarr", "arms"
 
 def bank_uri(run: str, settings: Settings) -> str:
     """The run's own bank, or the one it reuses."""
-    return settings.bank or uri.join(run, BANK)
+    return settings.bank or fs.join(run, BANK)
 
 
 def sdnet_uri(run: str, settings: Settings) -> str:
     """The pretrained network's folder."""
-    return settings.pretrained or uri.join(run, SDNET)
+    return settings.pretrained or fs.join(run, SDNET)
 
 
 def data_fingerprint(run: str) -> str:
@@ -54,7 +54,7 @@ def require_split_by(run: str, settings: Settings) -> None:
     others = [f"layouts.{name}={made[name]}, not {wanted[name]}" for name in made if made[name] != wanted[name]]
     if others:
         problem = f"its slices were split by {' and '.join(others)}"
-        raise InputError(uri.base_name(run), problem, "run `cardiomix ingest` again, with the same --set")
+        raise InputError(fs.base_name(run), problem, "run `cardiomix ingest` again, with the same --set")
 
 
 def _stream(run: str, settings: Settings, arm: ArmConfig, train: TrainConfig, seed: int) -> StreamConfig:
@@ -115,7 +115,7 @@ def pretrain_job(run: str, settings: Settings) -> TrainJob:
     store = SliceStore.open(run)
     unlabelled = bool(((store.column("split") == "train") & ~store.column("labelled").astype(bool)).any())
     arm = PRETRAIN.model_copy(update={"semi_supervised": unlabelled})
-    out = uri.join(run, SDNET)
+    out = fs.join(run, SDNET)
     loss, train, data = settings.pretrain_loss, settings.pretrain, data_fingerprint(run)
     return _job(run, settings, "pretrain", arm, loss, train, settings.seed, out, data)
 
@@ -132,7 +132,7 @@ def arm_runs(run: str, settings: Settings) -> list[ArmRun]:
     runs = []
     for arm in settings.arms:
         for k in range(settings.seeds):
-            out = uri.join(run, ARMS_FOLDER, arm, f"seed{k}")
+            out = fs.join(run, ARMS_FOLDER, arm, f"seed{k}")
             job = _job(run, settings, arm, ARMS[arm], settings.loss, settings.train, settings.seed + k, out, data)
             runs.append(ArmRun(arm, k, job))
     return runs
@@ -147,7 +147,7 @@ def check(run: str, settings: Settings) -> None:
     store = SliceStore.open(run)
     if not any(volume.labelled for volume in store.volumes("validation")):
         raise InputError(
-            uri.base_name(run),
+            fs.base_name(run),
             "has no labelled validation subject to choose by",
             "see splits.csv; add labelled subjects",
         )
@@ -178,7 +178,7 @@ def check_pretrained(run: str, settings: Settings) -> None:
     """
     if settings.pretrained is None:
         return
-    document, where = read_config(settings.pretrained), uri.base_name(settings.pretrained)
+    document, where = read_config(settings.pretrained), fs.base_name(settings.pretrained)
     if document["preprocess"] != settings.preprocess.model_dump(mode="json"):
         raise InputError(
             where, "was trained with another preprocessing", f"set preprocess as it was: {document['preprocess']}"
@@ -201,7 +201,7 @@ def check_pretrained(run: str, settings: Settings) -> None:
 def bank_is_complete(run: str, settings: Settings) -> bool:
     """Whether the bank that FA arms use is there, whole, of the run's working grid and with all its training slices."""
     bank = bank_uri(run, settings)
-    if not uri.exists(bank):
+    if not fs.exists(bank):
         return False
     opened = FactorBank.open(bank, partial=True)
     whole = opened.is_complete() and opened.spec.preprocess == settings.preprocess.model_dump(mode="json")
@@ -211,7 +211,7 @@ def bank_is_complete(run: str, settings: Settings) -> bool:
 def ready(run: str, settings: Settings) -> Settings:
     """The same settings, without the arms whose bank, or SDNet to start from, is not there yet."""
     bank = not needs_bank(settings) or bank_is_complete(run, settings)
-    sdnet = not starts_from_sdnet(settings) or uri.exists(uri.join(sdnet_uri(run, settings), MODEL))
+    sdnet = not starts_from_sdnet(settings) or fs.exists(fs.join(sdnet_uri(run, settings), MODEL))
     arms = [arm for arm in settings.arms if (bank or not ARMS[arm].fa) and (sdnet or ARMS[arm].network == "unet")]
     # not validated again: it may leave no arm
     return settings.model_copy(update={"arms": tuple(arms)})
@@ -222,8 +222,8 @@ def stale_bank(run: str, settings: Settings) -> bool:
     no longer trains on. Slices that it lacks are appended by an extraction."""
     from pipeline.factors import factors_name
 
-    bank = uri.join(run, BANK)
-    if settings.bank or not uri.exists(bank):
+    bank = fs.join(run, BANK)
+    if settings.bank or not fs.exists(bank):
         return False
     opened = FactorBank.open(bank, partial=True)
     made_by = factors_name(sdnet_fingerprint(sdnet_uri(run, settings)), settings.bank_precision)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from storage import uri
+from storage import fs
 from storage.errors import InputError
 
 if TYPE_CHECKING:
@@ -43,15 +43,15 @@ def address(run: str, tracking_uri: str | None = None) -> str:
 
 def home(run: str) -> Path:
     """The local folder of what MLflow keeps in files."""
-    return uri.local_path(run).absolute() if uri.is_local(run) else Path.cwd()
+    return fs.local_path(run).absolute() if fs.is_local(run) else Path.cwd()
 
 
 def run_key(run: str, tracking_uri: str) -> str:
     """The parent run's tag `cardiomix_run`. A database in the run folder moves with it and knows no other run;
     elsewhere a hash of the folder's place tells runs of one name apart."""
-    if uri.is_local(run) and tracking_uri == f"sqlite:///{home(run) / DATABASE}":
+    if fs.is_local(run) and tracking_uri == f"sqlite:///{home(run) / DATABASE}":
         return OWN_FOLDER
-    place = str(uri.local_path(run).resolve()) if uri.is_local(run) else run.rstrip("/")
+    place = str(fs.local_path(run).resolve()) if fs.is_local(run) else run.rstrip("/")
     return hashlib.sha256(place.encode()).hexdigest()[:16]
 
 

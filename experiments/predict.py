@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from experiments.pyfunc_model import VOLUMES
-from storage import uri
+from storage import fs
 from storage.errors import InputError
 
 if TYPE_CHECKING:
@@ -25,14 +25,14 @@ def model_folders(places: Sequence[str]) -> list[str]:
     from pipeline.networks.files import CONFIG, read_config
 
     found: list[str] = []
-    for place in map(uri.absolute, places):
-        seeds = [uri.join(place, name) for name in uri.list_names(place) if name.startswith("seed")]
-        own = [place] if uri.exists(uri.join(place, CONFIG)) else []
-        found += own or [seed for seed in seeds if uri.exists(uri.join(seed, CONFIG))] or [place]
+    for place in map(fs.absolute, places):
+        seeds = [fs.join(place, name) for name in fs.list_names(place) if name.startswith("seed")]
+        own = [place] if fs.exists(fs.join(place, CONFIG)) else []
+        found += own or [seed for seed in seeds if fs.exists(fs.join(seed, CONFIG))] or [place]
     for folder in found:
         read_config(folder)
         if found.count(folder) > 1:
-            raise InputError(uri.base_name(folder), "is named twice", "name each network of an ensemble once")
+            raise InputError(fs.base_name(folder), "is named twice", "name each network of an ensemble once")
     return found
 
 

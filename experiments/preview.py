@@ -10,7 +10,7 @@ from experiments.config import Settings
 from experiments.jobs import arm_stream, bank_uri
 from pipeline.preprocess import centre_crop, working_slice
 from pipeline.rescale import linear_scale, resample_crop
-from storage import uri
+from storage import fs
 from storage.bank_index import slice_keys
 from storage.errors import InputError
 from storage.factor_bank import FactorBank
@@ -30,7 +30,7 @@ def mosaic_png(run: str, settings: Settings, a_vendor: int = 1) -> bytes:
     by_key = {key: i for i, key in enumerate(slice_keys(store.table))}
     rows, titles = _representatives(bank, {subject for subject, _, _ in by_key}, a_vendor)
     if not rows:
-        raise InputError(uri.base_name(run), "shares no subject with the bank", "preview the run that the bank is of")
+        raise InputError(fs.base_name(run), "shares no subject with the bank", "preview the run that the bank is of")
     factors, keys = bank.read(rows), slice_keys(bank.index)
     weights, config = bank.decoder()
     decoder, channels = load_decoder(weights, config), int(config["anatomy_channels"])
@@ -60,7 +60,7 @@ def ladder_png(run: str, settings: Settings, a_vendor: int = 1) -> bytes:
     volumes = [v for v in store.volumes("train") if v.labelled]
     chosen = [v for i, v in enumerate(volumes) if sum(w.vendor == v.vendor for w in volumes[:i]) < a_vendor]
     if not chosen:
-        raise InputError(uri.base_name(run), "has no labelled training volume", "ingest labelled subjects")
+        raise InputError(fs.base_name(run), "has no labelled training volume", "ingest labelled subjects")
     areas = np.linspace(*plan.area_range_mm2, LADDER)
     cells = []
     for volume in chosen:

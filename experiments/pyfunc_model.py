@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from storage import uri
+from storage import fs
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -67,7 +67,7 @@ def save_model(target: str, model_folder: str, **identity: Any) -> str:
     model = Model(**identity)
     with TemporaryDirectory() as scratch:
         for file in (CONFIG, WEIGHTS):
-            uri.write_bytes(uri.join(scratch, NETWORK, file), uri.read_bytes(uri.join(model_folder, file)))
+            fs.write_bytes(fs.join(scratch, NETWORK, file), fs.read_bytes(fs.join(model_folder, file)))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # MLflow misses an example, for which it would segment a study
             mlflow.pyfunc.save_model(

@@ -6,7 +6,7 @@ import random
 
 import numpy as np
 
-from storage import uri
+from storage import fs
 from storage.anatomy_codec import unpack
 from storage.bank_index import slice_keys
 from storage.errors import InputError
@@ -31,18 +31,18 @@ def reextract(bank: FactorBank, run: str, sdnet: str, seed: int | None = None) -
     precision = precision_of(bank.spec.sdnet_fingerprint, found)
     if precision is None:
         problem = f"is {found}, the bank was made with {bank.spec.sdnet_fingerprint}"
-        raise InputError(uri.base_name(sdnet), problem, "give the network that made the bank")
+        raise InputError(fs.base_name(sdnet), problem, "give the network that made the bank")
     shard, store = random.Random(seed).randrange(bank.shards()), SliceStore.open(run)
     rows = bank.shard_rows(shard)
     ids = {key: i for i, key in enumerate(slice_keys(store.table))}
     keys = slice_keys(bank.index)[rows.start : rows.stop]
     lacking = [key for key in keys if key not in ids]
     if lacking:
-        raise InputError(uri.base_name(run), f"lacks slices of {lacking[0][0]}", "give the run that made the bank")
+        raise InputError(fs.base_name(run), f"lacks slices of {lacking[0][0]}", "give the run that made the bank")
     preprocess = PreprocessConfig(**bank.spec.preprocess)
     views = [view(store, ids[key], preprocess) for key in keys]
     again = bank_rows(FrozenSDNet(load_sdnet(sdnet), precision), views, bank.spec.canvas)
-    held, where = bank.read_shard(shard), f"{uri.base_name(bank.uri)}, shard {shard}"
+    held, where = bank.read_shard(shard), f"{fs.base_name(bank.uri)}, shard {shard}"
     same = float((unpack(again.anatomy, bank.spec.channels) == unpack(held.anatomy, bank.spec.channels)).mean())
     spread = max(float(held.modality.std(axis=0).max()), 1e-6)
     difference = float(np.abs(again.modality - held.modality).max()) / spread

@@ -19,7 +19,7 @@ from experiments.report_verdicts import sentences
 from pipeline.comparison import COMPARISON_FIELDS, compare_arms
 from pipeline.evaluation import TABLE_FIELDS, csv_text, summarise, write_cases, write_slices
 from pipeline.volumes import agreement, cardiac_function, subject_measures
-from storage import uri
+from storage import fs
 
 FUNCTION_FIELDS = ("arm", "seed", "subject", "vendor", "centre", "measure", "unit", "reference", "predicted")
 AGREEMENT_FIELDS = ("arm", "measure", "unit", "n", "bias", "sd", "low", "high", "undefined")
@@ -68,30 +68,30 @@ def build_report(
     run = collect(run_uri, runs)
     found = work_out(run.cases)
     pictures = _draw(run, found, mosaic)
-    folder = uri.join(run_uri, "report")
+    folder = fs.join(run_uri, "report")
     tables = {
         "comparisons.csv": csv_text(COMPARISON_FIELDS, found.comparisons),
         "function.csv": csv_text(FUNCTION_FIELDS, found.function),
         "agreement.csv": csv_text(AGREEMENT_FIELDS, found.agreement),
     }
     paths = ReportPaths(
-        html=uri.join(folder, "index.html"),
-        table_csv=uri.join(folder, "table.csv"),
-        cases_csv=uri.join(folder, "cases.csv"),
-        table_md=uri.join(folder, "table.md"),
-        tables=tuple(uri.join(folder, name) for name in (*tables, "slices.csv")),
-        figures=tuple(uri.join(folder, f"{name}.png") for name in pictures),
+        html=fs.join(folder, "index.html"),
+        table_csv=fs.join(folder, "table.csv"),
+        cases_csv=fs.join(folder, "cases.csv"),
+        table_md=fs.join(folder, "table.md"),
+        tables=tuple(fs.join(folder, name) for name in (*tables, "slices.csv")),
+        figures=tuple(fs.join(folder, f"{name}.png") for name in pictures),
     )
     for path, png in zip(paths.figures, pictures.values(), strict=True):
-        uri.write_bytes(path, png)
+        fs.write_bytes(path, png)
     for name, text in tables.items():
-        uri.write_text(uri.join(folder, name), text)
-    write_slices(uri.join(folder, "slices.csv"), run.slices)
+        fs.write_text(fs.join(folder, name), text)
+    write_slices(fs.join(folder, "slices.csv"), run.slices)
     write_cases(paths.cases_csv, run.cases)
-    uri.write_text(paths.table_csv, csv_text(TABLE_FIELDS, found.summary))
+    fs.write_text(paths.table_csv, csv_text(TABLE_FIELDS, found.summary))
     spoken = sentences(found.comparisons) if found.summary else []
-    uri.write_text(paths.table_md, markdown_table(found.summary, title, note, spoken))
-    uri.write_text(paths.html, page(run, found, title, note, pictures, arms, problems or {}))
+    fs.write_text(paths.table_md, markdown_table(found.summary, title, note, spoken))
+    fs.write_text(paths.html, page(run, found, title, note, pictures, arms, problems or {}))
     return paths
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from experiments.paper_table import arm_label, arm_order
 from pipeline.evaluation import read_cases, read_slices
-from storage import uri
+from storage import fs
 
 if TYPE_CHECKING:
     from pipeline.examples import Example
@@ -40,34 +40,34 @@ def collect(run_uri: str, only: Collection[tuple[str, int]] | None) -> RunFiles:
     `report/config.yaml` is the configuration shown: the run's own may name the places of data.
     """
     run = RunFiles()
-    arms = uri.join(run_uri, "arms")
+    arms = fs.join(run_uri, "arms")
     for arm in sorted(_names(arms), key=arm_order):
-        for name in _names(uri.join(arms, arm)):
+        for name in _names(fs.join(arms, arm)):
             if name.startswith("seed") and name[4:].isdigit() and (only is None or (arm, int(name[4:])) in only):
-                _collect_arm(run, uri.join(arms, arm, name), arm, int(name[4:]))
-    run.skipped, run.splits = (_read_csv(uri.join(run_uri, name)) for name in ("skipped.csv", "splits.csv"))
-    run.subjects = _subjects(uri.join(run_uri, "slices.parquet"))
-    shareable = uri.join(run_uri, "report", "config.yaml")
-    run.configuration = uri.read_text(shareable) if uri.exists(shareable) else ""
+                _collect_arm(run, fs.join(arms, arm, name), arm, int(name[4:]))
+    run.skipped, run.splits = (_read_csv(fs.join(run_uri, name)) for name in ("skipped.csv", "splits.csv"))
+    run.subjects = _subjects(fs.join(run_uri, "slices.parquet"))
+    shareable = fs.join(run_uri, "report", "config.yaml")
+    run.configuration = fs.read_text(shareable) if fs.exists(shareable) else ""
     return run
 
 
 def _collect_arm(run: RunFiles, folder: str, arm: str, seed: int) -> None:
     from pipeline.examples import unpack
 
-    here = set(uri.list_names(folder))
+    here = set(fs.list_names(folder))
     if "history.jsonl" in here:
-        run.histories[arm, seed] = read_history(uri.join(folder, "history.jsonl"))
+        run.histories[arm, seed] = read_history(fs.join(folder, "history.jsonl"))
     if "cases.csv" not in here:
         return
-    run.cases += read_cases(uri.join(folder, "cases.csv"))
+    run.cases += read_cases(fs.join(folder, "cases.csv"))
     run.evaluated.setdefault(arm, []).append(seed)
     if "slices.csv" in here:
-        run.slices += read_slices(uri.join(folder, "slices.csv"))
+        run.slices += read_slices(fs.join(folder, "slices.csv"))
     if "examples.npz" in here:
-        run.examples[arm, seed] = unpack(uri.read_bytes(uri.join(folder, "examples.npz")))
+        run.examples[arm, seed] = unpack(fs.read_bytes(fs.join(folder, "examples.npz")))
     if "model.json" in here:
-        run.networks[arm, seed] = json.loads(uri.read_text(uri.join(folder, "model.json")))["fingerprint"]
+        run.networks[arm, seed] = json.loads(fs.read_text(fs.join(folder, "model.json")))["fingerprint"]
 
 
 def read_history(source: str) -> list[dict[str, Any]]:
@@ -77,7 +77,7 @@ def read_history(source: str) -> list[dict[str, Any]]:
     counts.
     """
     by_step: dict[int, dict[str, Any]] = {}
-    for line in uri.read_text(source).splitlines():
+    for line in fs.read_text(source).splitlines():
         try:
             record = json.loads(line)
             by_step[int(record["step"] if "step" in record else record["epoch"])] = record
@@ -147,20 +147,20 @@ def _told(runs: Sequence[tuple[str, int]]) -> str:
 
 
 def _names(folder: str) -> list[str]:
-    return sorted(PurePosixPath(name).name for name in uri.list_names(folder)) if uri.exists(folder) else []
+    return sorted(PurePosixPath(name).name for name in fs.list_names(folder)) if fs.exists(folder) else []
 
 
 def _read_csv(source: str) -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO(uri.read_text(source)))) if uri.exists(source) else []
+    return list(csv.DictReader(io.StringIO(fs.read_text(source)))) if fs.exists(source) else []
 
 
 def _subjects(source: str) -> list[dict[str, Any]]:
     """One row a subject from the slices' index: vendor, split, pixel area, and whether any slice has a mask."""
-    if not uri.exists(source):
+    if not fs.exists(source):
         return []
     from storage.parquet import read_parquet
 
-    table = read_parquet(uri.read_bytes(source), ["subject", "vendor", "split", "labelled", "pixel_area_mm2"])
+    table = read_parquet(fs.read_bytes(source), ["subject", "vendor", "split", "labelled", "pixel_area_mm2"])
     subjects: dict[str, dict[str, Any]] = {}
     for row in table.to_pylist():
         seen = subjects.setdefault(row["subject"], row)

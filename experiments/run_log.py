@@ -19,7 +19,7 @@ from experiments.config import CONFIG_FILE, Settings, as_yaml, shareable
 from experiments.log_writer import LogWriter
 from experiments.system_metrics import SystemSampler
 from experiments.version import git_commit
-from storage import uri
+from storage import fs
 from storage.errors import InputError
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class _Arm:
         """Names all that is to be logged; changes with it."""
         from actors.evaluation import CASES
 
-        scores = uri.read_text(uri.join(self.job.out, CASES)) if self.scored else ""
+        scores = fs.read_text(fs.join(self.job.out, CASES)) if self.scored else ""
         text = json.dumps([self.records, self.outcome, scores])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -194,9 +194,9 @@ class RunLog:
         from experiments.pyfunc_model import log_model
         from pipeline.evaluation import read_cases, summarise
 
-        cases = uri.join(arm.job.out, CASES)
+        cases = fs.join(arm.job.out, CASES)
         child.log_scores(summarise(read_cases(cases)))
-        child.log_text(uri.read_text(cases), CASES)
+        child.log_text(fs.read_text(cases), CASES)
         log_model(child.run_id, self.tracking_uri, arm.job.out)
 
     def _forget(self) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from experiments import config, jobs
 from experiments.arms import ARMS
-from storage import uri
+from storage import fs
 from storage.factor_bank import FactorBank
 from storage.slice_store import TABLE, SliceStore
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def status(run: str) -> list[tuple[str, str]]:
     """(stage or arm, state): done, missing, `epoch k of n` or failed with its reason. Raises InputError for no run."""
     settings = config.load(run)
-    if not uri.exists(uri.join(run, TABLE)):
+    if not fs.exists(fs.join(run, TABLE)):
         return [("ingest", "missing")]
     lines = [("ingest", f"done: {len(SliceStore.open(run))} slices")]
     if jobs.needs_sdnet(settings):
@@ -35,19 +35,19 @@ def status(run: str) -> list[tuple[str, str]]:
             lines.append((label, "done"))
         else:
             lines.append((label, f"failed: {reason}" if reason else _training(known[label].job)))
-    lines.append(("report", "done" if uri.exists(uri.join(run, "report", "index.html")) else "missing"))
+    lines.append(("report", "done" if fs.exists(fs.join(run, "report", "index.html")) else "missing"))
     return lines
 
 
 def _bank_lines(run: str, settings: Settings) -> list[tuple[str, str]]:
     if settings.bank:
-        return [("bank", f"reused: {uri.base_name(settings.bank)}")]
+        return [("bank", f"reused: {fs.base_name(settings.bank)}")]
     pretrained = settings.pretrained
-    first = f"reused: {uri.base_name(pretrained)}" if pretrained else _training(jobs.pretrain_job(run, settings))
+    first = f"reused: {fs.base_name(pretrained)}" if pretrained else _training(jobs.pretrain_job(run, settings))
     bank = jobs.bank_uri(run, settings)
     if not jobs.needs_bank(settings):
         return [("pretrain", first)]
-    if not uri.exists(bank):
+    if not fs.exists(bank):
         return [("pretrain", first), ("extract", "missing")]
     opened = FactorBank.open(bank, partial=True)
     shards = f"{len(opened.committed())} of {opened.shards()} shards"

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from storage import uri
+from storage import fs
 
 if TYPE_CHECKING:
     from mlflow.system_metrics.metrics.base_metrics_monitor import BaseMetricsMonitor
@@ -37,7 +37,7 @@ class SystemSampler:
     kept in `system.jsonl` of the run folder for the next one."""
 
     def __init__(self, run: str, on_sample: Callable[[], None]) -> None:
-        self._spool, self._on_sample = uri.join(run, SPOOL), on_sample
+        self._spool, self._on_sample = fs.join(run, SPOOL), on_sample
         self._waiting: list[Sample] = []
         self._lock = threading.Lock()
         self._end = threading.Event()
@@ -59,7 +59,7 @@ class SystemSampler:
             log(samples)
             with self._lock:
                 del self._waiting[: len(samples)]
-            uri.remove(self._spool)
+            fs.remove(self._spool)
 
     def stop(self) -> None:
         """Take no more samples."""
@@ -73,11 +73,11 @@ class SystemSampler:
         with self._lock:
             self._take_up()
             if self._waiting:
-                uri.write_text(self._spool, "".join(json.dumps(sample) + "\n" for sample in self._waiting))
+                fs.write_text(self._spool, "".join(json.dumps(sample) + "\n" for sample in self._waiting))
 
     def _take_up(self) -> None:
-        if not self._taken_up and uri.exists(self._spool):
-            kept = [json.loads(line) for line in uri.read_text(self._spool).splitlines()]
+        if not self._taken_up and fs.exists(self._spool):
+            kept = [json.loads(line) for line in fs.read_text(self._spool).splitlines()]
             self._waiting = [(int(at), numbers) for at, numbers in kept] + self._waiting
         self._taken_up = True
 

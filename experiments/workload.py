@@ -17,7 +17,7 @@ from pipeline.losses import LossConfig
 from pipeline.networks.sdnet import SDNetConfig
 from pipeline.networks.unet import UNetConfig
 from pipeline.train_config import ArmConfig, TrainConfig
-from storage import uri
+from storage import fs
 from storage.errors import InputError
 from storage.factor_bank import FactorBank
 from storage.slice_store import TABLE, SliceStore
@@ -93,15 +93,15 @@ def workload(run: str, settings: Settings) -> Workload:
 
 
 def _contents(run: str, settings: Settings) -> Contents:
-    kept = config.load(run) if uri.exists(uri.join(run, config.CONFIG_FILE)) else None
+    kept = config.load(run) if fs.exists(fs.join(run, config.CONFIG_FILE)) else None
     same = kept is not None and kept.data == settings.data
-    there = uri.exists(uri.join(run, TABLE)) and (same or not settings.data)
+    there = fs.exists(fs.join(run, TABLE)) and (same or not settings.data)
     if there and jobs.split_by(run, kept or settings) == settings.layouts:
         return _stored(SliceStore.open(run))
     if settings.data:
         return _headers(settings.data, settings)
-    folder = uri.join(run, PHANTOM)
-    if uri.is_local(run) and _is_written(folder, settings):
+    folder = fs.join(run, PHANTOM)
+    if fs.is_local(run) and _is_written(folder, settings):
         return _headers((folder,), settings)
     return _planned(settings)
 
@@ -109,7 +109,7 @@ def _contents(run: str, settings: Settings) -> Contents:
 def _is_written(folder: str, settings: Settings) -> bool:
     from pipeline.phantom import is_written
 
-    return is_written(uri.local_path(folder), settings.phantom)
+    return is_written(fs.local_path(folder), settings.phantom)
 
 
 def _stored(store: SliceStore) -> Contents:
@@ -124,10 +124,10 @@ def _headers(data: tuple[str, ...], settings: Settings) -> Contents:
     from storage.layouts import collect, splits
 
     subjects, skipped = collect(data, settings.layouts, settings.layout)
-    read = uri.each(data[0], _volumes, subjects)
+    read = fs.each(data[0], _volumes, subjects)
     found = [(s, shapes) for s, shapes in zip(subjects, read, strict=True) if shapes]
     if not found:
-        raise InputError(uri.base_name(data[0]), "has no study that can be read", "see `cardiomix inspect DATA`")
+        raise InputError(fs.base_name(data[0]), "has no study that can be read", "see `cardiomix inspect DATA`")
     entered = splits.assign([s for s, _ in found], settings.layouts)
     rows = [
         (z, z * h * w, s.split == "train", frame.mask is not None)
@@ -191,8 +191,8 @@ def _pretrain(run: str, settings: Settings, contents: Contents) -> Training:
 
 def _bank(run: str, settings: Settings, contents: Contents, remade: bool) -> tuple[str, int]:
     bank = jobs.bank_uri(run, settings)
-    if remade or not contents.known or not uri.exists(bank):
-        anew = " anew, with the new SDNet" if uri.exists(bank) else ""
+    if remade or not contents.known or not fs.exists(bank):
+        anew = " anew, with the new SDNet" if fs.exists(bank) else ""
         return f"to do{anew}: {'' if contents.known else 'about '}{contents.train} slices", contents.train
     if jobs.stale_bank(run, settings):
         return f"made anew, it is of another SDNet, preprocessing or data: {contents.train} slices", contents.train
@@ -219,7 +219,7 @@ def _arms(run: str, settings: Settings, contents: Contents, new_sdnet: bool, new
             what = (arm, network, settings.loss, settings.train, contents)
             done, job = run_of is not None and run_of.evaluated(), run_of.job if run_of else None
             training = _training(label, job, *what, done=done)
-            before = uri.exists(uri.join(run, jobs.ARMS_FOLDER, name, f"seed{k}", DONE))
+            before = fs.exists(fs.join(run, jobs.ARMS_FOLDER, name, f"seed{k}", DONE))
             if job is None and before:
                 training = replace(training, state="made anew: what it is trained from will be new")
             elif run_of is not None and not done and run_of.failure():
@@ -243,11 +243,11 @@ def _training(
         return Training(label, "done", arm, network, loss, train, 0, job)
     if job is not None and job.finished():
         return Training(label, "trained, not evaluated", arm, network, loss, train, 0, job)
-    reached = len(read_history(job)) if job is not None and uri.exists(job.checkpoint) else 0
+    reached = len(read_history(job)) if job is not None and fs.exists(job.checkpoint) else 0
     state = f"{train.epochs} epochs of {per_epoch} steps"
     if reached:
         state = f"goes on after epoch {reached} of {train.epochs}"
-    elif job is not None and uri.exists(uri.join(job.out, DONE)):
+    elif job is not None and fs.exists(fs.join(job.out, DONE)):
         state = f"made anew, its configuration or data are others now: {state}"
     else:
         state = f"to do: {state}"

@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline.metrics import SliceScore, StructureScore
 from pipeline.statistics import bootstrap_interval
-from storage import uri
+from storage import fs
 from storage.errors import InputError
 from storage.subjects import STRUCTURES
 
@@ -51,12 +51,12 @@ def _row(fields: Sequence[str], *parts: Mapping[str, Any]) -> dict[str, Any]:
 
 def write_cases(target: str, cases: Iterable[Mapping[str, Any]]) -> None:
     """Write `cases.csv` at a path or URI, atomically; infinity and NaN are written as `inf` and `nan`."""
-    uri.write_text(target, csv_text(CASE_FIELDS, cases))
+    fs.write_text(target, csv_text(CASE_FIELDS, cases))
 
 
 def write_slices(target: str, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write `slices.csv` at a path or URI, atomically."""
-    uri.write_text(target, csv_text(SLICE_FIELDS, rows))
+    fs.write_text(target, csv_text(SLICE_FIELDS, rows))
 
 
 def csv_text(fields: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
@@ -80,13 +80,13 @@ def read_slices(source: str) -> list[dict[str, Any]]:
 
 def _read(source: str, fields: Sequence[str]) -> list[dict[str, Any]]:
     rows = []
-    for number, row in enumerate(csv.DictReader(io.StringIO(uri.read_text(source))), start=2):
+    for number, row in enumerate(csv.DictReader(io.StringIO(fs.read_text(source))), start=2):
         try:
             rows.append({field: _parsed(field, row[field]) for field in fields})
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(
                 f"{source}, line {number}",
-                f"not a row of {uri.base_name(source)} ({error})",
+                f"not a row of {fs.base_name(source)} ({error})",
                 "evaluate the arm again (`cardiomix evaluate --run RUN`)",
             ) from error
     return rows

@@ -18,7 +18,7 @@ from pipeline.preprocess import PreprocessConfig, even, normalise, working_scale
 from pipeline.rescale import linear_scale, resampling_matrix, resized
 from pipeline.sample_plan import Flips
 from pipeline.training import autocast
-from storage import uri
+from storage import fs
 from storage.errors import InputError
 from storage.intensities import Statistics
 from storage.subjects import STRUCTURES
@@ -171,13 +171,13 @@ def load_predictor(folders: Sequence[str], config: InferenceConfig | None = None
     for folder, (_, document) in zip(folders, loaded, strict=True):
         if document["preprocess"] != first:
             problem = "was trained with another preprocessing than the first model"
-            raise InputError(uri.base_name(folder), problem, "predict with each on its own")
+            raise InputError(fs.base_name(folder), problem, "predict with each on its own")
         if config.flips and trained_flips(document) != flips:
             problem = "was trained with other flips than the first model"
-            raise InputError(uri.base_name(folder), problem, "leave out --flips")
+            raise InputError(fs.base_name(folder), problem, "leave out --flips")
     if config.flips and flips == "none":
         problem = "was trained without flips, so it does not know a mirrored heart"
-        raise InputError(uri.base_name(folders[0]), problem, "leave out --flips, or train with plan.flips")
+        raise InputError(fs.base_name(folders[0]), problem, "leave out --flips, or train with plan.flips")
     networks = [folded(network).to(default_device(), memory_format=torch.channels_last) for network, _ in loaded]  # type: ignore[call-overload]
     return Predictor(networks, PreprocessConfig(**first), config, flips if config.flips else "none")
 

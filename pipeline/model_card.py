@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.networks.files import count_parameters, load_model, read_config, write_config
-from storage import uri
+from storage import fs
 from storage.slice_store import SliceStore
 from storage.subjects import STRUCTURES
 
@@ -96,7 +96,7 @@ def _plain(value: Any) -> Any:
 def write_card(folder: str) -> None:
     """Write `model_card.md` beside a network, from its `model.json`."""
     model, document = load_model(folder)
-    uri.write_text(uri.join(folder, CARD), card(document, count_parameters(model)))
+    fs.write_text(fs.join(folder, CARD), card(document, count_parameters(model)))
 
 
 def card(document: Mapping[str, Any], parameters: int) -> str:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from pipeline.networks.files import load_model
 from pipeline.networks.folding import folded
 from pipeline.networks.sdnet import SDNet
-from storage import uri
+from storage import fs
 from storage.errors import InputError, StageError
 
 OPSET = 18
@@ -68,7 +68,7 @@ def export_onnx(folder: str, target: str) -> Check:
     small = _Path(folded(model))
     data = _exported(small, size, isinstance(model, SDNet), {"cardiomix": json.dumps(document, sort_keys=True)})
     check = compare(data, path, _images(size))
-    uri.write_bytes(target, data)
+    fs.write_bytes(target, data)
     return check
 
 

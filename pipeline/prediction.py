@@ -19,7 +19,7 @@ from pipeline.inference import Floats, Predictor, Segmented
 from pipeline.overlay import Row, study_png
 from pipeline.studies import Study
 from pipeline.volumes import MYOCARDIUM_G_PER_ML, ejection_fraction, volumes_ml
-from storage import nifti, uri
+from storage import fs, nifti
 from storage.errors import InputError, StageError
 from storage.frame_checks import checked_image
 from storage.intensities import Statistics, statistics
@@ -55,7 +55,7 @@ class _Frame:
     @property
     def name(self) -> str:
         """File and, in a cine, frame."""
-        file = uri.base_name(self.image)
+        file = fs.base_name(self.image)
         return file if self.index is None else f"{file} frame {self.index}"
 
 
@@ -85,10 +85,10 @@ def segment_study(predictor: Predictor, study: Study, models: Sequence[str]) -> 
     phases = guess_phases([volumes["LV"] for volumes in ml])
     report = {
         "study": study.name,
-        "images": [uri.base_name(image) for image in study.images],
-        "masks": [uri.base_name(study.mask(image)) for image in study.images],
+        "images": [fs.base_name(image) for image in study.images],
+        "masks": [fs.base_name(study.mask(image)) for image in study.images],
         "frames": [
-            {"image": uri.base_name(f.image), "frame": f.index or 0, "ml": v} for f, v in zip(frames, ml, strict=True)
+            {"image": fs.base_name(f.image), "frame": f.index or 0, "ml": v} for f, v in zip(frames, ml, strict=True)
         ],
         **_function(ml, phases),
         "warnings": _warnings(frames, ml),
@@ -102,8 +102,8 @@ def segment_study(predictor: Predictor, study: Study, models: Sequence[str]) -> 
         own = [frame for frame in frames if frame.image == image]
         mask = own[0].found.mask if own[0].index is None else np.stack([frame.found.mask for frame in own])
         nifti.write_mask_like(study.mask(image), mask, image)
-    uri.write_bytes(study.picture, picture)
-    uri.write_text(study.report, json.dumps(report, indent=1, ensure_ascii=False))
+    fs.write_bytes(study.picture, picture)
+    fs.write_text(study.report, json.dumps(report, indent=1, ensure_ascii=False))
     return report
 
 

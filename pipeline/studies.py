@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from storage import uri
+from storage import fs
 from storage.errors import InputError
 
 ENDINGS = (".nii.gz", ".nii")
@@ -29,7 +29,7 @@ class Study:
 
     def mask(self, image: str) -> str:
         """Where the mask of one of its images goes."""
-        return uri.join(self.out.rpartition("/")[0], f"{stem(image)}_pred.nii.gz")
+        return fs.join(self.out.rpartition("/")[0], f"{stem(image)}_pred.nii.gz")
 
     @property
     def report(self) -> str:
@@ -44,7 +44,7 @@ class Study:
 
 def stem(path: str) -> str:
     """A NIfTI file's name without its folder and ending."""
-    name = uri.base_name(path)
+    name = fs.base_name(path)
     return next((name[: -len(end)] for end in ENDINGS if name.lower().endswith(end)), name)
 
 
@@ -57,24 +57,24 @@ def find_studies(places: Sequence[str], out: str) -> tuple[list[Study], list[str
     """
     found: dict[str, list[str]] = {}  # folder under `out` → images
     left_out = []
-    for place in map(uri.absolute, places):
-        if not uri.exists(place):
-            raise InputError(uri.base_name(place), "no such file or folder", "check the path")
-        if not uri.is_folder(place):
+    for place in map(fs.absolute, places):
+        if not fs.exists(place):
+            raise InputError(fs.base_name(place), "no such file or folder", "check the path")
+        if not fs.is_folder(place):
             if not place.lower().endswith(ENDINGS):
-                raise InputError(uri.base_name(place), "is not named .nii or .nii.gz", "convert it to NIfTI")
+                raise InputError(fs.base_name(place), "is not named .nii or .nii.gz", "convert it to NIfTI")
             found.setdefault("", []).append(place)
             continue
         for folder, image in _images(place):
             if MASK_NAME.search(stem(image)):
-                left_out.append(uri.base_name(image))
+                left_out.append(fs.base_name(image))
             else:
                 found.setdefault(folder, []).append(image)
     if not found:
         masks = f"; {len(left_out)} are named like masks" if left_out else ""
-        raise InputError(uri.base_name(places[0]), f"holds no image ending in .nii or .nii.gz{masks}", "name images")
-    out = uri.absolute(out)
-    studies = [study for folder, images in sorted(found.items()) for study in _grouped(images, uri.join(out, folder))]
+        raise InputError(fs.base_name(places[0]), f"holds no image ending in .nii or .nii.gz{masks}", "name images")
+    out = fs.absolute(out)
+    studies = [study for folder, images in sorted(found.items()) for study in _grouped(images, fs.join(out, folder))]
     check_targets(studies)
     return studies, left_out
 
@@ -82,17 +82,17 @@ def find_studies(places: Sequence[str], out: str) -> tuple[list[Study], list[str
 def _images(place: str, below: str = "", above: frozenset[str] = frozenset()) -> Iterator[tuple[str, str]]:
     """(folder under `place`, file) of every NIfTI file, in order of their names. `above`: real folders on the way, to
     which a link does not lead back."""
-    here = uri.join(place, below)
-    above |= {os.path.realpath(uri.local_path(here)) if uri.is_local(here) else here}
-    names = [name for name in uri.list_names(here) if not name.startswith(".")]
+    here = fs.join(place, below)
+    above |= {os.path.realpath(fs.local_path(here)) if fs.is_local(here) else here}
+    names = [name for name in fs.list_names(here) if not name.startswith(".")]
     for name in names:
         if name.lower().endswith(ENDINGS):
-            yield below, uri.join(here, name)
+            yield below, fs.join(here, name)
     for name in names:
-        inside = uri.join(here, name)
-        if name.lower().endswith(ENDINGS) or not uri.is_folder(inside):
+        inside = fs.join(here, name)
+        if name.lower().endswith(ENDINGS) or not fs.is_folder(inside):
             continue
-        if not uri.is_local(inside) or os.path.realpath(uri.local_path(inside)) not in above:
+        if not fs.is_local(inside) or os.path.realpath(fs.local_path(inside)) not in above:
             yield from _images(place, f"{below}/{name}" if below else name, above)
 
 
@@ -105,7 +105,7 @@ def _grouped(images: Sequence[str], out: str) -> Iterator[Study]:
     for (_, name, _), members in groups.items():
         ordered = tuple(image for _, image in sorted(members))
         name = name if len(ordered) > 1 else stem(ordered[0])
-        yield Study(name, ordered, uri.join(out, name))
+        yield Study(name, ordered, fs.join(out, name))
 
 
 def check_targets(studies: Sequence[Study]) -> None:
@@ -114,6 +114,6 @@ def check_targets(studies: Sequence[Study]) -> None:
     images = {image for study in studies for image in study.images}
     for target, count in Counter(targets).items():
         if count > 1:
-            raise InputError(uri.base_name(target), "two images would give this file", "predict into different folders")
+            raise InputError(fs.base_name(target), "two images would give this file", "predict into different folders")
         if target in images:
-            raise InputError(uri.base_name(target), "is an image and would be overwritten", "use another --out")
+            raise InputError(fs.base_name(target), "is an image and would be overwritten", "use another --out")

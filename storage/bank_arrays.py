@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from numcodecs.zstd import Zstd
 
-from storage import uri
+from storage import fs
 from storage.bank_spec import BankSpec
 from storage.errors import InputError
 from storage.sharded_array import LITTLE, ShardWriter, chunks
@@ -40,7 +40,7 @@ def row_shape(name: str, spec: BankSpec) -> tuple[int, ...]:
 
 def shard_uri(bank: str, name: str, shard: int) -> str:
     """The file of a shard: Zarr's key of the chunk (shard, 0, …)."""
-    return uri.join(bank, name, "c", str(shard), *["0"] * (1 if name == "modality" else 2))
+    return fs.join(bank, name, "c", str(shard), *["0"] * (1 if name == "modality" else 2))
 
 
 class ShardFile:
@@ -100,7 +100,7 @@ def decoded(name: str, stored: bytes, spec: BankSpec, rows: int, out: Values | N
 
 def write_metadata(bank: str, name: str, spec: BankSpec, rows: int) -> None:
     """Write an array's zarr.json for `rows` rows."""
-    uri.write_text(uri.join(bank, name, METADATA), json.dumps(metadata(name, spec, rows), indent=2) + "\n")
+    fs.write_text(fs.join(bank, name, METADATA), json.dumps(metadata(name, spec, rows), indent=2) + "\n")
 
 
 def check_metadata(bank: str, name: str, spec: BankSpec, rows: int) -> None:
@@ -108,10 +108,10 @@ def check_metadata(bank: str, name: str, spec: BankSpec, rows: int) -> None:
 
     More are there when an extension was cut short before the index said so.
     """
-    where = f"{uri.base_name(bank)}, {name}"
+    where = f"{fs.base_name(bank)}, {name}"
     remedy = "restore its zarr.json, or extract again"
     try:
-        found = json.loads(uri.read_text(uri.join(bank, name, METADATA)))
+        found = json.loads(fs.read_text(fs.join(bank, name, METADATA)))
         length = int(found["shape"][0])
     except (OSError, ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
         raise InputError(where, "is missing or damaged", remedy) from error

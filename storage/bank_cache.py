@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from storage import uri
+from storage import fs
 from storage.bank_arrays import ARRAYS, dtype, row_shape
 from storage.errors import InputError
 
@@ -127,7 +127,7 @@ def cached(bank: FactorBank, name: str, folder: str | None = None) -> npt.NDArra
 def cache_folder(folder: str | None = None) -> Path:
     """The cache's folder, made for this user alone if it is absent. Raises InputError if it cannot be used."""
     chosen = folder or os.environ.get(FOLDER)
-    path = uri.local_path(chosen) if chosen else Path(tempfile.gettempdir()) / f"cardiomix-{os.getuid()}"
+    path = fs.local_path(chosen) if chosen else Path(tempfile.gettempdir()) / f"cardiomix-{os.getuid()}"
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not chosen and path.stat().st_uid != os.getuid():
@@ -148,7 +148,7 @@ def _fill(bank: FactorBank, name: str, path: Path) -> None:
         rows = bank.shard_rows(shard)
         bank.read_array(name, shard, values[rows.start : rows.stop])
 
-    uri.each(bank.uri, read, range(bank.shards()))
+    fs.each(bank.uri, read, range(bank.shards()))
 
 
 def _make_room(root: Path, key: str, size: int) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from storage import ledger, uri
+from storage import fs, ledger
 from storage.bank_arrays import ARRAYS, ShardFile, dtype, row_shape, shard_uri
 from storage.bank_spec import BankSpec, code_version, sha256
 
@@ -48,7 +48,7 @@ class ShardDraft:
         contents = {name: file.content() for name, file in self._files.items()}
         ledger.retract(self._bank, self._shard)
         for name, content in contents.items():
-            uri.write_bytes(shard_uri(self._bank, name, self._shard), content)
+            fs.write_bytes(shard_uri(self._bank, name, self._shard), content)
         entry = ledger.Entry(
             self._rows.start,
             self._rows.stop,

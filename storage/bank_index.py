@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from storage import uri
+from storage import fs
 from storage.bank_spec import INDEX, sha256
 from storage.errors import InputError
 from storage.parquet import read_parquet
@@ -143,14 +143,14 @@ def write_index(bank: str, index: pa.Table) -> None:
     """Write the index, atomically: from now on the bank holds its rows."""
     out = io.BytesIO()
     pq.write_table(index.replace_schema_metadata({DIGEST: index_digest(index)}), out, compression="zstd")
-    uri.write_bytes(uri.join(bank, INDEX), out.getvalue())
+    fs.write_bytes(fs.join(bank, INDEX), out.getvalue())
 
 
 def read_index(bank: str) -> pa.Table:
     """The index. Raises InputError if it is missing, damaged or not as it was written."""
-    where, remedy = f"{uri.base_name(bank)}, {INDEX}", "restore it, or extract again"
+    where, remedy = f"{fs.base_name(bank)}, {INDEX}", "restore it, or extract again"
     try:
-        table = read_parquet(uri.read_bytes(uri.join(bank, INDEX)))
+        table = read_parquet(fs.read_bytes(fs.join(bank, INDEX)))
         index = in_schema(table)
         digest = index_digest(index)
     except FileNotFoundError as error:

@@ -8,14 +8,14 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pyarrow as pa
 
-from storage import uri
+from storage import fs
 from storage.bank_arrays import row_shape
 from storage.bank_index import placed
 from storage.bank_spec import ROOT, STYLES
 from storage.bank_styles import read_styles
 from storage.errors import InputError
 from storage.factor_bank import FactorBank, PackedBank
-from storage.run_lock import lock
+from storage.lock import lock
 
 SAME = ("sdnet_fingerprint", "preprocess", "channels", "modality_size")
 
@@ -34,17 +34,17 @@ def merge(sources: Sequence[str], out: str, progress: Callable[[int, int], None]
     canvas = (max(bank.spec.canvas[0] for bank in banks), max(bank.spec.canvas[1] for bank in banks))
     index = placed(pa.concat_tables([bank.index for bank in banks]), canvas)
     spec = first.spec.model_copy(update={"canvas": canvas})
-    with lock(f"{out.rstrip('/')}.lock", uri.base_name(out)):
-        if uri.exists(uri.join(out, ROOT)):  # which `create` would extend
+    with lock(f"{out.rstrip('/')}.lock", fs.base_name(out)):
+        if fs.exists(fs.join(out, ROOT)):  # which `create` would extend
             there = FactorBank.open(out, partial=True)
             if not there.index.equals(index) or there.spec.canvas != canvas:
-                raise InputError(uri.base_name(out), "holds other slices", "name a new folder for the bank")
+                raise InputError(fs.base_name(out), "holds other slices", "name a new folder for the bank")
         made = FactorBank.create(out, spec, index, *first.decoder())
         made.tidy()
         for bank in banks:
-            for name in uri.list_names(uri.join(bank.uri, STYLES)):
+            for name in fs.list_names(fs.join(bank.uri, STYLES)):
                 read_styles(bank, name)  # whole, and of this network
-                uri.write_bytes(uri.join(out, STYLES, name), uri.read_bytes(uri.join(bank.uri, STYLES, name)))
+                fs.write_bytes(fs.join(out, STYLES, name), fs.read_bytes(fs.join(bank.uri, STYLES, name)))
         done = made.committed()
         for shard in range(made.shards()):
             if shard not in done:
@@ -60,7 +60,7 @@ def _require_joinable(banks: Sequence[FactorBank]) -> None:
         raise InputError("merge", "one bank alone", "name two or more banks, then the new one")
     ours = banks[0].spec.model_dump(mode="json") | {"decoder": banks[0].decoder_sha256}
     for bank in banks[1:]:
-        name, theirs = uri.base_name(bank.uri), bank.spec.model_dump(mode="json") | {"decoder": bank.decoder_sha256}
+        name, theirs = fs.base_name(bank.uri), bank.spec.model_dump(mode="json") | {"decoder": bank.decoder_sha256}
         for key in (*SAME, "decoder"):
             if ours[key] != theirs[key]:
                 problem = f"its {key} is {theirs[key]}, the first bank's is {ours[key]}"

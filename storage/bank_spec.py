@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from storage import uri
+from storage import fs
 from storage.anatomy_codec import MAX_CHANNELS
 from storage.errors import InputError
 
@@ -63,9 +63,9 @@ def read_root(bank: str) -> tuple[BankSpec, str]:
 
     Raises InputError if there is no bank, or one that is damaged or of a version that we do not know.
     """
-    name, damaged = uri.base_name(bank), ("its zarr.json is damaged", "restore it, or extract again")
+    name, damaged = fs.base_name(bank), ("its zarr.json is damaged", "restore it, or extract again")
     try:
-        attributes = dict(json.loads(uri.read_text(uri.join(bank, ROOT)))["attributes"])
+        attributes = dict(json.loads(fs.read_text(fs.join(bank, ROOT)))["attributes"])
     except (FileNotFoundError, NotADirectoryError) as error:
         remedy = "run `cardiomix extract --run RUN`, or correct the path"
         raise InputError(name, "no factor bank here", remedy) from error

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from storage import uri
+from storage import fs
 from storage.bank_cache import cached
 from storage.bank_spec import STYLES, as_json, code_version, sha256
 from storage.errors import InputError
@@ -55,7 +55,7 @@ def donors(bank: FactorBank, cache: str | None = None) -> Donors:
 
     Raises InputError if a shard or a file of styles is missing or damaged.
     """
-    tables = [read_styles(bank, name) for name in uri.list_names(uri.join(bank.uri, STYLES))]
+    tables = [read_styles(bank, name) for name in fs.list_names(fs.join(bank.uri, STYLES))]
     vectors = [cached(bank, "modality", cache), *(_vectors(table) for table in tables)]
     text = [np.array([v for t in (bank.index, *tables) for v in t[name].to_pylist()]) for name in ("vendor", "subject")]
     return Donors(np.concatenate(vectors), *text)
@@ -68,8 +68,8 @@ def export_styles(bank: FactorBank, out: str, keep_subjects: bool = False, vendo
     them by trying, unless `keep_subjects`. `vendors`: of these alone; empty for all. Raises InputError if the bank is
     not complete, has none of a vendor, or `out` is there.
     """
-    if uri.exists(out):
-        raise InputError(uri.base_name(out), "is there already", "name a new file")
+    if fs.exists(out):
+        raise InputError(fs.base_name(out), "is there already", "name a new file")
     table, key = bank.index.select(COLUMNS), secrets.token_bytes(32)
     if not keep_subjects:
         names = [hmac.new(key, name.encode(), hashlib.sha256).hexdigest()[:12] for name in table["subject"].to_pylist()]
@@ -78,7 +78,7 @@ def export_styles(bank: FactorBank, out: str, keep_subjects: bool = False, vendo
     there = np.array(table["vendor"].to_pylist(), dtype=np.str_)
     for vendor in sorted(set(vendors) - set(there.tolist())):
         has = ", ".join(sorted(set(there.tolist())))
-        raise InputError(uri.base_name(bank.uri), f"has no slice of vendor {vendor}", f"choose from {has}")
+        raise InputError(fs.base_name(bank.uri), f"has no slice of vendor {vendor}", f"choose from {has}")
     if vendors:
         kept = np.flatnonzero(np.isin(there, vendors))
         table, vectors = table.take(kept), vectors[kept]
@@ -93,7 +93,7 @@ def export_styles(bank: FactorBank, out: str, keep_subjects: bool = False, vendo
         "code_version": code_version(),
     }
     content = _file(table.combine_chunks(), vectors, about)
-    uri.write_bytes(out, content)
+    fs.write_bytes(out, content)
     return int(table.num_rows)
 
 
@@ -103,27 +103,27 @@ def import_styles(styles: str, bank: FactorBank) -> int:
     Raises InputError if it is no such file, is damaged, of another SDNet or preprocessing, or holds only vectors that
     are the bank's own.
     """
-    where = uri.base_name(styles)
+    where = fs.base_name(styles)
     try:
-        content = uri.read_bytes(styles)
+        content = fs.read_bytes(styles)
     except OSError as error:
         raise InputError(where, f"cannot be read ({type(error).__name__})", "correct the path") from error
     table, about = _parsed(content, where)
     _require_same(about, bank, where)
     own = np.concatenate([bank.read_array("modality", shard) for shard in range(bank.shards())])
     if {row.tobytes() for row in _vectors(table)} <= {row.tobytes() for row in own}:
-        raise InputError(where, f"was exported from {uri.base_name(bank.uri)} itself", "import it into another bank")
+        raise InputError(where, f"was exported from {fs.base_name(bank.uri)} itself", "import it into another bank")
     # Written anew, so that nothing else that the file held comes along.
     clean = _file(table.select(COLUMNS), _vectors(table), about)
-    uri.write_bytes(uri.join(bank.uri, STYLES, f"{sha256(clean)[:16]}.parquet"), clean)
+    fs.write_bytes(fs.join(bank.uri, STYLES, f"{sha256(clean)[:16]}.parquet"), clean)
     return int(table.num_rows)
 
 
 def read_styles(bank: FactorBank, name: str) -> pa.Table:
     """An imported file. Raises InputError if it is damaged or of another SDNet or preprocessing."""
-    where = f"{uri.base_name(bank.uri)}, {STYLES}/{name}"
+    where = f"{fs.base_name(bank.uri)}, {STYLES}/{name}"
     try:
-        content = uri.read_bytes(uri.join(bank.uri, STYLES, name))
+        content = fs.read_bytes(fs.join(bank.uri, STYLES, name))
     except OSError as error:
         raise InputError(where, "cannot be read", "remove it, and import it again") from error
     if name != f"{sha256(content)[:16]}.parquet":
@@ -172,5 +172,5 @@ def _require_same(about: dict[str, Any], bank: FactorBank, where: str) -> None:
     for key in ("sdnet_fingerprint", "preprocess", "modality_size"):
         ours = bank.spec.model_dump(mode="json")[key]
         if about.get(key) != ours:
-            problem = f"its {key} is {about.get(key)}, that of {uri.base_name(bank.uri)} is {ours}"
+            problem = f"its {key} is {about.get(key)}, that of {fs.base_name(bank.uri)} is {ours}"
             raise InputError(where, problem, "vectors of two networks do not mix; use styles of the same network")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import numpy.typing as npt
 
-from storage import ledger, uri
+from storage import fs, ledger
 from storage.bank_arrays import ARRAYS, METADATA
 from storage.bank_spec import STYLES
 from storage.bank_styles import read_styles
@@ -25,7 +25,7 @@ def problems(bank: FactorBank, progress: Callable[[int, int], None] | None = Non
         yield from _of_shard(bank, shard)
         if progress is not None:
             progress(shard + 1, bank.shards())
-    for name in uri.list_names(uri.join(bank.uri, STYLES)):
+    for name in fs.list_names(fs.join(bank.uri, STYLES)):
         yield from _told(lambda name=name: read_styles(bank, name))  # type: ignore[misc]
     yield from _strays(bank)
 
@@ -37,7 +37,7 @@ def _of_shard(bank: FactorBank, shard: int) -> Iterator[str]:
     except InputError as error:
         yield str(error)
         return
-    rows, where = bank.shard_rows(shard), f"{uri.base_name(bank.uri)}, shard {shard}"
+    rows, where = bank.shard_rows(shard), f"{fs.base_name(bank.uri)}, shard {shard}"
     entry = ledger.read_entry(bank.uri, shard)
     for name in ARRAYS:
         if entry is None or ledger.array_sha256(getattr(found, name)) != entry.sha256.get(name):
@@ -66,15 +66,15 @@ def _around(bank: FactorBank, rows: range) -> npt.NDArray[np.bool_]:
 
 
 def _strays(bank: FactorBank) -> Iterator[str]:
-    for name in sorted(set(uri.list_names(bank.uri)) - OURS):
+    for name in sorted(set(fs.list_names(bank.uri)) - OURS):
         yield f"{name} does not belong in a bank; move it elsewhere"
     for shard in sorted(k for k in ledger.committed(bank.uri) if k >= bank.shards()):
         yield f"ledger: shard {shard} is beyond the bank's {bank.shards()}"
     shards = {str(k) for k in range(bank.shards())}
     for array in ARRAYS:
-        for name in sorted(set(uri.list_names(uri.join(bank.uri, array))) - {METADATA, "c"}):
+        for name in sorted(set(fs.list_names(fs.join(bank.uri, array))) - {METADATA, "c"}):
             yield f"{array}/{name} does not belong in a bank; move it elsewhere"
-        for name in sorted(set(uri.list_names(uri.join(bank.uri, array, "c"))) - shards):
+        for name in sorted(set(fs.list_names(fs.join(bank.uri, array, "c"))) - shards):
             yield f"{array}/c/{name} is beyond the bank's {bank.shards()} shards; remove it"
 
 

@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from storage import ledger, uri
+from storage import fs, ledger
 from storage.bank_arrays import (
     ARRAYS,
     check_metadata,
@@ -103,18 +103,18 @@ class FactorBank:
         Raises InputError if the place holds another bank (see `append`) or something else.
         """
         index, config = in_schema(index), as_json(decoder_config)
-        if uri.exists(uri.join(bank, ROOT)):
+        if fs.exists(fs.join(bank, ROOT)):
             found = cls.open(bank, partial=True)
             found._require_same_make(spec)
             return found.append(index)
         _clear_unfinished(bank)
         digest = sha256(decoder, config.encode())
         write_index(bank, index)
-        uri.write_bytes(uri.join(bank, WEIGHTS), decoder)
-        uri.write_text(uri.join(bank, WEIGHTS_CONFIG), config)
+        fs.write_bytes(fs.join(bank, WEIGHTS), decoder)
+        fs.write_text(fs.join(bank, WEIGHTS_CONFIG), config)
         for name in ARRAYS:
             write_metadata(bank, name, spec, index.num_rows)
-        uri.write_text(uri.join(bank, ROOT), root_document(spec, digest))
+        fs.write_text(fs.join(bank, ROOT), root_document(spec, digest))
         return cls(bank, spec, index, digest)
 
     @classmethod
@@ -130,7 +130,7 @@ class FactorBank:
         missing = found.shards() - len(found.committed())
         if missing and not partial:
             raise InputError(
-                uri.base_name(bank),
+                fs.base_name(bank),
                 f"is not complete: {missing} of {found.shards()} shards are missing",
                 "run `cardiomix extract` to its end",
             )
@@ -145,7 +145,7 @@ class FactorBank:
         old one or the new one. Call it only while nobody else writes.
         Raises InputError if `index` lacks a slice of the bank or has changed one, or if a new one is too large.
         """
-        wanted = extended(self.index, in_schema(index), self.spec.canvas, uri.base_name(self.uri))
+        wanted = extended(self.index, in_schema(index), self.spec.canvas, fs.base_name(self.uri))
         if wanted.num_rows == len(self):
             return self
         for name in ARRAYS:  # longer than the index says for a moment, which readers allow
@@ -213,13 +213,13 @@ class FactorBank:
         Raises InputError if it is missing or damaged.
         """
         rows = self.shard_rows(shard)
-        where = f"{uri.base_name(self.uri)}, shard {shard}"
+        where = f"{fs.base_name(self.uri)}, shard {shard}"
         entry = ledger.read_entry(self.uri, shard)
         if entry is None or not self._vouches(shard, entry):
             raise InputError(where, "is not in the ledger", "run `cardiomix extract` to its end")
         remedy = f"remove ledger/shard-{shard:05d}.json and run `cardiomix extract`, or restore the bank's copy"
         try:
-            stored = uri.read_bytes(shard_uri(self.uri, name, shard))
+            stored = fs.read_bytes(shard_uri(self.uri, name, shard))
             # A tenth of the values' bytes; that the two agree is for `verify` to see.
             if sha256(stored) != entry.files_sha256.get(name):
                 raise InputError(where, f"its {name} is not what the ledger says", remedy)
@@ -268,10 +268,10 @@ class FactorBank:
 
     def decoder(self) -> tuple[bytes, dict[str, Any]]:
         """The decoder's weights (safetensors) and configuration. Raises InputError if they are missing or damaged."""
-        where, remedy = uri.base_name(self.uri), f"restore {WEIGHTS} and {WEIGHTS_CONFIG}"
+        where, remedy = fs.base_name(self.uri), f"restore {WEIGHTS} and {WEIGHTS_CONFIG}"
         try:
-            weights = uri.read_bytes(uri.join(self.uri, WEIGHTS))
-            config = uri.read_bytes(uri.join(self.uri, WEIGHTS_CONFIG))
+            weights = fs.read_bytes(fs.join(self.uri, WEIGHTS))
+            config = fs.read_bytes(fs.join(self.uri, WEIGHTS_CONFIG))
         except OSError as error:
             raise InputError(where, "its decoder is missing", remedy) from error
         if sha256(weights, config) != self._decoder_sha256:
@@ -297,7 +297,7 @@ class FactorBank:
     @property
     def fingerprint(self) -> str:
         """Names all that samples are made from: `content_fingerprint`, unless there are imported styles."""
-        styles = uri.list_names(uri.join(self.uri, STYLES))
+        styles = fs.list_names(fs.join(self.uri, STYLES))
         content = self.content_fingerprint
         return sha256(as_json([content, styles]).encode())[:16] if styles else content
 
@@ -312,8 +312,8 @@ class FactorBank:
 
     def tidy(self) -> None:
         """Remove what killed writers left of unfinished files; call it only while nobody writes."""
-        if uri.is_local(self.uri):  # an object store has no unfinished objects
-            for path in uri.local_path(self.uri).rglob(".*.tmp"):
+        if fs.is_local(self.uri):  # an object store has no unfinished objects
+            for path in fs.local_path(self.uri).rglob(".*.tmp"):
                 path.unlink(missing_ok=True)
 
     @cached_property
@@ -336,7 +336,7 @@ class FactorBank:
 
         The canvas does not count: whether a slice has room on ours is seen when it is appended.
         """
-        name, elsewhere = uri.base_name(self.uri), "name another bank, or remove this one to extract it again"
+        name, elsewhere = fs.base_name(self.uri), "name another bank, or remove this one to extract it again"
         ours, theirs = self.spec.identity(), spec.identity()
         if ours["sdnet_fingerprint"] != theirs["sdnet_fingerprint"]:
             problem = f"was made with SDNet {ours['sdnet_fingerprint']}, not {theirs['sdnet_fingerprint']}"
@@ -348,8 +348,8 @@ class FactorBank:
 
 def _clear_unfinished(bank: str) -> None:
     """Remove what a creation that was cut short left. Raises InputError if there is anything else, which is kept."""
-    if not uri.exists(bank):
+    if not fs.exists(bank):
         return
-    if not uri.is_folder(bank) or set(uri.list_names(bank)) - OURS:
-        raise InputError(uri.base_name(bank), "is there and is not a factor bank", "name a new folder for the bank")
-    uri.remove(bank)
+    if not fs.is_folder(bank) or set(fs.list_names(bank)) - OURS:
+        raise InputError(fs.base_name(bank), "is there and is not a factor bank", "name a new folder for the bank")
+    fs.remove(bank)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from storage import uri
+from storage import fs
 from storage.errors import InputError
 
 if TYPE_CHECKING:
@@ -65,8 +65,8 @@ def check_same_grid(image: Header, mask: Header, placement: bool = True) -> None
     With `placement`, also if their headers put the two grids mirrored, turned or apart in space; headers of which one
     has lost its directions cannot be compared, and pass.
     """
-    name = uri.base_name(mask.path)
-    remedy = f"resample the mask onto the grid of {uri.base_name(image.path)}"
+    name = fs.base_name(mask.path)
+    remedy = f"resample the mask onto the grid of {fs.base_name(image.path)}"
     if image.shape[:3] != mask.shape[:3]:
         theirs, ours = (" × ".join(map(str, h.shape[:3])) for h in (mask, image))
         raise InputError(name, f"the mask is {theirs} voxels, the image {ours}", remedy)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from storage import uri
+from storage import fs
 
 FOLDER = "ledger"
 _NAME = re.compile(r"shard-(\d{5}|[1-9]\d{5,8})\.json")
@@ -48,23 +48,23 @@ def array_sha256(values: npt.NDArray[Any]) -> str:
 
 def entry_uri(bank: str, shard: int) -> str:
     """Where a shard's entry is."""
-    return uri.join(bank, FOLDER, f"shard-{shard:05d}.json")
+    return fs.join(bank, FOLDER, f"shard-{shard:05d}.json")
 
 
 def commit(bank: str, shard: int, entry: Entry) -> None:
     """Write a shard's entry, atomically: from now on the shard counts."""
-    uri.write_text(entry_uri(bank, shard), json.dumps(asdict(entry), indent=1, sort_keys=True) + "\n")
+    fs.write_text(entry_uri(bank, shard), json.dumps(asdict(entry), indent=1, sort_keys=True) + "\n")
 
 
 def retract(bank: str, shard: int) -> None:
     """Remove a shard's entry: from now on its data count as absent."""
-    uri.remove(entry_uri(bank, shard))
+    fs.remove(entry_uri(bank, shard))
 
 
 def read_entry(bank: str, shard: int) -> Entry | None:
     """A shard's entry; None if there is none or it is damaged, for then nothing vouches for the data."""
     try:
-        return _parsed(uri.read_text(entry_uri(bank, shard)))
+        return _parsed(fs.read_text(entry_uri(bank, shard)))
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         return None
     except (ValueError, TypeError, KeyError, RecursionError, OverflowError):
@@ -73,9 +73,9 @@ def read_entry(bank: str, shard: int) -> Entry | None:
 
 def committed(bank: str) -> dict[int, Entry]:
     """Shard → entry of every shard that has a readable one."""
-    names = uri.list_names(uri.join(bank, FOLDER))
+    names = fs.list_names(fs.join(bank, FOLDER))
     shards = [int(matched[1]) for matched in map(_NAME.fullmatch, names) if matched]
-    entries = uri.each(bank, lambda shard: read_entry(bank, shard), shards)
+    entries = fs.each(bank, lambda shard: read_entry(bank, shard), shards)
     return {shard: entry for shard, entry in zip(shards, entries, strict=True) if entry is not None}
 
 

@@ -22,7 +22,7 @@ from isal.igzip import IGzipFile
 from nibabel.arrayproxy import ArrayProxy
 from nibabel.spatialimages import HeaderDataError
 
-from storage import uri
+from storage import fs
 from storage.errors import InputError
 from storage.frame_checks import checked_image, checked_labels
 
@@ -84,10 +84,10 @@ class NiftiFile:
     """
 
     def __init__(self, path: str, spacing: Spacing | None = None) -> None:
-        self.name = uri.base_name(path)
+        self.name = fs.base_name(path)
         try:
-            self._size = uri.size(path)
-            self._raw: BinaryIO = uri.open_binary(path)
+            self._size = fs.size(path)
+            self._raw: BinaryIO = fs.open_binary(path)
         except OSError as error:
             raise not_opened(self.name, error) from error
         try:
@@ -252,7 +252,7 @@ def _write(path: str, header: nib.Nifti1Header, data: Array, dtype: np.dtype[Any
     stored = np.ascontiguousarray(data, dtype=dtype.newbyteorder(header.endianness))
     body = header.binaryblock.ljust(offset, b"\0") + stored.tobytes()
     # No name and no time in the gzip header, so that equal data are equal bytes.
-    uri.write_bytes(path, gzip.compress(body, compresslevel=6, mtime=0) if path.endswith(".gz") else body)
+    fs.write_bytes(path, gzip.compress(body, compresslevel=6, mtime=0) if path.endswith(".gz") else body)
 
 
 def _unzipped(raw: BinaryIO) -> BinaryIO:
@@ -283,7 +283,7 @@ def _read_raw_header(stream: BinaryIO, name: str) -> nib.Nifti1Header:
 
 
 def _checked(raw: nib.Nifti1Header, path: str, spacing: Spacing | None) -> Header:
-    name = uri.base_name(path)
+    name = fs.base_name(path)
     axes = int(raw["dim"][0])
     if axes not in (3, 4):
         raise InputError(

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from storage import uri
+from storage import fs
 from storage.errors import InputError
 from storage.nifti import write_volume
 from storage.subjects import STRUCTURES
@@ -25,8 +25,8 @@ _NAME = re.compile(r"Dataset\d{3}_\w+")
 
 def check_name(folder: str) -> None:
     """Raises InputError unless the folder is named as nnU-Net finds it."""
-    if not _NAME.fullmatch(uri.base_name(folder)):
-        raise InputError(uri.base_name(folder), "is no name of an nnU-Net data set", "name it such as Dataset501_Heart")
+    if not _NAME.fullmatch(fs.base_name(folder)):
+        raise InputError(fs.base_name(folder), "is no name of an nnU-Net data set", "name it such as Dataset501_Heart")
 
 
 def write_case(
@@ -37,14 +37,14 @@ def write_case(
     spacing: tuple[float, float, float],
 ) -> None:
     """Write image and mask (H, W) of one case, each atomically; `spacing` is (slice, row, column) in mm."""
-    write_volume(uri.join(folder, IMAGES, f"{case}_0000{ENDING}"), image[None], spacing, np.float32)
-    write_volume(uri.join(folder, LABELS, f"{case}{ENDING}"), mask[None], spacing, np.uint8)
+    write_volume(fs.join(folder, IMAGES, f"{case}_0000{ENDING}"), image[None], spacing, np.float32)
+    write_volume(fs.join(folder, LABELS, f"{case}{ENDING}"), mask[None], spacing, np.uint8)
 
 
 def cases(folder: str) -> set[str]:
     """Cases of which both files are there."""
-    images = {name.removesuffix(f"_0000{ENDING}") for name in uri.list_names(uri.join(folder, IMAGES))}
-    return images & {name.removesuffix(ENDING) for name in uri.list_names(uri.join(folder, LABELS))}
+    images = {name.removesuffix(f"_0000{ENDING}") for name in fs.list_names(fs.join(folder, IMAGES))}
+    return images & {name.removesuffix(ENDING) for name in fs.list_names(fs.join(folder, LABELS))}
 
 
 def write_dataset(folder: str, groups: Sequence[tuple[str, str]], description: str, licence: str) -> None:
@@ -63,7 +63,7 @@ def write_dataset(folder: str, groups: Sequence[tuple[str, str]], description: s
         for fold in range(min(FOLDS, len(order)))
     ]
     document = {
-        "name": uri.base_name(folder),
+        "name": fs.base_name(folder),
         "description": description,
         "licence": licence,
         "channel_names": {"0": "cine MR"},
@@ -71,5 +71,5 @@ def write_dataset(folder: str, groups: Sequence[tuple[str, str]], description: s
         "numTraining": len(groups),
         "file_ending": ENDING,
     }
-    uri.write_text(uri.join(folder, SPLITS), json.dumps(folds, indent=1))
-    uri.write_text(uri.join(folder, DATASET), json.dumps(document, indent=1))
+    fs.write_text(fs.join(folder, SPLITS), json.dumps(folds, indent=1))
+    fs.write_text(fs.join(folder, DATASET), json.dumps(document, indent=1))

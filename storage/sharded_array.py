@@ -19,7 +19,7 @@ import numpy.typing as npt
 from numcodecs import blosc
 from numcodecs.blosc import Blosc
 
-from storage import uri
+from storage import fs
 
 ABSENT = np.uint64(2**64 - 1)  # offset and length of a chunk that holds the fill value alone
 CRC = 4  # bytes
@@ -36,8 +36,8 @@ def write_array(path: str, data: npt.NDArray[Any], level: int, dimension_names: 
     Blosc zstd of `level` with bitshuffle, fill value 0. The metadata come last: without them there is no array.
     """
     described = _metadata(data.shape, data.dtype, level, dimension_names)
-    uri.write_bytes(uri.join(path, _shard_name(data.shape)), shard(data, level))
-    uri.write_text(uri.join(path, METADATA), json.dumps(described, indent=2))
+    fs.write_bytes(fs.join(path, _shard_name(data.shape)), shard(data, level))
+    fs.write_text(fs.join(path, METADATA), json.dumps(described, indent=2))
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,7 +150,7 @@ def _decode(chunk: memoryview, size: int, out: npt.NDArray[Any]) -> None:
 
 def _part(array: str, name: str, start: int, end: int | None = None) -> bytes:
     try:
-        return uri.read_range(uri.join(array, name), start, end)
+        return fs.read_range(fs.join(array, name), start, end)
     except FileNotFoundError as error:
         raise ValueError(f"its {name} is missing") from error
 

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from pydantic import ValidationError
 
-from storage import uri
+from storage import fs
 from storage.errors import InputError, StageError
 from storage.intensities import Statistics
 from storage.layouts import LayoutOptions
@@ -65,11 +65,11 @@ class SliceStore:
     @classmethod
     def open(cls, run: str) -> SliceStore:
         """Open a run's slice store. Raises InputError if there is none or its version is not ours."""
-        path = uri.join(run, TABLE)
-        if not uri.exists(path):
-            raise InputError(uri.base_name(run), "has no slices", "run `cardiomix ingest DATA --run RUN` first")
+        path = fs.join(run, TABLE)
+        if not fs.exists(path):
+            raise InputError(fs.base_name(run), "has no slices", "run `cardiomix ingest DATA --run RUN` first")
         try:
-            table = read_parquet(uri.read_bytes(path))
+            table = read_parquet(fs.read_bytes(path))
         except pa.ArrowInvalid as error:
             raise InputError(TABLE, "is damaged", "remove it and ingest again: finished subjects are kept") from error
         version = (table.schema.metadata or {}).get(VERSION_KEY, b"none").decode()
@@ -152,7 +152,7 @@ class SliceStore:
         try:
             array = self._arrays.get((subject, kind))
             if array is None:
-                array = ShardedArray.open(uri.join(subject_folder(self.run, subject), kind))
+                array = ShardedArray.open(fs.join(subject_folder(self.run, subject), kind))
                 self._arrays[subject, kind] = array
             return array.rows(rows)
         except ValueError as error:

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import zarr
 
-from storage import uri
+from storage import fs
 from storage.errors import InputError
 from storage.frame_reader import read_frames
 from storage.layouts import LayoutOptions
@@ -80,13 +80,13 @@ def write_made(run: str, subject: str, source: str, make: Callable[[], Made]) ->
     done = _committed(folder)
     if done is None or done["source"] != source:
         if done is not None:
-            uri.remove(uri.join(run, TABLE))  # its rows would point into the new arrays
-        uri.remove(folder)
+            fs.remove(fs.join(run, TABLE))  # its rows would point into the new arrays
+        fs.remove(folder)
         made = make()
-        write_array(uri.join(folder, "image"), made.image, IMAGE_LEVEL, AXES)
-        write_array(uri.join(folder, "mask"), made.mask, MASK_LEVEL, AXES)
+        write_array(fs.join(folder, "image"), made.image, IMAGE_LEVEL, AXES)
+        write_array(fs.join(folder, "mask"), made.mask, MASK_LEVEL, AXES)
         done = {"version": SLICES_VERSION, "source": source, **asdict(made.stored)}
-        uri.write_text(uri.join(folder, FRAMES), json.dumps(done))
+        fs.write_text(fs.join(folder, FRAMES), json.dumps(done))
     return Stored(tuple(done["frames"]), tuple(done["digests"]))
 
 
@@ -106,15 +106,15 @@ def finalise(
     known = {s.subject: s for s in subjects}
     names = sorted(stored)
     lines = [asdict(s) for s in sorted(skipped, key=lambda s: (s.subject, s.file, s.reason))]
-    uri.write_text(uri.join(run, SKIPPED), _csv(("subject", "file", "reason", "remedy"), lines))
+    fs.write_text(fs.join(run, SKIPPED), _csv(("subject", "file", "reason", "remedy"), lines))
     splits = [{**_said(known[name]), "reason": known[name].split_reason} for name in names]
-    uri.write_text(uri.join(run, SPLITS), _csv(("subject", "vendor", "centre", "split", "reason"), splits))
-    _write_root(uri.join(run, ARRAYS))
-    uri.write_bytes(uri.join(run, TABLE), _index([(known[name], stored[name]) for name in names], options))
-    kept = {GROUP, *(uri.base_name(subject_folder(run, name)) for name in names)}
-    for folder in uri.list_names(uri.join(run, ARRAYS)):
+    fs.write_text(fs.join(run, SPLITS), _csv(("subject", "vendor", "centre", "split", "reason"), splits))
+    _write_root(fs.join(run, ARRAYS))
+    fs.write_bytes(fs.join(run, TABLE), _index([(known[name], stored[name]) for name in names], options))
+    kept = {GROUP, *(fs.base_name(subject_folder(run, name)) for name in names)}
+    for folder in fs.list_names(fs.join(run, ARRAYS)):
         if folder not in kept:  # of a subject that was withdrawn, or is another one's copy
-            uri.remove(uri.join(run, ARRAYS, folder))
+            fs.remove(fs.join(run, ARRAYS, folder))
 
 
 def subject_folder(run: str, subject: str) -> str:
@@ -124,7 +124,7 @@ def subject_folder(run: str, subject: str) -> str:
         name = f"%{ord(name[0]):02X}{name[1:]}"
     if not 0 < len(name) <= LONGEST_NAME:
         raise InputError(subject[:40] or "subject", f"a name of {len(name)} bytes", f"use 1 to {LONGEST_NAME}")
-    return uri.join(run, ARRAYS, name)
+    return fs.join(run, ARRAYS, name)
 
 
 def source_hash(subject: Subject) -> str:
@@ -136,7 +136,7 @@ def source_hash(subject: Subject) -> str:
     definition = {
         "version": SLICES_VERSION,
         "frames": [_without_folders(f) for f in subject.frames],
-        "files": [[uri.base_name(path), _stamp(path)] for path in files],
+        "files": [[fs.base_name(path), _stamp(path)] for path in files],
         "labels": subject.labels,
         "spacing": subject.spacing,
         "check_masks": subject.check_masks,
@@ -197,9 +197,9 @@ def _counted(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
 
 def _write_root(arrays: str) -> None:
     """Make the folder of arrays a Zarr group, so that other tools may open it whole."""
-    if not uri.exists(uri.join(arrays, GROUP)):
+    if not fs.exists(fs.join(arrays, GROUP)):
         attributes = {"format": "cardiomix-slices", "version": int(SLICES_VERSION)}
-        zarr.create_group(uri.zarr_store(arrays, read_only=False), zarr_format=3, attributes=attributes)
+        zarr.create_group(fs.zarr_store(arrays, read_only=False), zarr_format=3, attributes=attributes)
 
 
 def _said(subject: Subject) -> dict[str, str]:
@@ -215,26 +215,26 @@ def _said(subject: Subject) -> dict[str, str]:
 
 
 def _committed(folder: str) -> dict[str, Any] | None:
-    path = uri.join(folder, FRAMES)
-    if not uri.exists(path):
+    path = fs.join(folder, FRAMES)
+    if not fs.exists(path):
         return None
     try:
-        done: dict[str, Any] = json.loads(uri.read_text(path))
+        done: dict[str, Any] = json.loads(fs.read_text(path))
     except ValueError:  # not ours, or damaged: the subject is written again
         return None
     return done if done.get("version") == SLICES_VERSION else None
 
 
 def _without_folders(frame: FrameSource) -> dict[str, Any]:
-    names = {key: uri.base_name(path) for key in ("image", "mask") if (path := getattr(frame, key))}
+    names = {key: fs.base_name(path) for key in ("image", "mask") if (path := getattr(frame, key))}
     return {**asdict(frame), **names}
 
 
 def _stamp(path: str) -> str:
     try:
-        return uri.stamp(path)
+        return fs.stamp(path)
     except OSError as error:
-        raise not_opened(uri.base_name(path), error) from error
+        raise not_opened(fs.base_name(path), error) from error
 
 
 def _csv(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> str:

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from storage import uri
+from storage import fs
 from storage.errors import InputError
 from storage.frame_reader import Frame, read_frames
 from storage.layouts import LayoutOptions, collect, same_images, splits
@@ -137,7 +137,7 @@ def survey(
     subjects, skipped = collect(data, chosen, layout)
     found: dict[str, SubjectFacts] = {}
     # Decompression and numpy leave other threads free to run; an object store's answers are mostly waited for.
-    threads = os.cpu_count() if all(map(uri.is_local, data)) else uri.REQUESTS
+    threads = os.cpu_count() if all(map(fs.is_local, data)) else fs.REQUESTS
 
     before = 0
 

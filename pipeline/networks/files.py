@@ -13,7 +13,7 @@ from torch import nn
 
 from pipeline.networks.sdnet import Decoder, SDNet, SDNetConfig, fingerprint
 from pipeline.networks.unet import UNet, UNetConfig
-from storage import uri
+from storage import fs
 from storage.errors import InputError
 
 WEIGHTS, CONFIG = "model.safetensors", "model.json"
@@ -60,14 +60,14 @@ def save_model(
         "trained_on": sorted(map(subject_key, set(trained_on))),
     }
     name = fingerprint(weights, _identity(document))
-    uri.write_bytes(uri.join(folder, WEIGHTS), weights)
+    fs.write_bytes(fs.join(folder, WEIGHTS), weights)
     write_config(folder, {**document, "about": about or {}, "fingerprint": name})
     return name
 
 
 def write_config(folder: str, document: dict[str, Any]) -> None:
     """Write `model.json`."""
-    uri.write_text(uri.join(folder, CONFIG), json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False))
+    fs.write_text(fs.join(folder, CONFIG), json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False))
 
 
 def _identity(document: dict[str, Any]) -> str:
@@ -76,11 +76,11 @@ def _identity(document: dict[str, Any]) -> str:
 
 def read_config(folder: str) -> dict[str, Any]:
     """The document `model.json`. Raises InputError if absent or not ours."""
-    path = uri.join(folder, CONFIG)
-    if not uri.exists(path):
+    path = fs.join(folder, CONFIG)
+    if not fs.exists(path):
         raise InputError(path, "no trained network here", "train it first, or give the folder that holds model.json")
     try:
-        document = json.loads(uri.read_text(path))
+        document = json.loads(fs.read_text(path))
         if document["kind"] not in ("sdnet", "unet"):
             raise KeyError("kind")
     except (ValueError, KeyError, TypeError) as error:
@@ -90,11 +90,11 @@ def read_config(folder: str) -> dict[str, Any]:
 
 def load_model(folder: str) -> tuple[UNet | SDNet, dict[str, Any]]:
     """Network in eval mode and its document. Raises InputError on absent, damaged or mismatched files."""
-    document, path = read_config(folder), uri.join(folder, WEIGHTS)
+    document, path = read_config(folder), fs.join(folder, WEIGHTS)
     config = (SDNetConfig if document["kind"] == "sdnet" else UNetConfig)(**document["network"])
     model = build(config)
     try:
-        weights = uri.read_bytes(path)
+        weights = fs.read_bytes(path)
         if fingerprint(weights, _identity(document)) != document["fingerprint"]:
             raise InputError(
                 path, "weights are not the ones model.json names", "restore both files from the same training"

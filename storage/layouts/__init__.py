@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from storage import uri
+from storage import fs
 from storage.errors import InputError
 from storage.layouts import acdc, mnms, table
 from storage.layouts.options import LayoutOptions
@@ -28,7 +28,7 @@ def detect(folder: str) -> str:
     for name, layout in LAYOUTS.items():
         if layout.matches(folder):
             return name
-    raise InputError(uri.base_name(folder), "none of the known layouts", EXPECTED)
+    raise InputError(fs.base_name(folder), "none of the known layouts", EXPECTED)
 
 
 def read(
@@ -46,7 +46,7 @@ def read(
     options = options or LayoutOptions()
     found, skipped = LAYOUTS[chosen].read(folder, options)
     if not found and not skipped:
-        raise InputError(uri.base_name(folder), f"no subject in the layout {chosen}", EXPECTED)
+        raise InputError(fs.base_name(folder), f"no subject in the layout {chosen}", EXPECTED)
     subjects = []
     for subject in sorted(found, key=lambda s: s.subject):
         stray = None if options.follow_links else _leaves(folder, subject)
@@ -68,7 +68,7 @@ def collect(data: Sequence[str], options: LayoutOptions, layout: str = "auto") -
     origin: dict[str, str] = {}
     owner: dict[str, str] = {}  # of each image file
     for folder in data:
-        name = uri.base_name(uri.absolute(folder))
+        name = fs.base_name(fs.absolute(folder))
         found, left_out = read(folder, layout, options)
         skipped += left_out
         for subject in found:
@@ -79,7 +79,7 @@ def collect(data: Sequence[str], options: LayoutOptions, layout: str = "auto") -
             images = {_real(f.image) for f in subject.frames}
             other = next((owner[image] for image in sorted(images) if image in owner), None)
             if other is not None:
-                file = uri.base_name(subject.frames[0].image)
+                file = fs.base_name(subject.frames[0].image)
                 reason = f"its image file is subject {other}'s too"
                 skipped.append(Skipped(subject.subject, file, reason, "remove one of the two, or correct the path"))
                 continue
@@ -104,23 +104,23 @@ def same_images(digests: Mapping[str, Sequence[str]]) -> list[Skipped]:
 
 
 def _real(path: str) -> str:
-    return os.path.realpath(uri.local_path(path)) if uri.is_local(path) else path
+    return os.path.realpath(fs.local_path(path)) if fs.is_local(path) else path
 
 
 def _leaves(folder: str, subject: Subject) -> str | None:
     """Name of the subject's first file that a link takes out of the data folder (or of a table's folder)."""
-    if not uri.is_local(folder):
+    if not fs.is_local(folder):
         return None
-    path = uri.local_path(folder)
+    path = fs.local_path(folder)
     root = os.path.realpath(path if path.is_dir() else path.parent)
     for file in dict.fromkeys(p for f in subject.frames for p in (f.image, f.mask) if p):
         if not _real(file).startswith(os.path.join(root, "")):
-            return uri.base_name(file)
+            return fs.base_name(file)
     return None
 
 
 def _present(folder: str) -> str:
     """The folder's absolute name: workers, which read the files, may stand elsewhere."""
-    if not uri.exists(folder):
-        raise InputError(uri.base_name(folder), "no such folder", "check the path")
-    return uri.absolute(folder)
+    if not fs.exists(folder):
+        raise InputError(fs.base_name(folder), "no such folder", "check the path")
+    return fs.absolute(folder)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from storage import uri
+from storage import fs
 from storage.errors import InputError
 from storage.layouts.frames import cine_frames, nifti_name
 from storage.layouts.options import LayoutOptions
@@ -36,26 +36,26 @@ def read(folder: str, options: LayoutOptions) -> tuple[list[Subject], list[Skipp
 
     def subject(found: tuple[str, str]) -> Subject:
         part, path = found
-        name = uri.base_name(path)
+        name = fs.base_name(path)
         split, reason = _split(name, part, options)
         frames = _frames(path, options)
         return Subject(name, "acdc", options.acdc_vendor, options.acdc_centre, frames, split, reason, LABELS, terms)
 
-    return read_each(folder, subject, [(uri.base_name(path), (part, path)) for part, path in _patients(folder)])
+    return read_each(folder, subject, [(fs.base_name(path), (part, path)) for part, path in _patients(folder)])
 
 
 def _patients(folder: str) -> list[tuple[str, str]]:
     """(part, folder) of every patient; part is "", "training" or "testing"."""
-    names = uri.list_names(folder)
+    names = fs.list_names(folder)
     if PARENT in names and not any(name.lower() in PARTS for name in names):
-        folder = uri.join(folder, PARENT)
-        names = uri.list_names(folder)
-    own = uri.base_name(folder).lower()
+        folder = fs.join(folder, PARENT)
+        names = fs.list_names(folder)
+    own = fs.base_name(folder).lower()
     here = [(own if own in PARTS else "", folder)] + [
-        (name.lower(), uri.join(folder, name)) for name in names if name.lower() in PARTS
+        (name.lower(), fs.join(folder, name)) for name in names if name.lower() in PARTS
     ]
-    named = [(p, uri.join(base, n)) for p, base in here for n in uri.list_names(base) if PATIENT.fullmatch(n)]
-    folders = uri.each(folder, uri.is_folder, [path for _, path in named])
+    named = [(p, fs.join(base, n)) for p, base in here for n in fs.list_names(base) if PATIENT.fullmatch(n)]
+    folders = fs.each(folder, fs.is_folder, [path for _, path in named])
     return [found for found, is_folder in zip(named, folders, strict=True) if is_folder]
 
 
@@ -73,23 +73,23 @@ def _frames(path: str, options: LayoutOptions) -> tuple[FrameSource, ...]:
     frames = _found(path, options)
     for lacking in (f for f in frames if f.phase != "-" and f.mask is None):
         if any(f.mask for f in frames):
-            mask = f"{uri.base_name(path)}_frame{lacking.frame + 1:02d}_gt.nii.gz"
+            mask = f"{fs.base_name(path)}_frame{lacking.frame + 1:02d}_gt.nii.gz"
             raise InputError(mask, f"no mask of {lacking.phase}, though the other phase has one", "copy it")
     return frames
 
 
 def _found(path: str, options: LayoutOptions) -> tuple[FrameSource, ...]:
-    name, files = uri.base_name(path), set(uri.list_names(path))
+    name, files = fs.base_name(path), set(fs.list_names(path))
     phases = _phases(path, files)
     masks = {
-        frame: (uri.join(path, mask), None)
+        frame: (fs.join(path, mask), None)
         for frame in phases.values()
         if (mask := nifti_name(files, f"{name}_frame{frame + 1:02d}_gt"))
     }
     cine = nifti_name(files, f"{name}_4d")
     single = {phase: nifti_name(files, f"{name}_frame{frame + 1:02d}") for phase, frame in phases.items()}
     if cine and (options.frames == "all" or not all(single.values())):
-        image = uri.join(path, cine)
+        image = fs.join(path, cine)
         return cine_frames(image, read_header(image).frames, phases, masks, options)
     for phase, file in single.items():
         if file is None:
@@ -99,7 +99,7 @@ def _found(path: str, options: LayoutOptions) -> tuple[FrameSource, ...]:
                 "copy it from the data set, or correct Info.cfg",
             )
     return tuple(
-        FrameSource(phase, frame, uri.join(path, str(single[phase])), None, *masks.get(frame, (None, None)))
+        FrameSource(phase, frame, fs.join(path, str(single[phase])), None, *masks.get(frame, (None, None)))
         for phase, frame in sorted(phases.items(), key=lambda item: item[1])
     )
 
@@ -112,7 +112,7 @@ def _phases(path: str, files: set[str]) -> dict[str, int]:
         raise InputError("Info.cfg", problem, "copy it from the data set")
     found: dict[str, int] = {}
     try:
-        lines = uri.read_text(uri.join(path, info)).splitlines()
+        lines = fs.read_text(fs.join(path, info)).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError("Info.cfg", "cannot be read", "copy it again from the data set") from error
     for line in lines:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import fnmatch
 from dataclasses import dataclass
 
-from storage import uri
+from storage import fs
 from storage.errors import InputError
 from storage.layouts.frames import cine_frames, frame_number, nifti_name
 from storage.layouts.options import LayoutOptions
@@ -51,12 +51,12 @@ class Place:
     def file(self, stem: str) -> str | None:
         """Path of `stem.nii.gz` or `stem.nii` in here."""
         found = nifti_name(self.names, stem)
-        return None if found is None else uri.join(self.path, found)
+        return None if found is None else fs.join(self.path, found)
 
 
 def matches(folder: str) -> bool:
     """Whether the folder, or OpenDataset in it, has at least one of the data set's parts."""
-    return not uri.base_name(folder).lower().endswith((".csv", ".parquet")) and bool(_parts(_root(folder)))
+    return not fs.base_name(folder).lower().endswith((".csv", ".parquet")) and bool(_parts(_root(folder)))
 
 
 def read(folder: str, options: LayoutOptions) -> tuple[list[Subject], list[Skipped]]:
@@ -70,7 +70,7 @@ def read(folder: str, options: LayoutOptions) -> tuple[list[Subject], list[Skipp
         known.setdefault(record["external code"], []).append(record)
     places = _places(root)
     terms = terms_of(folder, TERMS)
-    listed = _without_folder(uri.base_name(source), sorted(set(known) - set(places)))
+    listed = _without_folder(fs.base_name(source), sorted(set(known) - set(places)))
     for code, found in places.items():
         images = [place for place in found if place.file(f"{code}_sa")]
         for place in images[1:]:
@@ -85,8 +85,8 @@ def read(folder: str, options: LayoutOptions) -> tuple[list[Subject], list[Skipp
         rows = known.get(code, [])
         if len(rows) != 1:
             problem = f"has {len(rows) or 'no'} row{'s' * (len(rows) > 1)} for this subject"
-            raise InputError(uri.base_name(source), problem, "leave one of them" if rows else "add the row")
-        return _subject(code, place, places[code], rows[0], uri.base_name(source), terms, options)
+            raise InputError(fs.base_name(source), problem, "leave one of them" if rows else "add the row")
+        return _subject(code, place, places[code], rows[0], fs.base_name(source), terms, options)
 
     subjects, skipped = read_each(folder, subject, [(code, code) for code in places])
     return subjects, listed + skipped
@@ -101,17 +101,17 @@ def _usual(record: Record) -> Record:
 
 
 def _root(folder: str) -> str:
-    inner = next((n for n in uri.list_names(folder) if n.lower() == PARENT), None)
-    return folder if inner is None else uri.join(folder, inner)
+    inner = next((n for n in fs.list_names(folder) if n.lower() == PARENT), None)
+    return folder if inner is None else fs.join(folder, inner)
 
 
 def _parts(root: str) -> dict[str, str]:
     """Part (key of PARTS) -> its folder, for those that exist."""
     found: dict[str, str] = {}
-    for name in uri.list_names(root):
-        path = uri.join(root, name)
+    for name in fs.list_names(root):
+        path = fs.join(root, name)
         if name.lower() == "training":
-            inner = {f"training/{n.lower()}": uri.join(path, n) for n in uri.list_names(path)}
+            inner = {f"training/{n.lower()}": fs.join(path, n) for n in fs.list_names(path)}
             found |= {part: where for part, where in inner.items() if part in PARTS}
         elif name.lower() in PARTS:
             found[name.lower()] = path
@@ -121,7 +121,7 @@ def _parts(root: str) -> dict[str, str]:
 
 def _named_like_mnms(part: str) -> bool:
     return any(
-        name.startswith(f"{code}_sa") for code in uri.list_names(part) for name in uri.list_names(uri.join(part, code))
+        name.startswith(f"{code}_sa") for code in fs.list_names(part) for name in fs.list_names(fs.join(part, code))
     )
 
 
@@ -130,27 +130,27 @@ def _places(root: str) -> dict[str, list[Place]]:
     found: dict[str, list[Place]] = {}
     parts = _parts(root)
     paths = [
-        (part, uri.join(parts[part], code)) for part in PARTS if part in parts for code in uri.list_names(parts[part])
+        (part, fs.join(parts[part], code)) for part in PARTS if part in parts for code in fs.list_names(parts[part])
     ]
-    listings = uri.each(root, uri.list_names, [path for _, path in paths])  # a file has none
+    listings = fs.each(root, fs.list_names, [path for _, path in paths])  # a file has none
     for (part, path), names in zip(paths, listings, strict=True):
         if names:
-            found.setdefault(uri.base_name(path), []).append(Place(part, path, frozenset(names)))
+            found.setdefault(fs.base_name(path), []).append(Place(part, path, frozenset(names)))
     return dict(sorted(found.items()))
 
 
 def _table(folder: str, root: str) -> str:
     """The information table: in the folder, in OpenDataset, or beside OpenDataset if that is the folder given."""
     where = [folder, root]
-    if uri.base_name(folder).lower() == PARENT:
+    if fs.base_name(folder).lower() == PARENT:
         where.append(folder.rstrip("/").rpartition("/")[0] or ".")
     for place in where:
-        names = [n for n in uri.list_names(place) if fnmatch.fnmatchcase(n.lower(), TABLES)]
+        names = [n for n in fs.list_names(place) if fnmatch.fnmatchcase(n.lower(), TABLES)]
         names = [n for n in names if n.lower().endswith((".csv", ".xlsx"))]
         if names:  # CSV before Excel, then the newest: its name starts with the date
-            return uri.join(place, min(names, key=lambda n: (n.lower().endswith(".xlsx"), [-ord(c) for c in n])))
+            return fs.join(place, min(names, key=lambda n: (n.lower().endswith(".xlsx"), [-ord(c) for c in n])))
     raise InputError(
-        uri.base_name(folder),
+        fs.base_name(folder),
         "its information table is absent",
         "copy 211230_M&Ms_Dataset_information_diagnosis_opendataset.csv from the data set into it",
     )

@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from storage import uri
+from storage import fs
 from storage.errors import InputError
 from storage.subjects import Skipped, Subject
 
@@ -30,7 +30,7 @@ def read_each(
         except InputError as error:
             return Skipped(name, error.where, error.problem, error.remedy)
 
-    found = uri.each(folder, attempt, named)
+    found = fs.each(folder, attempt, named)
     return [f for f in found if isinstance(f, Subject)], [f for f in found if isinstance(f, Skipped)]
 
 

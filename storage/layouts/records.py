@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Iterable, Sequence
 
-from storage import uri
+from storage import fs
 from storage.errors import InputError
 from storage.parquet import read_parquet
 
@@ -17,7 +17,7 @@ SUFFIXES = (".csv", ".parquet", ".xlsx")
 
 def read_records(source: str) -> list[Record]:
     """All rows that hold anything. Columns without a name, such as a saved index, are dropped. Raises InputError."""
-    name = uri.base_name(source)
+    name = fs.base_name(source)
     try:
         if name.lower().endswith(".parquet"):
             rows = _parquet(source)
@@ -34,18 +34,18 @@ def read_records(source: str) -> list[Record]:
 def need_columns(source: str, records: Sequence[Record], needed: Iterable[str]) -> None:
     """Raise InputError, naming them, if columns are missing or there is no row."""
     if not records:
-        raise InputError(uri.base_name(source), "has no rows", "write a header line and one row a subject")
+        raise InputError(fs.base_name(source), "has no rows", "write a header line and one row a subject")
     missing = [column for column in needed if column not in records[0]]
     if missing:
         raise InputError(
-            uri.base_name(source),
+            fs.base_name(source),
             f"has no column {', '.join(missing)} (it has {', '.join(filter(None, records[0]))})",
             "add the column; cells may be empty where there is nothing to say",
         )
 
 
 def _csv(source: str) -> list[Sequence[object]]:
-    text = uri.read_text(source)
+    text = fs.read_text(source)
     header = text.partition("\n")[0]
     # Excel in half of Europe writes semicolons.
     delimiter = max(",;\t", key=header.count)
@@ -55,7 +55,7 @@ def _csv(source: str) -> list[Sequence[object]]:
 def _excel(source: str) -> list[Sequence[object]]:
     import openpyxl
 
-    data = io.BytesIO(uri.read_bytes(source))
+    data = io.BytesIO(fs.read_bytes(source))
     try:
         book = openpyxl.load_workbook(data, read_only=True, data_only=True)
         return list(book.worksheets[0].iter_rows(values_only=True))
@@ -65,7 +65,7 @@ def _excel(source: str) -> list[Sequence[object]]:
 
 def _parquet(source: str) -> list[Sequence[object]]:
 
-    table = read_parquet(uri.read_bytes(source))
+    table = read_parquet(fs.read_bytes(source))
     return [table.column_names, *zip(*(column.to_pylist() for column in table.columns), strict=True)]
 
 

@@ -13,7 +13,7 @@ import posixpath
 import re
 from itertools import zip_longest
 
-from storage import uri
+from storage import fs
 from storage.errors import InputError
 from storage.layouts.frames import cine_frames, frame_number
 from storage.layouts.options import LayoutOptions
@@ -59,25 +59,25 @@ def read(folder: str, options: LayoutOptions) -> tuple[list[Subject], list[Skipp
     def subject(record: Record) -> Subject:
         if record["subject"] and first[record["subject"]] != record[ROW]:
             problem = f"row {record[ROW]} repeats the subject"
-            raise InputError(uri.base_name(source), problem, "rename or remove the row")
-        return _subject(base, record, f"{uri.base_name(source)} row {record[ROW]}", terms, options)
+            raise InputError(fs.base_name(source), problem, "rename or remove the row")
+        return _subject(base, record, f"{fs.base_name(source)} row {record[ROW]}", terms, options)
 
     rows = [(record["subject"] or f"row {record[ROW]}", record) for record in records]
     return read_each(base, subject, rows)
 
 
 def _is_table(path: str) -> bool:
-    return path.lower().endswith((".csv", ".parquet")) and not uri.is_folder(path)
+    return path.lower().endswith((".csv", ".parquet")) and not fs.is_folder(path)
 
 
 def _tables(folder: str) -> list[str]:
     """Tables in a folder that list subjects and images: subjects.csv alone if it is there."""
-    names = uri.list_names(folder)
+    names = fs.list_names(folder)
     for usual in USUAL:
         if usual in names:
-            return [uri.join(folder, usual)]
+            return [fs.join(folder, usual)]
     found = []
-    for path in (uri.join(folder, n) for n in names if n.lower().endswith((".csv", ".parquet"))):
+    for path in (fs.join(folder, n) for n in names if n.lower().endswith((".csv", ".parquet"))):
         try:
             records = read_records(path)
         except InputError:  # some other file; if it is the only one, `_table` reads it again and tells
@@ -92,10 +92,10 @@ def _table(folder: str) -> str:
         return folder
     found = _tables(folder)
     if len(found) > 1:
-        names = ", ".join(uri.base_name(path) for path in found)
-        raise InputError(uri.base_name(folder), f"has several tables: {names}", "give the path of the one you mean")
+        names = ", ".join(fs.base_name(path) for path in found)
+        raise InputError(fs.base_name(folder), f"has several tables: {names}", "give the path of the one you mean")
     if not found:
-        raise InputError(uri.base_name(folder), "has no subjects.csv", f"write one with columns {', '.join(NEEDED)}")
+        raise InputError(fs.base_name(folder), "has no subjects.csv", f"write one with columns {', '.join(NEEDED)}")
     return found[0]
 
 
@@ -156,7 +156,7 @@ def _inside(base: str, path: str, where: str) -> str:
     relative = posixpath.normpath(path.replace("\\", "/"))
     if posixpath.isabs(relative) or relative.split("/")[0] == ".." or "://" in path or DRIVE.match(path):
         raise InputError(where, "a path leaves the data folder", "copy the file into the folder, write a relative path")
-    return uri.join(base, relative)
+    return fs.join(base, relative)
 
 
 def _labels(text: str, where: str) -> tuple[tuple[int, int], ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from storage import uri
+from storage import fs
 from storage.errors import InputError
 
 TERMS_FILE = "TERMS.txt"
@@ -10,11 +10,11 @@ TERMS_FILE = "TERMS.txt"
 
 def terms_of(folder: str, usual: str) -> str:
     """First line of the folder's TERMS.txt, or the layout's usual terms."""
-    path = uri.join(folder, TERMS_FILE)
-    if not uri.exists(path):
+    path = fs.join(folder, TERMS_FILE)
+    if not fs.exists(path):
         return usual
     try:
-        lines = [line.strip() for line in uri.read_text(path).splitlines()]
+        lines = [line.strip() for line in fs.read_text(path).splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(TERMS_FILE, "cannot be read as UTF-8 text", "save it again as UTF-8") from error
     return next((line for line in lines if line), usual)

@@ -12,7 +12,7 @@ from pipeline.examples import unpack
 from pipeline.inference import predict_volume
 from pipeline.metrics import score_volume
 from pipeline.networks.files import load_model
-from storage import uri
+from storage import fs
 from storage.slice_store import SliceStore
 from tests.actors.tiny_runs import PREPROCESS, write_run, write_sdnet
 
@@ -20,7 +20,7 @@ from tests.actors.tiny_runs import PREPROCESS, write_run, write_sdnet
 def test_every_labelled_test_volume_and_no_other_is_scored_on_its_own_grid(tmp_path: Path) -> None:
     run, out = write_run(tmp_path), write_sdnet(tmp_path / "arm", seed=0)
     assert evaluate_job(run, out, "fs_sdnet", 3, threads=1, precision="fp32") == 1
-    cases = read_cases(uri.join(out, CASES))
+    cases = read_cases(fs.join(out, CASES))
     assert {(c["arm"], c["seed"], c["subject"], c["vendor"], c["phase"]) for c in cases} == {
         ("fs_sdnet", 3, "d1", "D", "ED")
     }
@@ -32,7 +32,7 @@ def test_every_labelled_test_volume_and_no_other_is_scored_on_its_own_grid(tmp_p
         assert {name: case[name] for name in vars(score)} == vars(score)
     # Stripes of 24 columns each across 96 rows and columns, of which the network sees the middle 48.
     assert {case["structure"]: case["outside"] for case in cases} == {"LV": 0.5, "MYO": 0.5, "RV": 1.0}
-    slices = read_slices(uri.join(out, SLICES))
+    slices = read_slices(fs.join(out, SLICES))
     assert {row["slice"] for row in slices} == {0, 1, 2} and {row["seed"] for row in slices} == {3}
     shown = unpack((tmp_path / "arm" / EXAMPLES).read_bytes())
     assert set(shown) == {"best"}  # one volume is best, median and worst

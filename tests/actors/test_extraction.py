@@ -22,7 +22,7 @@ from storage.anatomy_codec import unpack
 from storage.bank_index import slice_keys
 from storage.errors import InputError, StageError
 from storage.factor_bank import FactorBank
-from storage.run_lock import lock
+from storage.lock import lock
 from storage.slice_store import SliceStore
 from tests.actors.tiny_runs import PREPROCESS, SUBJECTS, digests, own_processes, write_run, write_sdnet
 

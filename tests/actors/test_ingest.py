@@ -20,7 +20,7 @@ import pytest
 from actors.ingest import IngestReport, VendorCount, ingest
 from storage.errors import InputError
 from storage.layouts import LayoutOptions, same_images
-from storage.run_lock import run_lock
+from storage.lock import run_lock
 from storage.slice_store import SliceStore
 
 Write = Callable[..., Path]

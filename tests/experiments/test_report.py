@@ -22,7 +22,7 @@ from experiments.report_verdicts import sentences
 from pipeline.comparison import compare_arms
 from pipeline.evaluation import TABLE_FIELDS, read_cases, read_slices, summarise, write_cases, write_slices
 from pipeline.examples import example, pack
-from storage import uri
+from storage import fs
 from storage.subjects import STRUCTURES
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -207,9 +207,9 @@ def test_a_run_in_an_object_store_gets_its_report_there(tmp_path: Path) -> None:
     remote = f"memory://report/{tmp_path.name}"
     for path in local.rglob("*"):
         if path.is_file():
-            uri.write_bytes(uri.join(remote, path.relative_to(local).as_posix()), path.read_bytes())
+            fs.write_bytes(fs.join(remote, path.relative_to(local).as_posix()), path.read_bytes())
     paths = build_report(remote, "Remote", {})
-    assert uri.read_text(paths.table_csv) == Path(build_report(str(local), "Local", {}).table_csv).read_text()
+    assert fs.read_text(paths.table_csv) == Path(build_report(str(local), "Local", {}).table_csv).read_text()
 
 
 def test_a_report_of_the_same_run_is_the_same_bytes(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import fsspec.config
 import pytest
 
-from storage import uri
+from storage import fs
 from storage.bank_merge import merge
 from storage.bank_styles import export_styles, import_styles
 from storage.errors import InputError, StageError
@@ -42,11 +42,11 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> str:
 def files(bank: str) -> dict[str, bytes]:
     found, folders = {}, [bank]
     for folder in folders:
-        for path in (uri.join(folder, name) for name in uri.list_names(folder)):
-            if uri.is_folder(path):
+        for path in (fs.join(folder, name) for name in fs.list_names(folder)):
+            if fs.is_folder(path):
                 folders.append(path)
             else:
-                found[path.removeprefix(bank)] = uri.read_bytes(path)
+                found[path.removeprefix(bank)] = fs.read_bytes(path)
     return found
 
 
@@ -97,7 +97,7 @@ def test_whenever_the_server_goes_away_it_is_one_line_and_nothing_is_called_dama
         made(bank, subjects=begin)
         opened = made(bank, subjects=THREE)
         assert opened.verify() == []
-        assert same(opened.view(cache=str(tmp_path / uri.base_name(bank))), slice(None), factors(THREE))
+        assert same(opened.view(cache=str(tmp_path / fs.base_name(bank))), slice(None), factors(THREE))
 
     s3_proxy.mend()
     work(f"{BUCKET}/unhurried")

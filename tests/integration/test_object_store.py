@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 
 from pipeline.phantom import PhantomConfig, write_phantom
-from storage import uri
+from storage import fs
 from storage.errors import InputError, StageError
 from storage.layouts import LayoutOptions, collect
+from storage.lock import run_lock
 from storage.nifti import NiftiFile, write_volume
-from storage.run_lock import run_lock
 from storage.slice_store import SliceStore, write_subject
 from tests.integration.s3_faults import FAULTS, every_fourth
 
@@ -96,7 +96,7 @@ def data(s3_proxy: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
         "subject,image,mask,vendor,centre,ed,es\ng,images/g.nii.gz,,GE,c,0,1\n"
     )
     for path in (p for p in folder.rglob("*") if p.is_file()):
-        uri.write_bytes(uri.join(BUCKET, str(path.relative_to(folder))), path.read_bytes())
+        fs.write_bytes(fs.join(BUCKET, str(path.relative_to(folder))), path.read_bytes())
     return folder / "phantom", folder / "table"
 
 
@@ -121,8 +121,8 @@ def s3_run(data: tuple[Path, Path], s3_proxy: Any, tmp_path_factory: pytest.Temp
 
 def arrays(run: str) -> dict[str, bytes]:
     """Every file of a run's arrays, but for those that say of which files the arrays were made."""
-    store = fsspec.filesystem("file" if uri.is_local(run) else "s3", use_listings_cache=False)
-    root = uri.join(run, "slices.zarr").removeprefix("s3://")
+    store = fsspec.filesystem("file" if fs.is_local(run) else "s3", use_listings_cache=False)
+    root = fs.join(run, "slices.zarr").removeprefix("s3://")
     names = (name.removeprefix(f"{root}/") for name in store.find(root))
     return {name: store.cat_file(f"{root}/{name}") for name in names if name.count("/") != 1}
 
@@ -130,20 +130,20 @@ def arrays(run: str) -> dict[str, bytes]:
 def objects(run: str) -> dict[str, tuple[str, str]]:
     """ETag and time of every object of a run's arrays."""
     store = fsspec.filesystem("s3", use_listings_cache=False)
-    found = store.find(uri.join(run, "slices.zarr"), detail=True)
+    found = store.find(fs.join(run, "slices.zarr"), detail=True)
     return {name: (facts["ETag"], str(facts["LastModified"])) for name, facts in found.items()}
 
 
 def assert_same(run: str, expected: str) -> None:
     assert arrays(run) == arrays(expected)
     for name in ("slices.parquet", "skipped.csv", "splits.csv"):
-        assert uri.read_bytes(uri.join(run, name)) == uri.read_bytes(uri.join(expected, name))
+        assert fs.read_bytes(fs.join(run, name)) == fs.read_bytes(fs.join(expected, name))
 
 
 def test_ingest_within_a_bucket_gives_the_bytes_of_ingest_within_folders(s3_run: str, local_run: str) -> None:
     assert len(arrays(s3_run)) == 4 * 4 + 1
     assert_same(s3_run, local_run)
-    assert uri.list_names(s3_run) == sorted([*uri.list_names(local_run), "config.yaml"])  # and no lock
+    assert fs.list_names(s3_run) == sorted([*fs.list_names(local_run), "config.yaml"])  # and no lock
 
 
 def test_a_slice_store_in_a_bucket_gives_the_images_and_masks_of_one_in_a_folder(s3_run: str, local_run: str) -> None:
@@ -165,7 +165,7 @@ def test_a_second_ingest_reads_no_image_and_writes_no_array(s3_run: str, ingest:
     opened = {path for method, path in s3_proxy.requests if method == "GET" and path.endswith(".nii.gz")}
     assert len(opened) == 2 and not any("/Labeled/" in path for path in opened)
     written = [path for method, path in s3_proxy.requests if method == "PUT"]
-    assert sorted(map(uri.base_name, written)) == ["skipped.csv", "slices.parquet", "splits.csv"]
+    assert sorted(map(fs.base_name, written)) == ["skipped.csv", "slices.parquet", "splits.csv"]
 
 
 def test_a_server_that_fails_every_fourth_request_loses_nothing(
@@ -223,14 +223,14 @@ def test_a_lock_is_held_though_the_answer_to_taking_it_was_lost(s3_proxy: Any, m
         assert next(lost, None) is None
         with pytest.raises(InputError, match=f"process {os.getpid()}"), run_lock(f"{BUCKET}/locked"):
             pass
-    assert not uri.exists(f"{BUCKET}/locked/.lock")
+    assert not fs.exists(f"{BUCKET}/locked/.lock")
     s3_proxy.mend()
 
 
 def test_absent_data_are_named(s3_endpoint: str) -> None:
     with pytest.raises(InputError, match=r"^absent: no such folder"):
         collect([f"{BUCKET}/absent"], LayoutOptions())
-    uri.write_text(f"{BUCKET}/gap/subjects.csv", "subject,image,mask,vendor,centre,ed,es\ng,g.nii.gz,,GE,c,0,1\n")
+    fs.write_text(f"{BUCKET}/gap/subjects.csv", "subject,image,mask,vendor,centre,ed,es\ng,g.nii.gz,,GE,c,0,1\n")
     subjects, skipped = collect([f"{BUCKET}/gap"], LayoutOptions())
     assert (subjects, [(s.subject, s.file, s.reason) for s in skipped]) == ([], [("g", "g.nii.gz", "no such file")])
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from zarr.codecs import ZstdCodec
 
-from storage import uri
+from storage import fs
 from storage.anatomy_codec import pack, unpack
 from storage.bank_arrays import LEVEL, ShardFile, decoded, metadata, shard_uri, write_metadata
 from storage.bank_spec import BankSpec
@@ -78,7 +78,7 @@ def test_the_bytes_are_zarr_s_own(binary: npt.NDArray[np.bool_], spare: int, siz
                 assert theirs.read_bytes() == encoded(name, values, of)
             found = json.loads((Path(folder) / "zarr" / name / "zarr.json").read_text())
             assert found == metadata(name, of, len(values))
-            uri.write_bytes(shard_uri(f"{folder}/ours", name, 0), encoded(name, values, of))
+            fs.write_bytes(shard_uri(f"{folder}/ours", name, 0), encoded(name, values, of))
             write_metadata(f"{folder}/ours", name, of, len(values))
             assert np.array_equal(np.asarray(zarr.open_array(f"{folder}/ours/{name}", mode="r")), values)
 

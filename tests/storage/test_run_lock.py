@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from storage import uri
+from storage import fs
 from storage.errors import InputError
-from storage.run_lock import LOCK, run_lock
+from storage.lock import LOCK, run_lock
 
 HOLDER = """
 import sys
-from storage.run_lock import run_lock
+from storage.lock import run_lock
 with run_lock(sys.argv[1]):
     print("held", flush=True)
     sys.stdin.readline()
@@ -26,7 +26,7 @@ with run_lock(sys.argv[1]):
 TRY = """
 import sys
 from storage.errors import InputError
-from storage.run_lock import run_lock
+from storage.lock import run_lock
 try:
     with run_lock(sys.argv[1]):
         print("held")
@@ -86,13 +86,13 @@ def test_a_child_process_does_not_keep_its_parents_run(tmp_path: Path) -> None:
 def test_the_run_is_free_and_clean_afterwards(tmp_path: Path, scheme: str) -> None:
     run = scheme + str(tmp_path / "run")
     with run_lock(run):
-        assert uri.exists(uri.join(run, LOCK))
+        assert fs.exists(fs.join(run, LOCK))
         with pytest.raises(InputError, match=f"process {os.getpid()}"), run_lock(run):
             pass
-    assert not uri.exists(uri.join(run, LOCK))
+    assert not fs.exists(fs.join(run, LOCK))
     with pytest.raises(ZeroDivisionError), run_lock(run):
         raise ZeroDivisionError
-    assert not uri.exists(uri.join(run, LOCK))
+    assert not fs.exists(fs.join(run, LOCK))
 
 
 def test_in_an_object_store_a_dead_process_of_this_host_is_succeeded(tmp_path: Path) -> None:
@@ -100,14 +100,14 @@ def test_in_an_object_store_a_dead_process_of_this_host_is_succeeded(tmp_path: P
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     owner = {"pid": ended.pid, "host": socket.gethostname(), "token": "x"}
-    uri.write_text(uri.join(run, LOCK), json.dumps(owner))
+    fs.write_text(fs.join(run, LOCK), json.dumps(owner))
     with run_lock(run):
-        assert json.loads(uri.read_text(uri.join(run, LOCK)))["pid"] == os.getpid()
+        assert json.loads(fs.read_text(fs.join(run, LOCK)))["pid"] == os.getpid()
 
 
 def test_in_an_object_store_another_hosts_lock_stands_and_the_error_names_it(tmp_path: Path) -> None:
     run = f"memory://lock{tmp_path}"
-    uri.write_text(uri.join(run, LOCK), json.dumps({"pid": 1, "host": "elsewhere", "token": "x"}))
-    with pytest.raises(InputError, match=f"process 1 on elsewhere; .*remove {uri.join(run, LOCK)}"), run_lock(run):
+    fs.write_text(fs.join(run, LOCK), json.dumps({"pid": 1, "host": "elsewhere", "token": "x"}))
+    with pytest.raises(InputError, match=f"process 1 on elsewhere; .*remove {fs.join(run, LOCK)}"), run_lock(run):
         pass
-    assert uri.exists(uri.join(run, LOCK))
+    assert fs.exists(fs.join(run, LOCK))

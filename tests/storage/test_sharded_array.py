@@ -17,7 +17,7 @@ from hypothesis.extra import numpy as hnp
 from numcodecs import blosc
 from zarr.codecs import BloscCodec
 
-from storage import uri
+from storage import fs
 from storage.sharded_array import ShardedArray, write_array
 
 Array = npt.NDArray[Any]
@@ -166,7 +166,7 @@ def test_rows_are_read_from_an_object_store_too(request: pytest.FixtureRequest, 
     array = ShardedArray.open(base)
     assert np.array_equal(array.rows([4, 2, 0]), data[[4, 2, 0]])
     assert np.array_equal(array.rows(range(len(data))), data)
-    uri.remove(uri.join(base, "c"))
+    fs.remove(fs.join(base, "c"))
     for read in (lambda: array.rows([0]), lambda: ShardedArray.open(base)):
         with pytest.raises(ValueError, match="its c/0/0/0 is missing"):
             read()

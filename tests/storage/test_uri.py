@@ -16,19 +16,19 @@ import numpy as np
 import pytest
 import zarr
 
-from storage import uri
+from storage import fs
 from storage.errors import InputError, StageError
 
 FUNCTIONS: dict[str, Callable[[str], object]] = {
-    "exists": uri.exists,
-    "is_folder": uri.is_folder,
-    "list_names": uri.list_names,
-    "read_bytes": uri.read_bytes,
-    "write_bytes": lambda place: uri.write_bytes(place, b"1"),
-    "remove": uri.remove,
-    "stamp": uri.stamp,
-    "size": uri.size,
-    "open_binary": uri.open_binary,
+    "exists": fs.exists,
+    "is_folder": fs.is_folder,
+    "list_names": fs.list_names,
+    "read_bytes": fs.read_bytes,
+    "write_bytes": lambda place: fs.write_bytes(place, b"1"),
+    "remove": fs.remove,
+    "stamp": fs.stamp,
+    "size": fs.size,
+    "open_binary": fs.open_binary,
 }
 
 
@@ -48,57 +48,57 @@ def base(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 def test_what_is_written_is_read_back_listed_and_removed(base: str) -> None:
-    path = uri.join(base, "a", "b.txt")
-    assert not uri.exists(path)
-    assert uri.list_names(base) == []
-    uri.write_text(path, "größer")
-    uri.write_bytes(uri.join(base, "c.bin"), b"\0\1")
-    assert uri.read_text(path) == "größer"
-    assert uri.read_bytes(uri.join(base, "c.bin")) == b"\0\1"
-    assert uri.size(uri.join(base, "c.bin")) == 2
-    assert uri.list_names(base) == ["a", "c.bin"]
-    assert uri.is_folder(uri.join(base, "a")) and not uri.is_folder(path)
-    uri.remove(uri.join(base, "a"))
-    assert uri.list_names(base) == ["c.bin"]
-    uri.remove(uri.join(base, "never there"))
+    path = fs.join(base, "a", "b.txt")
+    assert not fs.exists(path)
+    assert fs.list_names(base) == []
+    fs.write_text(path, "größer")
+    fs.write_bytes(fs.join(base, "c.bin"), b"\0\1")
+    assert fs.read_text(path) == "größer"
+    assert fs.read_bytes(fs.join(base, "c.bin")) == b"\0\1"
+    assert fs.size(fs.join(base, "c.bin")) == 2
+    assert fs.list_names(base) == ["a", "c.bin"]
+    assert fs.is_folder(fs.join(base, "a")) and not fs.is_folder(path)
+    fs.remove(fs.join(base, "a"))
+    assert fs.list_names(base) == ["c.bin"]
+    fs.remove(fs.join(base, "never there"))
 
 
 def test_an_absent_file_is_file_not_found(base: str) -> None:
     with pytest.raises(FileNotFoundError):
-        uri.read_bytes(uri.join(base, "absent"))
+        fs.read_bytes(fs.join(base, "absent"))
     with pytest.raises(FileNotFoundError):
-        uri.stamp(uri.join(base, "absent"))
+        fs.stamp(fs.join(base, "absent"))
 
 
 def test_the_stamp_changes_with_the_content(base: str) -> None:
-    path = uri.join(base, "x")
-    uri.write_bytes(path, b"one")
-    before = uri.stamp(path)
-    assert uri.stamp(path) == before
-    uri.write_bytes(path, b"three")
-    assert uri.stamp(path) != before
+    path = fs.join(base, "x")
+    fs.write_bytes(path, b"one")
+    before = fs.stamp(path)
+    assert fs.stamp(path) == before
+    fs.write_bytes(path, b"three")
+    assert fs.stamp(path) != before
 
 
 def test_a_zarr_array_goes_through_either_kind_of_store(base: str) -> None:
-    path = uri.join(base, "array")
-    array = zarr.create_array(store=uri.zarr_store(path, read_only=False), data=np.arange(6).reshape(2, 3))
+    path = fs.join(base, "array")
+    array = zarr.create_array(store=fs.zarr_store(path, read_only=False), data=np.arange(6).reshape(2, 3))
     assert array.shape == (2, 3)
-    read = zarr.open_array(uri.zarr_store(path, read_only=True), mode="r")
+    read = zarr.open_array(fs.zarr_store(path, read_only=True), mode="r")
     assert np.array_equal(np.asarray(read[...]), [[0, 1, 2], [3, 4, 5]])
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path: Path) -> None:
     path = tmp_path / "model.json"
-    uri.write_text(str(path), "old")
+    fs.write_text(str(path), "old")
     with pytest.raises(TypeError):
-        uri.write_bytes(str(path), "not bytes")  # type: ignore[arg-type]
+        fs.write_bytes(str(path), "not bytes")  # type: ignore[arg-type]
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["model.json"]
 
 
 def test_a_written_file_has_the_rights_of_any_new_file(tmp_path: Path) -> None:
     (tmp_path / "plain").touch()
-    uri.write_text(str(tmp_path / "ours"), "")
+    fs.write_text(str(tmp_path / "ours"), "")
     assert (tmp_path / "ours").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
@@ -116,25 +116,25 @@ def test_a_written_file_has_the_rights_of_any_new_file(tmp_path: Path) -> None:
     ],
 )
 def test_join(parts: tuple[str, ...], joined: str) -> None:
-    assert uri.join(*parts) == joined
+    assert fs.join(*parts) == joined
 
 
 def test_a_remote_uri_has_no_local_path() -> None:
-    assert uri.local_path("file:///data/x") == Path("/data/x")
-    assert uri.is_local("runs/x") and not uri.is_local("s3://bucket/x")
+    assert fs.local_path("file:///data/x") == Path("/data/x")
+    assert fs.is_local("runs/x") and not fs.is_local("s3://bucket/x")
     with pytest.raises(InputError, match="give a local path"):
-        uri.local_path("s3://bucket/x")
+        fs.local_path("s3://bucket/x")
 
 
 def test_an_absolute_name_holds_in_any_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert uri.absolute("runs/x/") == uri.absolute("./runs/x") == f"{tmp_path}/runs/x"
-    assert uri.absolute("s3://bucket/x/") == "s3://bucket/x"
+    assert fs.absolute("runs/x/") == fs.absolute("./runs/x") == f"{tmp_path}/runs/x"
+    assert fs.absolute("s3://bucket/x/") == "s3://bucket/x"
 
 
 def test_an_unknown_scheme_is_one_clear_line() -> None:
     with pytest.raises(InputError) as caught:
-        uri.exists("nosuch://bucket/x")
+        fs.exists("nosuch://bucket/x")
     assert "\n" not in str(caught.value)
 
 
@@ -147,54 +147,54 @@ def test_an_input_error_survives_the_way_to_another_process() -> None:
 def test_what_another_process_writes_is_seen_at_once(s3_endpoint: str) -> None:
     folder = f"another{uuid.uuid4().hex}"
     for name in ("one", "two"):
-        assert not uri.exists(f"s3://bucket/{folder}/{name}")
+        assert not fs.exists(f"s3://bucket/{folder}/{name}")
         request = urllib.request.Request(f"{s3_endpoint}/bucket/{folder}/{name}", data=b"1", method="PUT")
         urllib.request.urlopen(request).close()
-        assert uri.exists(f"s3://bucket/{folder}/{name}")
-        assert name in uri.list_names(f"s3://bucket/{folder}")
+        assert fs.exists(f"s3://bucket/{folder}/{name}")
+        assert name in fs.list_names(f"s3://bucket/{folder}")
 
 
 def test_many_threads_share_an_object_store(s3_endpoint: str) -> None:
     base = f"s3://bucket/{uuid.uuid4().hex}"
-    folders = [uri.join(base, f"{n:02d}") for n in range(48)]
+    folders = [fs.join(base, f"{n:02d}") for n in range(48)]
 
     def write_and_read(folder: str) -> list[str]:
         for name in ("a", "b"):
-            uri.write_text(uri.join(folder, name), folder)
-        assert uri.read_text(uri.join(folder, "a")) == folder
-        uri.remove(uri.join(folder, "b"))
-        assert uri.is_folder(folder) and not uri.exists(uri.join(folder, "b"))
-        return uri.list_names(folder)
+            fs.write_text(fs.join(folder, name), folder)
+        assert fs.read_text(fs.join(folder, "a")) == folder
+        fs.remove(fs.join(folder, "b"))
+        assert fs.is_folder(folder) and not fs.exists(fs.join(folder, "b"))
+        return fs.list_names(folder)
 
-    assert uri.each(base, write_and_read, folders) == [["a"]] * 48
-    assert uri.list_names(base) == [uri.base_name(folder) for folder in folders]
+    assert fs.each(base, write_and_read, folders) == [["a"]] * 48
+    assert fs.list_names(base) == [fs.base_name(folder) for folder in folders]
 
 
 @pytest.mark.parametrize("place", ["folder", "memory://folder"])
 def test_each_keeps_the_order_passes_exceptions_and_leaves_no_thread(place: str) -> None:
     before = set(threading.enumerate())
-    assert uri.each(place, lambda n: n * n, range(100)) == [n * n for n in range(100)]
-    assert uri.each(place, str, []) == []
+    assert fs.each(place, lambda n: n * n, range(100)) == [n * n for n in range(100)]
+    assert fs.each(place, str, []) == []
     with pytest.raises(ZeroDivisionError):
-        uri.each(place, lambda n: 1 // (n - 50), range(100))
+        fs.each(place, lambda n: 1 // (n - 50), range(100))
     assert set(threading.enumerate()) == before
 
 
 def test_each_waits_for_remote_places_side_by_side_and_reads_local_ones_in_turn() -> None:
     together = threading.Barrier(4)
-    assert uri.each("memory://folder", lambda n: together.wait(60) >= 0, range(4)) == [True] * 4
-    assert uri.each("folder", lambda n: threading.current_thread(), range(4)) == [threading.current_thread()] * 4
+    assert fs.each("memory://folder", lambda n: together.wait(60) >= 0, range(4)) == [True] * 4
+    assert fs.each("folder", lambda n: threading.current_thread(), range(4)) == [threading.current_thread()] * 4
 
 
 @pytest.mark.parametrize("scheme", ["memory", "s3"])
 def test_a_name_is_never_removed_as_a_pattern(scheme: str, s3_endpoint: str) -> None:
     base = f"{scheme}://bucket/{uuid.uuid4().hex}"
     for run in ("run1", "run2", "run[1]", "run*"):
-        uri.write_text(uri.join(base, run, "x"), "")
+        fs.write_text(fs.join(base, run, "x"), "")
     for run in ("run[1]", "run*", "run?"):
         with pytest.raises(InputError, match="is not removed"):
-            uri.remove(uri.join(base, run))
-    assert uri.list_names(base) == ["run*", "run1", "run2", "run[1]"]
+            fs.remove(fs.join(base, run))
+    assert fs.list_names(base) == ["run*", "run1", "run2", "run[1]"]
 
 
 def told(error: pytest.ExceptionInfo[Exception]) -> str:
@@ -220,7 +220,7 @@ def test_a_store_that_cannot_be_asked_is_not_taken_for_absence_or_bad_input(
     fault: str, names: Sequence[str], s3_proxy: Any, s3_impatient: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = "s3://bucket/some/object"
-    uri.write_bytes(place, b"content")
+    fs.write_bytes(place, b"content")
     s3_proxy.fault = lambda number, method: fault
     if fault == "nobody there":
         with socket.socket() as free:
@@ -251,9 +251,9 @@ def test_an_absent_bucket_is_named(name: str, s3_endpoint: str) -> None:
 )
 def test_no_error_names_credentials_or_a_query(place: str) -> None:
     with pytest.raises(InputError) as caught:
-        uri.local_path(place)
+        fs.local_path(place)
     assert "hid" not in told(caught)
     if place.startswith("nosuch"):
         with pytest.raises(InputError, match=r"^nosuch://bucket/x: ") as caught:
-            uri.exists(place)
+            fs.exists(place)
         assert "hidden" not in told(caught)

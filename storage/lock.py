@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from storage import uri
+from storage import fs
 from storage.errors import InputError
 
 LOCK = ".lock"
@@ -27,7 +27,7 @@ LOCK = ".lock"
 @contextmanager
 def run_lock(run: str) -> Iterator[None]:
     """Hold a run folder (made if it is absent) for the body. Raises InputError if another driver holds it."""
-    with lock(uri.join(run, LOCK), uri.base_name(run)):
+    with lock(fs.join(run, LOCK), fs.base_name(run)):
         yield
 
 
@@ -37,7 +37,7 @@ def lock(path: str, name: str) -> Iterator[None]:
 
     Raises InputError if somebody else holds it, another `lock` of this process included.
     """
-    held = _local(uri.local_path(path), name) if uri.is_local(path) else _remote(path, name)
+    held = _local(fs.local_path(path), name) if fs.is_local(path) else _remote(path, name)
     with held:
         yield
 
@@ -88,9 +88,9 @@ def _remote(path: str, name: str) -> Iterator[None]:
     if owner is not None and not _gone(owner):
         raise _refused(name, owner, f"wait until it ends; if it was killed, remove {path}")
     if owner is not None:
-        uri.remove(path)
+        fs.remove(path)
     with suppress(FileExistsError):  # where the store cannot do exclusive writes, the reading back decides
-        uri.create(path, json.dumps(mine).encode())
+        fs.create(path, json.dumps(mine).encode())
     found = _read(path)
     if found != mine:  # somebody was as quick, and the store does not do exclusive writes
         raise _refused(name, found or {}, f"wait until it ends; if it was killed, remove {path}")
@@ -98,7 +98,7 @@ def _remote(path: str, name: str) -> Iterator[None]:
         yield
     finally:
         if _read(path) == mine:
-            uri.remove(path)
+            fs.remove(path)
 
 
 def _owner() -> dict[str, Any]:
@@ -107,7 +107,7 @@ def _owner() -> dict[str, Any]:
 
 def _read(path: str) -> dict[str, Any] | None:
     try:
-        return _parsed(uri.read_bytes(path))
+        return _parsed(fs.read_bytes(path))
     except FileNotFoundError:
         return None
 
