@@ -19,9 +19,9 @@ from actors.extraction_pool import ExtractorPool
 from actors.extractor import Work
 from pipeline.preprocess import PreprocessConfig, canvas_size, working_shape
 from storage import fs
-from storage.anatomy_codec import check_channels
+from storage.bank.anatomy_codec import check_channels
+from storage.bank.bank import BANK_INDEX_SCHEMA, BankSpec, FactorBank
 from storage.errors import InputError, StageError
-from storage.factor_bank import BANK_INDEX_SCHEMA, BankSpec, FactorBank
 from storage.lock import lock
 from storage.slice_store import SliceStore
 

@@ -15,8 +15,8 @@ from typing import Any
 
 from actors.extractor import IN_FLIGHT, Extractor, Work
 from storage import fs
+from storage.bank.bank import FactorBank
 from storage.errors import InputError, StageError
-from storage.factor_bank import FactorBank
 
 START_TIMEOUT_S = 300.0
 TICK_S = 2.0  # between two looks at how far the actors are

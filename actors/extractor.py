@@ -19,14 +19,14 @@ import numpy as np
 
 from pipeline.preprocess import PreprocessConfig
 from storage import fs
-from storage.bank_index import slice_keys
+from storage.bank.bank import FactorBank
+from storage.bank.index import slice_keys
 from storage.errors import InputError
-from storage.factor_bank import FactorBank
 from storage.slice_store import SliceStore
 
 if TYPE_CHECKING:
     from pipeline.factors import Precision, View
-    from storage.bank_draft import ShardDraft
+    from storage.bank.shard_builder import ShardDraft
 
 IN_FLIGHT = 3  # shards of an actor: one is read, one encoded, one written
 

@@ -17,8 +17,8 @@ from pipeline.preprocess import WorkingSlice, centre_crop, working_slice
 from pipeline.realism import Encode, Realism
 from pipeline.rescale import linear_scale, resample_crop
 from pipeline.sample_plan import JUDGED, Sample
+from storage.bank.bank import FactorBank
 from storage.errors import InputError
-from storage.factor_bank import FactorBank
 from storage.slice_store import SliceStore
 
 CACHED_SLICES = 4096

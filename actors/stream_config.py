@@ -9,9 +9,9 @@ from pydantic import BaseModel, ConfigDict
 from pipeline.appearance import Appearance
 from pipeline.preprocess import PreprocessConfig
 from pipeline.sample_plan import PlanConfig, StepPlan, Stream
-from storage.bank_index import Key, slice_keys
+from storage.bank.bank import FactorBank
+from storage.bank.index import Key, slice_keys
 from storage.errors import InputError
-from storage.factor_bank import FactorBank
 from storage.layouts import LayoutOptions
 from storage.layouts.protocols import keeps_out
 from storage.slice_store import SliceStore

@@ -28,8 +28,8 @@ from experiments.config import cpu
 from pipeline.networks.files import save_model
 from pipeline.networks.sdnet import SDNet
 from pipeline.phantom import PhantomConfig, write_phantom
-from storage import ledger
-from storage.factor_bank import FactorBank
+from storage.bank import ledger
+from storage.bank.bank import FactorBank
 from storage.layouts import LayoutOptions
 from storage.slice_store import SliceStore
 

@@ -24,8 +24,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from benchmarks import data
-from storage.bank_index import BANK_INDEX_SCHEMA
-from storage.factor_bank import BankSpec, FactorBank, PackedBank
+from storage.bank.bank import BankSpec, FactorBank, PackedBank
+from storage.bank.index import BANK_INDEX_SCHEMA
 
 SLICES, EPOCHS, ROUNDS, CANVAS = 3200, 2, 5, (256, 256)
 NAIVE_PAIRS = 300

@@ -18,9 +18,9 @@ import numpy.typing as npt
 
 from benchmarks import data
 from experiments.cli_bank import uri_size
-from storage.anatomy_codec import unpack
-from storage.bank_arrays import ARRAYS
-from storage.factor_bank import FactorBank, PackedBank
+from storage.bank.anatomy_codec import unpack
+from storage.bank.arrays import ARRAYS
+from storage.bank.bank import FactorBank, PackedBank
 
 # 360 steps of batch 4: 8 minutes on 2 cores.
 TRAINING = ("preprocess.size=224", "pretrain.batch_size=4", "train.batch_size=4", "pretrain.epochs=6")

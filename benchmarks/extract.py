@@ -34,9 +34,9 @@ from pipeline.synthesis import synthesize
 from pipeline.train_config import TrainConfig
 from pipeline.train_state import TrainState
 from pipeline.training import Batch, train_step
-from storage import ledger
-from storage.anatomy_codec import pack, unpack
-from storage.factor_bank import FactorBank
+from storage.bank import ledger
+from storage.bank.anatomy_codec import pack, unpack
+from storage.bank.bank import FactorBank
 from storage.layouts import LayoutOptions
 from storage.slice_store import SliceStore, finalise, write_subject
 

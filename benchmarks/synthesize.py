@@ -14,7 +14,7 @@ import torch
 from benchmarks.timing import rates, ratio
 from pipeline.networks.sdnet import SDNet, SDNetConfig
 from pipeline.synthesis import Precision, synthesize
-from storage.anatomy_codec import pack
+from storage.bank.anatomy_codec import pack
 
 SIZE, SAMPLES = 224, 2
 

@@ -10,7 +10,7 @@ from storage import fs
 from storage.errors import InputError
 
 if TYPE_CHECKING:
-    from storage.factor_bank import FactorBank
+    from storage.bank.bank import FactorBank
 
 FAILED = 1
 
@@ -27,7 +27,7 @@ def info(bank: Bank) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from storage.factor_bank import FactorBank
+    from storage.bank.bank import FactorBank
 
     opened = FactorBank.open(bank, partial=True)
     table = Table(box=None, show_header=False, pad_edge=False)
@@ -40,7 +40,7 @@ def facts(bank: FactorBank) -> list[tuple[str, str]]:
     """Name and value of what `bank info` tells."""
     from collections import Counter
 
-    from storage.bank_styles import read_styles
+    from storage.bank.styles import read_styles
 
     index, spec = bank.index, bank.spec
     done, size = len(bank.committed()), uri_size(bank.uri)
@@ -92,7 +92,7 @@ def verify(
 ) -> None:
     """Hold every file against the ledger, and the ledger against the data; exit status 1 if something is wrong."""
     from experiments.progress import Progress
-    from storage.factor_bank import FactorBank
+    from storage.bank.bank import FactorBank
 
     if (run is None) != (sdnet is None):
         raise InputError("verify", "--run and --sdnet go together", "give both, or none")
@@ -118,7 +118,7 @@ def merge(
 ) -> None:
     """Join banks of the same SDNet and preprocessing, but of other subjects, into a new one."""
     from experiments.progress import Progress
-    from storage.bank_merge import merge as join
+    from storage.bank.merge import merge as join
 
     *sources, out = banks
     with Progress().stage("merge") as step:
@@ -141,8 +141,8 @@ def export_styles(
 
     With pseudonyms nobody can see whether a subject is also one of another run's test subjects.
     """
-    from storage.bank_styles import export_styles as export
-    from storage.factor_bank import FactorBank
+    from storage.bank.bank import FactorBank
+    from storage.bank.styles import export_styles as export
 
     typer.echo(f"{export(FactorBank.open(bank), out, keep_subjects, vendor or ())} vectors in {out}")
 
@@ -153,8 +153,8 @@ def import_styles(
     banks: Annotated[list[str], typer.Argument(help="Banks of the same SDNet; not while a run trains on them.")],
 ) -> None:
     """Add another site's styles to banks, as further donors for factor-based augmentation."""
-    from storage.bank_styles import import_styles as add
-    from storage.factor_bank import FactorBank
+    from storage.bank.bank import FactorBank
+    from storage.bank.styles import import_styles as add
 
     for bank in banks:
         count = add(styles, FactorBank.open(bank))

@@ -16,9 +16,9 @@ from pipeline.networks.files import read_config, sdnet_fingerprint, subject_key
 from pipeline.sample_plan import JUDGED
 from pipeline.train_config import ArmConfig, TrainConfig
 from storage import fs
-from storage.bank_index import Key, slice_keys
+from storage.bank.bank import FactorBank
+from storage.bank.index import Key, slice_keys
 from storage.errors import InputError
-from storage.factor_bank import FactorBank
 from storage.layouts import LayoutOptions
 from storage.layouts.protocols import keeps_out
 from storage.slice_store import SliceStore

@@ -96,7 +96,7 @@ def _slices(run: str) -> dict[str, Any]:
 
 
 def _bank(bank: str) -> dict[str, Any]:
-    from storage.factor_bank import FactorBank
+    from storage.bank.bank import FactorBank
 
     opened = FactorBank.open(bank, partial=True)
     vendors = Counter(opened.index["vendor"].to_pylist())

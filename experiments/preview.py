@@ -11,9 +11,9 @@ from experiments.jobs import arm_stream, bank_uri
 from pipeline.preprocess import centre_crop, working_slice
 from pipeline.rescale import linear_scale, resample_crop
 from storage import fs
-from storage.bank_index import slice_keys
+from storage.bank.bank import FactorBank
+from storage.bank.index import slice_keys
 from storage.errors import InputError
-from storage.factor_bank import FactorBank
 from storage.slice_store import SliceStore
 
 LADDER = 5  # pixel areas of a ladder

@@ -7,10 +7,10 @@ import random
 import numpy as np
 
 from storage import fs
-from storage.anatomy_codec import unpack
-from storage.bank_index import slice_keys
+from storage.bank.anatomy_codec import unpack
+from storage.bank.bank import FactorBank
+from storage.bank.index import slice_keys
 from storage.errors import InputError
-from storage.factor_bank import FactorBank
 from storage.slice_store import SliceStore
 
 # Another machine's arithmetic flips a pixel here and there, where two channels are nearly as likely.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from experiments import config, jobs
 from experiments.arms import ARMS
 from storage import fs
-from storage.factor_bank import FactorBank
+from storage.bank.bank import FactorBank
 from storage.slice_store import TABLE, SliceStore
 
 if TYPE_CHECKING:

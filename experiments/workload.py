@@ -18,8 +18,8 @@ from pipeline.networks.sdnet import SDNetConfig
 from pipeline.networks.unet import UNetConfig
 from pipeline.train_config import ArmConfig, TrainConfig
 from storage import fs
+from storage.bank.bank import FactorBank
 from storage.errors import InputError
-from storage.factor_bank import FactorBank
 from storage.slice_store import TABLE, SliceStore
 from storage.subjects import FrameSource, Subject
 

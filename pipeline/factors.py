@@ -20,8 +20,8 @@ from pipeline.networks.folding import folded
 from pipeline.networks.sdnet import SDNet
 from pipeline.preprocess import PreprocessConfig, canvas_size, centre_on, working_slice
 from pipeline.rescale import resample_crop
-from storage.anatomy_codec import pack
-from storage.factor_bank import PackedBank
+from storage.bank.anatomy_codec import pack
+from storage.bank.bank import PackedBank
 from storage.slice_store import SliceStore
 
 Precision = Literal["fp32", "bf16"]

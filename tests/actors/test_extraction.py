@@ -18,10 +18,10 @@ from actors.extractor import Extractor, Work
 from pipeline.networks.files import load_decoder, load_sdnet, save_model
 from pipeline.preprocess import canvas_size, centre_on, working_slice
 from pipeline.rescale import resample_crop
-from storage.anatomy_codec import unpack
-from storage.bank_index import slice_keys
+from storage.bank.anatomy_codec import unpack
+from storage.bank.bank import FactorBank
+from storage.bank.index import slice_keys
 from storage.errors import InputError, StageError
-from storage.factor_bank import FactorBank
 from storage.lock import lock
 from storage.slice_store import SliceStore
 from tests.actors.tiny_runs import PREPROCESS, SUBJECTS, digests, own_processes, write_run, write_sdnet

@@ -17,9 +17,9 @@ from actors.streaming import Flow, batches
 from pipeline.phantom import PhantomConfig, write_phantom
 from pipeline.preprocess import PreprocessConfig
 from pipeline.sample_plan import PlanConfig
-from storage.bank_styles import export_styles, import_styles
+from storage.bank.bank import FactorBank
+from storage.bank.styles import export_styles, import_styles
 from storage.errors import InputError
-from storage.factor_bank import FactorBank
 from storage.layouts import LayoutOptions
 from storage.slice_store import SliceStore
 from storage.slice_writer import LAYOUTS_KEY

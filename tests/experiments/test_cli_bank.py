@@ -9,8 +9,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from experiments.cli import app
+from storage.bank.bank import FactorBank
 from storage.errors import InputError
-from storage.factor_bank import FactorBank
 from tests.storage.banks import made
 
 

@@ -99,7 +99,7 @@ def test_all_five_arms_are_trained_with_equal_steps_and_scored_by_vendor(run: Pa
 
 
 def test_no_test_or_validation_subject_is_in_the_bank(run: Path) -> None:
-    from storage.factor_bank import FactorBank
+    from storage.bank.bank import FactorBank
     from storage.slice_store import SliceStore
 
     store = SliceStore.open(str(run))

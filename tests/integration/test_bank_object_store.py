@@ -12,10 +12,10 @@ import fsspec.config
 import pytest
 
 from storage import fs
-from storage.bank_merge import merge
-from storage.bank_styles import export_styles, import_styles
+from storage.bank.bank import FactorBank
+from storage.bank.merge import merge
+from storage.bank.styles import export_styles, import_styles
 from storage.errors import InputError, StageError
-from storage.factor_bank import FactorBank
 from tests.integration.s3_faults import FAULTS, every_fourth
 from tests.storage.banks import factors, made, same
 

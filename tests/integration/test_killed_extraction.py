@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from storage.factor_bank import FactorBank
+from storage.bank.bank import FactorBank
 from tests.actors.tiny_runs import PREPROCESS, Made, digests, own_processes, write_run, write_sdnet
 from tests.integration.nodes import Nodes
 

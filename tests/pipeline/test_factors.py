@@ -14,7 +14,7 @@ from pipeline.factors import FrozenSDNet, View, bank_rows, factors_name, precisi
 from pipeline.networks.files import load_sdnet
 from pipeline.networks.folding import folded
 from pipeline.networks.sdnet import SDNet, SDNetConfig
-from storage.anatomy_codec import unpack
+from storage.bank.anatomy_codec import unpack
 from storage.slice_store import SliceStore
 from tests.actors.tiny_runs import PREPROCESS, write_run, write_sdnet
 

@@ -9,7 +9,7 @@ import torch
 
 from pipeline.networks.sdnet import Decoder, SDNetConfig
 from pipeline.synthesis import synthesize, unpack_planes
-from storage.anatomy_codec import unpack
+from storage.bank.anatomy_codec import unpack
 
 
 def test_planes_are_unpacked_as_the_codec_does() -> None:

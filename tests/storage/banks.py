@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from storage.factor_bank import ARRAYS, BANK_INDEX_SCHEMA, BankSpec, FactorBank, PackedBank
+from storage.bank.bank import ARRAYS, BANK_INDEX_SCHEMA, BankSpec, FactorBank, PackedBank
 
 N, SHARD, CANVAS, MODALITY = 10, 4, (32, 48), 8
 DECODER, DECODER_CONFIG = b"weights", {"anatomy_channels": 8, "modality_size": MODALITY}

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from storage.anatomy_codec import pack, unpack
+from storage.bank.anatomy_codec import pack, unpack
 from storage.errors import InputError
 
 binary_NCHW = hnp.arrays(

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from storage.bank.bank import FactorBank
 from storage.errors import InputError
-from storage.factor_bank import FactorBank
 from tests.storage.banks import DECODER, DECODER_CONFIG, FACTORS, digests, factors, index, made, same, spec
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -17,10 +17,10 @@ from hypothesis.extra import numpy as hnp
 from zarr.codecs import ZstdCodec
 
 from storage import fs
-from storage.anatomy_codec import pack, unpack
-from storage.bank_arrays import LEVEL, ShardFile, decoded, metadata, shard_uri, write_metadata
-from storage.bank_spec import BankSpec
-from storage.ledger import array_sha256
+from storage.bank.anatomy_codec import pack, unpack
+from storage.bank.arrays import LEVEL, ShardFile, decoded, metadata, shard_uri, write_metadata
+from storage.bank.ledger import array_sha256
+from storage.bank.spec import BankSpec
 from tests.storage.banks import spec
 
 # (slices, channels, H, W): odd sizes, edge tiles and shards that are not full

@@ -12,16 +12,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from storage.bank_cache import FOLDER, LIMIT
+from storage.bank.bank import FactorBank
+from storage.bank.node_cache import FOLDER, LIMIT
 from storage.errors import InputError
-from storage.factor_bank import FactorBank
 from tests.storage.banks import FACTORS, N, index, made, same
 
 ROOT = Path(__file__).resolve().parents[2]
 # Opens the view of bank argv[1] on cache argv[2], says how many shards it read of it, and checks what it sees.
 READER = """
 import os, signal, sys
-from storage.factor_bank import FactorBank
+from storage.bank.bank import FactorBank
 from tests.storage.banks import same
 reads, read_array = 0, FactorBank.read_array
 
@@ -169,7 +169,7 @@ def test_a_copied_bank_alone_is_enough_offline_without_torch_or_ray(whole: Path,
     copy = Path(shutil.copytree(whole, tmp_path / "copy.zarr"))
     code = f"""
 import sys
-from storage.factor_bank import FactorBank
+from storage.bank.bank import FactorBank
 from tests.storage.banks import DECODER, DECODER_CONFIG, FACTORS, same
 bank = FactorBank.open({str(copy)!r})
 view, donors = bank.view(cache={str(tmp_path / "cache")!r}), bank.donors({str(tmp_path / "cache")!r})

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from storage.bank_styles import export_styles, import_styles
+from storage.bank.bank import ARRAYS, FactorBank
+from storage.bank.styles import export_styles, import_styles
 from storage.errors import InputError
-from storage.factor_bank import ARRAYS, FactorBank
 from tests.storage.banks import factors, made, same
 
 PARTS = ("s0", "s1"), ("s2", "s3"), ("s4", "s5")

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from storage.bank_merge import merge
-from storage.bank_styles import export_styles, import_styles
+from storage.bank.bank import FactorBank
+from storage.bank.merge import merge
+from storage.bank.styles import export_styles, import_styles
 from storage.errors import InputError
-from storage.factor_bank import FactorBank
 from tests.storage.banks import digests, factors, made, same
 
 HERE, THERE, FAR = ("s0", "s1"), ("s2", "s3"), ("s4", "s5")

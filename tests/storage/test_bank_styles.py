@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from storage.bank_styles import COLUMNS, export_styles, import_styles
+from storage.bank.bank import FactorBank
+from storage.bank.styles import COLUMNS, export_styles, import_styles
 from storage.errors import InputError
-from storage.factor_bank import FactorBank
 from tests.storage.banks import DECODER, DECODER_CONFIG, digests, factors, index, made, same, spec, write
 
 AWAY = ("s2", "s3")

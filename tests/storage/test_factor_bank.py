@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from storage import ledger
+from storage.bank import ledger
+from storage.bank.bank import FactorBank
 from storage.errors import InputError
-from storage.factor_bank import FactorBank
 from tests.storage.banks import (
     DECODER,
     DECODER_CONFIG,

@@ -29,11 +29,11 @@ import numpy as np
 import numpy.typing as npt
 
 from storage import fs
-from storage.bank_arrays import ARRAYS, dtype, row_shape
+from storage.bank.arrays import ARRAYS, dtype, row_shape
 from storage.errors import InputError
 
 if TYPE_CHECKING:
-    from storage.factor_bank import FactorBank
+    from storage.bank.bank import FactorBank
 
 FOLDER, LIMIT, DEFAULT_LIMIT_GB = "CARDIOMIX_CACHE", "CARDIOMIX_CACHE_GB", 32.0
 BOOT = Path("/proc/sys/kernel/random/boot_id")

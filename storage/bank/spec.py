@@ -10,7 +10,7 @@ from typing import Any, Final
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from storage import fs
-from storage.anatomy_codec import MAX_CHANNELS
+from storage.bank.anatomy_codec import MAX_CHANNELS
 from storage.errors import InputError
 
 FORMAT: Final = "cardiomix-factor-bank"

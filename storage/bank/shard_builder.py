@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from storage import fs, ledger
-from storage.bank_arrays import ARRAYS, ShardFile, dtype, row_shape, shard_uri
-from storage.bank_spec import BankSpec, code_version, sha256
+from storage import fs
+from storage.bank import ledger
+from storage.bank.arrays import ARRAYS, ShardFile, dtype, row_shape, shard_uri
+from storage.bank.spec import BankSpec, code_version, sha256
 
 
 class ShardDraft:

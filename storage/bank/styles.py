@@ -21,13 +21,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from storage import fs
-from storage.bank_cache import cached
-from storage.bank_spec import STYLES, as_json, code_version, sha256
+from storage.bank.node_cache import cached
+from storage.bank.spec import STYLES, as_json, code_version, sha256
 from storage.errors import InputError
 from storage.parquet import read_parquet
 
 if TYPE_CHECKING:
-    from storage.factor_bank import FactorBank
+    from storage.bank.bank import FactorBank
 
 FORMAT: Final = "cardiomix-styles"
 VERSION: Final = 1

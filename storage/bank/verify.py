@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import numpy.typing as npt
 
-from storage import fs, ledger
-from storage.bank_arrays import ARRAYS, METADATA
-from storage.bank_spec import STYLES
-from storage.bank_styles import read_styles
+from storage import fs
+from storage.bank import ledger
+from storage.bank.arrays import ARRAYS, METADATA
+from storage.bank.bank import OURS, FactorBank
+from storage.bank.spec import STYLES
+from storage.bank.styles import read_styles
 from storage.errors import InputError
-from storage.factor_bank import OURS, FactorBank
 
 CLASSES = 4  # background, LV, MYO, RV
 

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from storage import fs
-from storage.bank_spec import INDEX, sha256
+from storage.bank.spec import INDEX, sha256
 from storage.errors import InputError
 from storage.parquet import read_parquet
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from numcodecs.zstd import Zstd
 
 from storage import fs
-from storage.bank_spec import BankSpec
+from storage.bank.spec import BankSpec
 from storage.errors import InputError
 from storage.sharded_array import LITTLE, ShardWriter, chunks
 

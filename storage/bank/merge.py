@@ -9,12 +9,12 @@ import numpy as np
 import pyarrow as pa
 
 from storage import fs
-from storage.bank_arrays import row_shape
-from storage.bank_index import placed
-from storage.bank_spec import ROOT, STYLES
-from storage.bank_styles import read_styles
+from storage.bank.arrays import row_shape
+from storage.bank.bank import FactorBank, PackedBank
+from storage.bank.index import placed
+from storage.bank.spec import ROOT, STYLES
+from storage.bank.styles import read_styles
 from storage.errors import InputError
-from storage.factor_bank import FactorBank, PackedBank
 from storage.lock import lock
 
 SAME = ("sdnet_fingerprint", "preprocess", "channels", "modality_size")

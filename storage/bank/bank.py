@@ -5,8 +5,8 @@
     <bank>/modality                  (N, modality_size) float32; a chunk is `shard_slices` rows
     <bank>/index.parquet             `BANK_INDEX_SCHEMA`, one row a slice; its rows are the bank's
     <bank>/decoder.safetensors, decoder.json
-    <bank>/ledger/shard-00000.json   that shard counts (see `storage.ledger`)
-    <bank>/styles/….parquet          modality vectors of other banks (see `storage.bank_styles`)
+    <bank>/ledger/shard-00000.json   that shard counts (see `storage.bank.ledger`)
+    <bank>/styles/….parquet          modality vectors of other banks (see `storage.bank.styles`)
 
 Specified in docs/bank-format.md. Rows are written and read a whole shard at a time: one writer a shard, and never fancy
 indexing into shards, which costs Zarr many times more than a contiguous read. For reading slices at random see
@@ -25,8 +25,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from storage import fs, ledger
-from storage.bank_arrays import (
+from storage import fs
+from storage.bank import ledger
+from storage.bank.arrays import (
     ARRAYS,
     check_metadata,
     decoded,
@@ -35,8 +36,7 @@ from storage.bank_arrays import (
     shard_uri,
     write_metadata,
 )
-from storage.bank_draft import ShardDraft
-from storage.bank_index import (
+from storage.bank.index import (
     BANK_INDEX_SCHEMA,
     extended,
     in_schema,
@@ -46,7 +46,8 @@ from storage.bank_index import (
     row_digests,
     write_index,
 )
-from storage.bank_spec import (
+from storage.bank.shard_builder import ShardDraft
+from storage.bank.spec import (
     INDEX,
     ROOT,
     STYLES,
@@ -61,8 +62,8 @@ from storage.bank_spec import (
 from storage.errors import InputError
 
 if TYPE_CHECKING:
-    from storage.bank_cache import BankView
-    from storage.bank_styles import Donors
+    from storage.bank.node_cache import BankView
+    from storage.bank.styles import Donors
 
 __all__ = ["ARRAYS", "BANK_INDEX_SCHEMA", "BankSpec", "FactorBank", "PackedBank"]
 
@@ -255,14 +256,14 @@ class FactorBank:
     def view(
         self, rows: Sequence[int] | npt.NDArray[np.integer[Any]] | None = None, cache: str | None = None
     ) -> BankView:
-        """A map-style view of all or some rows for reading at random; see `storage.bank_cache`. Raises IndexError."""
-        from storage.bank_cache import BankView
+        """A map-style view of all or some rows for reading at random; see `storage.bank.node_cache`. Raises IndexError."""
+        from storage.bank.node_cache import BankView
 
         return BankView(self, rows, cache)
 
     def donors(self, cache: str | None = None) -> Donors:
         """Modality vectors to draw with: the bank's own, row by row, then imported ones. Raises InputError."""
-        from storage.bank_styles import donors
+        from storage.bank.styles import donors
 
         return donors(self, cache)
 
@@ -306,7 +307,7 @@ class FactorBank:
 
         progress is called with the shards checked and the shards there are.
         """
-        from storage.bank_verify import problems
+        from storage.bank.verify import problems
 
         return list(problems(self, progress))
 

@@ -1,0 +1,1 @@
+"""The factor bank: its files, its index, and the ledger of what is committed."""
