@@ -20,8 +20,9 @@ import numpy.typing as npt
 from actors.sample_maker import SampleMaker
 from actors.stream_config import StreamConfig, open_bank, step_plan
 from pipeline.sample_plan import Sample, StepPlan
-from storage import fs, nnunet
+from storage import fs
 from storage.errors import InputError
+from storage.nifti.file import nnunet
 from storage.slice_store import SliceStore, finalise
 from storage.slice_writer import Made, Stored, write_made
 from storage.subjects import Subject

@@ -148,7 +148,7 @@ def _headers(data: tuple[str, ...], settings: Settings) -> Contents:
 
 def _volumes(subject: Subject) -> list[tuple[int, int, int]]:
     """(slices, height, width) of each frame; empty where a header cannot be read."""
-    from storage.nifti import NiftiFile
+    from storage.nifti.file import NiftiFile
 
     try:
         shapes = {}

@@ -19,11 +19,11 @@ from pipeline.inference import Floats, Predictor, Segmented
 from pipeline.overlay import Row, study_png
 from pipeline.studies import Study
 from pipeline.volumes import MYOCARDIUM_G_PER_ML, ejection_fraction, volumes_ml
-from storage import fs, nifti
+from storage import fs
 from storage.errors import InputError, StageError
-from storage.frame_checks import checked_image
 from storage.intensities import Statistics, statistics
-from storage.nifti import NiftiFile, Spacing
+from storage.nifti.checks import checked_image
+from storage.nifti.file import NiftiFile, Spacing, file
 from storage.subjects import STRUCTURES
 
 USE = "Research software, not a medical device."
@@ -101,7 +101,7 @@ def segment_study(predictor: Predictor, study: Study, models: Sequence[str]) -> 
     for image in study.images:
         own = [frame for frame in frames if frame.image == image]
         mask = own[0].found.mask if own[0].index is None else np.stack([frame.found.mask for frame in own])
-        nifti.write_mask_like(study.mask(image), mask, image)
+        file.write_mask_like(study.mask(image), mask, image)
     fs.write_bytes(study.picture, picture)
     fs.write_text(study.report, json.dumps(report, indent=1, ensure_ascii=False))
     return report

@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from storage.errors import InputError
-from storage.frame_checks import check_same_grid, checked_image, checked_labels
 from storage.intensities import Quantised, Statistics, quantise, statistics
-from storage.label_check import check_coding
-from storage.nifti import Header, NiftiFile
+from storage.nifti.checks import check_same_grid, checked_image, checked_labels
+from storage.nifti.file import Header, NiftiFile
+from storage.nifti.label_order import check_coding
 from storage.subjects import FrameSource, Subject
 
 

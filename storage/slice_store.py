@@ -23,7 +23,7 @@ from storage import fs
 from storage.errors import InputError, StageError
 from storage.intensities import Statistics
 from storage.layouts import LayoutOptions
-from storage.nifti import Spacing
+from storage.nifti.file import Spacing
 from storage.parquet import read_parquet
 from storage.sharded_array import ShardedArray
 from storage.slice_writer import LAYOUTS_KEY, SKIPPED, SPLITS, TABLE, Stored, finalise, subject_folder, write_subject

@@ -23,7 +23,7 @@ from storage import fs
 from storage.errors import InputError
 from storage.frame_reader import read_frames
 from storage.layouts import LayoutOptions
-from storage.nifti import not_opened
+from storage.nifti.file import not_opened
 from storage.sharded_array import write_array
 from storage.subjects import SLICE_SCHEMA, SLICES_VERSION, FrameSource, Skipped, Subject
 

@@ -19,7 +19,7 @@ from storage import fs
 from storage.errors import InputError
 from storage.frame_reader import Frame, read_frames
 from storage.layouts import LayoutOptions, collect, same_images, splits
-from storage.nifti import Header, Spacing
+from storage.nifti.file import Header, Spacing
 from storage.slice_writer import source_hash, subject_folder
 from storage.subjects import LV, MYO, RV, Skipped, Subject
 

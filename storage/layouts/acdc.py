@@ -14,7 +14,7 @@ from storage.layouts.frames import cine_frames, nifti_name
 from storage.layouts.options import LayoutOptions
 from storage.layouts.read_each import read_each
 from storage.layouts.terms import terms_of
-from storage.nifti import read_header
+from storage.nifti.file import read_header
 from storage.subjects import LV, MYO, RV, FrameSource, Skipped, Subject
 
 LABELS = ((1, RV), (2, MYO), (3, LV))

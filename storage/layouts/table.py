@@ -20,7 +20,7 @@ from storage.layouts.options import LayoutOptions
 from storage.layouts.read_each import legible, read_each
 from storage.layouts.records import ROW, Record, need_columns, read_records
 from storage.layouts.terms import terms_of
-from storage.nifti import read_header
+from storage.nifti.file import read_header
 from storage.subjects import BACKGROUND, LV, MYO, RV, FrameSource, Skipped, Subject
 
 LABELS = ((1, LV), (2, MYO), (3, RV))

@@ -18,9 +18,8 @@ from actors.sample_maker import SampleMaker
 from actors.stream_config import StreamConfig, open_bank
 from pipeline.preprocess import normalise, working_slice
 from pipeline.sample_plan import PlanConfig
-from storage import nnunet
 from storage.errors import InputError
-from storage.nifti import NiftiFile
+from storage.nifti.file import NiftiFile, nnunet
 from storage.slice_store import SliceStore
 from tests.actors.tiny_runs import PREPROCESS, digests, own_processes, write_run, write_sdnet
 

@@ -30,7 +30,7 @@ from pipeline.sample_plan import PlanConfig
 from pipeline.train_config import TrainConfig
 from pipeline.train_state import TrainState, network_seed
 from storage.errors import InputError
-from storage.nifti import write_volume
+from storage.nifti.file import write_volume
 from storage.slice_store import SliceStore, finalise, write_subject
 from storage.subjects import FrameSource, Subject
 from tests.integration.processes import CLOCK, train_workers

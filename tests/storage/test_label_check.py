@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pytest
 
 from storage.errors import InputError
-from storage.label_check import check_coding, enclosure
+from storage.nifti.label_order import check_coding, enclosure
 from storage.subjects import LV, MYO, RV
 
 Mask = npt.NDArray[np.uint8]

@@ -24,7 +24,7 @@ from nibabel.spatialimages import HeaderDataError
 
 from storage import fs
 from storage.errors import InputError
-from storage.frame_checks import checked_image, checked_labels
+from storage.nifti.checks import checked_image, checked_labels
 
 Spacing = tuple[float, float, float]
 Array = npt.NDArray[Any]

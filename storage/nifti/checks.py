@@ -13,7 +13,7 @@ from storage import fs
 from storage.errors import InputError
 
 if TYPE_CHECKING:
-    from storage.nifti import Header
+    from storage.nifti.file import Header
 
 Array = npt.NDArray[Any]
 
