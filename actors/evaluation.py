@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from storage import fs
-from storage.slice_store import SliceStore
+from storage.slices.store import SliceStore
 
 CASES, SLICES, EXAMPLES = "cases.csv", "slices.csv", "examples.npz"
 

@@ -23,8 +23,8 @@ from pipeline.sample_plan import Sample, StepPlan
 from storage import fs
 from storage.errors import InputError
 from storage.nifti.file import nnunet
-from storage.slice_store import SliceStore, finalise
-from storage.slice_writer import Made, Stored, write_made
+from storage.slices.store import SliceStore, finalise
+from storage.slices.writer import Made, Stored, write_made
 from storage.subjects import Subject
 
 Format = Literal["nnunet", "slices"]

@@ -23,7 +23,7 @@ from storage.bank.anatomy_codec import check_channels
 from storage.bank.bank import BANK_INDEX_SCHEMA, BankSpec, FactorBank
 from storage.errors import InputError, StageError
 from storage.lock import lock
-from storage.slice_store import SliceStore
+from storage.slices.store import SliceStore
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -22,7 +22,7 @@ from storage import fs
 from storage.bank.bank import FactorBank
 from storage.bank.index import slice_keys
 from storage.errors import InputError
-from storage.slice_store import SliceStore
+from storage.slices.store import SliceStore
 
 if TYPE_CHECKING:
     from pipeline.factors import Precision, View

@@ -11,7 +11,7 @@ from typing import Any
 from storage import fs
 from storage.errors import InputError, StageError
 from storage.layouts import LayoutOptions, collect, same_images, splits
-from storage.slice_store import Stored, finalise, write_subject
+from storage.slices.store import Stored, finalise, write_subject
 from storage.subjects import Skipped, Subject
 
 log = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ from pipeline.rescale import linear_scale, resample_crop
 from pipeline.sample_plan import JUDGED, Sample
 from storage.bank.bank import FactorBank
 from storage.errors import InputError
-from storage.slice_store import SliceStore
+from storage.slices.store import SliceStore
 
 CACHED_SLICES = 4096
 TWIN, MADE_S, MADE_AT, REJECTED = "twin", "made_s", "made_at", "rejected"

@@ -14,7 +14,7 @@ from storage.bank.index import Key, slice_keys
 from storage.errors import InputError
 from storage.layouts import LayoutOptions
 from storage.layouts.protocols import keeps_out
-from storage.slice_store import SliceStore
+from storage.slices.store import SliceStore
 
 
 class StreamConfig(BaseModel):

@@ -16,7 +16,7 @@ import numpy as np
 from actors.sample_maker import MADE_AT, MADE_S, REJECTED, SampleMaker
 from actors.stream_config import StreamConfig, open_bank, step_plan
 from storage.errors import InputError
-from storage.slice_store import SliceStore
+from storage.slices.store import SliceStore
 
 if TYPE_CHECKING:
     import torch

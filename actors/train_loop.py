@@ -16,7 +16,7 @@ from actors.training import DONE, HISTORY, LAST, TrainJob, read_history
 from pipeline.networks.files import WEIGHTS
 from storage import fs
 from storage.errors import InputError
-from storage.slice_store import SliceStore
+from storage.slices.store import SliceStore
 
 if TYPE_CHECKING:
     import torch

@@ -31,7 +31,7 @@ from pipeline.phantom import PhantomConfig, write_phantom
 from storage.bank import ledger
 from storage.bank.bank import FactorBank
 from storage.layouts import LayoutOptions
-from storage.slice_store import SliceStore
+from storage.slices.store import SliceStore
 
 SETTINGS = cpu()
 CALL_S, SHARD, SHARDS_EACH, NODES = 0.25, 64, 2, 4

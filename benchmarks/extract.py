@@ -38,7 +38,7 @@ from storage.bank import ledger
 from storage.bank.anatomy_codec import pack, unpack
 from storage.bank.bank import FactorBank
 from storage.layouts import LayoutOptions
-from storage.slice_store import SliceStore, finalise, write_subject
+from storage.slices.store import SliceStore, finalise, write_subject
 
 PAPER, NARROW = PreprocessConfig(), PreprocessConfig(size=96)
 SHARD, BATCH, ROUNDS, STEPS = 2, 4, 2, 80

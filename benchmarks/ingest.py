@@ -21,7 +21,7 @@ import zarr
 from zarr.codecs import BloscCodec
 
 from benchmarks import cluster, data
-from storage.slice_writer import IMAGE_LEVEL, MASK_LEVEL, write_subject
+from storage.slices.writer import IMAGE_LEVEL, MASK_LEVEL, write_subject
 from storage.subjects import Subject
 
 ROUNDS = 5

@@ -48,7 +48,7 @@ def plain_arm(run: str, out: str) -> None:
     from pipeline.objective import Objective
     from pipeline.training import Batch, train_step
     from pipeline.validation import validate
-    from storage.slice_store import SliceStore
+    from storage.slices.store import SliceStore
 
     torch.set_num_threads(2)
     job = jobs.arm_runs(run, config.load(run))[0].job.model_copy(update={"out": out})

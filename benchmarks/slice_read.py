@@ -15,8 +15,8 @@ from benchmarks.extract import slice_store
 from benchmarks.timing import rates, ratio
 from pipeline.phantom import PhantomConfig, write_phantom
 from storage import fs
-from storage.slice_store import SliceStore
-from storage.slice_writer import subject_folder
+from storage.slices.store import SliceStore
+from storage.slices.writer import subject_folder
 
 PHANTOM = PhantomConfig(labelled_a=6, labelled_b=6, unlabelled_c=6, testing=0, frames=2)
 READ = 300

@@ -16,7 +16,7 @@ from experiments.run_log import RunLog
 from experiments.version import provenance
 from storage import fs
 from storage.errors import InputError
-from storage.slice_store import TABLE
+from storage.slices.store import TABLE
 
 if TYPE_CHECKING:
     from actors.stages import ArmRun

@@ -21,7 +21,7 @@ from storage.bank.index import Key, slice_keys
 from storage.errors import InputError
 from storage.layouts import LayoutOptions
 from storage.layouts.protocols import keeps_out
-from storage.slice_store import SliceStore
+from storage.slices.store import SliceStore
 
 SDNET, BANK, ARMS_FOLDER = "sdnet", "bank.zarr", "arms"
 

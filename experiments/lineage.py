@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from storage.slice_store import SliceStore
+from storage.slices.store import SliceStore
 
 if TYPE_CHECKING:
     from mlflow.entities import DatasetInput

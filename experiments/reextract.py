@@ -11,7 +11,7 @@ from storage.bank.anatomy_codec import unpack
 from storage.bank.bank import FactorBank
 from storage.bank.index import slice_keys
 from storage.errors import InputError
-from storage.slice_store import SliceStore
+from storage.slices.store import SliceStore
 
 # Another machine's arithmetic flips a pixel here and there, where two channels are nearly as likely.
 LEAST_SAME = 0.999

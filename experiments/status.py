@@ -8,7 +8,7 @@ from experiments import config, jobs
 from experiments.arms import ARMS
 from storage import fs
 from storage.bank.bank import FactorBank
-from storage.slice_store import TABLE, SliceStore
+from storage.slices.store import TABLE, SliceStore
 
 if TYPE_CHECKING:
     from actors.training import TrainJob

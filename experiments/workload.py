@@ -20,7 +20,7 @@ from pipeline.train_config import ArmConfig, TrainConfig
 from storage import fs
 from storage.bank.bank import FactorBank
 from storage.errors import InputError
-from storage.slice_store import TABLE, SliceStore
+from storage.slices.store import TABLE, SliceStore
 from storage.subjects import FrameSource, Subject
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from pipeline.preprocess import PreprocessConfig, canvas_size, centre_on, workin
 from pipeline.rescale import resample_crop
 from storage.bank.anatomy_codec import pack
 from storage.bank.bank import PackedBank
-from storage.slice_store import SliceStore
+from storage.slices.store import SliceStore
 
 Precision = Literal["fp32", "bf16"]
 

@@ -20,7 +20,7 @@ from pipeline.sample_plan import Flips
 from pipeline.training import autocast
 from storage import fs
 from storage.errors import InputError
-from storage.intensities import Statistics
+from storage.slices.intensities import Statistics
 from storage.subjects import STRUCTURES
 
 Spacing = tuple[float, float, float]

@@ -14,7 +14,7 @@ import numpy as np
 
 from pipeline.networks.files import count_parameters, load_model, read_config, write_config
 from storage import fs
-from storage.slice_store import SliceStore
+from storage.slices.store import SliceStore
 from storage.subjects import STRUCTURES
 
 CARD = "model_card.md"

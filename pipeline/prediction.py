@@ -21,9 +21,9 @@ from pipeline.studies import Study
 from pipeline.volumes import MYOCARDIUM_G_PER_ML, ejection_fraction, volumes_ml
 from storage import fs
 from storage.errors import InputError, StageError
-from storage.intensities import Statistics, statistics
 from storage.nifti.checks import checked_image
 from storage.nifti.file import NiftiFile, Spacing, file
+from storage.slices.intensities import Statistics, statistics
 from storage.subjects import STRUCTURES
 
 USE = "Research software, not a medical device."

@@ -16,10 +16,10 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.rescale import resampling_matrix, resized, resized_labels
-from storage.intensities import Statistics, statistics
+from storage.slices.intensities import Statistics, statistics
 
 if TYPE_CHECKING:
-    from storage.slice_store import SliceStore
+    from storage.slices.store import SliceStore
 
 T = TypeVar("T", bound=np.generic)
 

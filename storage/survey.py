@@ -17,10 +17,10 @@ import numpy.typing as npt
 
 from storage import fs
 from storage.errors import InputError
-from storage.frame_reader import Frame, read_frames
 from storage.layouts import LayoutOptions, collect, same_images, splits
 from storage.nifti.file import Header, Spacing
-from storage.slice_writer import source_hash, subject_folder
+from storage.slices.frames import Frame, read_frames
+from storage.slices.writer import source_hash, subject_folder
 from storage.subjects import LV, MYO, RV, Skipped, Subject
 
 PICTURE_PIXELS, PICTURE_PIXEL_MM = 128, 1.5  # 192 mm hold a heart and the chest wall before it

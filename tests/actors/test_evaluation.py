@@ -13,7 +13,7 @@ from pipeline.inference import predict_volume
 from pipeline.metrics import score_volume
 from pipeline.networks.files import load_model
 from storage import fs
-from storage.slice_store import SliceStore
+from storage.slices.store import SliceStore
 from tests.actors.tiny_runs import PREPROCESS, write_run, write_sdnet
 
 

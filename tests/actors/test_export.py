@@ -20,7 +20,7 @@ from pipeline.preprocess import normalise, working_slice
 from pipeline.sample_plan import PlanConfig
 from storage.errors import InputError
 from storage.nifti.file import NiftiFile, nnunet
-from storage.slice_store import SliceStore
+from storage.slices.store import SliceStore
 from tests.actors.tiny_runs import PREPROCESS, digests, own_processes, write_run, write_sdnet
 
 

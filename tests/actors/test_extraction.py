@@ -23,7 +23,7 @@ from storage.bank.bank import FactorBank
 from storage.bank.index import slice_keys
 from storage.errors import InputError, StageError
 from storage.lock import lock
-from storage.slice_store import SliceStore
+from storage.slices.store import SliceStore
 from tests.actors.tiny_runs import PREPROCESS, SUBJECTS, digests, own_processes, write_run, write_sdnet
 
 TRAIN_SLICES, SHARD = 13, 3

@@ -21,7 +21,7 @@ from actors.ingest import IngestReport, VendorCount, ingest
 from storage.errors import InputError
 from storage.layouts import LayoutOptions, same_images
 from storage.lock import run_lock
-from storage.slice_store import SliceStore
+from storage.slices.store import SliceStore
 
 Write = Callable[..., Path]
 Study = Callable[..., Any]

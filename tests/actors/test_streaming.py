@@ -21,8 +21,8 @@ from storage.bank.bank import FactorBank
 from storage.bank.styles import export_styles, import_styles
 from storage.errors import InputError
 from storage.layouts import LayoutOptions
-from storage.slice_store import SliceStore
-from storage.slice_writer import LAYOUTS_KEY
+from storage.slices.store import SliceStore
+from storage.slices.writer import LAYOUTS_KEY
 
 PREPROCESS = PreprocessConfig(size=64)
 

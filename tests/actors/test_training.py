@@ -31,7 +31,7 @@ from pipeline.train_config import TrainConfig
 from pipeline.train_state import TrainState, network_seed
 from storage.errors import InputError
 from storage.nifti.file import write_volume
-from storage.slice_store import SliceStore, finalise, write_subject
+from storage.slices.store import SliceStore, finalise, write_subject
 from storage.subjects import FrameSource, Subject
 from tests.integration.processes import CLOCK, train_workers
 

@@ -17,8 +17,8 @@ from pipeline.networks.files import save_model
 from pipeline.networks.unet import UNet, UNetConfig
 from storage.errors import InputError
 from storage.layouts import LayoutOptions
-from storage.slice_store import SliceStore
-from storage.slice_writer import LAYOUTS_KEY
+from storage.slices.store import SliceStore
+from storage.slices.writer import LAYOUTS_KEY
 from tests.actors.tiny_runs import PREPROCESS
 from tests.experiments.logged_runs import make_run
 

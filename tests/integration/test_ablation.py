@@ -100,7 +100,7 @@ def test_all_five_arms_are_trained_with_equal_steps_and_scored_by_vendor(run: Pa
 
 def test_no_test_or_validation_subject_is_in_the_bank(run: Path) -> None:
     from storage.bank.bank import FactorBank
-    from storage.slice_store import SliceStore
+    from storage.slices.store import SliceStore
 
     store = SliceStore.open(str(run))
     split_of = dict(zip(store.column("subject").tolist(), store.column("split").tolist(), strict=True))

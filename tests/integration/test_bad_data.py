@@ -24,7 +24,7 @@ import pytest
 from actors.ingest import ingest
 from storage.errors import InputError
 from storage.layouts import LayoutOptions
-from storage.slice_store import SliceStore
+from storage.slices.store import SliceStore
 from tests.integration import faults
 from tests.integration.faults import ACDC, CINES, EVERY, MNMS, NAMES, TABLE, Fault, Make, Study
 

@@ -22,7 +22,7 @@ from storage.errors import InputError, StageError
 from storage.layouts import LayoutOptions, collect
 from storage.lock import run_lock
 from storage.nifti.file import NiftiFile, write_volume
-from storage.slice_store import SliceStore, write_subject
+from storage.slices.store import SliceStore, write_subject
 from tests.integration.s3_faults import FAULTS, every_fourth
 
 BUCKET = "s3://bucket"

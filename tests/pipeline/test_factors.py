@@ -15,7 +15,7 @@ from pipeline.networks.files import load_sdnet
 from pipeline.networks.folding import folded
 from pipeline.networks.sdnet import SDNet, SDNetConfig
 from storage.bank.anatomy_codec import unpack
-from storage.slice_store import SliceStore
+from storage.slices.store import SliceStore
 from tests.actors.tiny_runs import PREPROCESS, write_run, write_sdnet
 
 

@@ -13,7 +13,7 @@ from pipeline.inference import InferenceConfig, Predictor, keep_largest, load_pr
 from pipeline.preprocess import PreprocessConfig
 from pipeline.rescale import resampling_matrix, resized
 from storage.errors import InputError
-from storage.intensities import statistics
+from storage.slices.intensities import statistics
 from tests.tiny_networks import PREPROCESS, tiny_unet, volume_zhw, write_unet
 
 SPACING = (8.0, 1.4, 1.2)

@@ -15,7 +15,7 @@ from pipeline.networks.files import load_model, read_config, save_model
 from pipeline.networks.sdnet import SDNet, SDNetConfig
 from pipeline.networks.unet import UNetConfig
 from storage.errors import InputError, StageError
-from storage.slice_store import SliceStore
+from storage.slices.store import SliceStore
 from tests.actors.tiny_runs import write_run, write_sdnet
 from tests.tiny_networks import PREPROCESS, tiny_unet, write_unet
 

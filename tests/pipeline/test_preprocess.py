@@ -15,7 +15,7 @@ from pipeline.preprocess import (
     working_scales,
     working_shape,
 )
-from storage.intensities import statistics
+from storage.slices.intensities import statistics
 
 SPACING = (8.0, 1.4, 1.4)
 

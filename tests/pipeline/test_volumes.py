@@ -21,7 +21,7 @@ from pipeline.metrics import score_volume
 from pipeline.preprocess import PreprocessConfig, centre_crop, even, working_scales, working_shape
 from pipeline.rescale import resampling_matrix, resized_labels
 from pipeline.volumes import agreement, cardiac_function, share_outside, subject_measures, volumes_ml
-from storage.intensities import statistics
+from storage.slices.intensities import statistics
 from storage.subjects import STRUCTURES
 
 ACDC_LABELS = np.array([0, 3, 2, 1], dtype=np.uint8)  # RV 1, LV 3 there

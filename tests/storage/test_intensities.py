@@ -11,7 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from storage.intensities import INT16_STEPS, Statistics, quantise, statistics
+from storage.slices.intensities import INT16_STEPS, Statistics, quantise, statistics
 
 Array = npt.NDArray[Any]
 

@@ -424,7 +424,7 @@ def test_ingest_stores_no_mask_of_a_subject_whose_labels_are_withheld(
     import numpy as np
 
     from actors.ingest import ingest
-    from storage.slice_store import SliceStore
+    from storage.slices.store import SliceStore
 
     folder, run = mnms_folder(PEOPLE), tmp_path / "run"
     ingest([str(folder)], str(run))  # with all labels first: what it stored of them must go

@@ -18,10 +18,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from storage.errors import InputError, StageError
-from storage.intensities import quantise
 from storage.layouts import LayoutOptions, read, splits
-from storage.slice_store import SliceStore, finalise, write_subject
-from storage.slice_writer import source_hash
+from storage.slices.intensities import quantise
+from storage.slices.store import SliceStore, finalise, write_subject
+from storage.slices.writer import source_hash
 from storage.subjects import SLICE_SCHEMA, FrameSource, Skipped, Subject
 
 Write = Callable[..., Path]

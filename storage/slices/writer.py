@@ -21,10 +21,10 @@ import zarr
 
 from storage import fs
 from storage.errors import InputError
-from storage.frame_reader import read_frames
 from storage.layouts import LayoutOptions
 from storage.nifti.file import not_opened
 from storage.sharded_array import write_array
+from storage.slices.frames import read_frames
 from storage.subjects import SLICE_SCHEMA, SLICES_VERSION, FrameSource, Skipped, Subject
 
 ARRAYS, TABLE, SKIPPED, SPLITS = "slices.zarr", "slices.parquet", "skipped.csv", "splits.csv"

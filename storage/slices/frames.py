@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from storage.errors import InputError
-from storage.intensities import Quantised, Statistics, quantise, statistics
 from storage.nifti.checks import check_same_grid, checked_image, checked_labels
 from storage.nifti.file import Header, NiftiFile
 from storage.nifti.label_order import check_coding
+from storage.slices.intensities import Quantised, Statistics, quantise, statistics
 from storage.subjects import FrameSource, Subject
 
 

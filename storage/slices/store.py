@@ -21,12 +21,12 @@ from pydantic import ValidationError
 
 from storage import fs
 from storage.errors import InputError, StageError
-from storage.intensities import Statistics
 from storage.layouts import LayoutOptions
 from storage.nifti.file import Spacing
 from storage.parquet import read_parquet
 from storage.sharded_array import ShardedArray
-from storage.slice_writer import LAYOUTS_KEY, SKIPPED, SPLITS, TABLE, Stored, finalise, subject_folder, write_subject
+from storage.slices.intensities import Statistics
+from storage.slices.writer import LAYOUTS_KEY, SKIPPED, SPLITS, TABLE, Stored, finalise, subject_folder, write_subject
 from storage.subjects import SLICE_SCHEMA, SLICES_VERSION
 
 __all__ = ["SKIPPED", "SPLITS", "TABLE", "SliceStore", "Stored", "Volume", "finalise", "write_subject"]

@@ -1,0 +1,1 @@
+"""The slice store: images and masks of every subject."""
