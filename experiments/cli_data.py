@@ -71,7 +71,7 @@ def inspect_data(
     """
     from experiments import inspection
     from experiments.progress import Progress
-    from storage.survey import survey
+    from storage.survey.survey import survey
 
     options = _layout_options(assignments)
     with Progress().stage("inspect") as step:

@@ -18,8 +18,8 @@ from experiments.inspection_figures import Histogram, Thumbnail, histogram, thum
 from storage import fs
 from storage.errors import InputError
 from storage.subjects import SPLITS
-from storage.survey import SubjectFacts, Survey
-from storage.survey_flags import Check, Flag, flags, short
+from storage.survey.flags import Check, Flag, flags, short
+from storage.survey.survey import SubjectFacts, Survey
 
 if TYPE_CHECKING:
     import rich.table

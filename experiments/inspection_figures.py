@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from storage.subjects import STRUCTURES
-from storage.survey import PICTURE_PIXELS, SubjectFacts
-from storage.survey_flags import short
+from storage.survey.flags import short
+from storage.survey.survey import PICTURE_PIXELS, SubjectFacts
 
 LEFT, RIGHT, TOP, BOTTOM = 26, 238, 8, 122  # axes of a histogram in a box of 242 × 142 SVG units
 MOST_BINS, FINEST_BIN = 32, 0.05  # mm², or a ratio of 1.12

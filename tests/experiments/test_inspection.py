@@ -21,7 +21,7 @@ from experiments.inspection import PER_VENDOR, findings, groups, page, terminal_
 from experiments.inspection_figures import histogram, outline, png
 from storage.errors import InputError
 from storage.layouts import LayoutOptions
-from storage.survey import Survey, survey
+from storage.survey.survey import Survey, survey
 
 Write = Callable[..., Path]
 Build = Callable[[dict[str, tuple[str, str]]], Path]

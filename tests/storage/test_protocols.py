@@ -17,7 +17,7 @@ from storage.errors import InputError
 from storage.layouts import LayoutOptions, splits
 from storage.layouts.protocols import drawn, keeps_out, part
 from storage.subjects import FrameSource, Skipped, Subject
-from storage.survey import survey
+from storage.survey.survey import survey
 
 Build = Callable[[dict[str, tuple[str, str]]], Path]
 Splits = dict[str, tuple[str | None, bool]]  # name -> split, labelled

@@ -15,8 +15,8 @@ import pytest
 from storage.errors import InputError
 from storage.layouts import LayoutOptions
 from storage.subjects import LV, MYO, RV
-from storage.survey import PICTURE_PIXELS, SubjectFacts, survey
-from storage.survey_flags import flags
+from storage.survey.flags import flags
+from storage.survey.survey import PICTURE_PIXELS, SubjectFacts, survey
 
 Build = Callable[[dict[str, tuple[str, str]]], Path]
 

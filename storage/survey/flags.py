@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from storage.survey import SubjectFacts
+from storage.survey.survey import SubjectFacts
 
 Range = tuple[float, float]
 
