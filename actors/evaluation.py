@@ -23,7 +23,7 @@ def evaluate_job(run: str, out: str, arm: str, seed: int, threads: int, precisio
     from pipeline.metrics import score_slices, score_volume
     from pipeline.model_card import add_test_scores
     from pipeline.networks.files import default_device, load_model
-    from pipeline.preprocess import PreprocessConfig
+    from pipeline.samples.preprocess import PreprocessConfig
     from pipeline.volumes import share_outside
 
     torch.set_num_threads(threads)

@@ -17,9 +17,9 @@ from typing import Any, Final, Literal
 import numpy as np
 import numpy.typing as npt
 
-from actors.sample_maker import SampleMaker
-from actors.stream_config import StreamConfig, open_bank, step_plan
-from pipeline.sample_plan import Sample, StepPlan
+from pipeline.samples.maker import SampleMaker
+from pipeline.samples.plan import Sample, StepPlan
+from pipeline.samples.stream_config import StreamConfig, open_bank, step_plan
 from storage import fs
 from storage.errors import InputError
 from storage.nifti.file import nnunet

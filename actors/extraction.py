@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from actors.extraction_pool import ExtractorPool
 from actors.extractor import Work
-from pipeline.preprocess import PreprocessConfig, canvas_size, working_shape
+from pipeline.samples.preprocess import PreprocessConfig, canvas_size, working_shape
 from storage import fs
 from storage.bank.anatomy_codec import check_channels
 from storage.bank.bank import BANK_INDEX_SCHEMA, BankSpec, FactorBank

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.preprocess import PreprocessConfig
+from pipeline.samples.preprocess import PreprocessConfig
 from storage import fs
 from storage.bank.bank import FactorBank
 from storage.bank.index import slice_keys

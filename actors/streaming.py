@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from actors.sample_maker import MADE_AT, MADE_S, REJECTED, SampleMaker
-from actors.stream_config import StreamConfig, open_bank, step_plan
+from pipeline.samples.maker import MADE_AT, MADE_S, REJECTED, SampleMaker
+from pipeline.samples.stream_config import StreamConfig, open_bank, step_plan
 from storage.errors import InputError
 from storage.slices.store import SliceStore
 

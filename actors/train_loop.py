@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from actors.sample_maker import TWIN
 from actors.streaming import Flow, batches
 from actors.training import DONE, HISTORY, LAST, TrainJob, read_history
 from pipeline.networks.files import WEIGHTS
+from pipeline.samples.maker import TWIN
 from storage import fs
 from storage.errors import InputError
 from storage.slices.store import SliceStore
@@ -38,8 +38,8 @@ def total_steps(job: TrainJob, store: SliceStore) -> tuple[int, int]:
 def validation_volumes(job: TrainJob, store: SliceStore) -> list[ValidationVolume]:
     """Labelled volumes of held-out subjects, as the network sees them."""
     from pipeline.inference import network_input
-    from pipeline.preprocess import working_slice
-    from pipeline.rescale import resample_crop
+    from pipeline.samples.preprocess import working_slice
+    from pipeline.samples.rescale import resample_crop
     from pipeline.validation import ValidationVolume
 
     config = job.stream.preprocess
@@ -69,8 +69,8 @@ def some_slices(job: TrainJob, store: SliceStore, most: int) -> Watched:
     import torch
 
     from pipeline.disentanglement import Watched
-    from pipeline.preprocess import working_slice
-    from pipeline.rescale import resample_crop
+    from pipeline.samples.preprocess import working_slice
+    from pipeline.samples.rescale import resample_crop
 
     train, vendors = store.column("split") == "train", store.column("vendor")
     present = np.unique(vendors[train])

@@ -30,11 +30,11 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict
 
 from actors.resources import ResourcePlan
-from actors.stream_config import StreamConfig
 from pipeline.losses import LossConfig
 from pipeline.networks.files import WEIGHTS, read_config
 from pipeline.networks.sdnet import SDNetConfig
 from pipeline.networks.unet import UNetConfig
+from pipeline.samples.stream_config import StreamConfig
 from pipeline.train_config import TrainConfig
 from pipeline.training import NonFiniteLossError, OutOfMemoryError
 from storage import fs

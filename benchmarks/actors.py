@@ -20,7 +20,6 @@ import torch
 from actors.extraction import prepare_bank
 from actors.extraction_pool import ExtractorPool
 from actors.extractor import Extractor, Work
-from actors.stream_config import StreamConfig
 from actors.streaming import batches
 from benchmarks import cluster
 from benchmarks.extract import slice_store
@@ -28,6 +27,7 @@ from experiments.config import cpu
 from pipeline.networks.files import save_model
 from pipeline.networks.sdnet import SDNet
 from pipeline.phantom import PhantomConfig, write_phantom
+from pipeline.samples.stream_config import StreamConfig
 from storage.bank import ledger
 from storage.bank.bank import FactorBank
 from storage.layouts import LayoutOptions

@@ -28,9 +28,9 @@ from pipeline.networks.files import load_sdnet, save_model
 from pipeline.networks.sdnet import SDNet, SDNetConfig
 from pipeline.objective import Objective
 from pipeline.phantom import PhantomConfig, write_phantom
-from pipeline.preprocess import PreprocessConfig, working_slice
-from pipeline.rescale import resample_crop
-from pipeline.synthesis import synthesize
+from pipeline.samples.preprocess import PreprocessConfig, working_slice
+from pipeline.samples.rescale import resample_crop
+from pipeline.samples.synthesis import synthesize
 from pipeline.train_config import TrainConfig
 from pipeline.train_state import TrainState
 from pipeline.training import Batch, train_step

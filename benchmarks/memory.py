@@ -23,7 +23,7 @@ from statistics import median
 from typing import IO, Any
 
 from benchmarks import cluster, data
-from pipeline.preprocess import PreprocessConfig
+from pipeline.samples.preprocess import PreprocessConfig
 
 DRAWN, FRAMES = 4, 25  # as many frames as M&Ms' cines have
 VARIANTS = {"small": 3, "large": 30}  # of each subject drawn

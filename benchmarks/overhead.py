@@ -34,7 +34,6 @@ def plain_arm(run: str, out: str) -> None:
     import torch
 
     from actors.evaluation import evaluate_job
-    from actors.sample_maker import SampleMaker
     from actors.train_loop import (
         factors_seen,
         finish_job,
@@ -46,6 +45,7 @@ def plain_arm(run: str, out: str) -> None:
     )
     from experiments import config, jobs
     from pipeline.objective import Objective
+    from pipeline.samples.maker import SampleMaker
     from pipeline.training import Batch, train_step
     from pipeline.validation import validate
     from storage.slices.store import SliceStore

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from benchmarks.timing import rates, ratio
-from pipeline.rescale import resample_crop
+from pipeline.samples.rescale import resample_crop
 
 SIZE, PAIRS = 224, 64
 SCALES = np.random.default_rng(0).uniform(0.7, 1.4, PAIRS)

@@ -27,8 +27,6 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from actors.resources import Cluster, Node, ResourceConfig, plan
-from actors.sample_maker import SampleMaker
-from actors.stream_config import StreamConfig
 from actors.streaming import batches
 from actors.training import TrainJob, read_history, run_job
 from benchmarks import cluster
@@ -39,7 +37,9 @@ from pipeline.networks.files import load_decoder, save_model
 from pipeline.networks.sdnet import SDNet
 from pipeline.objective import Objective
 from pipeline.phantom import PhantomConfig, write_phantom
-from pipeline.synthesis import Precision, unpack_planes
+from pipeline.samples.maker import SampleMaker
+from pipeline.samples.stream_config import StreamConfig
+from pipeline.samples.synthesis import Precision, unpack_planes
 from pipeline.train_state import TrainState
 from pipeline.training import Batch, train_step
 

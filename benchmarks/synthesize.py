@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.timing import rates, ratio
 from pipeline.networks.sdnet import SDNet, SDNetConfig
-from pipeline.synthesis import Precision, synthesize
+from pipeline.samples.synthesis import Precision, synthesize
 from storage.bank.anatomy_codec import pack
 
 SIZE, SAMPLES = 224, 2

@@ -17,8 +17,8 @@ from pipeline.losses import LossConfig
 from pipeline.networks.sdnet import SDNetConfig
 from pipeline.networks.unet import UNetConfig
 from pipeline.phantom import PhantomConfig
-from pipeline.preprocess import PreprocessConfig
-from pipeline.sample_plan import PlanConfig
+from pipeline.samples.plan import PlanConfig
+from pipeline.samples.preprocess import PreprocessConfig
 from pipeline.train_config import TrainConfig
 from storage import fs
 from storage.errors import InputError

@@ -8,8 +8,8 @@ import numpy.typing as npt
 from experiments.arms import ARMS
 from experiments.config import Settings
 from experiments.jobs import arm_stream, bank_uri
-from pipeline.preprocess import centre_crop, working_slice
-from pipeline.rescale import linear_scale, resample_crop
+from pipeline.samples.preprocess import centre_crop, working_slice
+from pipeline.samples.rescale import linear_scale, resample_crop
 from storage import fs
 from storage.bank.bank import FactorBank
 from storage.bank.index import slice_keys
@@ -24,7 +24,7 @@ def mosaic_png(run: str, settings: Settings, a_vendor: int = 1) -> bytes:
     vendor."""
     from experiments.figures import fa_mosaic
     from pipeline.networks.files import load_decoder
-    from pipeline.synthesis import synthesize
+    from pipeline.samples.synthesis import synthesize
 
     bank, store = FactorBank.open(bank_uri(run, settings)), SliceStore.open(run)
     by_key = {key: i for i, key in enumerate(slice_keys(store.table))}
@@ -77,8 +77,8 @@ def batch_png(run: str, settings: Settings, arm: str) -> bytes:
 
     Raises InputError if the arm is unknown, or needs a bank that is not there.
     """
-    from actors.sample_maker import SampleMaker
     from experiments.figures import labelled_grid
+    from pipeline.samples.maker import SampleMaker
 
     if arm not in ARMS:
         raise InputError(f"--arm {arm}", "there is no such arm", f"choose from {', '.join(ARMS)}")

@@ -25,7 +25,7 @@ def reextract(bank: FactorBank, run: str, sdnet: str, seed: int | None = None) -
     """
     from pipeline.factors import FrozenSDNet, bank_rows, precision_of, view
     from pipeline.networks.files import load_sdnet, sdnet_fingerprint
-    from pipeline.preprocess import PreprocessConfig
+    from pipeline.samples.preprocess import PreprocessConfig
 
     found = sdnet_fingerprint(sdnet)
     precision = precision_of(bank.spec.sdnet_fingerprint, found)

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from pipeline.networks.folding import folded
 from pipeline.networks.sdnet import SDNet
-from pipeline.preprocess import PreprocessConfig, canvas_size, centre_on, working_slice
-from pipeline.rescale import resample_crop
+from pipeline.samples.preprocess import PreprocessConfig, canvas_size, centre_on, working_slice
+from pipeline.samples.rescale import resample_crop
 from storage.bank.anatomy_codec import pack
 from storage.bank.bank import PackedBank
 from storage.slices.store import SliceStore

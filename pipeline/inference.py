@@ -14,9 +14,9 @@ from torch import nn
 
 from pipeline.networks.sdnet import SDNet
 from pipeline.networks.unet import UNet
-from pipeline.preprocess import PreprocessConfig, even, normalise, working_scales
-from pipeline.rescale import linear_scale, resampling_matrix, resized
-from pipeline.sample_plan import Flips
+from pipeline.samples.plan import Flips
+from pipeline.samples.preprocess import PreprocessConfig, even, normalise, working_scales
+from pipeline.samples.rescale import linear_scale, resampling_matrix, resized
 from pipeline.training import autocast
 from storage import fs
 from storage.errors import InputError

@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline.appearance import Appearance
-from pipeline.sample_plan import FaPolicy
+from pipeline.samples.appearance import Appearance
+from pipeline.samples.plan import FaPolicy
 
 
 class ArmConfig(BaseModel):

@@ -13,7 +13,7 @@ from pipeline.losses import VendorAlignment
 from pipeline.networks.files import build, default_device
 from pipeline.networks.sdnet import SDNet, SDNetConfig
 from pipeline.networks.unet import UNet, UNetConfig
-from pipeline.sample_plan import generator
+from pipeline.samples.plan import generator
 from pipeline.train_config import TrainConfig
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.preprocess import PreprocessConfig, even, working_scales
-from pipeline.rescale import resampling_matrix
+from pipeline.samples.preprocess import PreprocessConfig, even, working_scales
+from pipeline.samples.rescale import resampling_matrix
 from storage.subjects import STRUCTURES
 
 Labels = npt.NDArray[np.uint8]

@@ -12,7 +12,7 @@ import torch
 
 from pipeline.networks.files import save_model
 from pipeline.networks.unet import UNet, UNetConfig
-from pipeline.preprocess import PreprocessConfig
+from pipeline.samples.preprocess import PreprocessConfig
 
 PREPROCESS = PreprocessConfig(size=32, field=48)
 

@@ -14,10 +14,10 @@ import pytest
 
 from actors.export import UNIT, export
 from actors.extraction import extract
-from actors.sample_maker import SampleMaker
-from actors.stream_config import StreamConfig, open_bank
-from pipeline.preprocess import normalise, working_slice
-from pipeline.sample_plan import PlanConfig
+from pipeline.samples.maker import SampleMaker
+from pipeline.samples.plan import PlanConfig
+from pipeline.samples.preprocess import normalise, working_slice
+from pipeline.samples.stream_config import StreamConfig, open_bank
 from storage.errors import InputError
 from storage.nifti.file import NiftiFile, nnunet
 from storage.slices.store import SliceStore

@@ -16,8 +16,8 @@ import torch
 from actors.extraction import ExtractionReport, extract
 from actors.extractor import Extractor, Work
 from pipeline.networks.files import load_decoder, load_sdnet, save_model
-from pipeline.preprocess import canvas_size, centre_on, working_slice
-from pipeline.rescale import resample_crop
+from pipeline.samples.preprocess import canvas_size, centre_on, working_slice
+from pipeline.samples.rescale import resample_crop
 from storage.bank.anatomy_codec import unpack
 from storage.bank.bank import FactorBank
 from storage.bank.index import slice_keys

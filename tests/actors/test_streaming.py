@@ -11,12 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from actors.sample_maker import MADE_AT, MADE_S, REJECTED, SampleMaker
-from actors.stream_config import StreamConfig, open_bank, step_plan
 from actors.streaming import Flow, batches
 from pipeline.phantom import PhantomConfig, write_phantom
-from pipeline.preprocess import PreprocessConfig
-from pipeline.sample_plan import PlanConfig
+from pipeline.samples.maker import MADE_AT, MADE_S, REJECTED, SampleMaker
+from pipeline.samples.plan import PlanConfig
+from pipeline.samples.preprocess import PreprocessConfig
+from pipeline.samples.stream_config import StreamConfig, open_bank, step_plan
 from storage.bank.bank import FactorBank
 from storage.bank.styles import export_styles, import_styles
 from storage.errors import InputError
@@ -104,7 +104,7 @@ def test_a_step_holds_labelled_then_unlabelled_samples_of_training_subjects_alon
 
 
 def test_a_real_sample_without_augmentation_is_the_working_slice_itself(run: str) -> None:
-    from pipeline.preprocess import centre_crop, working_slice
+    from pipeline.samples.preprocess import centre_crop, working_slice
 
     maker = SampleMaker(stream_config(run, fa=False, ra=False))
     sample = maker.plan.labelled(0)

@@ -16,8 +16,6 @@ import zarr
 
 from actors import stages
 from actors.resources import ResourcePlan
-from actors.sample_maker import SampleMaker
-from actors.stream_config import StreamConfig
 from actors.train_loop import finish_job, first_state, run_epochs, some_slices
 from actors.training import DONE, HISTORY, LAST, TrainJob, read_history, run_job
 from pipeline.losses import LossConfig
@@ -25,8 +23,10 @@ from pipeline.networks.files import load_model
 from pipeline.networks.sdnet import SDNet, SDNetConfig
 from pipeline.networks.unet import UNetConfig
 from pipeline.objective import Objective
-from pipeline.preprocess import PreprocessConfig
-from pipeline.sample_plan import PlanConfig
+from pipeline.samples.maker import SampleMaker
+from pipeline.samples.plan import PlanConfig
+from pipeline.samples.preprocess import PreprocessConfig
+from pipeline.samples.stream_config import StreamConfig
 from pipeline.train_config import TrainConfig
 from pipeline.train_state import TrainState, network_seed
 from storage.errors import InputError

@@ -28,7 +28,7 @@ DRIVER = """
 import json, logging, sys
 import ray
 from actors.extraction import extract
-from pipeline.preprocess import PreprocessConfig
+from pipeline.samples.preprocess import PreprocessConfig
 from storage.errors import InputError, StageError
 address, run, sdnet, bank, preprocess, shard = json.loads(sys.argv[1])
 ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)

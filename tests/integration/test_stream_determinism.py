@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from actors.stream_config import StreamConfig
-from pipeline.sample_plan import PlanConfig
+from pipeline.samples.plan import PlanConfig
+from pipeline.samples.stream_config import StreamConfig
 from tests.actors.tiny_runs import PREPROCESS, own_processes, write_run, write_sdnet
 from tests.integration.nodes import Nodes
 
@@ -23,9 +23,9 @@ import hashlib, json, logging, sys
 import ray
 from actors.extraction import extract
 from actors.resources import start_ray
-from actors.stream_config import StreamConfig
+from pipeline.samples.stream_config import StreamConfig
 from actors.streaming import batches
-from pipeline.preprocess import PreprocessConfig
+from pipeline.samples.preprocess import PreprocessConfig
 told = json.loads(sys.argv[1])
 if told["address"]:
     ray.init(address=told["address"], log_to_driver=False, logging_level=logging.ERROR)

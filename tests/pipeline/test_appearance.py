@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.appearance import LOW, bigaug, fourier
+from pipeline.samples.appearance import LOW, bigaug, fourier
 
 RNG = np.random.default_rng(0)
 SMOOTH = (RNG.random((64, 80)).cumsum(axis=0).cumsum(axis=1) / 3000 - 0.5).clip(-0.9, 0.9).astype(np.float32)

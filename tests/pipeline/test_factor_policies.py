@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.factor_policies import Modalities
-from pipeline.sample_plan import FaPolicy, Sample, Stream
+from pipeline.samples.factor_policies import Modalities
+from pipeline.samples.plan import FaPolicy, Sample, Stream
 
 VENDORS = np.array(["A"] * 40 + ["B"] * 30 + ["C"] * 20)
 RNG = np.random.default_rng(0)

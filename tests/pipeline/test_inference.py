@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.inference import InferenceConfig, Predictor, keep_largest, load_predictor, network_input
-from pipeline.preprocess import PreprocessConfig
-from pipeline.rescale import resampling_matrix, resized
+from pipeline.samples.preprocess import PreprocessConfig
+from pipeline.samples.rescale import resampling_matrix, resized
 from storage.errors import InputError
 from storage.slices.intensities import statistics
 from tests.tiny_networks import PREPROCESS, tiny_unet, volume_zhw, write_unet

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from pipeline.inference import network_input, predict_volume
-from pipeline.preprocess import (
+from pipeline.samples.preprocess import (
     PreprocessConfig,
     centre_crop,
     centre_on,
@@ -112,7 +112,7 @@ def test_without_rescaling_image_and_mask_share_their_centre_at_any_native_size(
     shape: tuple[int, int], size: int
 ) -> None:
     """The crop of the working grid neither blurs nor shifts: the image of a mask stays that mask."""
-    from pipeline.rescale import resample_crop
+    from pipeline.samples.rescale import resample_crop
 
     config = PreprocessConfig(size=size, normalisation="minmax")
     extent = working_shape(shape[0], shape[1], 1.4, 1.4, config)

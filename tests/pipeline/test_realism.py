@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from pipeline.realism import Code, Encode, Image, Realism
+from pipeline.samples.realism import Code, Encode, Image, Realism
 
 RNG = np.random.default_rng(0)
 TEXTURES = RNG.random((60, 24, 30)).astype(np.float32)

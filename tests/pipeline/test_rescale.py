@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.rescale import linear_scale, resample_crop, resampling_matrix, resized, resized_labels
+from pipeline.samples.rescale import linear_scale, resample_crop, resampling_matrix, resized, resized_labels
 
 
 @pytest.mark.parametrize(("n_in", "n_out"), [(64, 32), (60, 45), (40, 80), (50, 50)])

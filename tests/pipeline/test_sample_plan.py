@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.sample_plan import StepPlan, Stream
+from pipeline.samples.plan import StepPlan, Stream
 
 POOL = np.arange(100, 137)
 DONORS = np.arange(50)

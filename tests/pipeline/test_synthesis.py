@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pipeline.networks.sdnet import Decoder, SDNetConfig
-from pipeline.synthesis import synthesize, unpack_planes
+from pipeline.samples.synthesis import synthesize, unpack_planes
 from storage.bank.anatomy_codec import unpack
 
 

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from actors.stream_config import StreamConfig, bank_rows, keys_of, open_bank, step_plan
-from pipeline.appearance import bigaug, fourier
-from pipeline.factor_policies import Modalities
-from pipeline.preprocess import WorkingSlice, centre_crop, working_slice
-from pipeline.realism import Encode, Realism
-from pipeline.rescale import linear_scale, resample_crop
-from pipeline.sample_plan import JUDGED, Sample
+from pipeline.samples.appearance import bigaug, fourier
+from pipeline.samples.factor_policies import Modalities
+from pipeline.samples.plan import JUDGED, Sample
+from pipeline.samples.preprocess import WorkingSlice, centre_crop, working_slice
+from pipeline.samples.realism import Encode, Realism
+from pipeline.samples.rescale import linear_scale, resample_crop
+from pipeline.samples.stream_config import StreamConfig, bank_rows, keys_of, open_bank, step_plan
 from storage.bank.bank import FactorBank
 from storage.errors import InputError
 from storage.slices.store import SliceStore
@@ -171,7 +171,7 @@ class SampleMaker:
         return self._decoded(self._anatomy_at(row), code)
 
     def _decoded(self, anatomy: npt.NDArray[np.uint8], code: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        from pipeline.synthesis import synthesize
+        from pipeline.samples.synthesis import synthesize
 
         drawn: npt.NDArray[np.float32] = synthesize(
             self._decoder, self._channels, anatomy[None], code[None], self.config.plan.fa_precision

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline.rescale import resampling_matrix, resized, resized_labels
+from pipeline.samples.rescale import resampling_matrix, resized, resized_labels
 from storage.slices.intensities import Statistics, statistics
 
 if TYPE_CHECKING:

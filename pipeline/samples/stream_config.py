@@ -6,9 +6,9 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
-from pipeline.appearance import Appearance
-from pipeline.preprocess import PreprocessConfig
-from pipeline.sample_plan import PlanConfig, StepPlan, Stream
+from pipeline.samples.appearance import Appearance
+from pipeline.samples.plan import PlanConfig, StepPlan, Stream
+from pipeline.samples.preprocess import PreprocessConfig
 from storage.bank.bank import FactorBank
 from storage.bank.index import Key, slice_keys
 from storage.errors import InputError

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.sample_plan import FaPolicy, Sample
+from pipeline.samples.plan import FaPolicy, Sample
 
 Vectors = npt.NDArray[np.float32]
 RIDGE = 1e-6  # of a vendor's covariance, which few slices may leave singular
