@@ -28,7 +28,7 @@ from storage.slices.store import SliceStore
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from pipeline.factors import Precision
+    from pipeline.factors.extract import Precision
 
 Progress = Callable[[str, int, int], None]
 
@@ -93,7 +93,7 @@ def extract(
 def prepare_bank(work: Work, shard_slices: int) -> FactorBank:
     """The bank that this run, network and preprocessing make: created, found, or found and extended by the slices that
     it lacks; see `extract` for what is refused."""
-    from pipeline.factors import factors_name
+    from pipeline.factors.extract import factors_name
     from pipeline.networks.files import decoder_state, load_sdnet, sdnet_fingerprint
 
     store = SliceStore.open(work.run)

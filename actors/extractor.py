@@ -25,7 +25,7 @@ from storage.errors import InputError
 from storage.slices.store import SliceStore
 
 if TYPE_CHECKING:
-    from pipeline.factors import Precision, View
+    from pipeline.factors.extract import Precision, View
     from storage.bank.shard_builder import ShardDraft
 
 IN_FLIGHT = 3  # shards of an actor: one is read, one encoded, one written
@@ -59,7 +59,7 @@ class Extractor:
         import ray
         import torch
 
-        from pipeline.factors import FrozenSDNet, factors_name
+        from pipeline.factors.extract import FrozenSDNet, factors_name
         from pipeline.networks.files import load_sdnet, sdnet_fingerprint
 
         work = self._work
@@ -110,13 +110,13 @@ class Extractor:
         return self._encoded
 
     def _view(self, row: int) -> View:
-        from pipeline.factors import view
+        from pipeline.factors.extract import view
 
         return view(self._store, self._slice_ids[row], self._work.preprocess)
 
     def _encode(self, seen: View, draft: ShardDraft) -> Future[None]:
         """Encode a slice; what is returned compresses it into the draft."""
-        from pipeline.factors import bank_row
+        from pipeline.factors.extract import bank_row
 
         anatomy, modality, mask = bank_row(self._network, seen, self._bank.spec.canvas)
         self._encoded += 1

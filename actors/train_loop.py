@@ -21,7 +21,7 @@ from storage.slices.store import SliceStore
 if TYPE_CHECKING:
     import torch
 
-    from pipeline.disentanglement import Watched
+    from pipeline.factors.disentanglement import Watched
     from pipeline.train_state import TrainState
     from pipeline.validation import ValidationVolume
 
@@ -68,7 +68,7 @@ def some_slices(job: TrainJob, store: SliceStore, most: int) -> Watched:
     """About that many training slices, as many of each vendor if it has them, spread over its subjects."""
     import torch
 
-    from pipeline.disentanglement import Watched
+    from pipeline.factors.disentanglement import Watched
     from pipeline.samples.preprocess import working_slice
     from pipeline.samples.rescale import resample_crop
 
@@ -87,7 +87,7 @@ def some_slices(job: TrainJob, store: SliceStore, most: int) -> Watched:
 
 def factors_seen(job: TrainJob, state: TrainState, watched: Watched | None) -> dict[str, Any]:
     """What is seen of the factors, for the epoch's record."""
-    from pipeline.disentanglement import warnings, watch
+    from pipeline.factors.disentanglement import warnings, watch
     from pipeline.networks.sdnet import SDNet
     from pipeline.training import autocast
 
@@ -279,7 +279,7 @@ def _end_epoch(
 
 def finish_job(job: TrainJob, store: SliceStore, state: TrainState) -> None:
     """Write the last weights and the best by validation with a card, then the marker that the job is done."""
-    from pipeline.code_scale import standardise_codes
+    from pipeline.factors.code_scale import standardise_codes
     from pipeline.model_card import write_card
     from pipeline.networks.files import save_model
     from pipeline.networks.sdnet import SDNet

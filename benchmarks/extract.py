@@ -22,7 +22,7 @@ from actors.extraction import prepare_bank
 from actors.extraction_pool import ExtractorPool
 from actors.extractor import Work
 from benchmarks import cluster, data, timing
-from pipeline.factors import FrozenSDNet, Precision, View, view
+from pipeline.factors.extract import FrozenSDNet, Precision, View, view
 from pipeline.losses import LossConfig
 from pipeline.networks.files import load_sdnet, save_model
 from pipeline.networks.sdnet import SDNet, SDNetConfig

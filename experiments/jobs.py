@@ -220,7 +220,7 @@ def ready(run: str, settings: Settings) -> Settings:
 def stale_bank(run: str, settings: Settings) -> bool:
     """Whether the run's own bank is of another SDNet or preprocessing than the run's now, or holds slices that the run
     no longer trains on. Slices that it lacks are appended by an extraction."""
-    from pipeline.factors import factors_name
+    from pipeline.factors.extract import factors_name
 
     bank = fs.join(run, BANK)
     if settings.bank or not fs.exists(bank):

@@ -23,7 +23,7 @@ def reextract(bank: FactorBank, run: str, sdnet: str, seed: int | None = None) -
 
     Raises InputError if `sdnet` is not the network that made the bank, or the run lacks slices of the shard.
     """
-    from pipeline.factors import FrozenSDNet, bank_rows, precision_of, view
+    from pipeline.factors.extract import FrozenSDNet, bank_rows, precision_of, view
     from pipeline.networks.files import load_sdnet, sdnet_fingerprint
     from pipeline.samples.preprocess import PreprocessConfig
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pipeline.disentanglement import FIRES
+from pipeline.factors.disentanglement import FIRES
 from pipeline.networks.sdnet import SDNet
 from pipeline.train_state import TrainState
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.code_scale import standardise_codes
+from pipeline.factors.code_scale import standardise_codes
 from pipeline.networks.sdnet import SDNet, SDNetConfig
 from tests.pipeline.test_channel_revival import images
 

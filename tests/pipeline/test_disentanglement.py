@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.disentanglement import (
+from pipeline.factors.disentanglement import (
     Watched,
     distance_correlation,
     information_over_bias,

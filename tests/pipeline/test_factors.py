@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from pipeline.factors import FrozenSDNet, View, bank_rows, factors_name, precision_of, view
+from pipeline.factors.extract import FrozenSDNet, View, bank_rows, factors_name, precision_of, view
 from pipeline.networks.files import load_sdnet
 from pipeline.networks.folding import folded
 from pipeline.networks.sdnet import SDNet, SDNetConfig
