@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     import torch
 
     from pipeline.factors.disentanglement import Watched
-    from pipeline.train_state import TrainState
-    from pipeline.validation import ValidationVolume
+    from pipeline.training.state import TrainState
+    from pipeline.training.validation import ValidationVolume
 
 SCALED_BY = 256  # training slices whose codes `TrainConfig.standardise_codes` standardises
 
@@ -40,7 +40,7 @@ def validation_volumes(job: TrainJob, store: SliceStore) -> list[ValidationVolum
     from pipeline.inference import network_input
     from pipeline.samples.preprocess import working_slice
     from pipeline.samples.rescale import resample_crop
-    from pipeline.validation import ValidationVolume
+    from pipeline.training.validation import ValidationVolume
 
     config = job.stream.preprocess
     out = []
@@ -89,7 +89,7 @@ def factors_seen(job: TrainJob, state: TrainState, watched: Watched | None) -> d
     """What is seen of the factors, for the epoch's record."""
     from pipeline.factors.disentanglement import warnings, watch
     from pipeline.networks.sdnet import SDNet
-    from pipeline.training import autocast
+    from pipeline.training.step import autocast
 
     model = state.candidate
     if watched is None or not isinstance(model, SDNet):
@@ -151,7 +151,7 @@ def first_state(job: TrainJob, store: SliceStore, rank: int) -> TrainState:
     Raises InputError if the checkpoint is damaged, or that network is of another configuration.
     """
     from pipeline.networks.files import load_sdnet
-    from pipeline.train_state import TrainState
+    from pipeline.training.state import TrainState
 
     vendors = len(training_vendors(store)) if job.loss.align > 0 else 0
     state = TrainState.create(job.network, job.train, job.stream.seed, rank, vendors)
@@ -176,7 +176,7 @@ def run_epochs(
     """The steps and epochs that are left, as worker `rank` of `world`."""
     import torch
 
-    from pipeline.training import Batch, train_step
+    from pipeline.training.step import Batch, train_step
 
     per_epoch, total = total_steps(job, store)
     if state.step >= total:  # killed after the last epoch
@@ -221,7 +221,7 @@ def _objective(job: TrainJob, state: TrainState, world: int) -> Any:
     import ray.train.torch
     from torch import nn
 
-    from pipeline.objective import Objective
+    from pipeline.training.objective import Objective
 
     objective: Any = Objective(state.model, job.loss, state.latent, state.alignment)
     if world == 1:
@@ -255,7 +255,7 @@ def _end_epoch(
 ) -> None:
     import torch
 
-    from pipeline.validation import validate
+    from pipeline.training.validation import validate
 
     started = time.perf_counter()
     scores = [validate(state.candidate, held_out, job.train.precision) if rank == 0 else {}]

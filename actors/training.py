@@ -1,4 +1,4 @@
-"""Ray Train around `pipeline.training`: one job trains one network from one stream.
+"""Ray Train around `pipeline.training.step`: one job trains one network from one stream.
 
 A job's folder holds
 
@@ -30,13 +30,13 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict
 
 from actors.resources import ResourcePlan
-from pipeline.losses import LossConfig
 from pipeline.networks.files import WEIGHTS, read_config
 from pipeline.networks.sdnet import SDNetConfig
 from pipeline.networks.unet import UNetConfig
 from pipeline.samples.stream_config import StreamConfig
-from pipeline.train_config import TrainConfig
-from pipeline.training import NonFiniteLossError, OutOfMemoryError
+from pipeline.training.config import TrainConfig
+from pipeline.training.losses import LossConfig
+from pipeline.training.step import NonFiniteLossError, OutOfMemoryError
 from storage import fs
 from storage.errors import FinalError, InputError, StageError
 

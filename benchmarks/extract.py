@@ -23,17 +23,17 @@ from actors.extraction_pool import ExtractorPool
 from actors.extractor import Work
 from benchmarks import cluster, data, timing
 from pipeline.factors.extract import FrozenSDNet, Precision, View, view
-from pipeline.losses import LossConfig
 from pipeline.networks.files import load_sdnet, save_model
 from pipeline.networks.sdnet import SDNet, SDNetConfig
-from pipeline.objective import Objective
 from pipeline.phantom import PhantomConfig, write_phantom
 from pipeline.samples.preprocess import PreprocessConfig, working_slice
 from pipeline.samples.rescale import resample_crop
 from pipeline.samples.synthesis import synthesize
-from pipeline.train_config import TrainConfig
-from pipeline.train_state import TrainState
-from pipeline.training import Batch, train_step
+from pipeline.training.config import TrainConfig
+from pipeline.training.losses import LossConfig
+from pipeline.training.objective import Objective
+from pipeline.training.state import TrainState
+from pipeline.training.step import Batch, train_step
 from storage.bank import ledger
 from storage.bank.anatomy_codec import pack, unpack
 from storage.bank.bank import FactorBank

@@ -44,10 +44,10 @@ def plain_arm(run: str, out: str) -> None:
         watched_slices,
     )
     from experiments import config, jobs
-    from pipeline.objective import Objective
     from pipeline.samples.maker import SampleMaker
-    from pipeline.training import Batch, train_step
-    from pipeline.validation import validate
+    from pipeline.training.objective import Objective
+    from pipeline.training.step import Batch, train_step
+    from pipeline.training.validation import validate
     from storage.slices.store import SliceStore
 
     torch.set_num_threads(2)

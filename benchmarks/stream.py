@@ -32,16 +32,16 @@ from actors.training import TrainJob, read_history, run_job
 from benchmarks import cluster
 from benchmarks.timing import ratio
 from experiments.config import cpu
-from pipeline.losses import LossConfig
 from pipeline.networks.files import load_decoder, save_model
 from pipeline.networks.sdnet import SDNet
-from pipeline.objective import Objective
 from pipeline.phantom import PhantomConfig, write_phantom
 from pipeline.samples.maker import SampleMaker
 from pipeline.samples.stream_config import StreamConfig
 from pipeline.samples.synthesis import Precision, unpack_planes
-from pipeline.train_state import TrainState
-from pipeline.training import Batch, train_step
+from pipeline.training.losses import LossConfig
+from pipeline.training.objective import Objective
+from pipeline.training.state import TrainState
+from pipeline.training.step import Batch, train_step
 
 SETTINGS = cpu()
 PHANTOM = PhantomConfig(labelled_a=5, labelled_b=5, unlabelled_c=4, testing=1, frames=2)

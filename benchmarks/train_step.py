@@ -10,13 +10,13 @@ from typing import Any
 import torch
 
 from benchmarks.timing import rates, ratio
-from pipeline.losses import LossConfig
 from pipeline.networks.sdnet import SDNetConfig
 from pipeline.networks.unet import UNetConfig
-from pipeline.objective import Objective
-from pipeline.train_config import TrainConfig
-from pipeline.train_state import TrainState
-from pipeline.training import Batch, train_step
+from pipeline.training.config import TrainConfig
+from pipeline.training.losses import LossConfig
+from pipeline.training.objective import Objective
+from pipeline.training.state import TrainState
+from pipeline.training.step import Batch, train_step
 
 SIZE, LABELLED, UNIT = 224, 4, "steps/minute"
 

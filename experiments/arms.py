@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.train_config import ArmConfig
+from pipeline.training.config import ArmConfig
 
 # What the paper compares; `ablate` trains these unless told otherwise.
 PAPER: dict[str, ArmConfig] = {

@@ -13,13 +13,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from actors.resources import ResourceConfig
 from experiments.arms import ARMS, PAPER
-from pipeline.losses import LossConfig
 from pipeline.networks.sdnet import SDNetConfig
 from pipeline.networks.unet import UNetConfig
 from pipeline.phantom import PhantomConfig
 from pipeline.samples.plan import PlanConfig
 from pipeline.samples.preprocess import PreprocessConfig
-from pipeline.train_config import TrainConfig
+from pipeline.training.config import TrainConfig
+from pipeline.training.losses import LossConfig
 from storage import fs
 from storage.errors import InputError
 from storage.layouts import LayoutOptions

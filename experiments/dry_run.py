@@ -150,7 +150,7 @@ def _in_lanes(arms: list[Training], lanes: int, seconds: Callable[[Training], fl
 
 def _step(training: Training, settings: Settings, threads: int) -> float:
     """Seconds a step: of the job's own last epoch if it has one, else timed."""
-    from pipeline.step_time import seconds_a_step
+    from pipeline.training.step_time import seconds_a_step
 
     records = read_history(training.job) if training.job is not None else []
     if records and training.train.steps_per_epoch:

@@ -9,12 +9,12 @@ from actors.stages import ArmRun
 from actors.training import TrainJob
 from experiments.arms import ARMS, PRETRAIN
 from experiments.config import Settings
-from pipeline.losses import LossConfig
 from pipeline.networks.files import CONFIG as MODEL
 from pipeline.networks.files import read_config, sdnet_fingerprint, subject_key
 from pipeline.samples.plan import JUDGED
 from pipeline.samples.stream_config import StreamConfig, open_bank, step_plan
-from pipeline.train_config import ArmConfig, TrainConfig
+from pipeline.training.config import ArmConfig, TrainConfig
+from pipeline.training.losses import LossConfig
 from storage import fs
 from storage.bank.bank import FactorBank
 from storage.bank.index import Key, slice_keys

@@ -13,10 +13,10 @@ import numpy as np
 from actors.training import DONE, read_history
 from experiments import config, jobs
 from experiments.arms import ARMS, PRETRAIN
-from pipeline.losses import LossConfig
 from pipeline.networks.sdnet import SDNetConfig
 from pipeline.networks.unet import UNetConfig
-from pipeline.train_config import ArmConfig, TrainConfig
+from pipeline.training.config import ArmConfig, TrainConfig
+from pipeline.training.losses import LossConfig
 from storage import fs
 from storage.bank.bank import FactorBank
 from storage.errors import InputError

@@ -17,7 +17,7 @@ from pipeline.networks.unet import UNet
 from pipeline.samples.plan import Flips
 from pipeline.samples.preprocess import PreprocessConfig, even, normalise, working_scales
 from pipeline.samples.rescale import linear_scale, resampling_matrix, resized
-from pipeline.training import autocast
+from pipeline.training.step import autocast
 from storage import fs
 from storage.errors import InputError
 from storage.slices.intensities import Statistics

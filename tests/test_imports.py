@@ -66,7 +66,7 @@ def test_every_package_is_there_to_be_checked() -> None:
 @pytest.mark.parametrize(
     ("file", "code"),
     [
-        ("storage/a.py", "def late():\n    import pipeline.losses\n"),
+        ("storage/a.py", "def late():\n    import pipeline.training.losses\n"),
         ("storage/a.py", "from torch.utils import data\n"),
         ("storage/a.py", "def late():\n    from monai.data import Dataset\n"),
         ("storage/layouts/a.py", "from ... import experiments\n"),

@@ -18,17 +18,17 @@ from actors import stages
 from actors.resources import ResourcePlan
 from actors.train_loop import finish_job, first_state, run_epochs, some_slices
 from actors.training import DONE, HISTORY, LAST, TrainJob, read_history, run_job
-from pipeline.losses import LossConfig
 from pipeline.networks.files import load_model
 from pipeline.networks.sdnet import SDNet, SDNetConfig
 from pipeline.networks.unet import UNetConfig
-from pipeline.objective import Objective
 from pipeline.samples.maker import SampleMaker
 from pipeline.samples.plan import PlanConfig
 from pipeline.samples.preprocess import PreprocessConfig
 from pipeline.samples.stream_config import StreamConfig
-from pipeline.train_config import TrainConfig
-from pipeline.train_state import TrainState, network_seed
+from pipeline.training.config import TrainConfig
+from pipeline.training.losses import LossConfig
+from pipeline.training.objective import Objective
+from pipeline.training.state import TrainState, network_seed
 from storage.errors import InputError
 from storage.nifti.file import write_volume
 from storage.slices.store import SliceStore, finalise, write_subject

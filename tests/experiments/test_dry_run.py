@@ -13,11 +13,11 @@ from experiments.cli import app
 from experiments.config import demo, override, validated
 from experiments.dry_run import require_space, storage_needed
 from experiments.workload import workload
-from pipeline.losses import LossConfig
 from pipeline.networks.sdnet import SDNetConfig
 from pipeline.networks.unet import UNetConfig
-from pipeline.step_time import seconds_a_step
-from pipeline.train_config import TrainConfig
+from pipeline.training.config import TrainConfig
+from pipeline.training.losses import LossConfig
+from pipeline.training.step_time import seconds_a_step
 from storage.errors import InputError
 
 TINY = ("preprocess.size=32", "unet.width=4", "train.epochs=3", "train.steps_per_epoch=7", "phantom.subjects=10")

@@ -7,14 +7,14 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from pipeline.channel_revival import revive
-from pipeline.losses import LossConfig
 from pipeline.networks.sdnet import SDNet, SDNetConfig
 from pipeline.networks.unet import UNetConfig
-from pipeline.objective import Objective
-from pipeline.train_config import TrainConfig
-from pipeline.train_state import TrainState
-from pipeline.training import Batch, train_step
+from pipeline.training.channel_revival import revive
+from pipeline.training.config import TrainConfig
+from pipeline.training.losses import LossConfig
+from pipeline.training.objective import Objective
+from pipeline.training.state import TrainState
+from pipeline.training.step import Batch, train_step
 
 CONFIG = SDNetConfig(anatomy_width=4, modality_width=2, segmentor_width=2, decoder_width=2)
 TRAIN = TrainConfig(precision="fp32", ema=0.9, revive_every=4)

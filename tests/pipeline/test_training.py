@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from pipeline.losses import LossConfig, VendorAlignment, channel_balance, segmentation_losses
 from pipeline.networks.sdnet import SDNetConfig
 from pipeline.networks.unet import UNetConfig
-from pipeline.objective import Objective
-from pipeline.train_config import TrainConfig
-from pipeline.train_state import TrainState
-from pipeline.training import Batch, NonFiniteLossError, OutOfMemoryError, train_step
-from pipeline.validation import ValidationVolume, validate
+from pipeline.training.config import TrainConfig
+from pipeline.training.losses import LossConfig, VendorAlignment, channel_balance, segmentation_losses
+from pipeline.training.objective import Objective
+from pipeline.training.state import TrainState
+from pipeline.training.step import Batch, NonFiniteLossError, OutOfMemoryError, train_step
+from pipeline.training.validation import ValidationVolume, validate
 
 SDNET = SDNetConfig(anatomy_width=4, modality_width=4, segmentor_width=4, decoder_width=4)
 FP32 = TrainConfig(precision="fp32")
@@ -319,7 +319,7 @@ def test_alignment_goes_on_from_a_checkpoint_bit_for_bit() -> None:
 
 
 def test_twins_are_held_alike_only_where_there_are_twins_and_the_weight_rises() -> None:
-    from pipeline.losses import consistency_loss, ramp
+    from pipeline.training.losses import consistency_loss, ramp
 
     torch.manual_seed(0)
     network = SDNetConfig(anatomy_width=4, modality_width=4, segmentor_width=4, decoder_width=4)

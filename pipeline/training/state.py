@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from pipeline.losses import VendorAlignment
 from pipeline.networks.files import build, default_device
 from pipeline.networks.sdnet import SDNet, SDNetConfig
 from pipeline.networks.unet import UNet, UNetConfig
 from pipeline.samples.plan import generator
-from pipeline.train_config import TrainConfig
+from pipeline.training.config import TrainConfig
+from pipeline.training.losses import VendorAlignment
 
 
 def network_seed(seed: int, name: str, *counters: int) -> int:

@@ -10,7 +10,7 @@ import torch
 
 from pipeline.networks.sdnet import SDNet
 from pipeline.networks.unet import UNet
-from pipeline.training import autocast
+from pipeline.training.step import autocast
 from storage.subjects import STRUCTURES
 
 

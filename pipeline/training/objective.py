@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pipeline.losses import (
+from pipeline.networks.sdnet import SDNet, binarise
+from pipeline.networks.unet import UNet
+from pipeline.training.losses import (
     LossConfig,
     VendorAlignment,
     channel_balance,
@@ -17,8 +19,6 @@ from pipeline.losses import (
     sample_latent,
     segmentation_losses,
 )
-from pipeline.networks.sdnet import SDNet, binarise
-from pipeline.networks.unet import UNet
 
 
 class Objective(nn.Module):

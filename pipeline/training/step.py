@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.channel_revival import revive
 from pipeline.networks.sdnet import SDNet
-from pipeline.train_config import TrainConfig
-from pipeline.train_state import TrainState, network_seed
+from pipeline.training.channel_revival import revive
+from pipeline.training.config import TrainConfig
+from pipeline.training.state import TrainState, network_seed
 
 
 @dataclass(frozen=True)

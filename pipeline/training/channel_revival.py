@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pipeline.factors.disentanglement import FIRES
 from pipeline.networks.sdnet import SDNet
-from pipeline.train_state import TrainState
+from pipeline.training.state import TrainState
 
 PARTED = 2.0  # standard deviation, within the divided channel's pixels, of the difference between the two new logits
 

@@ -6,13 +6,13 @@ import time
 
 import torch
 
-from pipeline.losses import LossConfig
 from pipeline.networks.sdnet import SDNetConfig
 from pipeline.networks.unet import UNetConfig
-from pipeline.objective import Objective
-from pipeline.train_config import TrainConfig
-from pipeline.train_state import TrainState
-from pipeline.training import Batch, train_step
+from pipeline.training.config import TrainConfig
+from pipeline.training.losses import LossConfig
+from pipeline.training.objective import Objective
+from pipeline.training.state import TrainState
+from pipeline.training.step import Batch, train_step
 
 SLOW_S = 5.0  # a first step that takes longer is taken as it is: what it warms up hardly counts any more
 
