@@ -17,14 +17,14 @@ def evaluate_job(run: str, out: str, arm: str, seed: int, threads: int, precisio
     """
     import torch
 
-    from pipeline.evaluation import case_rows, slice_rows, summarise, write_cases, write_slices
-    from pipeline.examples import choose, example, mean_dice, pack
     from pipeline.inference import predict_volume
-    from pipeline.metrics import score_slices, score_volume
     from pipeline.model_card import add_test_scores
     from pipeline.networks.files import default_device, load_model
     from pipeline.samples.preprocess import PreprocessConfig
-    from pipeline.volumes import share_outside
+    from pipeline.scores.examples import choose, example, mean_dice, pack
+    from pipeline.scores.metrics import score_slices, score_volume
+    from pipeline.scores.tables import case_rows, slice_rows, summarise, write_cases, write_slices
+    from pipeline.scores.volumes import share_outside
 
     torch.set_num_threads(threads)
     store = SliceStore.open(run)

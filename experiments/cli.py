@@ -230,7 +230,7 @@ def _show(html: str, run: str, driver: Ablation) -> None:
 
     from experiments.mlflow_store import ui_command
     from experiments.report_tables import render_terminal_table
-    from pipeline.evaluation import read_cases, summarise
+    from pipeline.scores.tables import read_cases, summarise
 
     Console().print(render_terminal_table(summarise(read_cases(fs.join(run, "report", "cases.csv")))))
     typer.echo(f"report: {html}")

@@ -30,7 +30,7 @@ def compare(
     found = comparison.find(runs, tracking_uri)
     table = comparison.rows(found)
     if csv:
-        from pipeline.evaluation import csv_text
+        from pipeline.scores.tables import csv_text
         from storage import fs
 
         fs.write_text(csv, csv_text(comparison.FIELDS, table))

@@ -16,9 +16,9 @@ from experiments.report_page import page
 from experiments.report_run import RunFiles, collect
 from experiments.report_tables import markdown_table, number
 from experiments.report_verdicts import sentences
-from pipeline.comparison import COMPARISON_FIELDS, compare_arms
-from pipeline.evaluation import TABLE_FIELDS, csv_text, summarise, write_cases, write_slices
-from pipeline.volumes import agreement, cardiac_function, subject_measures
+from pipeline.scores.compare_arms import COMPARISON_FIELDS, compare_arms
+from pipeline.scores.tables import TABLE_FIELDS, csv_text, summarise, write_cases, write_slices
+from pipeline.scores.volumes import agreement, cardiac_function, subject_measures
 from storage import fs
 
 FUNCTION_FIELDS = ("arm", "seed", "subject", "vendor", "centre", "measure", "unit", "reference", "predicted")

@@ -25,10 +25,10 @@ from experiments.report_tables import (
     tenth,
 )
 from experiments.report_verdicts import MARKS, evenness, not_compared, p_text, verdicts
-from pipeline.comparison import ALL, across_vendors
-from pipeline.evaluation import position_dice
-from pipeline.metrics import POSITIONS
-from pipeline.volumes import MEASURES
+from pipeline.scores.compare_arms import ALL, across_vendors
+from pipeline.scores.metrics import POSITIONS
+from pipeline.scores.tables import position_dice
+from pipeline.scores.volumes import MEASURES
 from storage.subjects import STRUCTURES
 
 if TYPE_CHECKING:

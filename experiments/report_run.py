@@ -11,11 +11,11 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from experiments.paper_table import arm_label, arm_order
-from pipeline.evaluation import read_cases, read_slices
+from pipeline.scores.tables import read_cases, read_slices
 from storage import fs
 
 if TYPE_CHECKING:
-    from pipeline.examples import Example
+    from pipeline.scores.examples import Example
 
 
 @dataclass
@@ -53,7 +53,7 @@ def collect(run_uri: str, only: Collection[tuple[str, int]] | None) -> RunFiles:
 
 
 def _collect_arm(run: RunFiles, folder: str, arm: str, seed: int) -> None:
-    from pipeline.examples import unpack
+    from pipeline.scores.examples import unpack
 
     here = set(fs.list_names(folder))
     if "history.jsonl" in here:

@@ -19,7 +19,7 @@ Cell = tuple[str, str, str]  # arm, vendor, structure
 def markdown_table(
     rows: Sequence[Mapping[str, Any]], title: str, note: Mapping[str, Any], verdicts: Sequence[str] = ()
 ) -> str:
-    """The rows of `pipeline.evaluation.summarise` as a Markdown table under the verdicts.
+    """The rows of `pipeline.scores.tables.summarise` as a Markdown table under the verdicts.
 
     A cell is ours, where there are several seeds ± their standard deviation, and where the paper has the vendor the
     paper's and the difference; see `paper_cells`.

@@ -9,8 +9,8 @@ import numpy as np
 
 from experiments.paper_table import ALL_CONTRASTS, CONTRASTS, arm_label
 from experiments.report_tables import number, signed
-from pipeline.comparison import ALL
-from pipeline.statistics import FEWEST
+from pipeline.scores.compare_arms import ALL
+from pipeline.scores.statistics import FEWEST
 from storage.subjects import STRUCTURES
 
 MARKS = {"better": "▲", "worse": "▼", "mixed": "◆", "hint": "◇", "no evidence": "○", "untested": "○"}
@@ -29,7 +29,7 @@ def verdicts(comparisons: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """One entry a planned step that can be compared: `name`, `step` (its title), `arms` (which are compared), `state`
     (a key of `MARKS`), `headline` (where it helps, harms, or neither), `rows` (of means, by vendor) and `all` rows.
 
-    `comparisons` are the rows of `pipeline.comparison.compare_arms`.
+    `comparisons` are the rows of `pipeline.scores.compare_arms.compare_arms`.
     """
     found = []
     for name, title, arm, baseline in ALL_CONTRASTS:
@@ -76,7 +76,7 @@ def not_compared(comparisons: Sequence[Mapping[str, Any]]) -> str:
 def evenness(across: Sequence[Mapping[str, Any]]) -> str:
     """Which arm does best where it does worst, in one sentence; empty for one vendor or arm.
 
-    `across` are the rows of `pipeline.comparison.across_vendors`.
+    `across` are the rows of `pipeline.scores.compare_arms.across_vendors`.
     """
     several = [row for row in across if not np.isnan(row["spread"])]
     if len(several) < 2:

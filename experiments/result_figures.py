@@ -12,14 +12,14 @@ import numpy as np
 
 from experiments.figures import INK, MUTED, OUTLINES, arm_style, drawing
 from experiments.paper_table import arm_label, arm_order
-from pipeline.evaluation import subject_dice
+from pipeline.scores.tables import subject_dice
 from storage.subjects import STRUCTURES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from pipeline.examples import Example
+    from pipeline.scores.examples import Example
 
 # What is drawn of agreement; the table has all measures.
 DRAWN_MEASURES = ("LV EDV", "LV EF", "RV EDV", "RV EF", "LV mass")

@@ -192,7 +192,7 @@ class RunLog:
         """Scores, their cases, and the network as a model with a signature."""
         from actors.evaluation import CASES
         from experiments.pyfunc_model import log_model
-        from pipeline.evaluation import read_cases, summarise
+        from pipeline.scores.tables import read_cases, summarise
 
         cases = fs.join(arm.job.out, CASES)
         child.log_scores(summarise(read_cases(cases)))

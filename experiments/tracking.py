@@ -174,7 +174,7 @@ class ChildRun:
         self._log(points)
 
     def log_scores(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Log rows of `pipeline.evaluation.summarise` that belong to this arm as `dice/<vendor>/<structure>`, likewise
+        """Log rows of `pipeline.scores.tables.summarise` that belong to this arm as `dice/<vendor>/<structure>`, likewise
         HD95 and missed.
 
         A score that has not changed is not logged again; one that has (the arm was evaluated anew) becomes the next

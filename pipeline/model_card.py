@@ -76,7 +76,7 @@ def _vendors(store: SliceStore, chosen: Any) -> dict[str, dict[str, int]]:
 
 
 def add_test_scores(folder: str, summary: Iterable[Mapping[str, Any]]) -> None:
-    """Put rows of `pipeline.evaluation.summarise` into a network's `model.json`, and write its card anew.
+    """Put rows of `pipeline.scores.tables.summarise` into a network's `model.json`, and write its card anew.
 
     Infinite distances (a structure missed in half of the volumes) and values that there are not become null.
     """

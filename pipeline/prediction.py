@@ -17,8 +17,8 @@ import numpy as np
 
 from pipeline.inference import Floats, Predictor, Segmented
 from pipeline.overlay import Row, study_png
+from pipeline.scores.volumes import MYOCARDIUM_G_PER_ML, ejection_fraction, volumes_ml
 from pipeline.studies import Study
-from pipeline.volumes import MYOCARDIUM_G_PER_ML, ejection_fraction, volumes_ml
 from storage import fs
 from storage.errors import InputError, StageError
 from storage.nifti.checks import checked_image

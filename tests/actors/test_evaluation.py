@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from actors.evaluation import CASES, EXAMPLES, SLICES, evaluate_job
-from pipeline.evaluation import read_cases, read_slices
-from pipeline.examples import unpack
 from pipeline.inference import predict_volume
-from pipeline.metrics import score_volume
 from pipeline.networks.files import load_model
+from pipeline.scores.examples import unpack
+from pipeline.scores.metrics import score_volume
+from pipeline.scores.tables import read_cases, read_slices
 from storage import fs
 from storage.slices.store import SliceStore
 from tests.actors.tiny_runs import PREPROCESS, write_run, write_sdnet

@@ -16,8 +16,8 @@ from actors.stages import ArmRun
 from actors.training import DONE, HISTORY, TrainJob
 from experiments import config, jobs
 from experiments.config import Settings
-from pipeline.evaluation import CASE_FIELDS, write_cases
 from pipeline.networks.files import WEIGHTS, build, save_model
+from pipeline.scores.tables import CASE_FIELDS, write_cases
 from tests.actors.tiny_runs import PREPROCESS, write_run
 
 ARMS = ("unet_ra",)

@@ -19,9 +19,9 @@ from experiments.report import build_report
 from experiments.report_run import cut_off, failures, read_history
 from experiments.report_tables import render_terminal_table
 from experiments.report_verdicts import sentences
-from pipeline.comparison import compare_arms
-from pipeline.evaluation import TABLE_FIELDS, read_cases, read_slices, summarise, write_cases, write_slices
-from pipeline.examples import example, pack
+from pipeline.scores.compare_arms import compare_arms
+from pipeline.scores.examples import example, pack
+from pipeline.scores.tables import TABLE_FIELDS, read_cases, read_slices, summarise, write_cases, write_slices
 from storage import fs
 from storage.subjects import STRUCTURES
 

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from pipeline.evaluation import (
+from pipeline.scores.metrics import score_slices, score_volume
+from pipeline.scores.tables import (
     CASE_FIELDS,
     case_rows,
     position_dice,
@@ -21,7 +22,6 @@ from pipeline.evaluation import (
     write_cases,
     write_slices,
 )
-from pipeline.metrics import score_slices, score_volume
 from storage.errors import InputError
 
 Labels = npt.NDArray[np.uint8]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.examples import choose, example, pack, unpack
+from pipeline.scores.examples import choose, example, pack, unpack
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from monai.metrics.surface_distance import compute_average_surface_distance
 from scipy.ndimage import binary_dilation, binary_erosion, shift
 from scipy.spatial.distance import cdist
 
-from pipeline.metrics import StructureScore, score_slices, score_volume, slice_positions, surface_distances
+from pipeline.scores.metrics import StructureScore, score_slices, score_volume, slice_positions, surface_distances
 from storage.errors import InputError
 
 SPACING = (8.0, 1.5, 1.25)

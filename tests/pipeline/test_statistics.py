@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import wilcoxon
 
-from pipeline.comparison import ALL, across_vendors, compare_arms
-from pipeline.evaluation import summarise
-from pipeline.statistics import bootstrap_interval, holm, paired_test
+from pipeline.scores.compare_arms import ALL, across_vendors, compare_arms
+from pipeline.scores.statistics import bootstrap_interval, holm, paired_test
+from pipeline.scores.tables import summarise
 from storage.subjects import STRUCTURES
 
 

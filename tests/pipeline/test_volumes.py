@@ -15,12 +15,12 @@ import torch
 from medpy.metric import binary
 from torch import nn
 
-from pipeline.evaluation import case_rows
 from pipeline.inference import network_input, predict_volume
-from pipeline.metrics import score_volume
 from pipeline.samples.preprocess import PreprocessConfig, centre_crop, even, working_scales, working_shape
 from pipeline.samples.rescale import resampling_matrix, resized_labels
-from pipeline.volumes import agreement, cardiac_function, share_outside, subject_measures, volumes_ml
+from pipeline.scores.metrics import score_volume
+from pipeline.scores.tables import case_rows
+from pipeline.scores.volumes import agreement, cardiac_function, share_outside, subject_measures, volumes_ml
 from storage.slices.intensities import statistics
 from storage.subjects import STRUCTURES
 

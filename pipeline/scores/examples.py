@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.metrics import POSITIONS, StructureScore, slice_positions
+from pipeline.scores.metrics import POSITIONS, StructureScore, slice_positions
 
 Bytes = npt.NDArray[np.uint8]
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.evaluation import subject_dice
-from pipeline.statistics import FEWEST, bootstrap_interval, holm, paired_test
+from pipeline.scores.statistics import FEWEST, bootstrap_interval, holm, paired_test
+from pipeline.scores.tables import subject_dice
 from storage.subjects import STRUCTURES
 
 ALL = "all"  # vendors together; also the mean of the structures

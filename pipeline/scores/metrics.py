@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.volumes import volumes_ml
+from pipeline.scores.volumes import volumes_ml
 from storage.errors import InputError
 from storage.subjects import LV, MYO, STRUCTURES
 

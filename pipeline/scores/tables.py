@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.metrics import SliceScore, StructureScore
-from pipeline.statistics import bootstrap_interval
+from pipeline.scores.metrics import SliceScore, StructureScore
+from pipeline.scores.statistics import bootstrap_interval
 from storage import fs
 from storage.errors import InputError
 from storage.subjects import STRUCTURES

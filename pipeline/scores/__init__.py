@@ -1,0 +1,1 @@
+"""Metrics, tables, volumes, and comparisons between arms."""
