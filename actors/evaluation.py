@@ -17,8 +17,8 @@ def evaluate_job(run: str, out: str, arm: str, seed: int, threads: int, precisio
     """
     import torch
 
-    from pipeline.inference import predict_volume
-    from pipeline.model_card import add_test_scores
+    from pipeline.inference.model_card import add_test_scores
+    from pipeline.inference.predictor import predict_volume
     from pipeline.networks.files import default_device, load_model
     from pipeline.samples.preprocess import PreprocessConfig
     from pipeline.scores.examples import choose, example, mean_dice, pack

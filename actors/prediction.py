@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from actors.resources import Cluster, Node
-from pipeline.inference import InferenceConfig, load_predictor
-from pipeline.prediction import Outcome, attempt
-from pipeline.studies import Study
+from pipeline.inference.find_studies import Study
+from pipeline.inference.predictor import InferenceConfig, load_predictor
+from pipeline.inference.study import Outcome, attempt
 from storage.errors import InputError
 
 MOST_DEATHS = 2  # of actors on one study

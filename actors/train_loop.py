@@ -37,7 +37,7 @@ def total_steps(job: TrainJob, store: SliceStore) -> tuple[int, int]:
 
 def validation_volumes(job: TrainJob, store: SliceStore) -> list[ValidationVolume]:
     """Labelled volumes of held-out subjects, as the network sees them."""
-    from pipeline.inference import network_input
+    from pipeline.inference.predictor import network_input
     from pipeline.samples.preprocess import working_slice
     from pipeline.samples.rescale import resample_crop
     from pipeline.training.validation import ValidationVolume
@@ -280,7 +280,7 @@ def _end_epoch(
 def finish_job(job: TrainJob, store: SliceStore, state: TrainState) -> None:
     """Write the last weights and the best by validation with a card, then the marker that the job is done."""
     from pipeline.factors.code_scale import standardise_codes
-    from pipeline.model_card import write_card
+    from pipeline.inference.model_card import write_card
     from pipeline.networks.files import save_model
     from pipeline.networks.sdnet import SDNet
 
@@ -312,7 +312,7 @@ def finish_job(job: TrainJob, store: SliceStore, state: TrainState) -> None:
 
 def _about(job: TrainJob, store: SliceStore, state: TrainState, records: list[dict[str, Any]]) -> dict[str, Any]:
     """What the network's description says of its training; its Dice is that of the best of these epochs."""
-    from pipeline.model_card import about
+    from pipeline.inference.model_card import about
 
     stream, best = job.stream, max(records, key=lambda record: record["val/dice"], default={})
     training = {

@@ -18,10 +18,10 @@ from actors.prediction import predict_studies
 from actors.resources import Cluster, Node
 from benchmarks import cluster, data
 from experiments.config import cpu
-from pipeline.inference import InferenceConfig
+from pipeline.inference.find_studies import Study, find_studies
+from pipeline.inference.predictor import InferenceConfig
 from pipeline.networks.files import save_model
 from pipeline.networks.sdnet import SDNet
-from pipeline.studies import Study, find_studies
 
 WARM_UP = 4  # studies
 

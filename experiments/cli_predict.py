@@ -9,7 +9,7 @@ import typer
 from storage.errors import InputError
 
 if TYPE_CHECKING:
-    from pipeline.prediction import Outcome
+    from pipeline.inference.study import Outcome
 
 FAILED = 1
 FOLDER_HELP = "Folder of a trained network: model.safetensors and model.json."
@@ -43,8 +43,8 @@ def predict(
     """
     from experiments.predict import model_folders, segmented
     from experiments.progress import Progress
-    from pipeline.inference import InferenceConfig
-    from pipeline.studies import find_studies
+    from pipeline.inference.find_studies import find_studies
+    from pipeline.inference.predictor import InferenceConfig
 
     if pixel_area is not None and not 0.05 <= pixel_area <= 100:
         raise InputError(f"--pixel-area {pixel_area:g}", "is no area of a pixel", "give mm², such as 1.8")
@@ -63,7 +63,7 @@ def predict(
 
 def _told(outcome: Outcome) -> bool:
     """Print what became of a study; whether it was segmented."""
-    from pipeline.prediction import headline
+    from pipeline.inference.study import headline
 
     if outcome.report is None:
         typer.echo(f"failed {outcome.failure}", err=True)
@@ -79,7 +79,7 @@ def export_model(
     onnx: Annotated[str, typer.Option("--onnx", help="File to write.")],
 ) -> None:
     """Write a network's segmentation path as ONNX, once ONNX Runtime agrees with torch; needs cardiomix[onnx]."""
-    from pipeline.onnx_export import export_onnx
+    from pipeline.inference.onnx import export_onnx
 
     check = export_onnx(model, onnx)
     turned = f"; {check.turned} of {check.pixels} pixels rounded to another side" if check.turned else ""

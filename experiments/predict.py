@@ -12,9 +12,9 @@ from storage.errors import InputError
 
 if TYPE_CHECKING:
     from experiments.progress import Progress
-    from pipeline.inference import InferenceConfig
-    from pipeline.prediction import Outcome
-    from pipeline.studies import Study
+    from pipeline.inference.find_studies import Study
+    from pipeline.inference.predictor import InferenceConfig
+    from pipeline.inference.study import Outcome
 
 
 def model_folders(places: Sequence[str]) -> list[str]:
@@ -43,9 +43,9 @@ def segmented(
 
     Raises InputError, before anything is written, for networks that cannot be used.
     """
-    from pipeline.inference import load_predictor
+    from pipeline.inference.predictor import load_predictor
+    from pipeline.inference.study import attempt
     from pipeline.networks.files import read_config
-    from pipeline.prediction import attempt
 
     names = [str(read_config(folder)["fingerprint"]) for folder in folders]
     predictor = load_predictor(folders, config)
@@ -70,10 +70,10 @@ def rows(folder: str, images: Sequence[str], params: dict[str, Any]) -> list[dic
 
     Each image is a study of its own. Volumes that are not known are NaN.
     """
-    from pipeline.inference import InferenceConfig, load_predictor
+    from pipeline.inference.find_studies import check_targets, find_studies
+    from pipeline.inference.predictor import InferenceConfig, load_predictor
+    from pipeline.inference.study import attempt
     from pipeline.networks.files import read_config
-    from pipeline.prediction import attempt
-    from pipeline.studies import check_targets, find_studies
 
     area = float(params.get("pixel_area") or 0.0)
     config = InferenceConfig(

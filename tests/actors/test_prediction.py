@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from actors.prediction import booking, predict_studies
 from actors.resources import Cluster, Node
-from pipeline.inference import InferenceConfig, load_predictor
-from pipeline.prediction import Outcome, attempt
-from pipeline.studies import Study, find_studies
+from pipeline.inference.find_studies import Study, find_studies
+from pipeline.inference.predictor import InferenceConfig, load_predictor
+from pipeline.inference.study import Outcome, attempt
 from storage.errors import InputError
 from tests.actors.tiny_runs import digests, own_processes
 from tests.tiny_networks import write_cine, write_unet

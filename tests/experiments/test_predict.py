@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.prediction import guess_phases
-from pipeline.studies import find_studies
+from pipeline.inference.find_studies import find_studies
+from pipeline.inference.study import guess_phases
 from storage.errors import InputError
 from tests.tiny_networks import volume_zhw, write_cine, write_unet
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from pipeline.inference import network_input, predict_volume
+from pipeline.inference.predictor import network_input, predict_volume
 from pipeline.samples.preprocess import (
     PreprocessConfig,
     centre_crop,

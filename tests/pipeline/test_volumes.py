@@ -15,7 +15,7 @@ import torch
 from medpy.metric import binary
 from torch import nn
 
-from pipeline.inference import network_input, predict_volume
+from pipeline.inference.predictor import network_input, predict_volume
 from pipeline.samples.preprocess import PreprocessConfig, centre_crop, even, working_scales, working_shape
 from pipeline.samples.rescale import resampling_matrix, resized_labels
 from pipeline.scores.metrics import score_volume

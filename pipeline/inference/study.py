@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.inference import Floats, Predictor, Segmented
-from pipeline.overlay import Row, study_png
+from pipeline.inference.find_studies import Study
+from pipeline.inference.overlay import Row, study_png
+from pipeline.inference.predictor import Floats, Predictor, Segmented
 from pipeline.scores.volumes import MYOCARDIUM_G_PER_ML, ejection_fraction, volumes_ml
-from pipeline.studies import Study
 from storage import fs
 from storage.errors import InputError, StageError
 from storage.nifti.checks import checked_image
