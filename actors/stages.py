@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from actors.evaluation import CASES, evaluate_job
+from actors.evaluate_arm import CASES, evaluate_job
 from actors.resources import TASK_CPUS, ResourcePlan
-from actors.training import FAILED, TrainJob, run_job
+from actors.train_job import FAILED, TrainJob, run_job
 from storage import fs
 from storage.errors import FinalError, InputError, StageError
 

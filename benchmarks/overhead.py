@@ -33,8 +33,8 @@ def plain_arm(run: str, out: str) -> None:
     import numpy as np
     import torch
 
-    from actors.evaluation import evaluate_job
-    from actors.train_loop import (
+    from actors.evaluate_arm import evaluate_job
+    from actors.train_worker import (
         factors_seen,
         finish_job,
         first_state,

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from actors.prediction import predict_studies
+from actors.predict_studies import predict_studies
 from actors.resources import Cluster, Node
 from benchmarks import cluster, data
 from experiments.config import cpu

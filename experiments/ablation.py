@@ -20,7 +20,7 @@ from storage.slices.store import TABLE
 
 if TYPE_CHECKING:
     from actors.stages import ArmRun
-    from actors.training import TrainJob
+    from actors.train_job import TrainJob
     from experiments.progress import Step
 
 PHANTOM_FOLDER = "phantom"

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from actors.resources import Cluster, ResourcePlan, inside_cluster, local_cluster, plan, start_ray
-from actors.training import read_history
+from actors.train_job import read_history
 from experiments import jobs
 from experiments.config import Settings
 from experiments.workload import Training, Workload, workload

@@ -14,9 +14,9 @@ from storage.errors import InputError
 def write_samples(run: str, settings: Settings, out: str, kind: str, samples: int, arm: str) -> str:
     """Write samples of an arm's stream to `out`; returns what to tell. Starts Ray.
 
-    Raises InputError for an unknown format or arm, and as `actors.export.export` does.
+    Raises InputError for an unknown format or arm, and as `actors.export_samples.export` does.
     """
-    from actors.export import Format, export
+    from actors.export_samples import Format, export
     from actors.resources import plan, start_ray
 
     if kind not in get_args(Format):

@@ -6,7 +6,7 @@ import hashlib
 import json
 
 from actors.stages import ArmRun
-from actors.training import TrainJob
+from actors.train_job import TrainJob
 from experiments.arms import ARMS, PRETRAIN
 from experiments.config import Settings
 from pipeline.networks.files import CONFIG as MODEL

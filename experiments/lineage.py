@@ -12,7 +12,7 @@ from storage.slices.store import SliceStore
 if TYPE_CHECKING:
     from mlflow.entities import DatasetInput
 
-    from actors.training import TrainJob
+    from actors.train_job import TrainJob
 
 SLICES, BANK = "slices", "factor bank"
 PROTOCOL = ("protocol", "protocol_vendor", "protocol_test_fraction", "label_fraction", "split_seed")

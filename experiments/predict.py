@@ -50,7 +50,7 @@ def segmented(
     names = [str(read_config(folder)["fingerprint"]) for folder in folders]
     predictor = load_predictor(folders, config)
     if workers > 1 and len(studies) > 1:
-        from actors.prediction import predict_studies
+        from actors.predict_studies import predict_studies
         from actors.resources import start_ray
 
         del predictor  # the actors load their own; here it was to find out whether it can be

@@ -24,7 +24,7 @@ from storage.errors import InputError
 
 if TYPE_CHECKING:
     from actors.stages import ArmRun
-    from actors.training import TrainJob
+    from actors.train_job import TrainJob
     from experiments.tracking import ChildRun, Tracker
 
 PATIENCE_S = 10.0  # for a server that is away when all else is done
@@ -49,7 +49,7 @@ class _Arm:
 
     def mark(self) -> str:
         """Names all that is to be logged; changes with it."""
-        from actors.evaluation import CASES
+        from actors.evaluate_arm import CASES
 
         scores = fs.read_text(fs.join(self.job.out, CASES)) if self.scored else ""
         text = json.dumps([self.records, self.outcome, scores])
@@ -90,7 +90,7 @@ class RunLog:
 
     def follow(self, arm: str, seed: int, job: TrainJob) -> list[dict[str, Any]]:
         """Log the epochs that are new; returns all of them."""
-        from actors.training import read_history
+        from actors.train_job import read_history
 
         known = self._arms.setdefault(f"{arm}/seed{seed}", _Arm(arm, seed, job))
         records = read_history(job)
@@ -100,7 +100,7 @@ class RunLog:
 
     def finish(self, arm: str, seed: int, job: TrainJob, status: str = "FINISHED", scored: bool = False) -> None:
         """Log a network's epochs and end its run; with `scored` its scores and the model as well."""
-        from actors.training import read_history
+        from actors.train_job import read_history
 
         self._post(_Arm(arm, seed, job, read_history(job), status, scored))
 
@@ -190,7 +190,7 @@ class RunLog:
 
     def _log_result(self, arm: _Arm, child: ChildRun) -> None:
         """Scores, their cases, and the network as a model with a signature."""
-        from actors.evaluation import CASES
+        from actors.evaluate_arm import CASES
         from experiments.pyfunc_model import log_model
         from pipeline.scores.tables import read_cases, summarise
 

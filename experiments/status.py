@@ -11,7 +11,7 @@ from storage.bank.bank import FactorBank
 from storage.slices.store import TABLE, SliceStore
 
 if TYPE_CHECKING:
-    from actors.training import TrainJob
+    from actors.train_job import TrainJob
     from experiments.config import Settings
 
 
@@ -57,7 +57,7 @@ def _bank_lines(run: str, settings: Settings) -> list[tuple[str, str]]:
 def _training(job: TrainJob) -> str:
     if job.finished():
         return "done" if job.name not in ARMS else "trained, not evaluated"
-    from actors.training import read_history
+    from actors.train_job import read_history
 
     records = read_history(job)
     return f"epoch {records[-1]['epoch']} of {job.train.epochs}" if records else "missing"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from actors.training import DONE, read_history
+from actors.train_job import DONE, read_history
 from experiments import config, jobs
 from experiments.arms import ARMS, PRETRAIN
 from pipeline.networks.sdnet import SDNetConfig
@@ -24,7 +24,7 @@ from storage.slices.store import TABLE, SliceStore
 from storage.subjects import FrameSource, Subject
 
 if TYPE_CHECKING:
-    from actors.training import TrainJob
+    from actors.train_job import TrainJob
     from experiments.config import Settings
 
 

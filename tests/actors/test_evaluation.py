@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from actors.evaluation import CASES, EXAMPLES, SLICES, evaluate_job
+from actors.evaluate_arm import CASES, EXAMPLES, SLICES, evaluate_job
 from pipeline.inference.predictor import predict_volume
 from pipeline.networks.files import load_model
 from pipeline.scores.examples import unpack

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actors.export import UNIT, export
+from actors.export_samples import UNIT, export
 from actors.extraction import extract
 from pipeline.samples.maker import SampleMaker
 from pipeline.samples.plan import PlanConfig

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.prediction import booking, predict_studies
+from actors.predict_studies import booking, predict_studies
 from actors.resources import Cluster, Node
 from pipeline.inference.find_studies import Study, find_studies
 from pipeline.inference.predictor import InferenceConfig, load_predictor

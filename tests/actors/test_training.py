@@ -16,8 +16,8 @@ import zarr
 
 from actors import stages
 from actors.resources import ResourcePlan
-from actors.train_loop import finish_job, first_state, run_epochs, some_slices
-from actors.training import DONE, HISTORY, LAST, TrainJob, read_history, run_job
+from actors.train_job import DONE, HISTORY, LAST, TrainJob, read_history, run_job
+from actors.train_worker import finish_job, first_state, run_epochs, some_slices
 from pipeline.networks.files import load_model
 from pipeline.networks.sdnet import SDNet, SDNetConfig
 from pipeline.networks.unet import UNetConfig
@@ -217,7 +217,7 @@ def both_workers(job: TrainJob, folder: Path) -> tuple[dict[str, torch.Tensor], 
     from ray.train.torch import TorchTrainer
 
     def loop(config: dict[str, Any]) -> None:
-        from actors.train_loop import run_epochs
+        from actors.train_worker import run_epochs
 
         rank = ray.train.get_context().get_world_rank()
         job = TrainJob.model_validate(config["job"])

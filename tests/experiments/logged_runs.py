@@ -11,9 +11,9 @@ import torch
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from actors.evaluation import CASES
+from actors.evaluate_arm import CASES
 from actors.stages import ArmRun
-from actors.training import DONE, HISTORY, TrainJob
+from actors.train_job import DONE, HISTORY, TrainJob
 from experiments import config, jobs
 from experiments.config import Settings
 from pipeline.networks.files import WEIGHTS, build, save_model

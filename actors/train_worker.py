@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from actors.streaming import Flow, batches
-from actors.training import DONE, HISTORY, LAST, TrainJob, read_history
+from actors.train_job import DONE, HISTORY, LAST, TrainJob, read_history
 from pipeline.networks.files import WEIGHTS
 from pipeline.samples.maker import TWIN
 from storage import fs

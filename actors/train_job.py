@@ -162,7 +162,7 @@ def _trainer(job: TrainJob, plan: ResourcePlan, scratch: str) -> TorchTrainer:
     from ray.train.torch import TorchTrainer
     from ray.train.v2.api.config import FailureConfig
 
-    from actors.train_loop import train_loop
+    from actors.train_worker import train_loop
 
     resources = {"CPU": plan.trainer_cpus}
     if plan.trainer_gpus:
