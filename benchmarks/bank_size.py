@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks import data
-from experiments.cli_bank import uri_size
+from experiments.cli.bank import uri_size
 from storage.bank.anatomy_codec import unpack
 from storage.bank.arrays import ARRAYS
 from storage.bank.bank import FactorBank, PackedBank

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from experiments.cli import app
+from experiments.cli.main import app
 from storage.bank.bank import FactorBank
 from storage.errors import InputError
 from tests.storage.banks import made

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from experiments.cli import app
+from experiments.cli.main import app
 from experiments.compare import dice_table, difference_table, differences, find, rows
 from experiments.tracking import Tracker
 from storage.errors import InputError

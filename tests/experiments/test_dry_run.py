@@ -9,7 +9,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from experiments.cli import app
+from experiments.cli.main import app
 from experiments.config import demo, override, validated
 from experiments.dry_run import require_space, storage_needed
 from experiments.workload import workload

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from experiments import config, jobs
-from experiments.cli import app
+from experiments.cli.main import app
 from experiments.lineage import job_params
 from experiments.workload import workload
 from pipeline.networks.files import save_model

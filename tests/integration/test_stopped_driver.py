@@ -35,7 +35,7 @@ def test_a_driver_that_is_told_to_stop_gives_the_lock_up_and_says_how_to_go_on(t
 
 STOPPED_IN_A_DESTRUCTOR = """
 import os, signal, sys, time
-from experiments.cli_run import driving
+from experiments.cli.run import driving
 from experiments.config import demo
 
 class Gone:

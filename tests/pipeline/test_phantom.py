@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from scipy import ndimage
 
-from experiments import cli
+from experiments.cli.main import main
 from pipeline.phantom import PhantomConfig, is_written, vendors, write_phantom
 from pipeline.phantom.anatomy import draw_patient, section
 from pipeline.phantom.plan import SPLITS, orders, share_out
@@ -371,7 +371,7 @@ def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     """Exit status of `cardiomix phantom …`."""
     monkeypatch.setattr(sys, "argv", ["cardiomix", "phantom", *arguments])
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        main.main()
     return int(ended.value.code or 0)
 
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from experiments.cli_bank import bank_app
-from experiments.cli_compare import compare
-from experiments.cli_data import inspect_data, phantom
-from experiments.cli_predict import export_model, predict
-from experiments.cli_run import Data, Layout, Preset, Run, Set, absolute, driving, settings_of, stage
+from experiments.cli.bank import bank_app
+from experiments.cli.compare import compare
+from experiments.cli.data import inspect_data, phantom
+from experiments.cli.predict import export_model, predict
+from experiments.cli.run import Data, Layout, Preset, Run, Set, absolute, driving, settings_of, stage
 from storage import fs
 from storage.errors import InputError, StageError
 
