@@ -17,8 +17,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from experiments.inspection import PER_VENDOR, findings, groups, page, terminal_tables
-from experiments.inspection_figures import histogram, outline, png
+from experiments.inspection.figures import histogram, outline, png
+from experiments.inspection.page import PER_VENDOR, findings, groups, page, terminal_tables
 from storage.errors import InputError
 from storage.layouts import LayoutOptions
 from storage.survey.survey import Survey, survey

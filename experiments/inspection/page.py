@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from experiments.figures import RA_RANGE_MM2
-from experiments.inspection_figures import Histogram, Thumbnail, histogram, thumbnail
+from experiments.inspection.figures import Histogram, Thumbnail, histogram, thumbnail
 from storage import fs
 from storage.errors import InputError
 from storage.subjects import SPLITS
