@@ -11,7 +11,7 @@ from actors.resources import Cluster, ResourcePlan, plan, start_ray
 from experiments import config, jobs
 from experiments.config import Settings
 from experiments.progress import Progress
-from experiments.report import ReportPaths, build_report
+from experiments.report.build import ReportPaths, build_report
 from experiments.run_log import RunLog
 from experiments.version import provenance
 from storage import fs

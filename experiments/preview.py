@@ -22,7 +22,7 @@ LADDER = 5  # pixel areas of a ladder
 def mosaic_png(run: str, settings: Settings, a_vendor: int = 1) -> bytes:
     """PNG of FA samples: anatomies (rows) × modalities (columns), `a_vendor` mid-ventricular ED slices of each
     vendor."""
-    from experiments.figures import fa_mosaic
+    from experiments.report.figures import fa_mosaic
     from pipeline.networks.files import load_decoder
     from pipeline.samples.synthesis import synthesize
 
@@ -54,7 +54,7 @@ def mosaic_png(run: str, settings: Settings, a_vendor: int = 1) -> bytes:
 def ladder_png(run: str, settings: Settings, a_vendor: int = 1) -> bytes:
     """PNG of RA: the middle slices of each vendor's first labelled training volumes, with their masks, over the range
     of pixel areas. Raises InputError if there is none."""
-    from experiments.figures import labelled_grid
+    from experiments.report.figures import labelled_grid
 
     store, plan, config = SliceStore.open(run), settings.plan, settings.preprocess
     volumes = [v for v in store.volumes("train") if v.labelled]
@@ -77,7 +77,7 @@ def batch_png(run: str, settings: Settings, arm: str) -> bytes:
 
     Raises InputError if the arm is unknown, or needs a bank that is not there.
     """
-    from experiments.figures import labelled_grid
+    from experiments.report.figures import labelled_grid
     from pipeline.samples.maker import SampleMaker
 
     if arm not in ARMS:

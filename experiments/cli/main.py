@@ -229,7 +229,7 @@ def _show(html: str, run: str, driver: Ablation) -> None:
     from rich.console import Console
 
     from experiments.mlflow_store import ui_command
-    from experiments.report_tables import render_terminal_table
+    from experiments.report.tables import render_terminal_table
     from pipeline.scores.tables import read_cases, summarise
 
     Console().print(render_terminal_table(summarise(read_cases(fs.join(run, "report", "cases.csv")))))

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from experiments.figures import RA_RANGE_MM2
 from experiments.inspection.figures import Histogram, Thumbnail, histogram, thumbnail
+from experiments.report.figures import RA_RANGE_MM2
 from storage import fs
 from storage.errors import InputError
 from storage.subjects import SPLITS

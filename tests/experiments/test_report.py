@@ -13,12 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from experiments import figures
-from experiments.paper_table import PAPER_DICE
-from experiments.report import build_report
-from experiments.report_run import cut_off, failures, read_history
-from experiments.report_tables import render_terminal_table
-from experiments.report_verdicts import sentences
+from experiments.report.build import build_report, figures
+from experiments.report.paper_table import PAPER_DICE
+from experiments.report.run_files import cut_off, failures, read_history
+from experiments.report.tables import render_terminal_table
+from experiments.report.verdicts import sentences
 from pipeline.scores.compare_arms import compare_arms
 from pipeline.scores.examples import example, pack
 from pipeline.scores.tables import TABLE_FIELDS, read_cases, read_slices, summarise, write_cases, write_slices
@@ -270,8 +269,8 @@ def test_the_terminal_table_of_the_whole_ablation_fits_80_columns() -> None:
 
 def test_every_arm_has_a_name_and_a_look_of_its_own() -> None:
     from experiments.arms import ARMS
-    from experiments.figures import arm_style
-    from experiments.paper_table import arm_label
+    from experiments.report.figures import arm_style
+    from experiments.report.paper_table import arm_label
 
     assert len({arm_label(arm) for arm in ARMS} - set(ARMS)) == len(ARMS)
     assert len({arm_style(arm) for arm in ARMS}) == len(ARMS)

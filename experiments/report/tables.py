@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments.paper_table import REFERENCE_NOTE, arm_label, arm_order, paper_dice, phantom_note
+from experiments.report.paper_table import REFERENCE_NOTE, arm_label, arm_order, paper_dice, phantom_note
 from storage.subjects import STRUCTURES
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from experiments.paper_table import ARM_LABELS, BEYOND_LABELS
+from experiments.report.paper_table import ARM_LABELS, BEYOND_LABELS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

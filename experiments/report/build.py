@@ -10,12 +10,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from experiments import figures, result_figures
-from experiments.paper_table import ALL_CONTRASTS, ARM_LABELS, arm_order
-from experiments.report_page import page
-from experiments.report_run import RunFiles, collect
-from experiments.report_tables import markdown_table, number
-from experiments.report_verdicts import sentences
+from experiments.report.build import figures, result_figures
+from experiments.report.page import page
+from experiments.report.paper_table import ALL_CONTRASTS, ARM_LABELS, arm_order
+from experiments.report.run_files import RunFiles, collect
+from experiments.report.tables import markdown_table, number
+from experiments.report.verdicts import sentences
 from pipeline.scores.compare_arms import COMPARISON_FIELDS, compare_arms
 from pipeline.scores.tables import TABLE_FIELDS, csv_text, summarise, write_cases, write_slices
 from pipeline.scores.volumes import agreement, cardiac_function, subject_measures

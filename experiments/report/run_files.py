@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from experiments.paper_table import arm_label, arm_order
+from experiments.report.paper_table import arm_label, arm_order
 from pipeline.scores.tables import read_cases, read_slices
 from storage import fs
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments.figures import INK, MUTED, OUTLINES, arm_style, drawing
-from experiments.paper_table import arm_label, arm_order
+from experiments.report.figures import INK, MUTED, OUTLINES, arm_style, drawing
+from experiments.report.paper_table import arm_label, arm_order
 from pipeline.scores.tables import subject_dice
 from storage.subjects import STRUCTURES
 

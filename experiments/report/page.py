@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments import figures
-from experiments.paper_table import ALL_CONTRASTS, REFERENCE_NOTE, arm_label, arm_order, phantom_note
-from experiments.report_run import RunFiles, arm_states, cut_off, failures, split_counts
-from experiments.report_tables import (
+from experiments.report.build import figures
+from experiments.report.paper_table import ALL_CONTRASTS, REFERENCE_NOTE, arm_label, arm_order, phantom_note
+from experiments.report.run_files import RunFiles, arm_states, cut_off, failures, split_counts
+from experiments.report.tables import (
     best_cells,
     counts_sentence,
     is_phantom,
@@ -24,7 +24,7 @@ from experiments.report_tables import (
     table_columns,
     tenth,
 )
-from experiments.report_verdicts import MARKS, evenness, not_compared, p_text, verdicts
+from experiments.report.verdicts import MARKS, evenness, not_compared, p_text, verdicts
 from pipeline.scores.compare_arms import ALL, across_vendors
 from pipeline.scores.metrics import POSITIONS
 from pipeline.scores.tables import position_dice
@@ -32,7 +32,7 @@ from pipeline.scores.volumes import MEASURES
 from storage.subjects import STRUCTURES
 
 if TYPE_CHECKING:
-    from experiments.report import Findings
+    from experiments.report.build import Findings
 
 TEMPLATE = "report_template.html.j2"
 LONGEST = 40  # rows of a list; all of them are in cases.csv

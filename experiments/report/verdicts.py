@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments.paper_table import ALL_CONTRASTS, CONTRASTS, arm_label
-from experiments.report_tables import number, signed
+from experiments.report.paper_table import ALL_CONTRASTS, CONTRASTS, arm_label
+from experiments.report.tables import number, signed
 from pipeline.scores.compare_arms import ALL
 from pipeline.scores.statistics import FEWEST
 from storage.subjects import STRUCTURES

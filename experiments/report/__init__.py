@@ -1,0 +1,1 @@
+"""The report of a run: tables, verdicts, figures and the page."""
