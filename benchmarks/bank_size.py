@@ -56,8 +56,8 @@ def made(run: str, place: Path) -> FactorBank:
     bank = f"{run}/bank.zarr"
     if not Path(bank).exists():
         from experiments import config
-        from experiments.ablation import Ablation
         from experiments.progress import Progress
+        from experiments.run.driver import Ablation
 
         folders = data.real_folders()  # where there are none, the run draws a phantom
         print("real sample" if folders else "phantom: there is no real sample beside the project")

@@ -43,7 +43,8 @@ def plain_arm(run: str, out: str) -> None:
         validation_volumes,
         watched_slices,
     )
-    from experiments import config, jobs
+    from experiments import config
+    from experiments.run import jobs
     from pipeline.samples.maker import SampleMaker
     from pipeline.training.objective import Objective
     from pipeline.training.step import Batch, train_step

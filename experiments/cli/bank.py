@@ -100,7 +100,7 @@ def verify(
     with progress.stage("verify") as step:
         problems = opened.verify(lambda done, total: step.update("shards", done, total))
     if not problems and run is not None and sdnet is not None:
-        from experiments.reextract import reextract
+        from experiments.run.reextract import reextract
 
         with progress.stage("extract one shard again") as step:
             told, problems = reextract(opened, run, sdnet, seed)

@@ -17,7 +17,7 @@ from storage import fs
 from storage.errors import InputError, StageError
 
 if TYPE_CHECKING:
-    from experiments.ablation import Ablation
+    from experiments.run.driver import Ablation
 
 FAILED, BAD_INPUT = 1, 2
 
@@ -85,7 +85,7 @@ def train(
 ) -> None:
     """Train one arm and score it on the test subjects; continues where it stopped."""
     from experiments import config
-    from experiments.ablation import require_data
+    from experiments.run.driver import require_data
 
     document = settings_of(run, "cpu", assignments).model_dump()
     only = config.validated(document | {"arms": (arm,), "seeds": seeds or document["seeds"]}, f"arm {arm}")
@@ -108,7 +108,7 @@ def evaluate(run: Run) -> None:
 @app.command(epilog="Example:  cardiomix report --run runs/first")
 def report(run: Run) -> None:
     """Write the tables, figures and the page from what the run holds."""
-    from experiments.ablation import require_data
+    from experiments.run.driver import require_data
 
     require_data(run)
     with driving(run, settings_of(run, "cpu", None)) as driver:
@@ -138,7 +138,8 @@ def ablate(
     assignments: Set = None,
 ) -> None:
     """The whole ablation, from studies to the report; stages already done are reused."""
-    from experiments import ablation, config, dry_run
+    from experiments import config
+    from experiments.run import driver, dry_run
 
     settings = config.load(preset) if preset.endswith((".yaml", ".yml")) else config.preset(preset)
     document = config.override(settings, assignments or []).model_dump()
@@ -155,7 +156,7 @@ def ablate(
         return dry_run.show(run, settings, typer.echo)
     dry_run.require_space(run, settings)
     with driving(run, settings) as driver:
-        paths, failed = ablation.ablate(driver, strict)
+        paths, failed = driver.ablate(driver, strict)
         _show(paths.html, run, driver)
     _finish(failed)
 
@@ -166,7 +167,7 @@ def status(run: Run) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from experiments.status import status as states
+    from experiments.run.status import status as states
 
     table = Table(box=None, show_header=False, pad_edge=False)
     for name, state in states(run):
@@ -190,7 +191,7 @@ def preview(
 ) -> None:
     """A picture of what arms train on: mixed factors, rescaled slices or a whole batch, masks outlined."""
     from experiments.config import load
-    from experiments.preview import batch_png, ladder_png, mosaic_png
+    from experiments.run.preview import batch_png, ladder_png, mosaic_png
 
     pictures = {
         "factors": lambda: mosaic_png(run, load(run), per_vendor),
@@ -216,8 +217,8 @@ def export(
     assignments: Set = None,
 ) -> None:
     """Write augmented samples (FA and RA) for those who train elsewhere; goes on where it stopped."""
-    from experiments.ablation import require_data
-    from experiments.export import write_samples
+    from experiments.run.driver import require_data
+    from experiments.run.export import write_samples
 
     settings = settings_of(run, "cpu", assignments)
     require_data(run, settings)

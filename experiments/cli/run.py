@@ -18,8 +18,8 @@ from storage import fs
 from storage.errors import InputError
 
 if TYPE_CHECKING:
-    from experiments.ablation import Ablation
     from experiments.config import Settings
+    from experiments.run.driver import Ablation
 
 
 def absolute(place: str | None) -> str | None:
@@ -57,8 +57,8 @@ def driving(run: str, settings: Settings) -> Iterator[Ablation]:
     MLflow's runs are closed and the lock is given up.
     """
     from experiments import config
-    from experiments.ablation import Ablation
     from experiments.progress import Progress
+    from experiments.run.driver import Ablation
     from storage.lock import run_lock
 
     stop = _Stop()
@@ -98,7 +98,7 @@ class _Stop:
 
 def stage(run: str, assignments: list[str] | None = None) -> AbstractContextManager[Ablation]:
     """`driving` for a run that has slices, split as its settings say."""
-    from experiments.ablation import require_data
+    from experiments.run.driver import require_data
 
     settings = settings_of(run, "cpu", assignments)
     require_data(run, settings)  # before the settings become the run's

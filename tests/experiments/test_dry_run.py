@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 from experiments.cli.main import app
 from experiments.config import demo, override, validated
-from experiments.dry_run import require_space, storage_needed
-from experiments.workload import workload
+from experiments.run.dry_run import require_space, storage_needed
+from experiments.run.workload import workload
 from pipeline.networks.sdnet import SDNetConfig
 from pipeline.networks.unet import UNetConfig
 from pipeline.training.config import TrainConfig

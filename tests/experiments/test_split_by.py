@@ -9,10 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner, Result
 
-from experiments import config, jobs
+from experiments import config
 from experiments.cli.main import app
 from experiments.lineage import job_params
-from experiments.workload import workload
+from experiments.run import jobs
+from experiments.run.workload import workload
 from pipeline.networks.files import save_model
 from pipeline.networks.unet import UNet, UNetConfig
 from storage.errors import InputError

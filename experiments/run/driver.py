@@ -8,10 +8,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from actors.resources import Cluster, ResourcePlan, plan, start_ray
-from experiments import config, jobs
+from experiments import config
 from experiments.config import Settings
 from experiments.progress import Progress
 from experiments.report.build import ReportPaths, build_report
+from experiments.run import jobs
 from experiments.run_log import RunLog
 from experiments.version import provenance
 from storage import fs
@@ -223,7 +224,7 @@ class Ablation:
 
     def _mosaic(self) -> bytes | None:
         """The picture of FA, where the run has a whole bank of its working grid."""
-        from experiments.preview import mosaic_png
+        from experiments.run.preview import mosaic_png
 
         if not jobs.bank_is_complete(self.run, self.settings):
             return None

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from experiments import config, jobs
+from experiments import config
 from experiments.arms import ARMS
+from experiments.run import jobs
 from storage import fs
 from storage.bank.bank import FactorBank
 from storage.slices.store import TABLE, SliceStore

@@ -6,8 +6,8 @@ from typing import get_args
 
 from experiments.arms import ARMS
 from experiments.config import Settings
-from experiments.jobs import arm_stream
 from experiments.progress import Progress
+from experiments.run.jobs import arm_stream
 from storage.errors import InputError
 
 

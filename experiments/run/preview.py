@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from experiments.arms import ARMS
 from experiments.config import Settings
-from experiments.jobs import arm_stream, bank_uri
+from experiments.run.jobs import arm_stream, bank_uri
 from pipeline.samples.preprocess import centre_crop, working_slice
 from pipeline.samples.rescale import linear_scale, resample_crop
 from storage import fs

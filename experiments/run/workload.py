@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from actors.train_job import DONE, read_history
-from experiments import config, jobs
+from experiments import config
 from experiments.arms import ARMS, PRETRAIN
+from experiments.run import jobs
 from pipeline.networks.sdnet import SDNetConfig
 from pipeline.networks.unet import UNetConfig
 from pipeline.training.config import ArmConfig, TrainConfig

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from actors.resources import Cluster, ResourcePlan, inside_cluster, local_cluster, plan, start_ray
 from actors.train_job import read_history
-from experiments import jobs
 from experiments.config import Settings
-from experiments.workload import Training, Workload, workload
+from experiments.run import jobs
+from experiments.run.workload import Training, Workload, workload
 from storage import fs
 from storage.errors import InputError
 

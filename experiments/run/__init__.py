@@ -1,0 +1,1 @@
+"""One run and its stages, from settings to the report."""
