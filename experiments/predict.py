@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from experiments.pyfunc_model import VOLUMES
+from experiments.tracking.model import VOLUMES
 from storage import fs
 from storage.errors import InputError
 

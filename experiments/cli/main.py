@@ -229,8 +229,8 @@ def _show(html: str, run: str, driver: Ablation) -> None:
     """The last screen: the table, where the report is, how to open MLflow."""
     from rich.console import Console
 
-    from experiments.mlflow_store import ui_command
     from experiments.report.tables import render_terminal_table
+    from experiments.tracking.store import ui_command
     from pipeline.scores.tables import read_cases, summarise
 
     Console().print(render_terminal_table(summarise(read_cases(fs.join(run, "report", "cases.csv")))))

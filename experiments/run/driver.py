@@ -13,7 +13,7 @@ from experiments.config import Settings
 from experiments.progress import Progress
 from experiments.report.build import ReportPaths, build_report
 from experiments.run import jobs
-from experiments.run_log import RunLog
+from experiments.tracking.run_log import RunLog
 from experiments.version import provenance
 from storage import fs
 from storage.errors import InputError

@@ -14,8 +14,8 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from experiments.cli.main import app
-from experiments.compare import dice_table, difference_table, differences, find, rows
-from experiments.tracking import Tracker
+from experiments.tracking.compare import dice_table, difference_table, differences, find, rows
+from experiments.tracking.tracker import Tracker
 from storage.errors import InputError
 
 TREATED = {"first": {"train.epochs": "10", "network": "unet"}, "second": {"train.epochs": "20", "network": "unet"}}

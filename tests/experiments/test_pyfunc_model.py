@@ -10,7 +10,7 @@ import nibabel as nib
 import pytest
 from mlflow import MlflowClient
 
-from experiments.pyfunc_model import VOLUMES, log_model
+from experiments.tracking.model import VOLUMES, log_model
 from tests.tiny_networks import write_cine, write_unet
 
 LOADED = """

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from experiments.lineage import job_inputs, job_tags
-from experiments.log_writer import LogWriter
-from experiments.mlflow_store import address
-from experiments.run_log import RunLog
-from experiments.system_metrics import SPOOL, SystemSampler
+from experiments.tracking.lineage import job_inputs, job_tags
+from experiments.tracking.run_log import RunLog
+from experiments.tracking.store import address
+from experiments.tracking.system_metrics import SPOOL, SystemSampler
+from experiments.tracking.writer import LogWriter
 from tests.experiments.logged_runs import contents, make_run, runs_of, write_epochs, write_result
 from tests.storage.banks import made
 
@@ -142,7 +142,7 @@ def test_samples_that_could_not_be_logged_wait_for_the_next_driver(tmp_path: Pat
 def test_the_writer_carries_out_each_newest_state_in_order_whatever_fails_meanwhile(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("experiments.log_writer.FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr("experiments.tracking.writer.FIRST_WAIT_S", 0.01)
     done: list[str] = []
     changes: list[BaseException | None] = []
     away, resets = threading.Event(), []

@@ -11,9 +11,9 @@ from typer.testing import CliRunner, Result
 
 from experiments import config
 from experiments.cli.main import app
-from experiments.lineage import job_params
 from experiments.run import jobs
 from experiments.run.workload import workload
+from experiments.tracking.lineage import job_params
 from pipeline.networks.files import save_model
 from pipeline.networks.unet import UNet, UNetConfig
 from storage.errors import InputError

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from experiments.mlflow_store import ui_command
-from experiments.tracking import Tracker
+from experiments.tracking.store import ui_command
+from experiments.tracking.tracker import Tracker
 from storage.errors import InputError
 
 HISTORY = [

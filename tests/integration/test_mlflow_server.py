@@ -19,8 +19,8 @@ import pytest
 from mlflow import MlflowClient
 
 from actors.stages import ArmRun
-from experiments import log_writer, run_log
-from experiments.run_log import RunLog
+from experiments.tracking.run_log import RunLog
+from experiments.tracking.tracker import run_log, writer
 from storage.errors import InputError
 from tests.conftest import S3Proxy
 from tests.experiments.logged_runs import contents, make_run, runs_of, write_epochs, write_result

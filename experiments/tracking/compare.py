@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.mlflow_store import PARENT_TAG, RUN_TAG, address, is_server, open_client, run_key, search, shown
+from experiments.tracking.store import PARENT_TAG, RUN_TAG, address, is_server, open_client, run_key, search, shown
 from storage import fs
 from storage.errors import InputError
 from storage.subjects import STRUCTURES

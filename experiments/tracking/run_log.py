@@ -14,10 +14,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments import mlflow_store
 from experiments.config import CONFIG_FILE, Settings, as_yaml, shareable
-from experiments.log_writer import LogWriter
-from experiments.system_metrics import SystemSampler
+from experiments.tracking.system_metrics import SystemSampler
+from experiments.tracking.tracker import store
+from experiments.tracking.writer import LogWriter
 from experiments.version import git_commit
 from storage import fs
 from storage.errors import InputError
@@ -25,7 +25,7 @@ from storage.errors import InputError
 if TYPE_CHECKING:
     from actors.stages import ArmRun
     from actors.train_job import TrainJob
-    from experiments.tracking import ChildRun, Tracker
+    from experiments.tracking.tracker import ChildRun, Tracker
 
 PATIENCE_S = 10.0  # for a server that is away when all else is done
 NAMED = 5  # arms in a warning
@@ -62,18 +62,18 @@ class RunLog:
 
     def __init__(self, run: str, name: str, settings: Settings, say: Callable[[str], None]) -> None:
         self.run, self.name, self.settings, self._say = run, name, settings, say
-        self.tracking_uri = mlflow_store.address(run)
+        self.tracking_uri = store.address(run)
         self._tracker: Tracker | None = None  # this and the next: only the writer's thread uses them
         self._children: dict[str, ChildRun] = {}
         self._arms: dict[str, _Arm] = {}
         self._required = self._refused = False
-        self._writer = LogWriter(self._forget, mlflow_store.is_away, self._say_change)
+        self._writer = LogWriter(self._forget, store.is_away, self._say_change)
         self._system = SystemSampler(run, self._log_system)
 
     def start(self) -> None:
         """Begin to open MLflow, which takes seconds the first time."""
         if not self._required:
-            self._writer.post("open", lambda: mlflow_store.open_client(self.tracking_uri))
+            self._writer.post("open", lambda: store.open_client(self.tracking_uri))
 
     def require(self) -> None:
         """Wait until MLflow has taken the parent run, then begin to sample the machine. Raises InputError if it does
@@ -83,8 +83,8 @@ class RunLog:
             error = self._writer.wait("parent")
             if error is not None:
                 self._refused = True
-                where, remedy = mlflow_store.shown(self.tracking_uri), "mend it, or set another MLFLOW_TRACKING_URI"
-                raise error if isinstance(error, InputError) else InputError(where, mlflow_store.reason(error), remedy)
+                where, remedy = store.shown(self.tracking_uri), "mend it, or set another MLFLOW_TRACKING_URI"
+                raise error if isinstance(error, InputError) else InputError(where, store.reason(error), remedy)
         self._required = True
         self._system.start()
 
@@ -138,9 +138,9 @@ class RunLog:
         behind += [name for name in missing if name in ("report", "system")]
         named = ", ".join(behind[:NAMED]) or "the run's end"
         named += f" and {len(behind) - NAMED} more" if len(behind) > NAMED else ""
-        why = mlflow_store.reason(self._writer.error) if self._writer.error else "it was not waited for"
+        why = store.reason(self._writer.error) if self._writer.error else "it was not waited for"
         return (
-            f"warning: {why}: {mlflow_store.shown(self.tracking_uri)} lacks {named}; nothing is lost, "
+            f"warning: {why}: {store.shown(self.tracking_uri)} lacks {named}; nothing is lost, "
             "`cardiomix report --run RUN` logs it once the server is back"
         )
 
@@ -154,7 +154,7 @@ class RunLog:
 
     def _parent(self) -> Tracker:
         if self._tracker is None:
-            from experiments.tracking import Tracker
+            from experiments.tracking.tracker import Tracker
 
             tags = self._tags() | {"config_hash": self.settings.config_hash}
             self._tracker = Tracker(self.run, self.name, self.tracking_uri, tags)
@@ -168,7 +168,7 @@ class RunLog:
         self._writer.post("system", lambda: self._system.flush(self._parent().log_system))
 
     def _log_arm(self, arm: _Arm) -> None:
-        from experiments.lineage import job_inputs, job_params, job_tags
+        from experiments.tracking.lineage import job_inputs, job_params, job_tags
 
         job, mark = arm.job, arm.mark()
         if arm.outcome and self._parent().is_logged(arm.arm, arm.seed, job.config_hash, mark):
@@ -191,7 +191,7 @@ class RunLog:
     def _log_result(self, arm: _Arm, child: ChildRun) -> None:
         """Scores, their cases, and the network as a model with a signature."""
         from actors.evaluate_arm import CASES
-        from experiments.pyfunc_model import log_model
+        from experiments.tracking.model import log_model
         from pipeline.scores.tables import read_cases, summarise
 
         cases = fs.join(arm.job.out, CASES)
@@ -206,6 +206,6 @@ class RunLog:
 
     def _say_change(self, error: BaseException | None) -> None:
         if error is None:
-            self._say(f"MLflow: {mlflow_store.shown(self.tracking_uri)} is back, all is logged")
+            self._say(f"MLflow: {store.shown(self.tracking_uri)} is back, all is logged")
         elif self._writer.succeeded:
-            self._say(f"MLflow: {mlflow_store.reason(error)}; it will be tried again, training goes on")
+            self._say(f"MLflow: {store.reason(error)}; it will be tried again, training goes on")

@@ -1,4 +1,4 @@
-"""What MLflow runs when it loads a logged network: see `experiments.pyfunc_model`."""
+"""What MLflow runs when it loads a logged network: see `experiments.tracking.model`."""
 
 from __future__ import annotations
 

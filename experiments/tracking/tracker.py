@@ -5,8 +5,8 @@ twice leaves one copy; a time is computed from the history instead of read from 
 carried out, but whose answer was lost, is recognised by the store when it comes again. Only the driver writes, from one
 thread: opening a `Tracker` also creates or checks the database, before any worker could touch it.
 
-Of the machine only use is recorded (see `experiments.system_metrics`): no user, host or path. MLflow's usage telemetry
-is switched off. Everything here blocks and raises what MLflow raises; `experiments.run_log` is what a driver calls.
+Of the machine only use is recorded (see `experiments.tracking.system_metrics`): no user, host or path. MLflow's usage telemetry
+is switched off. Everything here blocks and raises what MLflow raises; `experiments.tracking.run_log` is what a driver calls.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.mlflow_store import PARENT_TAG, RUN_TAG, address, home, is_server, open_client, run_key, search
+from experiments.tracking.store import PARENT_TAG, RUN_TAG, address, home, is_server, open_client, run_key, search
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

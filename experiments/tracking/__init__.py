@@ -1,0 +1,1 @@
+"""MLflow: what is logged, by whom, and what a comparison reads back."""
