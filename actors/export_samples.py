@@ -22,7 +22,7 @@ from pipeline.samples.plan import Sample, StepPlan
 from pipeline.samples.stream_config import StreamConfig, open_bank, step_plan
 from storage import fs
 from storage.errors import InputError
-from storage.nifti.file import nnunet
+from storage.nifti import nnunet
 from storage.slices.store import SliceStore, finalise
 from storage.slices.writer import Made, Stored, write_made
 from storage.subjects import Subject

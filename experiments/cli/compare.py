@@ -25,7 +25,7 @@ def compare(
 
     from rich.console import Console
 
-    from experiments.tracking.tracker import compare as comparison
+    from experiments.tracking import compare as comparison
 
     found = comparison.find(runs, tracking_uri)
     table = comparison.rows(found)

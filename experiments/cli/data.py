@@ -69,15 +69,15 @@ def inspect_data(
 
     Prints tables and writes an HTML page, inspect.html in the current folder unless --out says otherwise.
     """
-    from experiments.inspection.page import page
+    from experiments.inspection.page import show, write_page
     from experiments.progress import Progress
     from storage.survey.survey import survey
 
     options = _layout_options(assignments)
     with Progress().stage("inspect") as step:
         found = survey(data, options, layout, lambda done, total: step.update("", done, total))
-    page.write_page(out, found, data, images)
-    page.show(found)
+    write_page(out, found, data, images)
+    show(found)
     typer.echo(f"\npage: {out}")
     if found.skipped and (strict or not found.subjects):
         first = found.skipped[0]

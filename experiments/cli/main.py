@@ -139,7 +139,8 @@ def ablate(
 ) -> None:
     """The whole ablation, from studies to the report; stages already done are reused."""
     from experiments import config
-    from experiments.run import driver, dry_run
+    from experiments.run import dry_run
+    from experiments.run.driver import ablate as run_ablation
 
     settings = config.load(preset) if preset.endswith((".yaml", ".yml")) else config.preset(preset)
     document = config.override(settings, assignments or []).model_dump()
@@ -156,7 +157,7 @@ def ablate(
         return dry_run.show(run, settings, typer.echo)
     dry_run.require_space(run, settings)
     with driving(run, settings) as driver:
-        paths, failed = driver.ablate(driver, strict)
+        paths, failed = run_ablation(driver, strict)
         _show(paths.html, run, driver)
     _finish(failed)
 

@@ -102,7 +102,7 @@ def page(survey: Survey, folders: Sequence[str], images: bool = True) -> str:
     )
     subjects = survey.subjects
     vendors = sorted({s.vendor for s in subjects})
-    return environment.get_template("inspection_template.html.j2").render(
+    return environment.get_template("page.html.j2").render(
         folders=", ".join(folders),
         counts=counts(survey),
         groups=groups(subjects),

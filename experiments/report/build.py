@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from experiments.report.build import figures, result_figures
+from experiments.report import figures, result_figures
 from experiments.report.page import page
 from experiments.report.paper_table import ALL_CONTRASTS, ARM_LABELS, arm_order
 from experiments.report.run_files import RunFiles, collect

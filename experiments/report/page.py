@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments.report.build import figures
+from experiments.report import figures
 from experiments.report.paper_table import ALL_CONTRASTS, REFERENCE_NOTE, arm_label, arm_order, phantom_note
 from experiments.report.run_files import RunFiles, arm_states, cut_off, failures, split_counts
 from experiments.report.tables import (
@@ -34,7 +34,7 @@ from storage.subjects import STRUCTURES
 if TYPE_CHECKING:
     from experiments.report.build import Findings
 
-TEMPLATE = "report_template.html.j2"
+TEMPLATE = "page.html.j2"
 LONGEST = 40  # rows of a list; all of them are in cases.csv
 
 

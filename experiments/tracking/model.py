@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 NAME = "segmentation"
 FINGERPRINT_TAG = "cardiomix_fingerprint"
-CODE = Path(__file__).with_name("pyfunc_code.py")
+CODE = Path(__file__).with_name("model_code.py")
 NETWORK = "network"
 VOLUMES = ("lv_edv_ml", "lv_esv_ml", "lv_ef_percent", "rv_edv_ml", "rv_esv_ml", "rv_ef_percent", "lv_mass_g")
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.config import CONFIG_FILE, Settings, as_yaml, shareable
+from experiments.tracking import store
 from experiments.tracking.system_metrics import SystemSampler
-from experiments.tracking.tracker import store
 from experiments.tracking.writer import LogWriter
 from experiments.version import git_commit
 from storage import fs

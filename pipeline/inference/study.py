@@ -22,7 +22,9 @@ from pipeline.scores.volumes import MYOCARDIUM_G_PER_ML, ejection_fraction, volu
 from storage import fs
 from storage.errors import InputError, StageError
 from storage.nifti.checks import checked_image
-from storage.nifti.file import NiftiFile, Spacing, file
+from storage.nifti.file import NiftiFile
+from storage.nifti.header import Spacing
+from storage.nifti.write import write_mask_like
 from storage.slices.intensities import Statistics, statistics
 from storage.subjects import STRUCTURES
 
@@ -101,7 +103,7 @@ def segment_study(predictor: Predictor, study: Study, models: Sequence[str]) -> 
     for image in study.images:
         own = [frame for frame in frames if frame.image == image]
         mask = own[0].found.mask if own[0].index is None else np.stack([frame.found.mask for frame in own])
-        file.write_mask_like(study.mask(image), mask, image)
+        write_mask_like(study.mask(image), mask, image)
     fs.write_bytes(study.picture, picture)
     fs.write_text(study.report, json.dumps(report, indent=1, ensure_ascii=False))
     return report

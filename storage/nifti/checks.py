@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from storage import fs
 from storage.errors import InputError
-
-if TYPE_CHECKING:
-    from storage.nifti.file import Header
+from storage.nifti.header import Header
 
 Array = npt.NDArray[Any]
 

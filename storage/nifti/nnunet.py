@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from storage import fs
 from storage.errors import InputError
-from storage.nifti.file import write_volume
+from storage.nifti.write import write_volume
 from storage.subjects import STRUCTURES
 
 IMAGES, LABELS, DATASET, SPLITS = "imagesTr", "labelsTr", "dataset.json", "splits_final.json"

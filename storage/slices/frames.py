@@ -12,7 +12,8 @@ import numpy.typing as npt
 
 from storage.errors import InputError
 from storage.nifti.checks import check_same_grid, checked_image, checked_labels
-from storage.nifti.file import Header, NiftiFile
+from storage.nifti.file import NiftiFile
+from storage.nifti.header import Header
 from storage.nifti.label_order import check_coding
 from storage.slices.intensities import Quantised, Statistics, quantise, statistics
 from storage.subjects import FrameSource, Subject

@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from storage import fs
 from storage.errors import InputError, StageError
 from storage.layouts import LayoutOptions
-from storage.nifti.file import Spacing
+from storage.nifti.header import Spacing
 from storage.parquet import read_parquet
 from storage.sharded_array import ShardedArray
 from storage.slices.intensities import Statistics

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from storage import fs
 from storage.errors import InputError
 from storage.layouts import LayoutOptions, collect, same_images, splits
-from storage.nifti.file import Header, Spacing
+from storage.nifti.header import Header, Spacing
 from storage.slices.frames import Frame, read_frames
 from storage.slices.writer import source_hash, subject_folder
 from storage.subjects import LV, MYO, RV, Skipped, Subject

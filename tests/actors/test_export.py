@@ -19,7 +19,8 @@ from pipeline.samples.plan import PlanConfig
 from pipeline.samples.preprocess import normalise, working_slice
 from pipeline.samples.stream_config import StreamConfig, open_bank
 from storage.errors import InputError
-from storage.nifti.file import NiftiFile, nnunet
+from storage.nifti import nnunet
+from storage.nifti.file import NiftiFile
 from storage.slices.store import SliceStore
 from tests.actors.tiny_runs import PREPROCESS, digests, own_processes, write_run, write_sdnet
 

@@ -30,7 +30,7 @@ from pipeline.training.losses import LossConfig
 from pipeline.training.objective import Objective
 from pipeline.training.state import TrainState, network_seed
 from storage.errors import InputError
-from storage.nifti.file import write_volume
+from storage.nifti.write import write_volume
 from storage.slices.store import SliceStore, finalise, write_subject
 from storage.subjects import FrameSource, Subject
 from tests.integration.processes import CLOCK, train_workers

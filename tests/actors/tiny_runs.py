@@ -13,7 +13,7 @@ import torch
 from pipeline.networks.files import save_model
 from pipeline.networks.sdnet import SDNet, SDNetConfig
 from pipeline.samples.preprocess import PreprocessConfig
-from storage.nifti.file import write_volume
+from storage.nifti.write import write_volume
 from storage.slices.store import finalise, write_subject
 from storage.subjects import FrameSource, Subject
 

@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from experiments.report.build import build_report, figures
+from experiments.report import figures
+from experiments.report.build import build_report
 from experiments.report.paper_table import PAPER_DICE
 from experiments.report.run_files import cut_off, failures, read_history
 from experiments.report.tables import render_terminal_table

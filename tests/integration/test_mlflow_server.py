@@ -19,8 +19,8 @@ import pytest
 from mlflow import MlflowClient
 
 from actors.stages import ArmRun
+from experiments.tracking import run_log
 from experiments.tracking.run_log import RunLog
-from experiments.tracking.tracker import run_log, writer
 from storage.errors import InputError
 from tests.conftest import S3Proxy
 from tests.experiments.logged_runs import contents, make_run, runs_of, write_epochs, write_result
@@ -77,8 +77,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tries follow each other sooner than in an hour's training; the machine is sampled often."""
-    monkeypatch.setattr(log_writer, "FIRST_WAIT_S", 0.05)
-    monkeypatch.setattr(log_writer, "LONGEST_WAIT_S", 0.5)
+    monkeypatch.setattr(writer, "FIRST_WAIT_S", 0.05)
+    monkeypatch.setattr(writer, "LONGEST_WAIT_S", 0.5)
     monkeypatch.setattr(run_log, "PATIENCE_S", 1.0)
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.3")
 

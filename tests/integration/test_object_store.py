@@ -21,7 +21,8 @@ from storage import fs
 from storage.errors import InputError, StageError
 from storage.layouts import LayoutOptions, collect
 from storage.lock import run_lock
-from storage.nifti.file import NiftiFile, write_volume
+from storage.nifti.file import NiftiFile
+from storage.nifti.write import write_volume
 from storage.slices.store import SliceStore, write_subject
 from tests.integration.s3_faults import FAULTS, every_fourth
 

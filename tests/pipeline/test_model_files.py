@@ -9,8 +9,8 @@ import onnxruntime
 import pytest
 import torch
 
+from pipeline.inference import onnx as onnx_export
 from pipeline.inference.model_card import about, add_test_scores
-from pipeline.inference.predictor import onnx
 from pipeline.networks.files import load_model, read_config, save_model
 from pipeline.networks.sdnet import SDNet, SDNetConfig
 from pipeline.networks.unet import UNetConfig
@@ -24,7 +24,7 @@ from tests.tiny_networks import PREPROCESS, tiny_unet, write_unet
 def test_onnx_computes_what_torch_does_at_any_batch_size(tmp_path: Path, kind: str) -> None:
     folder = (write_unet if kind == "unet" else write_sdnet)(tmp_path / "net", seed=3)
     target = tmp_path / "net.onnx"
-    check = onnx.export_onnx(folder, str(target))
+    check = onnx_export.export_onnx(folder, str(target))
     assert check.largest_difference <= 1e-4
     model, document = load_model(folder)
     session = onnxruntime.InferenceSession(target.read_bytes(), providers=["CPUExecutionProvider"])
@@ -45,14 +45,14 @@ def test_a_pixel_that_rounds_the_other_way_is_counted_and_only_its_surroundings_
     torch.manual_seed(0)
     model = SDNet(SDNetConfig(anatomy_width=4, modality_width=4, segmentor_width=4, decoder_width=4)).eval()
     images = (np.random.default_rng(0).random((2, 1, 32, 32)) * 2 - 1).astype(np.float32)
-    data = onnx._exported(onnx._Path(onnx.folded(model)), 32, True, {})
+    data = onnx_export._exported(onnx_export._Path(onnx_export.folded(model)), 32, True, {})
 
     class Turned(torch.nn.Module):
         """Says that one anatomy pixel was another, and answers otherwise around it alone."""
 
         def __init__(self, reach: int) -> None:
             super().__init__()
-            self.inner, self.reach = onnx._Path(model), reach
+            self.inner, self.reach = onnx_export._Path(model), reach
 
         def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             logits, anatomy = (part.clone() for part in self.inner(image))
@@ -61,12 +61,12 @@ def test_a_pixel_that_rounds_the_other_way_is_counted_and_only_its_surroundings_
             return logits, anatomy
 
     with pytest.raises(StageError, match="1 of 2048"):  # of so few pixels none may turn
-        onnx.compare(data, Turned(2), images)
+        onnx_export.compare(data, Turned(2), images)
     many = np.concatenate([images] * 8)
-    check = onnx.compare(data, Turned(2), many)
+    check = onnx_export.compare(data, Turned(2), many)
     assert check.turned == 1 and check.largest_difference <= 1e-4
     with pytest.raises(StageError, match="disagree"):
-        onnx.compare(data, Turned(3), many)
+        onnx_export.compare(data, Turned(3), many)
 
 
 def test_what_is_said_about_a_network_can_be_added_to_without_another_name(tmp_path: Path) -> None:

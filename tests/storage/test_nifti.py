@@ -13,7 +13,9 @@ import pytest
 
 from storage.errors import InputError
 from storage.nifti.checks import check_same_grid, checked_image
-from storage.nifti.file import file
+from storage.nifti.file import NiftiFile, read_frame, read_header, read_labels
+from storage.nifti.header import Header
+from storage.nifti.write import write_mask_like, write_volume
 
 Write = Callable[..., Path]
 
@@ -39,11 +41,11 @@ def test_rows_are_the_second_axis_and_columns_the_first(
     tmp_path: Path, write_nifti: Write, volume: np.ndarray[Any, np.dtype[np.int16]], name: str
 ) -> None:
     path = str(write_nifti(tmp_path / name, volume, (1.25, 2.5, 8.0)))
-    image, spacing = file.read_frame(path)
+    image, spacing = read_frame(path)
     assert image.shape == (3, 7, 5) and image.dtype == np.float32
     assert image[2, 6, 4] == volume[4, 6, 2] and image[0, 1, 0] == volume[0, 1, 0]
     assert spacing == (8.0, 2.5, 1.25)  # slice, row, column: rows are further apart
-    header = file.read_header(path)
+    header = read_header(path)
     assert (header.shape, header.frames, header.volume_shape) == ((5, 7, 3), 1, (3, 7, 5))
 
 
@@ -51,12 +53,12 @@ def test_a_frame_of_a_cine_is_read_alone(tmp_path: Path, write_nifti: Write) -> 
     cine = np.random.default_rng(0).integers(0, 99, (5, 7, 3, 4)).astype(np.int16)
     path = str(write_nifti(tmp_path / "c.nii.gz", cine))
     for frame in (3, 0, 2):
-        assert np.array_equal(file.read_frame(path, frame)[0], cine[..., frame].T)
-    assert file.read_header(path).frames == 4
+        assert np.array_equal(read_frame(path, frame)[0], cine[..., frame].T)
+    assert read_header(path).frames == 4
     with pytest.raises(InputError, match="has no frame 4: its frames are 0 to 3"):
-        file.read_frame(path, 4)
+        read_frame(path, 4)
     with pytest.raises(InputError, match="4 frames where one was expected"):
-        file.read_frame(path)
+        read_frame(path)
 
 
 def test_scaled_big_endian_and_nifti2_files_read_as_nibabel_reads_them(tmp_path: Path) -> None:
@@ -69,15 +71,15 @@ def test_scaled_big_endian_and_nifti2_files_read_as_nibabel_reads_them(tmp_path:
         path = tmp_path / f"{name}.nii"
         nib.save(image, path)
         expected = np.asarray(nib.load(path).dataobj, dtype=np.float32).T
-        assert np.array_equal(file.read_frame(str(path))[0], expected), name
+        assert np.array_equal(read_frame(str(path))[0], expected), name
 
 
 def test_voxel_sizes_in_metres_or_with_a_sign_are_understood(tmp_path: Path, write_nifti: Write) -> None:
     data = np.arange(8, dtype=np.int16).reshape(2, 2, 2)
     path = patched(write_nifti(tmp_path / "m.nii", data), pixdim=[1, 0.0015, 0.0015, 0.008, 0, 0, 0, 0], xyzt_units=1)
-    assert np.allclose(file.read_header(str(path)).spacing_mm, (8, 1.5, 1.5))
+    assert np.allclose(read_header(str(path)).spacing_mm, (8, 1.5, 1.5))
     path = patched(write_nifti(tmp_path / "n.nii", data), pixdim=[1, -1.5, 1.5, 8, 0, 0, 0, 0])
-    assert file.read_header(str(path)).spacing_mm == (8, 1.5, 1.5)
+    assert read_header(str(path)).spacing_mm == (8, 1.5, 1.5)
 
 
 def test_direction_cosines_that_are_not_orthonormal_are_not_refused(tmp_path: Path, write_nifti: Write) -> None:
@@ -85,7 +87,7 @@ def test_direction_cosines_that_are_not_orthonormal_are_not_refused(tmp_path: Pa
     path = patched(
         write_nifti(tmp_path / "skew.nii", data), srow_x=[1.4, 0.3, 0, 0], quatern_b=0.9, quatern_c=0.9, qform_code=1
     )
-    assert file.read_frame(str(path))[1] == (8, 1.5, 1.5)
+    assert read_frame(str(path))[1] == (8, 1.5, 1.5)
 
 
 BAD_HEADERS: dict[str, tuple[dict[str, Any], str]] = {
@@ -115,7 +117,7 @@ def test_a_bad_header_is_told_in_one_line_before_data_are_read(
 ) -> None:
     path = patched(write_nifti(tmp_path / "bad.nii", volume), **fields)
     with pytest.raises(InputError, match=message) as caught:
-        file.read_header(str(path))
+        read_header(str(path))
     assert str(caught.value).startswith("bad.nii: ") and "\n" not in str(caught.value)
     assert str(tmp_path) not in str(caught.value)
 
@@ -127,7 +129,7 @@ def test_a_small_gzip_that_claims_a_huge_volume_is_refused_unread(
     zipped = tmp_path / "bomb.nii.gz"
     zipped.write_bytes(gzip.compress(path.read_bytes()))
     with pytest.raises(InputError, match="more than the file can hold"):
-        file.read_header(str(zipped))
+        read_header(str(zipped))
 
 
 def test_files_that_are_no_nifti_or_cut_off_are_told_apart(tmp_path: Path, write_nifti: Write) -> None:
@@ -142,19 +144,19 @@ def test_files_that_are_no_nifti_or_cut_off_are_told_apart(tmp_path: Path, write
     for name, (content, message) in cases.items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(InputError, match=message):
-            file.read_header(str(tmp_path / name))
+            read_header(str(tmp_path / name))
     (tmp_path / "half.nii.gz").write_bytes(whole[: len(whole) // 2])
-    file.read_header(str(tmp_path / "half.nii.gz"))
+    read_header(str(tmp_path / "half.nii.gz"))
     flipped = bytearray(whole)
     flipped[-6] ^= 255  # the stream's checksum
     (tmp_path / "flipped.nii.gz").write_bytes(flipped)
     for name in ("half.nii.gz", "flipped.nii.gz"):
         with pytest.raises(InputError, match="damaged or cut off"):
-            file.read_frame(str(tmp_path / name))
+            read_frame(str(tmp_path / name))
     with pytest.raises(InputError, match="no such file"):
-        file.read_header(str(tmp_path / "absent.nii.gz"))
+        read_header(str(tmp_path / "absent.nii.gz"))
     with pytest.raises(InputError, match="cannot be opened"):
-        file.read_header(str(tmp_path))
+        read_header(str(tmp_path))
 
 
 def test_a_cine_cut_off_anywhere_is_noticed_though_the_frames_before_are_whole(
@@ -165,7 +167,7 @@ def test_a_cine_cut_off_anywhere_is_noticed_though_the_frames_before_are_whole(
     for lost in (1, 4, 8, 9, 100, len(whole) // 2):
         (tmp_path / "cut.nii.gz").write_bytes(whole[:-lost])
         with pytest.raises(InputError, match="damaged or cut off"):
-            file.read_frame(str(tmp_path / "cut.nii.gz"), 0)
+            read_frame(str(tmp_path / "cut.nii.gz"), 0)
 
 
 def test_a_cine_in_several_gzip_parts_is_whole(tmp_path: Path, write_nifti: Write) -> None:
@@ -173,12 +175,12 @@ def test_a_cine_in_several_gzip_parts_is_whole(tmp_path: Path, write_nifti: Writ
     content = write_nifti(tmp_path / "c.nii", cine).read_bytes()
     parts = [gzip.compress(content[start : start + 999]) for start in range(0, len(content), 999)]
     (tmp_path / "c.nii.gz").write_bytes(b"".join(parts))
-    with file.NiftiFile(str(tmp_path / "c.nii.gz")) as file:
+    with NiftiFile(str(tmp_path / "c.nii.gz")) as file:
         for frame in (0, 5, 7, 2):
             assert np.array_equal(file.frame(frame), cine[..., frame].T)
     (tmp_path / "c.nii.gz").write_bytes(b"".join(parts[:-1]))
     with pytest.raises(InputError, match="damaged or cut off"):
-        file.read_frame(str(tmp_path / "c.nii.gz"), 0)
+        read_frame(str(tmp_path / "c.nii.gz"), 0)
 
 
 def spoilt(rng: np.random.Generator, block: bytes, within: int) -> bytes:
@@ -210,7 +212,7 @@ def test_no_byte_changed_in_a_file_does_worse_than_an_input_error(tmp_path: Path
             )[number // 2 % 4]
         )
         try:
-            with file.NiftiFile(str(path)) as file:
+            with NiftiFile(str(path)) as file:
                 for frame in (0, 2):
                     checked_image(file.frame(frame), file.name)
                 check_same_grid(file.header, file.header)
@@ -223,30 +225,30 @@ def test_no_byte_changed_in_a_file_does_worse_than_an_input_error(tmp_path: Path
 def test_images_without_information_are_refused(tmp_path: Path, write_nifti: Write) -> None:
     data = np.ones((4, 4, 2), np.float32)
     with pytest.raises(InputError, match="the image is constant: every voxel is 1"):
-        file.read_frame(str(write_nifti(tmp_path / "c.nii", data)))
+        read_frame(str(write_nifti(tmp_path / "c.nii", data)))
     data[0, 0, 0], data[1, 1, 1] = np.nan, np.inf
     with pytest.raises(InputError, match="2 voxels are NaN or infinite"):
-        file.read_frame(str(write_nifti(tmp_path / "n.nii", data)))
+        read_frame(str(write_nifti(tmp_path / "n.nii", data)))
 
 
 def test_labels_are_recoded_and_strangers_refused(tmp_path: Path, write_nifti: Write) -> None:
     mask = np.array([0, 1, 2, 3], np.float64).reshape(4, 1, 1)
     path = str(write_nifti(tmp_path / "m.nii", mask))
-    assert file.read_labels(path).ravel().tolist() == [0, 1, 2, 3]
-    assert file.read_labels(path, coding={1: 3, 2: 2, 3: 1}).ravel().tolist() == [0, 3, 2, 1]
+    assert read_labels(path).ravel().tolist() == [0, 1, 2, 3]
+    assert read_labels(path, coding={1: 3, 2: 2, 3: 1}).ravel().tolist() == [0, 3, 2, 1]
     for value in (4, 1.5, -1, np.nan, 257):
         mask[0] = value
         with pytest.raises(InputError, match="outside the coding"):
-            file.read_labels(str(write_nifti(tmp_path / "s.nii", mask)))
+            read_labels(str(write_nifti(tmp_path / "s.nii", mask)))
 
 
 def test_a_stated_spacing_stands_in_for_a_broken_one(
     tmp_path: Path, write_nifti: Write, volume: np.ndarray[Any, np.dtype[np.int16]]
 ) -> None:
     path = str(patched(write_nifti(tmp_path / "z.nii", volume), pixdim=[1, 0, 0, 0, 0, 0, 0, 0]))
-    assert file.read_frame(path, spacing=(8, 1.4, 1.3))[1] == (8, 1.4, 1.3)
+    assert read_frame(path, spacing=(8, 1.4, 1.3))[1] == (8, 1.4, 1.3)
     with pytest.raises(InputError, match="the spacing given for it is 0 × 1 × 1 mm"):
-        file.read_header(path, (0, 1, 1))
+        read_header(path, (0, 1, 1))
 
 
 def test_a_mask_is_written_on_its_images_own_grid(tmp_path: Path) -> None:
@@ -257,7 +259,7 @@ def test_a_mask_is_written_on_its_images_own_grid(tmp_path: Path) -> None:
     image.header.set_qform(np.diag([1, 2, 3, 1.0]), code=2)
     nib.save(image, tmp_path / "i.nii.gz")
     mask = np.random.default_rng(0).integers(0, 4, (3, 7, 5)).astype(np.uint8)
-    file.write_mask_like(str(tmp_path / "out" / "m.nii.gz"), mask, str(tmp_path / "i.nii.gz"))
+    write_mask_like(str(tmp_path / "out" / "m.nii.gz"), mask, str(tmp_path / "i.nii.gz"))
     written, source = nib.load(tmp_path / "out" / "m.nii.gz"), nib.load(tmp_path / "i.nii.gz")
     assert np.array_equal(np.asarray(written.dataobj), mask.transpose(2, 1, 0))
     assert written.get_data_dtype() == np.uint8
@@ -265,29 +267,29 @@ def test_a_mask_is_written_on_its_images_own_grid(tmp_path: Path) -> None:
     for field in ("pixdim", "qform_code", "sform_code", "quatern_b", "qoffset_x", "srow_x", "srow_y", "srow_z"):
         assert np.array_equal(written.header[field], source.header[field]), field
     assert b"somebody" not in written.header.binaryblock
-    assert np.array_equal(file.read_labels(str(tmp_path / "out" / "m.nii.gz")), mask)
+    assert np.array_equal(read_labels(str(tmp_path / "out" / "m.nii.gz")), mask)
     with pytest.raises(InputError, match="does not fit"):
-        file.write_mask_like(str(tmp_path / "m.nii.gz"), mask[:2], str(tmp_path / "i.nii.gz"))
+        write_mask_like(str(tmp_path / "m.nii.gz"), mask[:2], str(tmp_path / "i.nii.gz"))
 
 
 def test_a_cine_takes_a_mask_of_all_frames_or_of_one(tmp_path: Path, write_nifti: Write) -> None:
     cine = np.random.default_rng(0).integers(0, 99, (5, 7, 3, 2)).astype(np.int16)
     reference = str(write_nifti(tmp_path / "c.nii", cine, (1.25, 2.5, 8.0)))
     mask = np.random.default_rng(1).integers(0, 4, (2, 3, 7, 5)).astype(np.uint8)
-    file.write_mask_like(str(tmp_path / "all.nii"), mask, reference)
-    file.write_mask_like(str(tmp_path / "one.nii"), mask[1], reference)
-    assert np.array_equal(file.read_labels(str(tmp_path / "all.nii"), 1), mask[1])
-    assert np.array_equal(file.read_labels(str(tmp_path / "one.nii")), mask[1])
-    assert file.read_header(str(tmp_path / "one.nii")).spacing_mm == (8, 2.5, 1.25)
+    write_mask_like(str(tmp_path / "all.nii"), mask, reference)
+    write_mask_like(str(tmp_path / "one.nii"), mask[1], reference)
+    assert np.array_equal(read_labels(str(tmp_path / "all.nii"), 1), mask[1])
+    assert np.array_equal(read_labels(str(tmp_path / "one.nii")), mask[1])
+    assert read_header(str(tmp_path / "one.nii")).spacing_mm == (8, 2.5, 1.25)
 
 
 @pytest.mark.parametrize("name", ["v.nii", "v.nii.gz"])
 def test_a_written_volume_reads_back_and_equal_data_are_equal_bytes(tmp_path: Path, name: str) -> None:
     data = np.random.default_rng(0).integers(-5, 4000, (2, 3, 7, 5)).astype(np.int16)
     for folder in ("a", "b"):
-        file.write_volume(str(tmp_path / folder / name), data, (8.0, 1.75, 1.25), np.int16)
+        write_volume(str(tmp_path / folder / name), data, (8.0, 1.75, 1.25), np.int16)
     assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-    image, spacing = file.read_frame(str(tmp_path / "a" / name), 1)
+    image, spacing = read_frame(str(tmp_path / "a" / name), 1)
     assert np.array_equal(image, data[1]) and spacing == (8.0, 1.75, 1.25)
     by_nibabel = nib.load(tmp_path / "a" / name)
     assert np.array_equal(np.asarray(by_nibabel.dataobj), data.T)
@@ -296,21 +298,21 @@ def test_a_written_volume_reads_back_and_equal_data_are_equal_bytes(tmp_path: Pa
 
 def test_remote_files_read_like_local_ones(tmp_path: Path) -> None:
     data = np.random.default_rng(0).integers(0, 99, (3, 7, 5)).astype(np.int16)
-    file.write_volume("memory://nifti-test/v.nii.gz", data, (8.0, 1.5, 1.25), np.int16)
-    image, spacing = file.read_frame("memory://nifti-test/v.nii.gz")
+    write_volume("memory://nifti-test/v.nii.gz", data, (8.0, 1.5, 1.25), np.int16)
+    image, spacing = read_frame("memory://nifti-test/v.nii.gz")
     assert np.array_equal(image, data) and spacing == (8.0, 1.5, 1.25)
 
 
 @pytest.fixture
-def placed(tmp_path: Path) -> Callable[..., file.Header]:
+def placed(tmp_path: Path) -> Callable[..., Header]:
     """The header of a file of 8 × 8 × 3 voxels whose affine is written in `unit`."""
 
-    def header(affine: np.ndarray, unit: str = "mm") -> file.Header:
+    def header(affine: np.ndarray, unit: str = "mm") -> Header:
         scale = {"mm": 1.0, "meter": 1e-3}[unit]
         image = nib.Nifti1Image(np.zeros((8, 8, 3), np.int16), np.diag([scale, scale, scale, 1.0]) @ affine)
         image.header.set_xyzt_units(unit)
         nib.save(image, tmp_path / "placed.nii")
-        return file.read_header(str(tmp_path / "placed.nii"))
+        return read_header(str(tmp_path / "placed.nii"))
 
     return header
 
@@ -326,7 +328,7 @@ def turned(degrees: float, tilt: float = 30.0) -> np.ndarray:
 
 
 def test_a_mask_turned_against_its_image_is_refused_and_one_that_lost_its_directions_passes(
-    placed: Callable[..., file.Header],
+    placed: Callable[..., Header],
 ) -> None:
     for degrees in (40.0, 64.0):
         with pytest.raises(InputError, match="turned against the image"):
@@ -335,7 +337,7 @@ def test_a_mask_turned_against_its_image_is_refused_and_one_that_lost_its_direct
     check_same_grid(placed(turned(0)), placed(np.diag([1.5, 1.5, 8.0, 1.0])))
 
 
-def test_grids_in_metres_and_in_millimetres_are_compared_in_millimetres(placed: Callable[..., file.Header]) -> None:
+def test_grids_in_metres_and_in_millimetres_are_compared_in_millimetres(placed: Callable[..., Header]) -> None:
     far = turned(0)
     far[:3, 3] = 50
     check_same_grid(placed(far, "meter"), placed(far))
