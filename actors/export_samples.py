@@ -21,6 +21,7 @@ from pipeline.samples.maker import SampleMaker
 from pipeline.samples.plan import Sample, StepPlan
 from pipeline.samples.stream_config import StreamConfig, open_bank, step_plan
 from storage import fs
+from storage.bank.styles import modality_donors
 from storage.errors import InputError
 from storage.nifti import nnunet
 from storage.slices.store import SliceStore, finalise
@@ -79,7 +80,7 @@ def export(
     store = SliceStore.open(stream.run)
     bank = open_bank(stream, store)
     planned = _planned(step_plan(stream, store, bank), samples, labelled_alone=kind == "nnunet")
-    donors = bank.donors().vendor if bank is not None else None
+    donors = modality_donors(bank).vendor if bank is not None else None
     vendors = [_vendor(p.sample, store, donors) for p in planned]
     request = {"format": kind, "samples": samples, "stream": _identity(stream), "bank": bank and bank.fingerprint}
     _begin(out, request)

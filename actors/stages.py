@@ -10,7 +10,8 @@ from typing import Any
 
 from actors.evaluate_arm import CASES, evaluate_job
 from actors.resources import TASK_CPUS, ResourcePlan
-from actors.train_job import FAILED, TrainJob, run_job
+from actors.train_job import FAILED, TrainJob
+from actors.trainer import run_job
 from storage import fs
 from storage.errors import FinalError, InputError, StageError
 

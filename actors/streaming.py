@@ -15,6 +15,7 @@ import numpy as np
 
 from pipeline.samples.maker import MADE_AT, MADE_S, REJECTED, SampleMaker
 from pipeline.samples.stream_config import StreamConfig, open_bank, step_plan
+from storage.bank.node_cache import BankView
 from storage.errors import InputError
 from storage.slices.store import SliceStore
 
@@ -47,7 +48,7 @@ def batches(
     store = SliceStore.open(config.run)
     bank = open_bank(config, store)
     if bank is not None:
-        bank.view()  # damage is found here, where it can be told
+        BankView(bank)  # damage is found here, where it can be told
     rows = step_plan(config, store, bank).rows(rank, world)
     if rows == 0:
         raise InputError(

@@ -1,4 +1,4 @@
-"""Ray Train around `pipeline.training.step`: one job trains one network from one stream.
+"""A training job: one network trained from one stream, and the files it leaves.
 
 A job's folder holds
 
@@ -23,28 +23,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from actors.resources import ResourcePlan
 from pipeline.networks.files import WEIGHTS, read_config
 from pipeline.networks.sdnet import SDNetConfig
 from pipeline.networks.unet import UNetConfig
 from pipeline.samples.stream_config import StreamConfig
 from pipeline.training.config import TrainConfig
 from pipeline.training.losses import LossConfig
-from pipeline.training.step import NonFiniteLossError, OutOfMemoryError
 from storage import fs
-from storage.errors import FinalError, InputError, StageError
-
-if TYPE_CHECKING:
-    from ray.train.torch import TorchTrainer
+from storage.errors import InputError
 
 HISTORY, DONE, FAILED, LAST = "history.jsonl", "done.json", "failed.json", "last"
-MAX_DEATHS = 3  # in a row, without a new epoch in between
 
 
 class TrainJob(BaseModel):
@@ -86,107 +78,8 @@ class TrainJob(BaseModel):
             return False
 
 
-def run_job(job: TrainJob, plan: ResourcePlan) -> None:
-    """Train a job to its end. Workers may die as often as they like, as long as there is a new epoch now and then.
-
-    Raises FinalError if the loss is not finite or memory runs out; StageError if the loop itself fails, or workers die
-    `MAX_DEATHS` times in a row without a new epoch; InputError if Ray has GPUs that this torch cannot use, or the loop
-    met bad input. Only deaths are tried again.
-    """
-    import torch
-    from ray.exceptions import RayActorError
-    from ray.train import TrainingFailedError
-    from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
-
-    if plan.trainer_gpus and not torch.backends.cuda.is_built():
-        raise InputError(
-            "torch",
-            "is a build without CUDA, and the cluster has GPUs",
-            "install a CUDA build, or pass --set resources.gpus=false",
-        )
-    fs.remove(fs.join(job.out, DONE))
-    deaths, reached = 0, -1
-    while True:
-        try:
-            with TemporaryDirectory() as scratch:
-                _trainer(job, plan, scratch).fit()
-            return
-        except (TrainingFailedError, RayActorError) as error:
-            if job.finished():  # its worker died with nothing left to do
-                return
-            if isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError):
-                continue  # a lost machine's successor is not there yet
-            errors = list(getattr(error, "worker_failures", {}).values()) or [error]
-            _raise_ours(job, plan, errors)
-            epoch = len(read_history(job))
-            deaths = deaths + 1 if epoch == reached else 1
-            reached = epoch
-            if deaths == MAX_DEATHS:
-                raise StageError(
-                    f"a training worker died {deaths} times in a row after epoch {epoch} of {job.train.epochs}: "
-                    f"{_last_line(errors[0])}; the same command goes on from there; if memory ran out, lower "
-                    "train.batch_size or resources.lanes first"
-                ) from error
-
-
-def _raise_ours(job: TrainJob, plan: ResourcePlan, errors: Iterable[Exception]) -> None:
-    """Raise what no other try would mend. A worker that lost its peer fails too, with an error of torch's."""
-    from ray.exceptions import RayError, RayTaskError
-    from ray.train.v2._internal.exceptions import RayTrainError
-
-    for error in errors:
-        cause = getattr(error, "cause", None) or error
-        if isinstance(cause, InputError):
-            raise cause
-        lost = isinstance(error, (RayError, RayTrainError, StageError, OSError)) and not isinstance(error, RayTaskError)
-        if isinstance(cause, (NonFiniteLossError, OutOfMemoryError)):
-            raise FinalError(_last_line(cause)) from error
-        if not lost and plan.train_workers == 1:
-            raise StageError(_last_line(cause)) from error
-
-
-def _last_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[-1] if lines else type(error).__name__
-
-
 def read_history(job: TrainJob) -> list[dict[str, Any]]:
     """Epoch records that this very job wrote; what another configuration left in the folder is not its history."""
     path = fs.join(job.out, HISTORY)
     lines = fs.read_text(path).splitlines() if fs.exists(path) else []
     return [record for record in map(json.loads, filter(None, lines)) if record.get("config_hash") == job.config_hash]
-
-
-def _trainer(job: TrainJob, plan: ResourcePlan, scratch: str) -> TorchTrainer:
-    from ray.train import RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
-    from ray.train.v2.api.config import FailureConfig
-
-    from actors.train_worker import train_loop
-
-    resources = {"CPU": plan.trainer_cpus}
-    if plan.trainer_gpus:
-        resources["GPU"] = plan.trainer_gpus
-    return TorchTrainer(
-        train_loop,
-        train_loop_config={
-            "job": job.model_dump(),
-            "plan": {
-                "threads": plan.threads,
-                "data_actors": plan.data_actors,
-                "data_cpus": plan.data_cpus,
-                "stream_mb": plan.stream_mb,
-                "gpus": plan.trainer_gpus,
-            },
-        },
-        scaling_config=ScalingConfig(
-            num_workers=plan.train_workers, use_gpu=plan.trainer_gpus > 0, resources_per_worker=resources
-        ),
-        # no retries of Ray's own: they know no difference between a lost machine and a loss that is not a number, and
-        # would go on for ever where workers die while they start
-        run_config=RunConfig(
-            name=job.name,
-            storage_path=scratch,
-            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
-        ),
-    )

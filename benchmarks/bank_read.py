@@ -26,6 +26,7 @@ import pyarrow as pa
 from benchmarks import data
 from storage.bank.bank import BankSpec, FactorBank, PackedBank
 from storage.bank.index import BANK_INDEX_SCHEMA
+from storage.bank.node_cache import BankView
 
 SLICES, EPOCHS, ROUNDS, CANVAS = 3200, 2, 5, (256, 256)
 NAIVE_PAIRS = 300
@@ -74,7 +75,7 @@ def run() -> dict[str, Any]:
 
 def _ours(uri: str, cache: Path, pairs: Pairs) -> float:
     def load() -> tuple[Any, Any]:
-        view = FactorBank.open(uri).view(cache=str(cache))
+        view = BankView(FactorBank.open(uri), cache=str(cache))
         return view.anatomy, view.modality
 
     return _rate(load, pairs)

@@ -28,7 +28,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from actors.resources import Cluster, Node, ResourceConfig, plan
 from actors.streaming import batches
-from actors.train_job import TrainJob, read_history, run_job
+from actors.train_job import TrainJob, read_history
+from actors.trainer import run_job
 from benchmarks import cluster
 from benchmarks.timing import ratio
 from experiments.config import cpu

@@ -92,13 +92,14 @@ def verify(
 ) -> None:
     """Hold every file against the ledger, and the ledger against the data; exit status 1 if something is wrong."""
     from experiments.progress import Progress
+    from storage.bank import verify as checks
     from storage.bank.bank import FactorBank
 
     if (run is None) != (sdnet is None):
         raise InputError("verify", "--run and --sdnet go together", "give both, or none")
     opened, progress = FactorBank.open(bank, partial=True), Progress()
     with progress.stage("verify") as step:
-        problems = opened.verify(lambda done, total: step.update("shards", done, total))
+        problems = checks.verify(opened, lambda done, total: step.update("shards", done, total))
     if not problems and run is not None and sdnet is not None:
         from experiments.run.reextract import reextract
 

@@ -11,14 +11,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from experiments.report import figures, result_figures
+from experiments.report.findings import Findings, work_out
 from experiments.report.page import page
-from experiments.report.paper_table import ALL_CONTRASTS, ARM_LABELS, arm_order
+from experiments.report.paper_table import ARM_LABELS, arm_order
 from experiments.report.run_files import RunFiles, collect
 from experiments.report.tables import markdown_table, number
 from experiments.report.verdicts import sentences
-from pipeline.scores.compare_arms import COMPARISON_FIELDS, compare_arms
-from pipeline.scores.tables import TABLE_FIELDS, csv_text, summarise, write_cases, write_slices
-from pipeline.scores.volumes import agreement, cardiac_function, subject_measures
+from pipeline.scores.compare_arms import COMPARISON_FIELDS
+from pipeline.scores.tables import TABLE_FIELDS, csv_text, write_cases, write_slices
+from pipeline.scores.volumes import subject_measures
 from storage import fs
 
 FUNCTION_FIELDS = ("arm", "seed", "subject", "vendor", "centre", "measure", "unit", "reference", "predicted")
@@ -35,16 +36,6 @@ class ReportPaths:
     table_md: str
     tables: tuple[str, ...]
     figures: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Findings:
-    """What is worked out of a run's cases; see the functions that make each."""
-
-    summary: list[dict[str, Any]]  # evaluation.summarise, arms in the paper's order
-    comparisons: list[dict[str, Any]]  # comparison.compare_arms
-    function: list[dict[str, Any]]  # volumes.cardiac_function
-    agreement: list[dict[str, Any]]  # volumes.agreement
 
 
 def build_report(
@@ -93,17 +84,6 @@ def build_report(
     fs.write_text(paths.table_md, markdown_table(found.summary, title, note, spoken))
     fs.write_text(paths.html, page(run, found, title, note, pictures, arms, problems or {}))
     return paths
-
-
-def work_out(cases: Sequence[Mapping[str, Any]]) -> Findings:
-    """Everything that follows from the rows of `cases.csv`."""
-    function = cardiac_function(cases)
-    return Findings(
-        summary=sorted(summarise(cases), key=lambda row: arm_order(row["arm"])),
-        comparisons=compare_arms(cases, [(arm, baseline) for _, _, arm, baseline in ALL_CONTRASTS]),
-        function=function,
-        agreement=agreement(function),
-    )
 
 
 def _draw(run: RunFiles, found: Findings, mosaic: bytes | None) -> dict[str, bytes]:

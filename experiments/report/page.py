@@ -5,11 +5,12 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from experiments.report import figures
+from experiments.report.findings import Findings
 from experiments.report.paper_table import ALL_CONTRASTS, REFERENCE_NOTE, arm_label, arm_order, phantom_note
 from experiments.report.run_files import RunFiles, arm_states, cut_off, failures, split_counts
 from experiments.report.tables import (
@@ -30,9 +31,6 @@ from pipeline.scores.metrics import POSITIONS
 from pipeline.scores.tables import position_dice
 from pipeline.scores.volumes import MEASURES
 from storage.subjects import STRUCTURES
-
-if TYPE_CHECKING:
-    from experiments.report.build import Findings
 
 TEMPLATE = "page.html.j2"
 LONGEST = 40  # rows of a list; all of them are in cases.csv

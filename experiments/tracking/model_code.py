@@ -20,7 +20,7 @@ class Segmentation(PythonModel):
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> Any:
         """A row for each image of the column `image`, in its order; a study that fails has its reason in `error`."""
-        from experiments.predict import rows
+        from experiments.tracking.model_rows import rows
 
         return pd.DataFrame(rows(self.folder, [str(path) for path in model_input["image"]], dict(params or {})))
 

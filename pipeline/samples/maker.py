@@ -18,6 +18,8 @@ from pipeline.samples.realism import Encode, Realism
 from pipeline.samples.rescale import linear_scale, resample_crop
 from pipeline.samples.stream_config import StreamConfig, bank_rows, keys_of, open_bank, step_plan
 from storage.bank.bank import FactorBank
+from storage.bank.node_cache import BankView
+from storage.bank.styles import modality_donors
 from storage.errors import InputError
 from storage.slices.store import SliceStore
 
@@ -47,7 +49,10 @@ class SampleMaker:
         weights, decoder_config = bank.decoder()
         self._decoder = load_decoder(weights, decoder_config)
         self._channels = int(decoder_config["anatomy_channels"])
-        self._anatomies, self.donors = bank.view().anatomy, bank.donors()  # mapped: this node holds them once
+        self._anatomies, self.donors = (
+            BankView(bank).anatomy,
+            modality_donors(bank),
+        )  # mapped: this node holds them once
         self._place = {name: bank.index[name].to_numpy() for name in ("top", "left", "height", "width")}
         rows, ids = bank_rows(bank), np.flatnonzero(self.store.column("split") == "train")
         self._row_of = {int(i): rows[key] for i, key in zip(ids, keys_of(self.store, ids), strict=True)}

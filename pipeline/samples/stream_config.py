@@ -11,6 +11,7 @@ from pipeline.samples.plan import PlanConfig, StepPlan, Stream
 from pipeline.samples.preprocess import PreprocessConfig
 from storage.bank.bank import FactorBank
 from storage.bank.index import Key, slice_keys
+from storage.bank.styles import modality_donors
 from storage.errors import InputError
 from storage.layouts import LayoutOptions
 from storage.layouts.protocols import keeps_out
@@ -64,7 +65,7 @@ def step_plan(config: StreamConfig, store: SliceStore, bank: FactorBank | None =
             "a semi-supervised arm needs unlabelled training slices",
             "add unlabelled subjects or leave it out",
         )
-    donors = bank.donors() if bank is not None else None
+    donors = modality_donors(bank) if bank is not None else None
     rows = bank_rows(bank) if bank is not None and config.plan.fa_policy == "own" else None
     first = len(bank) if bank is not None and config.plan.fa_policy == "styles" else 0  # imported ones follow its own
     if donors is not None and first == len(donors):
@@ -116,7 +117,7 @@ def open_bank(config: StreamConfig, store: SliceStore) -> FactorBank | None:
             "was made with another preprocessing",
             f"use --set preprocess… as in the bank: {bank.spec.preprocess}",
         )
-    donors = bank.donors()
+    donors = modality_donors(bank)
     held_out = set(store.column("subject")[store.column("split") != "train"].tolist())
     leaked = sorted(held_out & set(donors.subject.tolist()))
     if leaked:

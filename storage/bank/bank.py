@@ -10,16 +10,16 @@
 
 Specified in docs/bank-format.md. Rows are written and read a whole shard at a time: one writer a shard, and never fancy
 indexing into shards, which costs Zarr many times more than a contiguous read. For reading slices at random see
-`FactorBank.view`.
+`storage.bank.node_cache.BankView`; for what may be wrong with a bank, `storage.bank.verify`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -61,13 +61,9 @@ from storage.bank.spec import (
 )
 from storage.errors import InputError
 
-if TYPE_CHECKING:
-    from storage.bank.node_cache import BankView
-    from storage.bank.styles import Donors
-
 __all__ = ["ARRAYS", "BANK_INDEX_SCHEMA", "BankSpec", "FactorBank", "PackedBank"]
 
-OURS = frozenset({ROOT, INDEX, WEIGHTS, WEIGHTS_CONFIG, STYLES, ledger.FOLDER, *ARRAYS})
+KNOWN_FILES = frozenset({ROOT, INDEX, WEIGHTS, WEIGHTS_CONFIG, STYLES, ledger.FOLDER, *ARRAYS})
 
 
 @dataclass(frozen=True)
@@ -106,7 +102,7 @@ class FactorBank:
         index, config = in_schema(index), as_json(decoder_config)
         if fs.exists(fs.join(bank, ROOT)):
             found = cls.open(bank, partial=True)
-            found._require_same_make(spec)
+            found._require_same_network(spec)
             return found.append(index)
         _clear_unfinished(bank)
         digest = sha256(decoder, config.encode())
@@ -178,7 +174,7 @@ class FactorBank:
     def is_committed(self, shard: int) -> bool:
         """Whether one shard is committed; read anew at each call."""
         entry = ledger.read_entry(self.uri, shard)
-        return entry is not None and self._vouches(shard, entry)
+        return entry is not None and self._entry_matches(shard, entry)
 
     def is_complete(self) -> bool:
         """Whether every shard is committed."""
@@ -216,7 +212,7 @@ class FactorBank:
         rows = self.shard_rows(shard)
         where = f"{fs.base_name(self.uri)}, shard {shard}"
         entry = ledger.read_entry(self.uri, shard)
-        if entry is None or not self._vouches(shard, entry):
+        if entry is None or not self._entry_matches(shard, entry):
             raise InputError(where, "is not in the ledger", "run `cardiomix extract` to its end")
         remedy = f"remove ledger/shard-{shard:05d}.json and run `cardiomix extract`, or restore the bank's copy"
         try:
@@ -253,20 +249,6 @@ class FactorBank:
         """
         return matching(self.index, columns)
 
-    def view(
-        self, rows: Sequence[int] | npt.NDArray[np.integer[Any]] | None = None, cache: str | None = None
-    ) -> BankView:
-        """A map-style view of all or some rows for reading at random; see `storage.bank.node_cache`. Raises IndexError."""
-        from storage.bank.node_cache import BankView
-
-        return BankView(self, rows, cache)
-
-    def donors(self, cache: str | None = None) -> Donors:
-        """Modality vectors to draw with: the bank's own, row by row, then imported ones. Raises InputError."""
-        from storage.bank.styles import donors
-
-        return donors(self, cache)
-
     def decoder(self) -> tuple[bytes, dict[str, Any]]:
         """The decoder's weights (safetensors) and configuration. Raises InputError if they are missing or damaged."""
         where, remedy = fs.base_name(self.uri), f"restore {WEIGHTS} and {WEIGHTS_CONFIG}"
@@ -302,15 +284,6 @@ class FactorBank:
         content = self.content_fingerprint
         return sha256(as_json([content, styles]).encode())[:16] if styles else content
 
-    def verify(self, progress: Callable[[int, int], None] | None = None) -> list[str]:
-        """Everything that is wrong, one line each; empty if the bank is whole and every byte is as the ledger says.
-
-        progress is called with the shards checked and the shards there are.
-        """
-        from storage.bank.verify import problems
-
-        return list(problems(self, progress))
-
     def tidy(self) -> None:
         """Remove what killed writers left of unfinished files; call it only while nobody writes."""
         if fs.is_local(self.uri):  # an object store has no unfinished objects
@@ -322,9 +295,9 @@ class FactorBank:
         return row_digests(self.index, map(self.shard_rows, range(self.shards())))
 
     def _entries(self) -> dict[int, ledger.Entry]:
-        return {k: entry for k, entry in ledger.committed(self.uri).items() if self._vouches(k, entry)}
+        return {k: entry for k, entry in ledger.committed(self.uri).items() if self._entry_matches(k, entry)}
 
-    def _vouches(self, shard: int, entry: ledger.Entry) -> bool:
+    def _entry_matches(self, shard: int, entry: ledger.Entry) -> bool:
         return (
             0 <= shard < self.shards()
             and entry.sdnet_fingerprint == self.spec.sdnet_fingerprint
@@ -332,7 +305,7 @@ class FactorBank:
             and entry.index_sha256 == self._row_digests[shard]
         )
 
-    def _require_same_make(self, spec: BankSpec) -> None:
+    def _require_same_network(self, spec: BankSpec) -> None:
         """Raises InputError, naming what differs, unless slices of `spec` may stand in this bank.
 
         The canvas does not count: whether a slice has room on ours is seen when it is appended.
@@ -351,6 +324,6 @@ def _clear_unfinished(bank: str) -> None:
     """Remove what a creation that was cut short left. Raises InputError if there is anything else, which is kept."""
     if not fs.exists(bank):
         return
-    if not fs.is_folder(bank) or set(fs.list_names(bank)) - OURS:
+    if not fs.is_folder(bank) or set(fs.list_names(bank)) - KNOWN_FILES:
         raise InputError(fs.base_name(bank), "is there and is not a factor bank", "name a new folder for the bank")
     fs.remove(bank)

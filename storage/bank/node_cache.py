@@ -23,17 +23,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from storage import fs
 from storage.bank.arrays import ARRAYS, dtype, row_shape
+from storage.bank.bank import FactorBank
 from storage.errors import InputError
-
-if TYPE_CHECKING:
-    from storage.bank.bank import FactorBank
 
 FOLDER, LIMIT, DEFAULT_LIMIT_GB = "CARDIOMIX_CACHE", "CARDIOMIX_CACHE_GB", 32.0
 BOOT = Path("/proc/sys/kernel/random/boot_id")

@@ -13,7 +13,7 @@ import json
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -21,13 +21,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from storage import fs
+from storage.bank.bank import FactorBank
 from storage.bank.node_cache import cached
 from storage.bank.spec import STYLES, as_json, code_version, sha256
 from storage.errors import InputError
 from storage.parquet import read_parquet
-
-if TYPE_CHECKING:
-    from storage.bank.bank import FactorBank
 
 FORMAT: Final = "cardiomix-styles"
 VERSION: Final = 1
@@ -50,7 +48,7 @@ class Donors:
         return len(self.modality)
 
 
-def donors(bank: FactorBank, cache: str | None = None) -> Donors:
+def modality_donors(bank: FactorBank, cache: str | None = None) -> Donors:
     """A bank's own vectors, donor r being row r, then those of imported styles in the order of their files' names.
 
     Raises InputError if a shard or a file of styles is missing or damaged.

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from storage import fs
 from storage.bank import ledger
 from storage.bank.arrays import ARRAYS, METADATA
-from storage.bank.bank import OURS, FactorBank
+from storage.bank.bank import KNOWN_FILES, FactorBank
 from storage.bank.spec import STYLES
 from storage.bank.styles import read_styles
 from storage.errors import InputError
@@ -18,9 +18,16 @@ from storage.errors import InputError
 CLASSES = 4  # background, LV, MYO, RV
 
 
-def problems(bank: FactorBank, progress: Callable[[int, int], None] | None = None) -> Iterator[str]:
-    """What is wrong with the decoder, every shard, imported styles, and what lies in the folder; see
-    `FactorBank.verify`."""
+def verify(bank: FactorBank, progress: Callable[[int, int], None] | None = None) -> list[str]:
+    """Everything that is wrong with the decoder, every shard, imported styles, and what lies in the folder, one line
+    each; empty if the bank is whole and every byte is as the ledger says.
+
+    progress is called with the shards checked and the shards there are.
+    """
+    return list(_problems(bank, progress))
+
+
+def _problems(bank: FactorBank, progress: Callable[[int, int], None] | None) -> Iterator[str]:
     yield from _told(bank.decoder)
     for shard in range(bank.shards()):
         yield from _of_shard(bank, shard)
@@ -67,7 +74,7 @@ def _around(bank: FactorBank, rows: range) -> npt.NDArray[np.bool_]:
 
 
 def _strays(bank: FactorBank) -> Iterator[str]:
-    for name in sorted(set(fs.list_names(bank.uri)) - OURS):
+    for name in sorted(set(fs.list_names(bank.uri)) - KNOWN_FILES):
         yield f"{name} does not belong in a bank; move it elsewhere"
     for shard in sorted(k for k in ledger.committed(bank.uri) if k >= bank.shards()):
         yield f"ledger: shard {shard} is beyond the bank's {bank.shards()}"

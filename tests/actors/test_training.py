@@ -16,8 +16,9 @@ import zarr
 
 from actors import stages
 from actors.resources import ResourcePlan
-from actors.train_job import DONE, HISTORY, LAST, TrainJob, read_history, run_job
+from actors.train_job import DONE, HISTORY, LAST, TrainJob, read_history
 from actors.train_worker import finish_job, first_state, run_epochs, some_slices
+from actors.trainer import run_job
 from pipeline.networks.files import load_model
 from pipeline.networks.sdnet import SDNet, SDNetConfig
 from pipeline.networks.unet import UNetConfig

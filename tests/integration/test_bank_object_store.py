@@ -14,7 +14,9 @@ import pytest
 from storage import fs
 from storage.bank.bank import FactorBank
 from storage.bank.merge import merge
-from storage.bank.styles import export_styles, import_styles
+from storage.bank.node_cache import BankView
+from storage.bank.styles import export_styles, import_styles, modality_donors
+from storage.bank.verify import verify
 from storage.errors import InputError, StageError
 from tests.integration.s3_faults import FAULTS, every_fourth
 from tests.storage.banks import factors, made, same
@@ -53,7 +55,7 @@ def files(bank: str) -> dict[str, bytes]:
 def test_a_bank_in_a_bucket_has_the_bytes_of_one_in_a_folder_and_grows_too(s3_endpoint: str, local: str) -> None:
     bank = f"{BUCKET}/plain/bank.zarr"
     made(bank)
-    assert made(bank, subjects=THREE).verify() == []
+    assert verify(made(bank, subjects=THREE)) == []
     assert files(bank) == files(local)
 
 
@@ -73,8 +75,8 @@ def test_a_server_that_fails_every_fourth_request_loses_nothing(patient: Any, lo
     made(bank, shards=[0])
     made(bank, subjects=THREE)
     opened = FactorBank.open(bank)
-    assert opened.verify() == []
-    assert same(opened.view(cache=str(tmp_path)), slice(None), factors(THREE))
+    assert verify(opened) == []
+    assert same(BankView(opened, cache=str(tmp_path)), slice(None), factors(THREE))
     patient.mend()
     assert set(failed) == set(FAULTS)
     assert files(bank) == files(local)
@@ -86,7 +88,7 @@ def test_merging_and_styles_work_in_a_bucket_too(s3_endpoint: str, tmp_path: Pat
     assert same(merged.load(), slice(None))
     export_styles(made(f"{BUCKET}/sites/s2.zarr", subjects=("s2",)), f"{BUCKET}/sites/styles.parquet")
     import_styles(f"{BUCKET}/sites/styles.parquet", merged)
-    assert len(FactorBank.open(merged.uri).donors(str(tmp_path))) == 15
+    assert len(modality_donors(FactorBank.open(merged.uri), str(tmp_path))) == 15
 
 
 @pytest.mark.slow
@@ -96,8 +98,8 @@ def test_whenever_the_server_goes_away_it_is_one_line_and_nothing_is_called_dama
     def work(bank: str, begin: tuple[str, ...] = THREE[:2]) -> None:
         made(bank, subjects=begin)
         opened = made(bank, subjects=THREE)
-        assert opened.verify() == []
-        assert same(opened.view(cache=str(tmp_path / fs.base_name(bank))), slice(None), factors(THREE))
+        assert verify(opened) == []
+        assert same(BankView(opened, cache=str(tmp_path / fs.base_name(bank))), slice(None), factors(THREE))
 
     s3_proxy.mend()
     work(f"{BUCKET}/unhurried")

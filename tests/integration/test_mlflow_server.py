@@ -19,7 +19,7 @@ import pytest
 from mlflow import MlflowClient
 
 from actors.stages import ArmRun
-from experiments.tracking import run_log
+from experiments.tracking import run_log, writer
 from experiments.tracking.run_log import RunLog
 from storage.errors import InputError
 from tests.conftest import S3Proxy

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from storage.bank.bank import FactorBank
-from storage.bank.node_cache import FOLDER, LIMIT
+from storage.bank.node_cache import FOLDER, LIMIT, BankView
 from storage.errors import InputError
 from tests.storage.banks import FACTORS, N, index, made, same
 
@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 READER = """
 import os, signal, sys
 from storage.bank.bank import FactorBank
+from storage.bank.node_cache import BankView
 from tests.storage.banks import same
 reads, read_array = 0, FactorBank.read_array
 
@@ -34,7 +35,7 @@ def counted(self, name, shard, out=None):
 
 FactorBank.read_array = counted
 sys.stdin.readline()
-assert same(FactorBank.open(sys.argv[1]).view(cache=sys.argv[2]), slice(None))
+assert same(BankView(FactorBank.open(sys.argv[1]), cache=sys.argv[2]), slice(None))
 print(reads)
 """
 NEVER = "0"
@@ -51,7 +52,7 @@ def cache(tmp_path: Path) -> Path:
 
 
 def test_a_view_gives_every_slice_bit_for_bit_and_what_the_index_says(whole: Path, cache: Path) -> None:
-    view = FactorBank.open(str(whole)).view(cache=str(cache))
+    view = BankView(FactorBank.open(str(whole)), cache=str(cache))
     assert len(view) == N
     for row, facts in enumerate(index().to_pylist()):
         found = view[row]
@@ -65,14 +66,14 @@ def test_a_view_gives_every_slice_bit_for_bit_and_what_the_index_says(whole: Pat
 
 def test_a_view_of_some_rows_has_these_in_their_order(whole: Path, cache: Path) -> None:
     bank = FactorBank.open(str(whole))
-    view = bank.view(bank.where(vendor="B", labelled=True)[::-1], cache=str(cache))
+    view = BankView(bank, bank.where(vendor="B", labelled=True)[::-1], cache=str(cache))
     assert [facts["row"] for facts in view] == [7, 6, 5]  # type: ignore[attr-defined]
     with pytest.raises(IndexError):
-        bank.view([0, N])
+        BankView(bank, [0, N])
 
 
 def test_what_is_read_is_not_the_cache_itself(whole: Path, cache: Path) -> None:
-    view = FactorBank.open(str(whole)).view(cache=str(cache))
+    view = BankView(FactorBank.open(str(whole)), cache=str(cache))
     view[0]["anatomy"][:] = 0
     assert np.array_equal(view[0]["anatomy"], FACTORS.anatomy[0])
     with pytest.raises(ValueError, match="read-only"):
@@ -82,7 +83,7 @@ def test_what_is_read_is_not_the_cache_itself(whole: Path, cache: Path) -> None:
 def test_torch_s_data_loader_takes_a_view_as_it_is_in_worker_processes_too(whole: Path, cache: Path) -> None:
     from torch.utils.data import DataLoader
 
-    view = FactorBank.open(str(whole)).view(cache=str(cache))
+    view = BankView(FactorBank.open(str(whole)), cache=str(cache))
     for workers, context in ((0, None), (2, "spawn")):
         loader = DataLoader(view, batch_size=4, num_workers=workers, multiprocessing_context=context)  # type: ignore[arg-type, var-annotated]
         batches = list(loader)
@@ -106,13 +107,13 @@ def test_whoever_is_killed_while_filling_it_leaves_nothing_that_is_taken_for_it(
     dying.communicate("go\n", timeout=60)
     assert dying.returncode == -signal.SIGKILL
     assert list(cache.rglob("*.partial"))
-    assert same(FactorBank.open(str(whole)).view(cache=str(cache)), slice(None))
+    assert same(BankView(FactorBank.open(str(whole)), cache=str(cache)), slice(None))
     assert not list(cache.rglob("*.partial"))
 
 
 def test_the_cache_needs_no_bank_any_more(whole: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(FOLDER, str(cache))
-    view = FactorBank.open(str(whole)).view()
+    view = BankView(FactorBank.open(str(whole)))
     assert same(view, slice(None))
     monkeypatch.setattr(FactorBank, "read_array", None)
     assert same(pickle.loads(pickle.dumps(view)), slice(None))
@@ -125,15 +126,15 @@ def test_damage_is_found_while_it_is_filled_and_nothing_stays(tmp_path: Path, ca
     content[40] ^= 1
     shard.write_bytes(content)
     with pytest.raises(InputError, match=r"bank\.zarr, shard 1: its anatomy is not what the ledger says"):
-        _ = FactorBank.open(str(tmp_path / "bank.zarr")).view(cache=str(cache)).anatomy
+        _ = BankView(FactorBank.open(str(tmp_path / "bank.zarr")), cache=str(cache)).anatomy
     assert [p for p in cache.rglob("*") if p.suffix in (".bin", ".partial")] == []
 
 
 def test_a_changed_bank_has_another_cache(tmp_path: Path, cache: Path) -> None:
     bank = made(tmp_path / "bank.zarr")
-    assert same(bank.view(cache=str(cache)), slice(None))
+    assert same(BankView(bank, cache=str(cache)), slice(None))
     bank.write_shard(0, FACTORS.anatomy[:4] ^ np.uint8(1), FACTORS.modality[:4], FACTORS.mask[:4])
-    assert np.array_equal(bank.view(cache=str(cache)).anatomy[0], FACTORS.anatomy[0] ^ 1)
+    assert np.array_equal(BankView(bank, cache=str(cache)).anatomy[0], FACTORS.anatomy[0] ^ 1)
 
 
 def test_banks_opened_longest_ago_go_when_the_limit_is_reached(
@@ -141,7 +142,7 @@ def test_banks_opened_longest_ago_go_when_the_limit_is_reached(
 ) -> None:
     banks = [made(tmp_path / f"{k}.zarr", subjects=("s0", f"s{k}")) for k in (1, 2, 3)]
     monkeypatch.setenv(LIMIT, str(2.5 * FACTORS.anatomy.nbytes / 1e9))
-    views = [bank.view(cache=str(cache)) for bank in banks]
+    views = [BankView(bank, cache=str(cache)) for bank in banks]
     first = views[0].anatomy
     (cache / "0123456789abcdef-1a2b3c4d").mkdir()  # of an earlier boot
     _ = views[1].anatomy
@@ -156,13 +157,13 @@ def test_banks_opened_longest_ago_go_when_the_limit_is_reached(
 def test_a_cache_that_cannot_be_is_one_clear_line(whole: Path, tmp_path: Path, folder: str) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(InputError, match=f"cannot hold a bank's cache .*; name a folder .*{FOLDER}"):
-        _ = FactorBank.open(str(whole)).view(cache=str(tmp_path / folder)).anatomy
+        _ = BankView(FactorBank.open(str(whole)), cache=str(tmp_path / folder)).anatomy
 
 
 def test_a_disk_without_room_is_one_clear_line(whole: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 100}))
     with pytest.raises(InputError, match=r"has 0\.00 GB free"):
-        _ = FactorBank.open(str(whole)).view(cache=str(cache)).anatomy
+        _ = BankView(FactorBank.open(str(whole)), cache=str(cache)).anatomy
 
 
 def test_a_copied_bank_alone_is_enough_offline_without_torch_or_ray(whole: Path, tmp_path: Path) -> None:
@@ -170,9 +171,11 @@ def test_a_copied_bank_alone_is_enough_offline_without_torch_or_ray(whole: Path,
     code = f"""
 import sys
 from storage.bank.bank import FactorBank
+from storage.bank.node_cache import BankView
+from storage.bank.styles import modality_donors
 from tests.storage.banks import DECODER, DECODER_CONFIG, FACTORS, same
 bank = FactorBank.open({str(copy)!r})
-view, donors = bank.view(cache={str(tmp_path / "cache")!r}), bank.donors({str(tmp_path / "cache")!r})
+view, donors = BankView(bank, cache={str(tmp_path / "cache")!r}), modality_donors(bank, {str(tmp_path / "cache")!r})
 assert same(view, slice(None)) and (donors.modality == FACTORS.modality).all()
 assert bank.decoder() == (DECODER, DECODER_CONFIG)
 assert not {{"torch", "ray", "mlflow", "zarr"}} & set(sys.modules)

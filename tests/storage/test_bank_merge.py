@@ -10,7 +10,8 @@ import pytest
 
 from storage.bank.bank import FactorBank
 from storage.bank.merge import merge
-from storage.bank.styles import export_styles, import_styles
+from storage.bank.styles import export_styles, import_styles, modality_donors
+from storage.bank.verify import verify
 from storage.errors import InputError
 from tests.storage.banks import digests, factors, made, same
 
@@ -23,7 +24,7 @@ def banks(tmp_path: Path) -> list[str]:
 
 
 def test_a_merged_bank_has_the_bytes_of_one_extracted_at_once(banks: list[str], tmp_path: Path) -> None:
-    assert merge(banks, str(tmp_path / "both.zarr")).verify() == []
+    assert verify(merge(banks, str(tmp_path / "both.zarr"))) == []
     made(tmp_path / "once.zarr", subjects=HERE + THERE)
     assert digests(tmp_path / "both.zarr") == digests(tmp_path / "once.zarr")
     assert not (tmp_path / "both.zarr.lock").exists()
@@ -40,7 +41,7 @@ def test_on_the_larger_canvas_every_image_stays_centred(banks: list[str], tmp_pa
         write(larger, shard, expected)
     merged = merge([banks[0], larger.uri], str(tmp_path / "both.zarr"))
     assert merged.spec.canvas == (48, 64)
-    assert merged.verify() == []
+    assert verify(merged) == []
     assert same(merged.read(range(10, 20)), slice(None), expected)
     found = merged.read(range(10))
     assert np.array_equal(found.anatomy[:, 9:39, 12:52], factors().anatomy[:, 1:31, 4:44])
@@ -71,7 +72,7 @@ def test_a_merge_cut_short_goes_on_and_a_finished_one_is_left(banks: list[str], 
 def test_imported_styles_come_along(banks: list[str], tmp_path: Path) -> None:
     export_styles(made(tmp_path / "far.zarr", subjects=FAR), str(tmp_path / "styles.parquet"))
     import_styles(str(tmp_path / "styles.parquet"), FactorBank.open(banks[1]))
-    assert len(merge(banks, str(tmp_path / "both.zarr")).donors(str(tmp_path / "cache"))) == 30
+    assert len(modality_donors(merge(banks, str(tmp_path / "both.zarr")), str(tmp_path / "cache"))) == 30
 
 
 @pytest.mark.parametrize(

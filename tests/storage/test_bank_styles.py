@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from storage.bank.bank import FactorBank
-from storage.bank.styles import COLUMNS, export_styles, import_styles
+from storage.bank.styles import COLUMNS, export_styles, import_styles, modality_donors
+from storage.bank.verify import verify
 from storage.errors import InputError
 from tests.storage.banks import DECODER, DECODER_CONFIG, digests, factors, index, made, same, spec, write
 
@@ -99,13 +100,13 @@ def test_imported_styles_are_further_donors(home: FactorBank, styles: Path, tmp_
     before = home.fingerprint
     assert import_styles(str(styles), home) == 10
     opened = FactorBank.open(home.uri)
-    found = opened.donors(str(tmp_path / "cache"))
+    found = modality_donors(opened, str(tmp_path / "cache"))
     expected = np.concatenate([factors().modality, factors(AWAY).modality])
     assert np.array_equal(found.modality, expected)
     assert found.vendor.tolist() == ["A"] * 5 + ["B"] * 5 + ["A"] * 5 + ["B"] * 5
     assert opened.fingerprint != before
     assert same(opened.load(), slice(None))
-    assert opened.verify() == []
+    assert verify(opened) == []
     after = digests(Path(home.uri))
     import_styles(str(styles), home)  # twice is once
     assert digests(Path(home.uri)) == after

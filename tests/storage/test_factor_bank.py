@@ -15,6 +15,7 @@ import pytest
 
 from storage.bank import ledger
 from storage.bank.bank import FactorBank
+from storage.bank.verify import verify
 from storage.errors import InputError
 from tests.storage.banks import (
     DECODER,
@@ -48,7 +49,7 @@ def test_factors_come_back_bit_for_bit_by_shard_by_row_and_whole(whole: Path) ->
     assert bank.index.equals(index())
     assert bank.decoder() == (DECODER, DECODER_CONFIG)
     assert bank.is_complete()
-    assert bank.verify() == []
+    assert verify(bank) == []
 
 
 @pytest.mark.parametrize("rows", [[-1], [N], [0, 99]])
@@ -147,7 +148,7 @@ def test_a_bank_with_shards_missing_opens_only_as_partial(tmp_path: Path) -> Non
     assert same(partial.read([0, 7]), [0, 7])
     with pytest.raises(InputError, match="shard 2: is not in the ledger"):
         partial.load()
-    assert len(partial.verify()) == 1
+    assert len(verify(partial)) == 1
 
 
 def test_a_shard_of_another_network_does_not_count(copy: Path) -> None:
@@ -258,7 +259,7 @@ def test_damaged_data_are_never_read_as_factors(copy: Path, damage: Callable[[Pa
     with pytest.raises(InputError, match=r"^bank\.zarr, shard 1: its (anatomy|mask|modality)"):
         bank.read([5])
     assert same(bank.read([0, 9]), [0, 9])
-    assert len(bank.verify()) == 1
+    assert len(verify(bank)) == 1
 
 
 @pytest.mark.parametrize("at", range(0, 100, 9))
@@ -271,7 +272,7 @@ def test_a_flipped_byte_anywhere_in_a_shard_is_found(copy: Path, at: int) -> Non
     try:
         assert same(bank.read_shard(0), slice(0, 4))  # a byte that no value depends on
     except InputError:
-        assert len(bank.verify()) == 1
+        assert len(verify(bank)) == 1
 
 
 def test_verify_names_a_changed_decoder_strays_and_what_no_bank_holds(copy: Path) -> None:
@@ -283,7 +284,7 @@ def test_verify_names_a_changed_decoder_strays_and_what_no_bank_holds(copy: Path
     (copy / "notes.txt").write_text("mine")
     (copy / "mask" / "c" / "9").mkdir()
     ledger.commit(str(copy), 7, ledger.Entry(28, 32, {}, {}, "", "0123456789abcdef", "1"))
-    problems = FactorBank.open(str(copy)).verify()
+    problems = verify(FactorBank.open(str(copy)))
     words = ("decoder", "notes.txt", "shard 7", "mask/c/9", "shard 1: its mask has values")
     assert len(problems) == len(words)
     for word in words:
@@ -291,7 +292,7 @@ def test_verify_names_a_changed_decoder_strays_and_what_no_bank_holds(copy: Path
 
 
 def test_verify_tells_bits_beyond_the_channels(tmp_path: Path) -> None:
-    problems = made(tmp_path / "b", channels=7).verify()
+    problems = verify(made(tmp_path / "b", channels=7))
     assert problems == [f"b, shard {k}: its anatomy has bits beyond the 7 channels" for k in range(3)]
 
 
@@ -342,6 +343,6 @@ def test_a_bank_lives_in_an_object_store_too(whole: Path) -> None:
     assert same(FactorBank.open("memory://store/bank.zarr").load(), slice(None))
     assert bank.fingerprint == FactorBank.open(str(whole)).fingerprint
     write(bank, 1)
-    assert bank.verify() == []
+    assert verify(bank) == []
     with pytest.raises(InputError, match="no factor bank here"):
         FactorBank.open("memory://store/other.zarr")

@@ -1,0 +1,33 @@
+"""What is worked out of a run's cases, for the tables, the verdicts and the page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from experiments.report.paper_table import ALL_CONTRASTS, arm_order
+from pipeline.scores.compare_arms import compare_arms
+from pipeline.scores.tables import summarise
+from pipeline.scores.volumes import agreement, cardiac_function
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What is worked out of a run's cases; see the functions that make each."""
+
+    summary: list[dict[str, Any]]  # evaluation.summarise, arms in the paper's order
+    comparisons: list[dict[str, Any]]  # comparison.compare_arms
+    function: list[dict[str, Any]]  # volumes.cardiac_function
+    agreement: list[dict[str, Any]]  # volumes.agreement
+
+
+def work_out(cases: Sequence[Mapping[str, Any]]) -> Findings:
+    """Everything that follows from the rows of `cases.csv`."""
+    function = cardiac_function(cases)
+    return Findings(
+        summary=sorted(summarise(cases), key=lambda row: arm_order(row["arm"])),
+        comparisons=compare_arms(cases, [(arm, baseline) for _, _, arm, baseline in ALL_CONTRASTS]),
+        function=function,
+        agreement=agreement(function),
+    )
