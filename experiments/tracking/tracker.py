@@ -5,8 +5,9 @@ twice leaves one copy; a time is computed from the history instead of read from 
 carried out, but whose answer was lost, is recognised by the store when it comes again. Only the driver writes, from one
 thread: opening a `Tracker` also creates or checks the database, before any worker could touch it.
 
-Of the machine only use is recorded (see `experiments.tracking.system_metrics`): no user, host or path. MLflow's usage telemetry
-is switched off. Everything here blocks and raises what MLflow raises; `experiments.tracking.run_log` is what a driver calls.
+Of the machine only use is recorded (see `experiments.tracking.system_metrics`): no user, host or path. MLflow's usage
+telemetry is switched off. Everything here blocks and raises what MLflow raises; a driver calls
+`experiments.tracking.run_log`.
 """
 
 from __future__ import annotations
@@ -174,7 +175,7 @@ class ChildRun:
         self._log(points)
 
     def log_scores(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Log rows of `pipeline.scores.tables.summarise` that belong to this arm as `dice/<vendor>/<structure>`, likewise
+        """Log this arm's rows of `pipeline.scores.tables.summarise` as `dice/<vendor>/<structure>`, likewise
         HD95 and missed.
 
         A score that has not changed is not logged again; one that has (the arm was evaluated anew) becomes the next

@@ -48,7 +48,8 @@ def save_model(
     """Write weights and configuration; returns the fingerprint. The configuration goes last: it marks completeness.
 
     `trained_on` names the training and validation subjects that made the weights; their keys are kept, so that a run
-    can tell that it would test on one of them. `about` is for who uses the network (see `pipeline.inference.model_card`).
+    can tell that it would test on one of them. `about` is for who uses the network (see
+    `pipeline.inference.model_card`).
     """
     weights = weights_of(model)
     kind = "sdnet" if isinstance(config, SDNetConfig) else "unet"

@@ -1,7 +1,7 @@
 """The three arrays of a factor bank: their Zarr v3 metadata, and a shard's values to and from one file.
 
 Put together here instead of by Zarr: one request a shard and array, no half-written file, the same errors for a folder
-and an object store. `zarr.open_group` reads what comes out; tests/storage/test_bank_arrays.py holds it to that.
+and an object store. `zarr.open_group` reads what comes out; tests/storage/bank/test_arrays.py holds it to that.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import pytest
 from actors.resources import ResourceConfig, ResourcePlan
 from actors.stages import ArmRun, run_arms
 from storage.errors import FinalError, InputError, StageError
-from tests.actors.test_training import PLAN, training
+from tests.actors.test_trainer import PLAN, training
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from torch import nn
 
 from pipeline.factors.code_scale import standardise_codes
 from pipeline.networks.sdnet import SDNet, SDNetConfig
-from tests.pipeline.test_channel_revival import images
+from tests.pipeline.training.test_channel_revival import images
 
 
 def sdnet(modulation: Literal["adain", "adain_relu", "scalars", "none"] = "adain") -> SDNet:

@@ -17,7 +17,7 @@ from storage.bank.node_cache import FOLDER, LIMIT, BankView
 from storage.errors import InputError
 from tests.storage.banks import FACTORS, N, index, made, same
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 # Opens the view of bank argv[1] on cache argv[2], says how many shards it read of it, and checks what it sees.
 READER = """
 import os, signal, sys

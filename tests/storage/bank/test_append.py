@@ -15,7 +15,7 @@ from storage.bank.bank import FactorBank
 from storage.errors import InputError
 from tests.storage.banks import DECODER, DECODER_CONFIG, FACTORS, digests, factors, index, made, same, spec
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 THREE = ("s0", "s1", "s2")
 # Extends the bank argv[1] in this process, and is killed by SIGKILL before (or, if "after", after) its write argv[2].
 KILLED = """
