@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from actors.ray_internals import machine_cpus, machine_gpus
 from storage.errors import InputError
 
 # Of a lane's cores, as Ray books them: the trainer's half leaves room for its data actors and for short tasks.
@@ -274,12 +275,7 @@ def _fraction(cpus: float) -> float:
 
 def local_cluster(cpus: int | None = None) -> Cluster:
     """What Ray would find on this machine, without starting it; `cpus` in place of the number that it would find."""
-    from ray._private.accelerators import get_accelerator_manager_for_resource
-    from ray._private.utils import get_num_cpus
-
-    manager = get_accelerator_manager_for_resource("GPU")
-    gpus = manager.get_current_node_num_accelerators() if manager is not None else 0
-    return Cluster((Node(float(cpus or get_num_cpus()), float(gpus)),))
+    return Cluster((Node(float(cpus or machine_cpus()), float(machine_gpus())),))
 
 
 def inside_cluster() -> bool:

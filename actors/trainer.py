@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from actors.ray_internals import is_train_error, waited_for_a_node
 from actors.resources import ResourcePlan
 from actors.train_job import DONE, TrainJob, read_history
 from pipeline.training.step import NonFiniteLossError, OutOfMemoryError
@@ -28,7 +29,6 @@ def run_job(job: TrainJob, plan: ResourcePlan) -> None:
     import torch
     from ray.exceptions import RayActorError
     from ray.train import TrainingFailedError
-    from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
     if plan.trainer_gpus and not torch.backends.cuda.is_built():
         raise InputError(
@@ -46,7 +46,7 @@ def run_job(job: TrainJob, plan: ResourcePlan) -> None:
         except (TrainingFailedError, RayActorError) as error:
             if job.finished():  # its worker died with nothing left to do
                 return
-            if isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError):
+            if waited_for_a_node(getattr(error, "controller_failure", None)):
                 continue  # a lost machine's successor is not there yet
             errors = list(getattr(error, "worker_failures", {}).values()) or [error]
             _raise_ours(job, plan, errors)
@@ -64,13 +64,13 @@ def run_job(job: TrainJob, plan: ResourcePlan) -> None:
 def _raise_ours(job: TrainJob, plan: ResourcePlan, errors: Iterable[Exception]) -> None:
     """Raise what no other try would mend. A worker that lost its peer fails too, with an error of torch's."""
     from ray.exceptions import RayError, RayTaskError
-    from ray.train.v2._internal.exceptions import RayTrainError
 
     for error in errors:
         cause = getattr(error, "cause", None) or error
         if isinstance(cause, InputError):
             raise cause
-        lost = isinstance(error, (RayError, RayTrainError, StageError, OSError)) and not isinstance(error, RayTaskError)
+        lost = isinstance(error, (RayError, StageError, OSError)) or is_train_error(error)
+        lost = lost and not isinstance(error, RayTaskError)
         if isinstance(cause, (NonFiniteLossError, OutOfMemoryError)):
             raise FinalError(_last_line(cause)) from error
         if not lost and plan.train_workers == 1:

@@ -1,17 +1,32 @@
-"""The import rule: storage ← pipeline ← actors ← experiments, and who may import torch, ray and mlflow."""
+"""The house: its rooms and their order, no circles, and who may import torch, ray, mlflow and what is private."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = ("storage", "pipeline", "actors", "experiments")  # each may import itself and what stands before it
+# Each room, or flat file, imports only what stands before it in its package.
+ORDER = (
+    *("storage.errors", "storage.subjects", "storage.parquet", "storage.fs", "storage.lock", "storage.sharded_array"),
+    *("storage.nifti", "storage.layouts", "storage.slices", "storage.bank", "storage.survey"),
+    *("pipeline.networks", "pipeline.phantom", "pipeline.samples", "pipeline.factors"),
+    *("pipeline.scores", "pipeline.training", "pipeline.inference"),
+    *("actors.ray_internals", "actors.resources", "actors.streaming", "actors.ingest", "actors.extractor"),
+    *("actors.extraction_pool", "actors.extraction", "actors.train_job", "actors.train_worker", "actors.trainer"),
+    *("actors.evaluate_arm", "actors.stages", "actors.export_samples", "actors.predict_studies"),
+    *("experiments.version", "experiments.progress", "experiments.arms", "experiments.config"),
+    *("experiments.report", "experiments.tracking", "experiments.predict", "experiments.inspection"),
+    *("experiments.run", "experiments.cli", "experiments.__main__"),
+)
+MAY_BE_PRIVATE = {"actors.ray_internals"}
 ONLY_IN = {"ray": {"actors"}, "mlflow": {"experiments"}}
 # torch, and what would bring it in
 NOT_IN_STORAGE = {"torch", "torchvision", "monai", "safetensors.torch", "ray", "mlflow"}
@@ -54,8 +69,107 @@ def violations(root: Path) -> list[str]:
     return found
 
 
+def modules(root: Path) -> dict[str, Path]:
+    """Our modules by dotted name; a package by its own."""
+    found = {}
+    for layer in LAYERS:
+        for path in sorted((root / layer).rglob("*.py")):
+            found[".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")] = path
+    return found
+
+
+def edges(root: Path) -> dict[str, set[str]]:
+    """Which of our modules each imports, those under TYPE_CHECKING and inside functions included."""
+    ours = modules(root)
+    graph: dict[str, set[str]] = {name: set() for name in ours}
+    for name, path in ours.items():
+        for _, target in imported(path, root):
+            while target and target not in ours:  # `from a.b import C`: C is a name in module a.b
+                target = target.rpartition(".")[0]
+            if target and target != name:
+                graph[name].add(target)
+    return graph
+
+
+def room(module: str) -> str:
+    """The folder of a package that a module is in, or the module itself if it is flat."""
+    return ".".join(module.split(".")[:2])
+
+
+def circles(graph: Mapping[str, Iterable[str]]) -> list[str]:
+    """A line for each circle that a search meets; none if there is no circle."""
+    try:
+        tuple(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        return [" → ".join(error.args[1])]
+    return []
+
+
+def upward(graph: Mapping[str, Iterable[str]]) -> list[str]:
+    """Imports that run against the rooms' order inside a package."""
+    place = {name: k for k, name in enumerate(ORDER)}
+    return [
+        f"{source} imports {target}, which stands above it"
+        for source, targets in graph.items()
+        for target in sorted(targets)
+        if room(source) != room(target)
+        and source.split(".")[0] == target.split(".")[0]
+        and place.get(room(source), -1) < place.get(room(target), -1)
+    ]
+
+
+def private_imports(root: Path) -> list[str]:
+    """Modules that import another package's private module."""
+    return [
+        f"{name}: {target}"
+        for name, path in modules(root).items()
+        for _, target in imported(path, root)
+        if name not in MAY_BE_PRIVATE
+        and target.split(".")[0] not in LAYERS
+        and not target.startswith("__future__")
+        # a private module is one on the way, not the last name, which may be a function
+        and any(part.startswith("_") for part in target.split(".")[:-1])
+    ]
+
+
 def test_imports_run_one_way() -> None:
     assert violations(ROOT) == []
+
+
+def test_no_module_is_in_a_circle_and_no_room_either() -> None:
+    graph = edges(ROOT)
+    assert circles(graph) == []
+    rooms: dict[str, set[str]] = {}
+    for source, targets in graph.items():
+        rooms.setdefault(room(source), set()).update(room(target) for target in targets)
+    assert circles({name: targets - {name} for name, targets in rooms.items()}) == []
+
+
+def test_imports_follow_the_order_of_the_rooms() -> None:
+    assert upward(edges(ROOT)) == []
+
+
+def test_the_order_names_every_room_and_flat_file() -> None:
+    there = {room(name) for name in modules(ROOT) if "." in name}
+    assert there == set(ORDER), there ^ set(ORDER)
+
+
+def test_no_room_imports_what_another_package_keeps_private() -> None:
+    assert private_imports(ROOT) == []
+
+
+def test_a_circle_and_an_arrow_upwards_are_caught_wherever_they_hide(tmp_path: Path) -> None:
+    for name, code in {
+        "storage/bank/a.py": "def late():\n    from storage.bank.b import f\n",
+        "storage/bank/b.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from storage.bank import a\n",
+        "storage/fs.py": "from storage.bank.c import g\n",
+        "storage/bank/c.py": "",
+        "actors/a.py": "def late():\n    from ray.train.v2._internal.exceptions import RayTrainError\n",
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(code, encoding="utf-8")
+    graph = edges(tmp_path)
+    assert circles(graph) and len(upward(graph)) == 1 and len(private_imports(tmp_path)) == 1
 
 
 def test_every_package_is_there_to_be_checked() -> None:
