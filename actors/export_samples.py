@@ -23,6 +23,7 @@ from pipeline.samples.stream_config import StreamConfig, open_bank, step_plan
 from storage import fs
 from storage.bank.styles import modality_donors
 from storage.errors import InputError
+from storage.identity import identity
 from storage.nifti import nnunet
 from storage.slices.store import SliceStore, finalise
 from storage.slices.writer import Made, Stored, write_made
@@ -223,7 +224,7 @@ def _begin(out: str, request: dict[str, Any]) -> None:
 
 
 def _identity(stream: StreamConfig) -> dict[str, Any]:
-    return stream.model_dump(mode="json", exclude={"run", "bank", "sdnet"})
+    return identity(stream, exclude={"run", "bank", "sdnet"})
 
 
 def _source(unit: Unit, out: str) -> str:

@@ -22,6 +22,7 @@ from storage import fs
 from storage.bank.anatomy_codec import check_channels
 from storage.bank.bank import BANK_INDEX_SCHEMA, BankSpec, FactorBank
 from storage.errors import InputError, StageError
+from storage.identity import identity
 from storage.lock import lock
 from storage.slices.store import SliceStore
 
@@ -109,7 +110,7 @@ def prepare_bank(work: Work, shard_slices: int) -> FactorBank:
         canvas=canvas,
         shard_slices=shard_slices,
         sdnet_fingerprint=factors_name(sdnet_fingerprint(work.sdnet_dir), work.precision),
-        preprocess=work.preprocess.model_dump(mode="json"),
+        preprocess=identity(work.preprocess),
     )
     index = bank_index(store, slice_ids, canvas, work.preprocess)
     return FactorBank.create(work.bank, spec, index, *decoder_state(model))

@@ -35,6 +35,7 @@ from pipeline.training.config import TrainConfig
 from pipeline.training.losses import LossConfig
 from storage import fs
 from storage.errors import InputError
+from storage.identity import identity
 
 HISTORY, DONE, FAILED, LAST = "history.jsonl", "done.json", "failed.json", "last"
 
@@ -59,7 +60,7 @@ class TrainJob(BaseModel):
     @property
     def config_hash(self) -> str:
         """First 12 hex digits of SHA-256 over all that determines the result, and nothing about where it lies."""
-        document = self.model_dump(exclude={"out": True, "start": True, "stream": {"run", "bank", "sdnet"}})
+        document = identity(self, exclude={"out": True, "start": True, "stream": {"run", "bank", "sdnet"}})
         return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:12]
 
     @property

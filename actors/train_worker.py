@@ -16,6 +16,7 @@ from pipeline.networks.files import WEIGHTS
 from pipeline.samples.maker import TWIN
 from storage import fs
 from storage.errors import InputError
+from storage.identity import identity
 from storage.slices.store import SliceStore
 
 if TYPE_CHECKING:
@@ -286,7 +287,7 @@ def finish_job(job: TrainJob, store: SliceStore, state: TrainState) -> None:
 
     terms = sorted({str(t) for t in store.column("terms")[store.column("split") == "train"]})
     seen = store.column("subject")[np.isin(store.column("split"), ("train", "validation"))].tolist()
-    preprocess = job.stream.preprocess.model_dump(mode="json")
+    preprocess = identity(job.stream.preprocess)
     model = state.candidate
     records = read_history(job)
     last, best = _about(job, store, state, records[-1:]), _about(job, store, state, records)

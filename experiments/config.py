@@ -22,6 +22,7 @@ from pipeline.training.config import TrainConfig
 from pipeline.training.losses import LossConfig
 from storage import fs
 from storage.errors import InputError
+from storage.identity import identity
 from storage.layouts import LayoutOptions
 
 CONFIG_FILE = "config.yaml"
@@ -84,8 +85,8 @@ class Settings(BaseModel):
 
     @property
     def config_hash(self) -> str:
-        """First 12 hex digits of SHA-256 over the whole document."""
-        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()[:12]
+        """First 12 hex digits of SHA-256 over the settings (see `storage.identity`)."""
+        return hashlib.sha256(json.dumps(identity(self), sort_keys=True).encode()).hexdigest()[:12]
 
 
 def demo() -> Settings:

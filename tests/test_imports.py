@@ -15,7 +15,8 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = ("storage", "pipeline", "actors", "experiments")  # each may import itself and what stands before it
 # Each room, or flat file, imports only what stands before it in its package.
 ORDER = (
-    *("storage.errors", "storage.subjects", "storage.parquet", "storage.fs", "storage.lock", "storage.sharded_array"),
+    *("storage.errors", "storage.subjects", "storage.identity", "storage.parquet"),
+    *("storage.fs", "storage.lock", "storage.sharded_array"),
     *("storage.nifti", "storage.layouts", "storage.slices", "storage.bank", "storage.survey"),
     *("pipeline.networks", "pipeline.phantom", "pipeline.samples", "pipeline.factors"),
     *("pipeline.scores", "pipeline.training", "pipeline.inference"),

@@ -19,6 +19,7 @@ from storage import fs
 from storage.bank.bank import FactorBank
 from storage.bank.index import Key, slice_keys
 from storage.errors import InputError
+from storage.identity import identity
 from storage.layouts import LayoutOptions
 from storage.layouts.protocols import keeps_out
 from storage.slices.store import SliceStore
@@ -179,7 +180,7 @@ def check_pretrained(run: str, settings: Settings) -> None:
     if settings.pretrained is None:
         return
     document, where = read_config(settings.pretrained), fs.base_name(settings.pretrained)
-    if document["preprocess"] != settings.preprocess.model_dump(mode="json"):
+    if document["preprocess"] != identity(settings.preprocess):
         raise InputError(
             where, "was trained with another preprocessing", f"set preprocess as it was: {document['preprocess']}"
         )
@@ -204,7 +205,7 @@ def bank_is_complete(run: str, settings: Settings) -> bool:
     if not fs.exists(bank):
         return False
     opened = FactorBank.open(bank, partial=True)
-    whole = opened.is_complete() and opened.spec.preprocess == settings.preprocess.model_dump(mode="json")
+    whole = opened.is_complete() and opened.spec.preprocess == identity(settings.preprocess)
     return whole and set(slice_keys(opened.index)) >= _training_slices(run)
 
 
@@ -229,7 +230,7 @@ def stale_bank(run: str, settings: Settings) -> bool:
     made_by = factors_name(sdnet_fingerprint(sdnet_uri(run, settings)), settings.bank_precision)
     return (
         opened.spec.sdnet_fingerprint != made_by
-        or opened.spec.preprocess != settings.preprocess.model_dump(mode="json")
+        or opened.spec.preprocess != identity(settings.preprocess)
         or not set(slice_keys(opened.index)) <= _training_slices(run)
     )
 

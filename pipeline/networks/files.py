@@ -15,6 +15,7 @@ from pipeline.networks.sdnet import Decoder, SDNet, SDNetConfig, fingerprint
 from pipeline.networks.unet import UNet, UNetConfig
 from storage import fs
 from storage.errors import InputError
+from storage.identity import identity
 
 WEIGHTS, CONFIG = "model.safetensors", "model.json"
 # Of the description, what the network's fingerprint is taken over; all else may be added to later.
@@ -55,7 +56,7 @@ def save_model(
     kind = "sdnet" if isinstance(config, SDNetConfig) else "unet"
     document = {
         "kind": kind,
-        "network": config.model_dump(),
+        "network": identity(config),
         "preprocess": preprocess,
         "terms": terms,
         "trained_on": sorted(map(subject_key, set(trained_on))),
@@ -121,7 +122,7 @@ def sdnet_fingerprint(folder: str) -> str:
 
 def decoder_state(model: SDNet) -> tuple[bytes, dict[str, Any]]:
     """The decoder alone: safetensors bytes and its configuration; all that FA needs besides factors."""
-    return weights_of(model.decoder), model.config.model_dump()
+    return weights_of(model.decoder), identity(model.config)
 
 
 def load_decoder(weights: bytes, config: dict[str, Any]) -> Decoder:

@@ -24,6 +24,7 @@ from pipeline.phantom.anatomy import PATHOLOGIES, Patient, draw_patient
 from pipeline.phantom.plan import SPLITS, Order, PhantomConfig, codes, orders
 from pipeline.phantom.vendors import VENDORS, Vendor
 from storage.errors import InputError
+from storage.identity import identity
 from storage.layouts.terms import TERMS_FILE
 
 INFORMATION_CSV: Final = "211230_M&Ms_Dataset_information_diagnosis_opendataset.csv"
@@ -103,7 +104,7 @@ def write_phantom(
 def is_written(out: Path, config: PhantomConfig) -> bool:
     """Whether `out` holds the whole phantom of this configuration."""
     note = _read_note(Path(out)) or {}
-    return note.get("config") == config.model_dump(mode="json") and (Path(out) / INFORMATION_CSV).exists()
+    return note.get("config") == identity(config) and (Path(out) / INFORMATION_CSV).exists()
 
 
 def _claim(out: Path, config: PhantomConfig, folders: list[str]) -> None:
@@ -116,7 +117,7 @@ def _claim(out: Path, config: PhantomConfig, folders: list[str]) -> None:
     if note is not None:
         _clear(out, note)
     out.mkdir(parents=True, exist_ok=True)
-    document = {"format": FORMAT, "config": config.model_dump(mode="json"), "subjects": folders}
+    document = {"format": FORMAT, "config": identity(config), "subjects": folders}
     _replace(out / NOTE, (json.dumps(document, indent=1) + "\n").encode())
     _replace(out / TERMS_FILE, TERMS.encode())
 

@@ -13,6 +13,7 @@ from storage.bank.bank import FactorBank
 from storage.bank.index import Key, slice_keys
 from storage.bank.styles import modality_donors
 from storage.errors import InputError
+from storage.identity import identity
 from storage.layouts import LayoutOptions
 from storage.layouts.protocols import keeps_out
 from storage.slices.store import SliceStore
@@ -111,7 +112,7 @@ def open_bank(config: StreamConfig, store: SliceStore) -> FactorBank | None:
     if config.bank is None:
         raise InputError(config.run, "an arm with FA needs a factor bank", "run `cardiomix extract`, or pass --bank")
     bank = FactorBank.open(config.bank)
-    if bank.spec.preprocess != config.preprocess.model_dump(mode="json"):
+    if bank.spec.preprocess != identity(config.preprocess):
         raise InputError(
             config.bank,
             "was made with another preprocessing",
