@@ -50,7 +50,7 @@ def is_local(uri: str) -> bool:
 def local_path(uri: str) -> Path:
     """The path of a local URI. Raises InputError for a remote one."""
     if not is_local(uri):
-        raise InputError(_public(uri), "is not on this machine's disk", "give a local path here")
+        raise InputError(redacted(uri), "is not on this machine's disk", "give a local path here")
     return Path(uri.removeprefix(FILE_SCHEME))
 
 
@@ -124,7 +124,7 @@ def read_text(uri: str) -> str:
     return read_bytes(uri).decode("utf-8-sig")
 
 
-def create(uri: str, data: bytes) -> None:
+def write_new(uri: str, data: bytes) -> None:
     """Write a remote file that is not to be there yet: FileExistsError if it is, where the store can tell."""
     with _remote(uri) as (fs, path):
         try:
@@ -142,7 +142,7 @@ def remove(uri: str) -> None:
     """Remove a file or a folder with all below it; nothing happens if it is absent."""
     if not is_local(uri):
         if has_magic(uri):  # fsspec would remove whatever it matches
-            raise InputError(_public(uri), "has one of * ? [ in its name, so it is not removed", "name it without")
+            raise InputError(redacted(uri), "has one of * ? [ in its name, so it is not removed", "name it without")
         with suppress(FileNotFoundError), _remote(uri) as (fs, path):
             fs.rm(path, recursive=True)
         return
@@ -169,7 +169,7 @@ def list_names(uri: str) -> list[str]:
     return sorted(names)
 
 
-def each(place: str, function: Callable[[A], B], items: Iterable[A]) -> list[B]:
+def map_concurrently(place: str, function: Callable[[A], B], items: Iterable[A]) -> list[B]:
     """`function` of each item, in order: one after another for a local place, side by side for a remote one.
 
     A request to an object store takes tens of milliseconds whatever it asks, so that hundreds of folders listed one
@@ -189,7 +189,7 @@ def is_folder(uri: str) -> bool:
     return info is not None and info["type"] == "directory"
 
 
-def stamp(uri: str) -> str:
+def change_stamp(uri: str) -> str:
     """What changes when a file's content does: its size, time and beginning, or an object's size and ETag.
 
     Raises FileNotFoundError.
@@ -282,10 +282,10 @@ def _remote(uri: str) -> Iterator[tuple[Any, str]]:
     try:
         fs, path = url_to_fs(uri, **NO_LISTINGS)
     except ImportError as error:
-        raise InputError(_public(uri), f"no driver for it ({error})", "pip install 'cardiomix[s3]'") from error
+        raise InputError(redacted(uri), f"no driver for it ({error})", "pip install 'cardiomix[s3]'") from error
     except ValueError as error:
         remedy = "use a path or a scheme that fsspec knows, such as s3://"
-        raise InputError(_public(uri), _public(str(error)), remedy) from error
+        raise InputError(redacted(uri), redacted(str(error)), remedy) from error
     with _failures(uri):
         yield fs, str(path)
 
@@ -297,16 +297,16 @@ def _failures(uri: str) -> Iterator[None]:
         yield
     except (FileNotFoundError, FileExistsError, IsADirectoryError) as error:
         if "(NoSuchBucket)" in str(error.__cause__):
-            raise InputError(_public(uri), "there is no such bucket", "make it, or correct the name") from error
+            raise InputError(redacted(uri), "there is no such bucket", "make it, or correct the name") from error
         raise
     except ValueError as error:
-        raise InputError(_public(uri), _public(str(error)), "correct it") from error
+        raise InputError(redacted(uri), redacted(str(error)), "correct it") from error
     except Exception as error:  # botocore's, for one, have no base but this
         told = getattr(error, "strerror", None) or str(error) or type(error).__name__
         remedy = "check its endpoint and the credentials, then give the same command again"
-        raise StageError(f"{_public(uri)}: the object store failed ({_public(told)}); {remedy}") from error
+        raise StageError(f"{redacted(uri)}: the object store failed ({redacted(told)}); {remedy}") from error
 
 
-def _public(text: str) -> str:
+def redacted(text: str) -> str:
     """A URI, or one line about one, without the credentials and queries of URIs in it."""
     return " ".join(_SECRET.sub("", text).split())

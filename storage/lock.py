@@ -90,7 +90,7 @@ def _remote(path: str, name: str) -> Iterator[None]:
     if owner is not None:
         fs.remove(path)
     with suppress(FileExistsError):  # where the store cannot do exclusive writes, the reading back decides
-        fs.create(path, json.dumps(mine).encode())
+        fs.write_new(path, json.dumps(mine).encode())
     found = _read(path)
     if found != mine:  # somebody was as quick, and the store does not do exclusive writes
         raise _refused(name, found or {}, f"wait until it ends; if it was killed, remove {path}")

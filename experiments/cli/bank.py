@@ -72,10 +72,10 @@ def uri_size(place: str) -> int:
     files, folders = [], [place]
     while folders:
         below = [fs.join(folder, name) for folder in folders for name in fs.list_names(folder)]
-        is_folder = fs.each(place, fs.is_folder, below)
+        is_folder = fs.map_concurrently(place, fs.is_folder, below)
         folders = [path for path, yes in zip(below, is_folder, strict=True) if yes]
         files += [path for path, yes in zip(below, is_folder, strict=True) if not yes]
-    return sum(fs.each(place, fs.size, files))
+    return sum(fs.map_concurrently(place, fs.size, files))
 
 
 @bank_app.command(

@@ -125,7 +125,7 @@ def _headers(data: tuple[str, ...], settings: Settings) -> Contents:
     from storage.layouts import collect, splits
 
     subjects, skipped = collect(data, settings.layouts, settings.layout)
-    read = fs.each(data[0], _volumes, subjects)
+    read = fs.map_concurrently(data[0], _volumes, subjects)
     found = [(s, shapes) for s, shapes in zip(subjects, read, strict=True) if shapes]
     if not found:
         raise InputError(fs.base_name(data[0]), "has no study that can be read", "see `cardiomix inspect DATA`")

@@ -38,12 +38,12 @@ from storage.bank.arrays import (
 )
 from storage.bank.index import (
     BANK_INDEX_SCHEMA,
-    extended,
-    in_schema,
+    append_missing_slices,
     index_digest,
-    matching,
     read_index,
     row_digests,
+    rows_where,
+    validated_index,
     write_index,
 )
 from storage.bank.shard_builder import ShardDraft
@@ -99,7 +99,7 @@ class FactorBank:
         decoder_config, what builds the network they fit. A creation that was cut short is done again.
         Raises InputError if the place holds another bank (see `append`) or something else.
         """
-        index, config = in_schema(index), as_json(decoder_config)
+        index, config = validated_index(index), as_json(decoder_config)
         if fs.exists(fs.join(bank, ROOT)):
             found = cls.open(bank, partial=True)
             found._require_same_network(spec)
@@ -142,7 +142,7 @@ class FactorBank:
         old one or the new one. Call it only while nobody else writes.
         Raises InputError if `index` lacks a slice of the bank or has changed one, or if a new one is too large.
         """
-        wanted = extended(self.index, in_schema(index), self.spec.canvas, fs.base_name(self.uri))
+        wanted = append_missing_slices(self.index, validated_index(index), self.spec.canvas, fs.base_name(self.uri))
         if wanted.num_rows == len(self):
             return self
         for name in ARRAYS:  # longer than the index says for a moment, which readers allow
@@ -247,7 +247,7 @@ class FactorBank:
 
         Raises InputError for a column that an index does not have.
         """
-        return matching(self.index, columns)
+        return rows_where(self.index, columns)
 
     def decoder(self) -> tuple[bytes, dict[str, Any]]:
         """The decoder's weights (safetensors) and configuration. Raises InputError if they are missing or damaged."""

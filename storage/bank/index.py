@@ -45,7 +45,7 @@ def slice_keys(table: pa.Table) -> list[Key]:
     return list(zip(*(table.column(name).to_pylist() for name in ("subject", "frame", "slice")), strict=True))
 
 
-def in_schema(index: pa.Table) -> pa.Table:
+def validated_index(index: pa.Table) -> pa.Table:
     """The index with exactly our columns, in our order, in one piece. Raises ValueError if it is not an index."""
     table = index.select(BANK_INDEX_SCHEMA.names).cast(BANK_INDEX_SCHEMA).combine_chunks()
     if not table.num_rows or not np.array_equal(table["row"].to_numpy(), np.arange(table.num_rows)):
@@ -57,7 +57,7 @@ def in_schema(index: pa.Table) -> pa.Table:
     return table
 
 
-def placed(index: pa.Table, canvas: tuple[int, int]) -> pa.Table:
+def centred_on_canvas(index: pa.Table, canvas: tuple[int, int]) -> pa.Table:
     """The index with its rows numbered anew and its images centred on the canvas, as `bank_index` places them."""
     rows = {"row": np.arange(index.num_rows)}
     for at, (corner, extent) in enumerate((("top", "height"), ("left", "width"))):
@@ -65,10 +65,10 @@ def placed(index: pa.Table, canvas: tuple[int, int]) -> pa.Table:
     for name, values in rows.items():
         field = BANK_INDEX_SCHEMA.field(name)
         index = index.set_column(index.column_names.index(name), field, pa.array(values, type=field.type))
-    return in_schema(index)
+    return validated_index(index)
 
 
-def extended(index: pa.Table, wanted: pa.Table, canvas: tuple[int, int], bank: str) -> pa.Table:
+def append_missing_slices(index: pa.Table, wanted: pa.Table, canvas: tuple[int, int], bank: str) -> pa.Table:
     """The bank's index with those slices of `wanted` after its own that it has not; itself if there are none.
 
     Raises InputError if `wanted` lacks a slice of the index, says something else of one, or has one that is too large.
@@ -92,10 +92,10 @@ def extended(index: pa.Table, wanted: pa.Table, canvas: tuple[int, int], bank: s
             f"its canvas is {canvas[0]} × {canvas[1]}, the new slices need {needed[0]} × {needed[1]}",
             "extract them to a bank of their own and join the two with `cardiomix bank merge`",
         )
-    return placed(pa.concat_tables([index, added]), canvas)
+    return centred_on_canvas(pa.concat_tables([index, added]), canvas)
 
 
-def matching(index: pa.Table, wanted: dict[str, Any]) -> npt.NDArray[np.int64]:
+def rows_where(index: pa.Table, wanted: dict[str, Any]) -> npt.NDArray[np.int64]:
     """Rows in which every named column has the value, or one of the values in a list, tuple or set.
 
     Raises InputError for a column that an index does not have.
@@ -151,7 +151,7 @@ def read_index(bank: str) -> pa.Table:
     where, remedy = f"{fs.base_name(bank)}, {INDEX}", "restore it, or extract again"
     try:
         table = read_parquet(fs.read_bytes(fs.join(bank, INDEX)))
-        index = in_schema(table)
+        index = validated_index(table)
         digest = index_digest(index)
     except FileNotFoundError as error:
         raise InputError(where, "is missing", remedy) from error

@@ -75,7 +75,7 @@ def committed(bank: str) -> dict[int, Entry]:
     """Shard → entry of every shard that has a readable one."""
     names = fs.list_names(fs.join(bank, FOLDER))
     shards = [int(matched[1]) for matched in map(_NAME.fullmatch, names) if matched]
-    entries = fs.each(bank, lambda shard: read_entry(bank, shard), shards)
+    entries = fs.map_concurrently(bank, lambda shard: read_entry(bank, shard), shards)
     return {shard: entry for shard, entry in zip(shards, entries, strict=True) if entry is not None}
 
 

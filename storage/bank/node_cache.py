@@ -62,17 +62,17 @@ class BankView:
     @cached_property
     def anatomy(self) -> npt.NDArray[np.uint8]:
         """(N, H, W), channel c in bit c."""
-        return cached(self.bank, "anatomy", self.cache)
+        return map_array(self.bank, "anatomy", self.cache)
 
     @cached_property
     def mask(self) -> npt.NDArray[np.uint8]:
         """(N, H, W), LV 1, MYO 2, RV 3; zeros where not labelled."""
-        return cached(self.bank, "mask", self.cache)
+        return map_array(self.bank, "mask", self.cache)
 
     @cached_property
     def modality(self) -> npt.NDArray[np.float32]:
         """(N, modality_size)."""
-        return cached(self.bank, "modality", self.cache)
+        return map_array(self.bank, "modality", self.cache)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -93,7 +93,7 @@ class BankView:
         return {name: np.array(self.bank.index[name].to_pylist()) for name in self.bank.index.column_names}
 
 
-def cached(bank: FactorBank, name: str, folder: str | None = None) -> npt.NDArray[Any]:
+def map_array(bank: FactorBank, name: str, folder: str | None = None) -> npt.NDArray[Any]:
     """One array of a bank, mapped read-only from the node's cache, which is filled first if it must be.
 
     Raises InputError if a shard is missing or damaged, or the cache has no room.
@@ -146,7 +146,7 @@ def _fill(bank: FactorBank, name: str, path: Path) -> None:
         rows = bank.shard_rows(shard)
         bank.read_array(name, shard, values[rows.start : rows.stop])
 
-    fs.each(bank.uri, read, range(bank.shards()))
+    fs.map_concurrently(bank.uri, read, range(bank.shards()))
 
 
 def _make_room(root: Path, key: str, size: int) -> None:

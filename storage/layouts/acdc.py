@@ -55,7 +55,7 @@ def _patients(folder: str) -> list[tuple[str, str]]:
         (name.lower(), fs.join(folder, name)) for name in names if name.lower() in PARTS
     ]
     named = [(p, fs.join(base, n)) for p, base in here for n in fs.list_names(base) if PATIENT.fullmatch(n)]
-    folders = fs.each(folder, fs.is_folder, [path for _, path in named])
+    folders = fs.map_concurrently(folder, fs.is_folder, [path for _, path in named])
     return [found for found, is_folder in zip(named, folders, strict=True) if is_folder]
 
 

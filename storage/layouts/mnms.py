@@ -132,7 +132,7 @@ def _places(root: str) -> dict[str, list[Place]]:
     paths = [
         (part, fs.join(parts[part], code)) for part in PARTS if part in parts for code in fs.list_names(parts[part])
     ]
-    listings = fs.each(root, fs.list_names, [path for _, path in paths])  # a file has none
+    listings = fs.map_concurrently(root, fs.list_names, [path for _, path in paths])  # a file has none
     for (part, path), names in zip(paths, listings, strict=True):
         if names:
             found.setdefault(fs.base_name(path), []).append(Place(part, path, frozenset(names)))

@@ -30,7 +30,7 @@ def read_each(
         except InputError as error:
             return Skipped(name, error.where, error.problem, error.remedy)
 
-    found = fs.each(folder, attempt, named)
+    found = fs.map_concurrently(folder, attempt, named)
     return [f for f in found if isinstance(f, Subject)], [f for f in found if isinstance(f, Skipped)]
 
 

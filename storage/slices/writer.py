@@ -232,7 +232,7 @@ def _without_folders(frame: FrameSource) -> dict[str, Any]:
 
 def _stamp(path: str) -> str:
     try:
-        return fs.stamp(path)
+        return fs.change_stamp(path)
     except OSError as error:
         raise not_opened(fs.base_name(path), error) from error
 

@@ -67,16 +67,16 @@ def test_an_absent_file_is_file_not_found(base: str) -> None:
     with pytest.raises(FileNotFoundError):
         fs.read_bytes(fs.join(base, "absent"))
     with pytest.raises(FileNotFoundError):
-        fs.stamp(fs.join(base, "absent"))
+        fs.change_stamp(fs.join(base, "absent"))
 
 
 def test_the_stamp_changes_with_the_content(base: str) -> None:
     path = fs.join(base, "x")
     fs.write_bytes(path, b"one")
-    before = fs.stamp(path)
-    assert fs.stamp(path) == before
+    before = fs.change_stamp(path)
+    assert fs.change_stamp(path) == before
     fs.write_bytes(path, b"three")
-    assert fs.stamp(path) != before
+    assert fs.change_stamp(path) != before
 
 
 def test_a_zarr_array_goes_through_either_kind_of_store(base: str) -> None:
@@ -166,24 +166,27 @@ def test_many_threads_share_an_object_store(s3_endpoint: str) -> None:
         assert fs.is_folder(folder) and not fs.exists(fs.join(folder, "b"))
         return fs.list_names(folder)
 
-    assert fs.each(base, write_and_read, folders) == [["a"]] * 48
+    assert fs.map_concurrently(base, write_and_read, folders) == [["a"]] * 48
     assert fs.list_names(base) == [fs.base_name(folder) for folder in folders]
 
 
 @pytest.mark.parametrize("place", ["folder", "memory://folder"])
 def test_each_keeps_the_order_passes_exceptions_and_leaves_no_thread(place: str) -> None:
     before = set(threading.enumerate())
-    assert fs.each(place, lambda n: n * n, range(100)) == [n * n for n in range(100)]
-    assert fs.each(place, str, []) == []
+    assert fs.map_concurrently(place, lambda n: n * n, range(100)) == [n * n for n in range(100)]
+    assert fs.map_concurrently(place, str, []) == []
     with pytest.raises(ZeroDivisionError):
-        fs.each(place, lambda n: 1 // (n - 50), range(100))
+        fs.map_concurrently(place, lambda n: 1 // (n - 50), range(100))
     assert set(threading.enumerate()) == before
 
 
 def test_each_waits_for_remote_places_side_by_side_and_reads_local_ones_in_turn() -> None:
     together = threading.Barrier(4)
-    assert fs.each("memory://folder", lambda n: together.wait(60) >= 0, range(4)) == [True] * 4
-    assert fs.each("folder", lambda n: threading.current_thread(), range(4)) == [threading.current_thread()] * 4
+    assert fs.map_concurrently("memory://folder", lambda n: together.wait(60) >= 0, range(4)) == [True] * 4
+    assert (
+        fs.map_concurrently("folder", lambda n: threading.current_thread(), range(4))
+        == [threading.current_thread()] * 4
+    )
 
 
 @pytest.mark.parametrize("scheme", ["memory", "s3"])
