@@ -25,8 +25,8 @@ from storage.bank.styles import modality_donors
 from storage.errors import InputError
 from storage.identity import identity
 from storage.nifti import nnunet
-from storage.slices.store import SliceStore, finalise
-from storage.slices.writer import Made, Stored, write_made
+from storage.slices.store import SliceStore
+from storage.slices.writer import StoredSubject, SubjectArrays, finalise, write_made
 from storage.subjects import Subject
 
 Format = Literal["nnunet", "slices"]
@@ -39,7 +39,7 @@ STEPS: Final = 32767  # int16 levels of an intensity of 1
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedSample:
     """One sample of an export: its number, what the plan says of it, whether its mask may be used."""
 
     number: int
@@ -48,12 +48,12 @@ class Planned:
 
 
 @dataclass(frozen=True)
-class Unit:
+class ExportChunk:
     """Samples that are written together; of one vendor where the format has a vendor for them all."""
 
     name: str
     vendor: str
-    samples: tuple[Planned, ...]
+    samples: tuple[PlannedSample, ...]
 
 
 def export(
@@ -106,7 +106,7 @@ class _Exporter:
         self.maker, self.out, self.kind = SampleMaker(stream), out, kind
         self.there = nnunet.cases(out) if kind == "nnunet" else set()
 
-    def write(self, unit: Unit) -> int:
+    def write(self, unit: ExportChunk) -> int:
         """Make and write a unit, as far as it is not there; returns how many samples it has."""
         if self.kind == "nnunet":
             self._cases(unit)
@@ -114,13 +114,13 @@ class _Exporter:
             write_made(self.out, unit.name, _source(unit, self.out), lambda: self._made(unit))
         return len(unit.samples)
 
-    def _cases(self, unit: Unit) -> None:
+    def _cases(self, unit: ExportChunk) -> None:
         for planned in unit.samples:
             if _case(planned.number) not in self.there:
                 image, mask = self.maker.make(planned.sample)
                 nnunet.write_case(self.out, _case(planned.number), image, mask, self._spacing(planned.sample))
 
-    def _made(self, unit: Unit) -> Made:
+    def _made(self, unit: ExportChunk) -> SubjectArrays:
         images, masks, facts, digests = [], [], [], []
         for planned in unit.samples:
             image, mask = self.maker.make(planned.sample)
@@ -128,9 +128,9 @@ class _Exporter:
             masks.append(mask if planned.labelled else np.zeros_like(mask))
             facts.append(self._facts(planned, image.shape))
             digests.append(hashlib.sha256(images[-1].tobytes()).hexdigest())
-        return Made(np.stack(images), np.stack(masks), Stored(tuple(facts), tuple(digests)))
+        return SubjectArrays(np.stack(images), np.stack(masks), StoredSubject(tuple(facts), tuple(digests)))
 
-    def _facts(self, planned: Planned, shape: tuple[int, ...]) -> dict[str, Any]:
+    def _facts(self, planned: PlannedSample, shape: tuple[int, ...]) -> dict[str, Any]:
         """Statistics are such that every normalisation leaves the sample as it is."""
         slice_mm, row_mm, col_mm = self._spacing(planned.sample)
         config = self.maker.config.preprocess
@@ -163,7 +163,7 @@ class _Exporter:
 
 def _run(
     arguments: tuple[StreamConfig, str, Format],
-    units: list[Unit],
+    units: list[ExportChunk],
     actors: int,
     cpus: float,
     progress: Progress | None,
@@ -181,24 +181,26 @@ def _run(
             progress("", done, total)
 
 
-def _planned(plan: StepPlan, count: int, labelled_alone: bool) -> list[Planned]:
+def _planned(plan: StepPlan, count: int, labelled_alone: bool) -> list[PlannedSample]:
     if labelled_alone:
-        return [Planned(i, plan.labelled(i), True) for i in range(count)]
-    out: list[Planned] = []
+        return [PlannedSample(i, plan.labelled(i), True) for i in range(count)]
+    out: list[PlannedSample] = []
     step = 0
     while len(out) < count:
-        out += [Planned(len(out) + k, sample, labelled) for k, (sample, labelled) in enumerate(plan.samples(step))]
+        out += [
+            PlannedSample(len(out) + k, sample, labelled) for k, (sample, labelled) in enumerate(plan.samples(step))
+        ]
         step += 1
     return out[:count]
 
 
-def _units(planned: list[Planned], vendors: list[str], together: bool) -> list[Unit]:
+def _units(planned: list[PlannedSample], vendors: list[str], together: bool) -> list[ExportChunk]:
     """Samples in groups of `UNIT`: in order, or each vendor's on their own."""
-    groups: dict[str, list[Planned]] = {}
+    groups: dict[str, list[PlannedSample]] = {}
     for one, vendor in zip(planned, vendors, strict=True):
         groups.setdefault("" if together else vendor, []).append(one)
     return [
-        Unit(f"samples-{vendor}-{i // UNIT:05d}", vendor, tuple(group[i : i + UNIT]))
+        ExportChunk(f"samples-{vendor}-{i // UNIT:05d}", vendor, tuple(group[i : i + UNIT]))
         for vendor, group in sorted(groups.items())
         for i in range(0, len(group), UNIT)
     ]
@@ -227,17 +229,17 @@ def _identity(stream: StreamConfig) -> dict[str, Any]:
     return identity(stream, exclude={"run", "bank", "sdnet"})
 
 
-def _source(unit: Unit, out: str) -> str:
+def _source(unit: ExportChunk, out: str) -> str:
     request = fs.read_text(fs.join(out, REQUEST))
     return hashlib.sha256(f"{request}\0{_text(unit)}".encode()).hexdigest()
 
 
-def _subject(unit: Unit, store: SliceStore) -> Subject:
+def _subject(unit: ExportChunk, store: SliceStore) -> Subject:
     reason = "samples of an export"
     return Subject(unit.name, "export", unit.vendor, "-", (), "train", reason, (), "; ".join(_terms(store)))
 
 
-def _absent() -> Made:
+def _absent() -> SubjectArrays:
     raise RuntimeError("a unit that was written is gone")
 
 
@@ -245,7 +247,7 @@ def _terms(store: SliceStore) -> list[str]:
     return sorted({str(terms) for terms in store.column("terms")[store.column("split") == "train"]})
 
 
-def _listed(planned: list[Planned], vendors: list[str], store: SliceStore) -> str:
+def _listed(planned: list[PlannedSample], vendors: list[str], store: SliceStore) -> str:
     """`samples.csv`: a line a sample."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -263,6 +265,6 @@ def _case(number: int) -> str:
     return f"sample_{number:06d}"
 
 
-def _text(unit: Unit) -> str:
+def _text(unit: ExportChunk) -> str:
     samples = [[p.number, p.labelled, *vars(p.sample).values()] for p in unit.samples]
     return json.dumps([unit.name, unit.vendor, samples])

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from actors.extraction_pool import ExtractorPool
-from actors.extractor import Work
+from actors.extractor import ExtractionSpec
 from pipeline.samples.preprocess import PreprocessConfig, canvas_size, working_shape
 from storage import fs
 from storage.bank.anatomy_codec import check_channels
@@ -72,7 +72,7 @@ def extract(
     """
     began = time.perf_counter()
     run, sdnet_dir, bank_uri = map(fs.absolute, (run, sdnet_dir, bank_uri))
-    work = Work(run, sdnet_dir, bank_uri, preprocess, precision, threads, gpu=num_gpus > 0)
+    work = ExtractionSpec(run, sdnet_dir, bank_uri, preprocess, precision, threads, gpu=num_gpus > 0)
     with lock(f"{bank_uri}.lock", fs.base_name(bank_uri)):
         bank = prepare_bank(work, shard_slices)
         bank.tidy()
@@ -91,7 +91,7 @@ def extract(
     return ExtractionReport(len(bank), bank.shards() - len(done), len(done), time.perf_counter() - began)
 
 
-def prepare_bank(work: Work, shard_slices: int) -> FactorBank:
+def prepare_bank(work: ExtractionSpec, shard_slices: int) -> FactorBank:
     """The bank that this run, network and preprocessing make: created, found, or found and extended by the slices that
     it lacks; see `extract` for what is refused."""
     from pipeline.factors.extract import factors_name

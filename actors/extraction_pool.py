@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from actors.extractor import IN_FLIGHT, Extractor, Work
+from actors.extractor import IN_FLIGHT, ExtractionSpec, Extractor
 from storage import fs
 from storage.bank.bank import FactorBank
 from storage.errors import InputError, StageError
@@ -44,7 +44,7 @@ class ExtractorPool:
     """
 
     def __init__(
-        self, work: Work, size: int, num_cpus: float, num_gpus: float, actor: type[Extractor] = Extractor
+        self, work: ExtractionSpec, size: int, num_cpus: float, num_gpus: float, actor: type[Extractor] = Extractor
     ) -> None:
         self.size, self._actor = _that_fit(size, num_cpus, num_gpus), actor
         self._work, self._num_cpus, self._num_gpus = work, num_cpus, num_gpus

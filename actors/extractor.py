@@ -25,14 +25,14 @@ from storage.errors import InputError
 from storage.slices.store import SliceStore
 
 if TYPE_CHECKING:
-    from pipeline.factors.extract import Precision, View
+    from pipeline.factors.extract import NetworkView, Precision
     from storage.bank.shard_builder import ShardDraft
 
 IN_FLIGHT = 3  # shards of an actor: one is read, one encoded, one written
 
 
 @dataclass(frozen=True)
-class Work:
+class ExtractionSpec:
     """What actors extract, how and to where; `gpu`: on the GPU that the actor has booked."""
 
     run: str
@@ -47,7 +47,7 @@ class Work:
 class Extractor:
     """One actor. `start` comes before all else."""
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: ExtractionSpec) -> None:
         self._work = work
         self._encoding = threading.Lock()
         self._reader, self._packer = (ThreadPoolExecutor(1) for _ in range(2))
@@ -109,12 +109,12 @@ class Extractor:
         """Slices that have been through the network here, whatever became of them."""
         return self._encoded
 
-    def _view(self, row: int) -> View:
+    def _view(self, row: int) -> NetworkView:
         from pipeline.factors.extract import view
 
         return view(self._store, self._slice_ids[row], self._work.preprocess)
 
-    def _encode(self, seen: View, draft: ShardDraft) -> Future[None]:
+    def _encode(self, seen: NetworkView, draft: ShardDraft) -> Future[None]:
         """Encode a slice; what is returned compresses it into the draft."""
         from pipeline.factors.extract import bank_row
 

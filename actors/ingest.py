@@ -11,7 +11,7 @@ from typing import Any
 from storage import fs
 from storage.errors import InputError, StageError
 from storage.layouts import LayoutOptions, collect, same_images, splits
-from storage.slices.store import Stored, finalise, write_subject
+from storage.slices.writer import StoredSubject, finalise, write_subject
 from storage.subjects import Skipped, Subject
 
 log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ def ingest(
     subjects, skipped = collect(data, chosen, layout)
     if strict and skipped:
         raise _strictly(skipped[0])
-    stored: dict[str, Stored] = {}
+    stored: dict[str, StoredSubject] = {}
     before = 0
 
     def read(wanted: Sequence[Subject]) -> list[Skipped]:
@@ -70,7 +70,7 @@ def ingest(
         before += len(wanted)
         return left_out
 
-    entered = splits.settle(subjects, chosen, read, skipped)
+    entered = splits.assign_splits_and_read(subjects, chosen, read, skipped)
     if not stored:
         first = skipped[0]
         raise InputError(_where(first), f"{first.reason} (no subject came in)", first.remedy)
@@ -82,7 +82,7 @@ def ingest(
 def _read(
     run: str,
     wanted: Sequence[Subject],
-    stored: dict[str, Stored],
+    stored: dict[str, StoredSubject],
     num_cpus: float,
     strict: bool,
     progress: Progress | None,
@@ -111,7 +111,7 @@ def _read(
     return skipped + repeated
 
 
-def _converted(run: str, subjects: Sequence[Subject], num_cpus: float) -> Iterator[tuple[str, Stored | Skipped]]:
+def _converted(run: str, subjects: Sequence[Subject], num_cpus: float) -> Iterator[tuple[str, StoredSubject | Skipped]]:
     """What is stored of each subject, or why nothing is, as they get done; only a few at a time."""
     import ray
     from ray.exceptions import RayError
@@ -146,7 +146,7 @@ def _converted(run: str, subjects: Sequence[Subject], num_cpus: float) -> Iterat
             ray.cancel(reference)
 
 
-def _task(run: str, subject: Subject) -> Stored | Skipped:
+def _task(run: str, subject: Subject) -> StoredSubject | Skipped:
     """Runs in a worker: bad input is an answer, not a crash, so that no traceback reaches anybody."""
     try:
         return write_subject(run, subject)
@@ -175,7 +175,7 @@ def _where(skipped: Skipped) -> str:
     return ", ".join(name for name in (skipped.subject, skipped.file) if name != "-")
 
 
-def _by_vendor(subjects: Sequence[Subject], stored: Mapping[str, Stored]) -> dict[str, VendorCount]:
+def _by_vendor(subjects: Sequence[Subject], stored: Mapping[str, StoredSubject]) -> dict[str, VendorCount]:
     counts = {}
     for vendor in sorted({s.vendor for s in subjects}):
         own = [stored[s.subject] for s in subjects if s.vendor == vendor]

@@ -133,7 +133,7 @@ def plan(config: ResourceConfig, cluster: Cluster, jobs: int = 1) -> ResourcePla
     shortfall, if they do not fit; nothing is left to wait for ever.
     """
     nodes, use_gpu = cluster.nodes, _use_gpus(config, cluster)
-    lanes, seats = _seats(config, cluster, jobs, use_gpu)
+    lanes, seats = _choose_lanes(config, cluster, jobs, use_gpu)
     trainers = lanes * config.train_workers
     cores = min(node.cpus / taken for node, taken in zip(nodes, seats, strict=True) if taken)
     trainer_cpus = _fraction(min(cores, max(1, int(cores))) * TRAINER_SHARE)
@@ -142,7 +142,7 @@ def plan(config: ResourceConfig, cluster: Cluster, jobs: int = 1) -> ResourcePla
     free = [node.cpus - taken * trainer_cpus for node, taken in zip(nodes, seats, strict=True)]
     each, data_cpus = _data_actors(config, free, trainers, cores, use_gpu)
     extract, extract_cpus = _extraction(config, cluster, use_gpu)
-    data = _filled(nodes, free, data_cpus, trainers * each)
+    data = _place_data_actors(nodes, free, data_cpus, trainers * each)
     return ResourcePlan(
         lanes=lanes,
         train_workers=config.train_workers,
@@ -172,13 +172,13 @@ def _use_gpus(config: ResourceConfig, cluster: Cluster) -> bool:
     return gpus >= config.train_workers and config.gpus is not False
 
 
-def _seats(config: ResourceConfig, cluster: Cluster, jobs: int, use_gpu: bool) -> tuple[int, list[int]]:
+def _choose_lanes(config: ResourceConfig, cluster: Cluster, jobs: int, use_gpu: bool) -> tuple[int, list[int]]:
     """How many lanes, and how many trainers on each node. Where no number is asked for, as many lanes as fit."""
     workers = config.train_workers
     most = sum(int(node.gpus) for node in cluster.nodes) if use_gpu else max(2 * workers, len(cluster.nodes))
     lanes = max(1, min(config.lanes or most // workers, jobs))
     while True:
-        seats = _seated(cluster.nodes, lanes * workers, use_gpu)
+        seats = _place_trainers(cluster.nodes, lanes * workers, use_gpu)
         if seats is not None:
             return lanes, seats
         if config.lanes or lanes == 1:
@@ -186,7 +186,7 @@ def _seats(config: ResourceConfig, cluster: Cluster, jobs: int, use_gpu: bool) -
         lanes -= 1
 
 
-def _seated(nodes: Sequence[Node], trainers: int, use_gpu: bool) -> list[int] | None:
+def _place_trainers(nodes: Sequence[Node], trainers: int, use_gpu: bool) -> list[int] | None:
     """Trainers on each node, so that the least share of cores is as large as it can be; None if one finds no place."""
     seats = [0] * len(nodes)
     for _ in range(trainers):
@@ -254,7 +254,7 @@ def _extraction(config: ResourceConfig, cluster: Cluster, use_gpu: bool) -> tupl
     return actors, _fraction(cpus)
 
 
-def _filled(nodes: Sequence[Node], free: Sequence[float], size: float, actors: int) -> list[int]:
+def _place_data_actors(nodes: Sequence[Node], free: Sequence[float], size: float, actors: int) -> list[int]:
     """How many of the data actors each node takes: Ray too fills the nodes without GPUs first."""
     taken = [0] * len(nodes)
     for i in sorted(range(len(nodes)), key=lambda i: nodes[i].gpus):

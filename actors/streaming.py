@@ -94,7 +94,7 @@ def _cut(made: dict[str, Any], rows: int, device: str) -> Iterator[dict[str, tor
         yield batch
 
 
-class Flow:
+class StreamStats:
     """What the stream of one train worker did, from the batches that it gave."""
 
     def __init__(self, actors: int) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from actors.streaming import Flow, batches
+from actors.streaming import StreamStats, batches
 from actors.train_job import DONE, HISTORY, LAST, TrainJob, read_history
 from pipeline.networks.files import WEIGHTS
 from pipeline.samples.maker import TWIN
@@ -22,7 +22,7 @@ from storage.slices.store import SliceStore
 if TYPE_CHECKING:
     import torch
 
-    from pipeline.factors.disentanglement import Watched
+    from pipeline.factors.disentanglement import WatchedSlices
     from pipeline.training.state import TrainState
     from pipeline.training.validation import ValidationVolume
 
@@ -56,7 +56,7 @@ def validation_volumes(job: TrainJob, store: SliceStore) -> list[ValidationVolum
     return out
 
 
-def watched_slices(job: TrainJob, store: SliceStore) -> Watched | None:
+def watched_slices(job: TrainJob, store: SliceStore) -> WatchedSlices | None:
     """Training slices for what is watched, see `some_slices`; None where nothing is."""
     from pipeline.networks.sdnet import SDNetConfig
 
@@ -65,11 +65,11 @@ def watched_slices(job: TrainJob, store: SliceStore) -> Watched | None:
     return some_slices(job, store, job.train.watched_slices)
 
 
-def some_slices(job: TrainJob, store: SliceStore, most: int) -> Watched:
+def some_slices(job: TrainJob, store: SliceStore, most: int) -> WatchedSlices:
     """About that many training slices, as many of each vendor if it has them, spread over its subjects."""
     import torch
 
-    from pipeline.factors.disentanglement import Watched
+    from pipeline.factors.disentanglement import WatchedSlices
     from pipeline.samples.preprocess import working_slice
     from pipeline.samples.rescale import resample_crop
 
@@ -83,10 +83,10 @@ def some_slices(job: TrainJob, store: SliceStore, most: int) -> Watched:
     config = job.stream.preprocess
     slices = (working_slice(store, i, config) for i in rows)
     images = [resample_crop(s.image, s.mask, 1.0, config.size, float(s.image.min()))[0] for s in slices]
-    return Watched(torch.from_numpy(np.stack(images))[:, None], vendors[rows], store.column("subject")[rows])
+    return WatchedSlices(torch.from_numpy(np.stack(images))[:, None], vendors[rows], store.column("subject")[rows])
 
 
-def factors_seen(job: TrainJob, state: TrainState, watched: Watched | None) -> dict[str, Any]:
+def factors_seen(job: TrainJob, state: TrainState, watched: WatchedSlices | None) -> dict[str, Any]:
     """What is seen of the factors, for the epoch's record."""
     from pipeline.factors.disentanglement import warnings, watch
     from pipeline.networks.sdnet import SDNet
@@ -197,7 +197,7 @@ def run_epochs(
         device=str(device),
         stream_mb=plan["stream_mb"],
     )
-    flow = Flow(plan["data_actors"])
+    flow = StreamStats(plan["data_actors"])
     vendor_of = torch.from_numpy(np.searchsorted(training_vendors(store), store.column("vendor"))).to(device)
     sums: dict[str, float] = {}
     before = time.perf_counter()
@@ -213,7 +213,7 @@ def run_epochs(
             record |= seen | {"samples_per_s": per_epoch * job.stream.samples_per_step / seen["train_seconds"]}
             _end_epoch(job, state, record | factors_seen(job, state, watched), held_out, history, rank, world)
             sums = {}
-            flow = Flow(plan["data_actors"])
+            flow = StreamStats(plan["data_actors"])
         before = time.perf_counter()
 
 
@@ -313,7 +313,7 @@ def finish_job(job: TrainJob, store: SliceStore, state: TrainState) -> None:
 
 def _about(job: TrainJob, store: SliceStore, state: TrainState, records: list[dict[str, Any]]) -> dict[str, Any]:
     """What the network's description says of its training; its Dice is that of the best of these epochs."""
-    from pipeline.inference.model_card import about
+    from pipeline.inference.model_card import describe_training
 
     stream, best = job.stream, max(records, key=lambda record: record["val/dice"], default={})
     training = {
@@ -327,4 +327,6 @@ def _about(job: TrainJob, store: SliceStore, state: TrainState, records: list[di
         "bank_fingerprint": job.bank_fingerprint,
     }
     scores = {name.removeprefix("val/"): best[name] for name in sorted(best) if name.startswith("val/dice")}
-    return about(store, arm=job.name, semi_supervised=stream.semi_supervised, training=training, validation=scores)
+    return describe_training(
+        store, arm=job.name, semi_supervised=stream.semi_supervised, training=training, validation=scores
+    )

@@ -19,7 +19,7 @@ import torch
 
 from actors.extraction import prepare_bank
 from actors.extraction_pool import ExtractorPool
-from actors.extractor import Extractor, Work
+from actors.extractor import ExtractionSpec, Extractor
 from actors.streaming import batches
 from benchmarks import cluster
 from benchmarks.extract import slice_store
@@ -72,7 +72,7 @@ def _rate(pool: ExtractorPool, bank: FactorBank, shards: int) -> float:
     return sum(len(bank.shard_rows(shard)) for shard in range(shards)) / (time.perf_counter() - began)
 
 
-def _on_two_cores(work: Work, stream: StreamConfig) -> None:
+def _on_two_cores(work: ExtractionSpec, stream: StreamConfig) -> None:
     with cluster.local(8):
         bank = prepare_bank(work, SHARD)
         found, made = {}, {}
@@ -96,7 +96,7 @@ def _on_two_cores(work: Work, stream: StreamConfig) -> None:
         print(f"{name} a second on two cores: {text}; two against one {rates[2] / rates[1]:.2f}", flush=True)
 
 
-def _simulated(work: Work) -> dict[int, float]:
+def _simulated(work: ExtractionSpec) -> dict[int, float]:
     import ray
     from ray.cluster_utils import Cluster
 
@@ -144,8 +144,8 @@ def run() -> dict[str, Any]:
             fa=True,
             batch_size=16,
         )
-        _on_two_cores(Work(run, sdnet, bank, SETTINGS.preprocess), stream)
-        rates = _simulated(Work(run, sdnet, str(root / "simulated.zarr"), SETTINGS.preprocess))
+        _on_two_cores(ExtractionSpec(run, sdnet, bank, SETTINGS.preprocess), stream)
+        rates = _simulated(ExtractionSpec(run, sdnet, str(root / "simulated.zarr"), SETTINGS.preprocess))
     most = CROWDS[-1]
     return {
         "ratio": round(rates[most] / most / rates[1], 2),

@@ -134,7 +134,8 @@ def _bands(root: Path) -> npt.NDArray[np.uint8]:
     """A phantom's slices on the canvas, channel c where the intensity is in the c-th of eight bands."""
     from scipy.ndimage import gaussian_filter
 
-    from storage.slices.store import SliceStore, finalise, write_subject
+    from storage.slices.store import SliceStore
+    from storage.slices.writer import finalise, write_subject
 
     data.phantom(root / "phantom", 4, 8)
     subjects = data.subjects_of([str(root / "phantom")])

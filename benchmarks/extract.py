@@ -20,9 +20,9 @@ import torch
 
 from actors.extraction import prepare_bank
 from actors.extraction_pool import ExtractorPool
-from actors.extractor import Work
+from actors.extractor import ExtractionSpec
 from benchmarks import cluster, data, timing
-from pipeline.factors.extract import FrozenSDNet, Precision, View, view
+from pipeline.factors.extract import FrozenSDNet, NetworkView, Precision, view
 from pipeline.networks.files import load_sdnet, save_model
 from pipeline.networks.sdnet import SDNet, SDNetConfig
 from pipeline.phantom import PhantomConfig, write_phantom
@@ -38,7 +38,8 @@ from storage.bank import ledger
 from storage.bank.anatomy_codec import pack, unpack
 from storage.bank.bank import FactorBank
 from storage.layouts import LayoutOptions
-from storage.slices.store import SliceStore, finalise, write_subject
+from storage.slices.store import SliceStore
+from storage.slices.writer import finalise, write_subject
 
 PAPER, NARROW = PreprocessConfig(), PreprocessConfig(size=96)
 SHARD, BATCH, ROUNDS, STEPS = 2, 4, 2, 80
@@ -56,7 +57,7 @@ def slice_store(folder: Path, run: Path, options: LayoutOptions | None = None) -
     return str(run)
 
 
-def calibrated(views: list[View], config: SDNetConfig) -> SDNet:
+def calibrated(views: list[NetworkView], config: SDNetConfig) -> SDNet:
     """An untrained network whose batch-norms have the statistics of these slices, so that its anatomy varies."""
     torch.manual_seed(0)
     model = SDNet(config)
@@ -68,7 +69,7 @@ def calibrated(views: list[View], config: SDNetConfig) -> SDNet:
     return model.eval()
 
 
-def plain(model: SDNet, views: list[View], batch: int) -> Factors:
+def plain(model: SDNet, views: list[NetworkView], batch: int) -> Factors:
     """The loop that one would write: eager, fp32, contiguous, `batch` slices of one shape at a time."""
     found: Factors = []
     with torch.no_grad():
@@ -183,7 +184,7 @@ def run() -> dict[str, Any]:
         print(f"{len(store)} slices, canvases of {sorted({seen.canvas.shape for seen in views})}", flush=True)
 
         def side(name: str, precision: Precision, actors: int) -> Side:
-            work = Work(run, sdnet, str(root / f"{name}.zarr"), PAPER, precision)
+            work = ExtractionSpec(run, sdnet, str(root / f"{name}.zarr"), PAPER, precision)
             bank = prepare_bank(work, SHARD)
             pool = ExtractorPool(work, actors, 1.0, 0.0)
             pool.start()

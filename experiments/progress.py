@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 QUIET_LINES_S = 20.0  # between plain lines of one stage, where there is no terminal
 
 
-class Step:
+class ProgressBar:
     """One bar. `update(note, done, total)` moves it."""
 
     def __init__(self, bars: Bars | None, console: Console, name: str, total: float | None = None) -> None:
@@ -39,10 +39,10 @@ class Step:
 class ArmBars:
     """A bar an arm."""
 
-    def __init__(self, steps: dict[str, Step]) -> None:
+    def __init__(self, steps: dict[str, ProgressBar]) -> None:
         self._steps = steps
 
-    def of(self, label: str) -> Step:
+    def of(self, label: str) -> ProgressBar:
         """The arm's bar."""
         return self._steps[label]
 
@@ -58,11 +58,11 @@ class Progress:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[Step]:
+    def stage(self, name: str) -> Iterator[ProgressBar]:
         """A stage with one bar; a line with its duration when it ends."""
         began = time.perf_counter()
         with self._bars() as bars:
-            yield Step(bars, self.console, name)
+            yield ProgressBar(bars, self.console, name)
         self.say(f"✓ {name}  {time.perf_counter() - began:.0f} s")
 
     @contextmanager
@@ -70,7 +70,7 @@ class Progress:
         """Bars for all arms, in epochs."""
         began = time.perf_counter()
         with self._bars() as bars:
-            yield ArmBars({label: Step(bars, self.console, label, epochs) for label in labels})
+            yield ArmBars({label: ProgressBar(bars, self.console, label, epochs) for label in labels})
         self.say(f"✓ arms  {time.perf_counter() - began:.0f} s")
 
     def ingested(self, report: IngestReport) -> None:

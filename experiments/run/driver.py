@@ -22,7 +22,7 @@ from storage.slices.store import TABLE
 if TYPE_CHECKING:
     from actors.stages import ArmRun
     from actors.train_job import TrainJob
-    from experiments.progress import Step
+    from experiments.progress import ProgressBar
 
 PHANTOM_FOLDER = "phantom"
 
@@ -137,7 +137,7 @@ class Ablation:
         """All arms and seeds, trained and scored; returns label → reason for those that failed."""
         from actors import stages
 
-        jobs.check(self.run, self.settings)
+        jobs.require_trainable(self.run, self.settings)
         runs = jobs.arm_runs(self.run, self.settings)
         todo = [r for r in runs if not r.evaluated()]
         if todo:
@@ -220,7 +220,7 @@ class Ablation:
             self.log.report(fs.local_path(fs.join(self.run, "report")))
 
     def _arm_runs(self) -> list[ArmRun]:
-        return jobs.arm_runs(self.run, jobs.ready(self.run, self.settings))
+        return jobs.arm_runs(self.run, jobs.trainable_settings(self.run, self.settings))
 
     def _mosaic(self) -> bytes | None:
         """The picture of FA, where the run has a whole bank of its working grid."""
@@ -234,7 +234,7 @@ class Ablation:
             self.progress.say(f"no picture of FA: {error}")
             return None
 
-    def _follow(self, arm: str, seed: int, job: TrainJob, bar: Step) -> None:
+    def _follow(self, arm: str, seed: int, job: TrainJob, bar: ProgressBar) -> None:
         records = self.log.follow(arm, seed, job)
         if records:
             self._warn(f"{arm}/seed{seed}", records[-1])
@@ -250,7 +250,7 @@ class Ablation:
 
     def _as_split(self) -> Settings:
         """The settings with the options that the run's slices were split by: what the scores are of."""
-        return self.settings.model_copy(update={"layouts": jobs.split_by(self.run, self.settings)})
+        return self.settings.model_copy(update={"layouts": jobs.split_options_of(self.run, self.settings)})
 
     def _note(self, runs: Sequence[ArmRun], settings: Settings) -> dict[str, Any]:
         note: dict[str, Any] = {
@@ -259,8 +259,8 @@ class Ablation:
             "configuration": settings.config_hash,
             "seeds": settings.seeds,
         }
-        if settings.layouts.departure:
-            note["protocol"] = settings.layouts.departure
+        if settings.layouts.protocol_label:
+            note["protocol"] = settings.layouts.protocol_label
         for run in runs:
             note["data fingerprint"] = run.job.data_fingerprint
             if run.job.bank_fingerprint:
@@ -272,7 +272,7 @@ def ablate(driver: Ablation, strict: bool = False) -> tuple[ReportPaths, dict[st
     """All stages of a run; returns where the report is and which arms failed, with the reason."""
     began = time.perf_counter()
     driver.ingest(strict)
-    jobs.check(driver.run, driver.settings)
+    jobs.require_trainable(driver.run, driver.settings)
     if jobs.needs_sdnet(driver.settings):
         driver.pretrain()
     if jobs.needs_bank(driver.settings):

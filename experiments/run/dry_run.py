@@ -37,7 +37,7 @@ def show(run: str, settings: Settings, say: Callable[[str], None]) -> None:
     cluster = start_ray() if inside_cluster() else local_cluster()
     work = workload(run, settings)
     if work.contents.known:
-        jobs.check(run, settings)
+        jobs.require_trainable(run, settings)
         jobs.check_pretrained(run, settings)
     todo = [arm for arm in work.arms if arm.state != "done"]
     budget = plan(settings.resources, cluster, max(1, len(todo)))

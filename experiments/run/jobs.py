@@ -21,7 +21,7 @@ from storage.bank.index import Key, slice_keys
 from storage.errors import InputError
 from storage.identity import identity
 from storage.layouts import LayoutOptions
-from storage.layouts.protocols import keeps_out
+from storage.layouts.protocols import excludes_from_training
 from storage.slices.store import SliceStore
 
 SDNET, BANK, ARMS_FOLDER = "sdnet", "bank.zarr", "arms"
@@ -44,14 +44,14 @@ def data_fingerprint(run: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def split_by(run: str, settings: Settings) -> LayoutOptions:
+def split_options_of(run: str, settings: Settings) -> LayoutOptions:
     """What the run's slices were split by; the settings' own where the slices do not say."""
     return SliceStore.open(run).layouts or settings.layouts
 
 
 def require_split_by(run: str, settings: Settings) -> None:
     """Raises InputError if the run's slices were split by other options than the settings'."""
-    made, wanted = (options.model_dump() for options in (split_by(run, settings), settings.layouts))
+    made, wanted = (options.model_dump() for options in (split_options_of(run, settings), settings.layouts))
     others = [f"layouts.{name}={made[name]}, not {wanted[name]}" for name in made if made[name] != wanted[name]]
     if others:
         problem = f"its slices were split by {' and '.join(others)}"
@@ -139,7 +139,7 @@ def arm_runs(run: str, settings: Settings) -> list[ArmRun]:
     return runs
 
 
-def check(run: str, settings: Settings) -> None:
+def require_trainable(run: str, settings: Settings) -> None:
     """Whether the run's data and the settings can train these arms at all, before hours are spent.
 
     Raises InputError if there are no held-out volumes to choose by, an arm has nothing to train on, or the train
@@ -191,11 +191,11 @@ def check_pretrained(run: str, settings: Settings) -> None:
     if seen:
         problem = f"was trained on {seen[0]}, which this run tests on or excludes"
         raise InputError(where, problem, "pretrain without these subjects")
-    protocol, data = split_by(run, settings), document.get("about", {}).get("data", {})
+    protocol, data = split_options_of(run, settings), document.get("about", {}).get("data", {})
     vendors = {vendor for split in ("train", "validation") for vendor in data.get(split, ())}
-    forbidden = sorted(vendor for vendor in vendors if keeps_out(protocol, vendor))
+    forbidden = sorted(vendor for vendor in vendors if excludes_from_training(protocol, vendor))
     if forbidden:
-        problem = f"was trained on vendor {forbidden[0]}, which may not train under {protocol.departure}"
+        problem = f"was trained on vendor {forbidden[0]}, which may not train under {protocol.protocol_label}"
         raise InputError(where, problem, "pretrain without this vendor")
 
 
@@ -209,7 +209,7 @@ def bank_is_complete(run: str, settings: Settings) -> bool:
     return whole and set(slice_keys(opened.index)) >= _training_slices(run)
 
 
-def ready(run: str, settings: Settings) -> Settings:
+def trainable_settings(run: str, settings: Settings) -> Settings:
     """The same settings, without the arms whose bank, or SDNet to start from, is not there yet."""
     bank = not needs_bank(settings) or bank_is_complete(run, settings)
     sdnet = not starts_from_sdnet(settings) or fs.exists(fs.join(sdnet_uri(run, settings), MODEL))

@@ -24,7 +24,7 @@ def status(run: str) -> list[tuple[str, str]]:
     lines = [("ingest", f"done: {len(SliceStore.open(run))} slices")]
     if jobs.needs_sdnet(settings):
         lines += _bank_lines(run, settings)
-    known = {r.label: r for r in jobs.arm_runs(run, jobs.ready(run, settings))}
+    known = {r.label: r for r in jobs.arm_runs(run, jobs.trainable_settings(run, settings))}
     for label in (f"{arm}/seed{k}" for arm in settings.arms for k in range(settings.seeds)):
         if label not in known:
             lines.append(

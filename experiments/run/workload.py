@@ -97,7 +97,7 @@ def _contents(run: str, settings: Settings) -> Contents:
     kept = config.load(run) if fs.exists(fs.join(run, config.CONFIG_FILE)) else None
     same = kept is not None and kept.data == settings.data
     there = fs.exists(fs.join(run, TABLE)) and (same or not settings.data)
-    if there and jobs.split_by(run, kept or settings) == settings.layouts:
+    if there and jobs.split_options_of(run, kept or settings) == settings.layouts:
         return _stored(SliceStore.open(run))
     if settings.data:
         return _headers(settings.data, settings)
@@ -205,7 +205,7 @@ def _bank(run: str, settings: Settings, contents: Contents, remade: bool) -> tup
 
 
 def _arms(run: str, settings: Settings, contents: Contents, new_sdnet: bool, new_bank: bool) -> list[Training]:
-    ready = jobs.ready(run, settings) if contents.known else settings.model_copy(update={"arms": ()})
+    ready = jobs.trainable_settings(run, settings) if contents.known else settings.model_copy(update={"arms": ()})
     if new_bank:
         ready = ready.model_copy(update={"arms": tuple(arm for arm in ready.arms if not ARMS[arm].fa)})
     known = {r.label: r for r in jobs.arm_runs(run, ready)} if ready.arms else {}

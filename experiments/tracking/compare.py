@@ -9,7 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.tracking.store import PARENT_TAG, RUN_TAG, address, is_server, open_client, run_key, search, shown
+from experiments.tracking.store import (
+    PARENT_TAG,
+    RUN_TAG,
+    is_server,
+    open_client,
+    redacted,
+    run_key,
+    search,
+    tracking_uri_of,
+)
 from storage import fs
 from storage.errors import InputError
 from storage.subjects import STRUCTURES
@@ -39,7 +48,7 @@ def find(runs: Sequence[str], tracking_uri: str | None = None) -> list[Compared]
     """The runs as MLflow holds them. Each is a run folder, the name of an experiment on the server, or the id of a
     parent run there.
 
-    `tracking_uri` and `MLFLOW_TRACKING_URI` as for `mlflow_store.address`; an experiment or an id needs one of them.
+    `tracking_uri` and `MLFLOW_TRACKING_URI` as for `store.tracking_uri_of`; an experiment or an id needs one of them.
     Raises InputError for a run that MLflow does not know, or that has no scores there.
     """
     found, names = [], list(map(fs.base_name, runs))
@@ -51,7 +60,7 @@ def find(runs: Sequence[str], tracking_uri: str | None = None) -> list[Compared]
 
 def _compared(run: str, tracking_uri: str | None, name: str) -> Compared:
     folder = fs.is_folder(run)
-    place = address(fs.absolute(run), tracking_uri)
+    place = tracking_uri_of(fs.absolute(run), tracking_uri)
     file = Path(place.removeprefix("sqlite:///"))
     if place.startswith("sqlite:///") and not file.is_file():  # which opening it would create
         problem = "MLflow knows nothing of it" if folder else "is no run folder, and no tracking server is named"
@@ -73,7 +82,7 @@ def _parent_of_folder(client: MlflowClient, run: str, place: str, name: str) -> 
     if not found:
         raise InputError(
             name,
-            f"MLflow at {shown(place)} does not know it",
+            f"MLflow at {redacted(place)} does not know it",
             "run `cardiomix report --run RUN`, or name its experiment",
         )
     return found[0]
@@ -87,11 +96,11 @@ def _parent(client: MlflowClient, run: str, place: str) -> Run:
             return client.get_run(run)
         except MlflowException as error:
             raise InputError(
-                run, f"MLflow at {shown(place)} does not know it", "look up the parent run's id"
+                run, f"MLflow at {redacted(place)} does not know it", "look up the parent run's id"
             ) from error
     experiment = client.get_experiment_by_name(run)
     if experiment is None:
-        where = shown(place) if is_server(place) else "this database"
+        where = redacted(place) if is_server(place) else "this database"
         raise InputError(run, f"is no run folder, and no experiment of {where}", "check the name")
     parents = [each for each in search(client, experiment.experiment_id, {}) if RUN_TAG in each.data.tags]
     if len(parents) != 1:

@@ -62,7 +62,7 @@ class RunLog:
 
     def __init__(self, run: str, name: str, settings: Settings, say: Callable[[str], None]) -> None:
         self.run, self.name, self.settings, self._say = run, name, settings, say
-        self.tracking_uri = store.address(run)
+        self.tracking_uri = store.tracking_uri_of(run)
         self._tracker: Tracker | None = None  # this and the next: only the writer's thread uses them
         self._children: dict[str, ChildRun] = {}
         self._arms: dict[str, _Arm] = {}
@@ -83,7 +83,7 @@ class RunLog:
             error = self._writer.wait("parent")
             if error is not None:
                 self._refused = True
-                where, remedy = store.shown(self.tracking_uri), "mend it, or set another MLFLOW_TRACKING_URI"
+                where, remedy = store.redacted(self.tracking_uri), "mend it, or set another MLFLOW_TRACKING_URI"
                 raise error if isinstance(error, InputError) else InputError(where, store.reason(error), remedy)
         self._required = True
         self._system.start()
@@ -140,7 +140,7 @@ class RunLog:
         named += f" and {len(behind) - NAMED} more" if len(behind) > NAMED else ""
         why = store.reason(self._writer.error) if self._writer.error else "it was not waited for"
         return (
-            f"warning: {why}: {store.shown(self.tracking_uri)} lacks {named}; nothing is lost, "
+            f"warning: {why}: {store.redacted(self.tracking_uri)} lacks {named}; nothing is lost, "
             "`cardiomix report --run RUN` logs it once the server is back"
         )
 
@@ -206,6 +206,6 @@ class RunLog:
 
     def _say_change(self, error: BaseException | None) -> None:
         if error is None:
-            self._say(f"MLflow: {store.shown(self.tracking_uri)} is back, all is logged")
+            self._say(f"MLflow: {store.redacted(self.tracking_uri)} is back, all is logged")
         elif self._writer.succeeded:
             self._say(f"MLflow: {store.reason(error)}; it will be tried again, training goes on")

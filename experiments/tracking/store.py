@@ -35,13 +35,13 @@ class StoreError(InputError):
     """MLflow's store cannot be opened, or does not answer."""
 
 
-def address(run: str, tracking_uri: str | None = None) -> str:
+def tracking_uri_of(run: str, tracking_uri: str | None = None) -> str:
     """The tracking URI of a run: the one given, else `MLFLOW_TRACKING_URI`, else SQLite in `<run>/mlflow.db` (in the
     working directory where the run lives in an object store, since SQLite needs a file)."""
-    return tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home(run) / DATABASE}"
+    return tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{local_folder(run) / DATABASE}"
 
 
-def home(run: str) -> Path:
+def local_folder(run: str) -> Path:
     """The local folder of what MLflow keeps in files."""
     return fs.local_path(run).absolute() if fs.is_local(run) else Path.cwd()
 
@@ -49,7 +49,7 @@ def home(run: str) -> Path:
 def run_key(run: str, tracking_uri: str) -> str:
     """The parent run's tag `cardiomix_run`. A database in the run folder moves with it and knows no other run;
     elsewhere a hash of the folder's place tells runs of one name apart."""
-    if fs.is_local(run) and tracking_uri == f"sqlite:///{home(run) / DATABASE}":
+    if fs.is_local(run) and tracking_uri == f"sqlite:///{local_folder(run) / DATABASE}":
         return OWN_FOLDER
     place = str(fs.local_path(run).resolve()) if fs.is_local(run) else run.rstrip("/")
     return hashlib.sha256(place.encode()).hexdigest()[:16]
@@ -60,7 +60,7 @@ def is_server(tracking_uri: str) -> bool:
     return tracking_uri.startswith(("http://", "https://"))
 
 
-def shown(tracking_uri: str) -> str:
+def redacted(tracking_uri: str) -> str:
     """The address without a password."""
     return re.sub(r"//[^/@]*@", "//***@", tracking_uri)
 
@@ -68,7 +68,7 @@ def shown(tracking_uri: str) -> str:
 def ui_command(tracking_uri: str) -> str:
     """The command that serves this store to a browser on this machine; for a tracking server, its address."""
     if is_server(tracking_uri):
-        return shown(tracking_uri)
+        return redacted(tracking_uri)
     return f"mlflow ui --backend-store-uri {shlex.quote(tracking_uri)} --host 127.0.0.1"
 
 
@@ -92,13 +92,13 @@ def open_client(tracking_uri: str) -> MlflowClient:
     except MlflowException as error:
         remedy = "check that it is reachable, or give another tracking URI"
         if "out-of-date database schema" in str(error):
-            remedy = f"back it up, then run: mlflow db upgrade {shlex.quote(shown(tracking_uri))}"
+            remedy = f"back it up, then run: mlflow db upgrade {shlex.quote(redacted(tracking_uri))}"
         # Not chained: MLflow's text repeats the address, password included.
-        raise StoreError(shown(tracking_uri), reason(error), remedy) from None
+        raise StoreError(redacted(tracking_uri), reason(error), remedy) from None
     except Exception as error:  # drivers raise types of their own: no database, no permission, no connection
         problem = f"cannot open the MLflow store ({type(error).__name__})"
         remedy = "check that it is reachable and writable, or unset MLFLOW_TRACKING_URI"
-        raise StoreError(shown(tracking_uri), problem, remedy) from None
+        raise StoreError(redacted(tracking_uri), problem, remedy) from None
     return client
 
 
@@ -107,7 +107,7 @@ def reason(error: BaseException) -> str:
     if isinstance(error, InputError):
         return error.problem
     lines = [line for line in str(error).splitlines() if line and not line.startswith("(raised as a result")]
-    text = shown(lines[0] if lines else type(error).__name__)
+    text = redacted(lines[0] if lines else type(error).__name__)
     for words in ("Connection refused", "Connection reset", "Connection aborted", "timed out", "Name or service"):
         if words in text:
             return f"the MLflow server does not answer ({words.lower()})"

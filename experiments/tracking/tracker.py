@@ -18,7 +18,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.tracking.store import PARENT_TAG, RUN_TAG, address, home, is_server, open_client, run_key, search
+from experiments.tracking.store import (
+    PARENT_TAG,
+    RUN_TAG,
+    is_server,
+    local_folder,
+    open_client,
+    run_key,
+    search,
+    tracking_uri_of,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -33,7 +42,7 @@ _SCORES = {"dice": "dice_mean", "hd95_median_mm": "hd95_median_mm", "missed": "m
 
 
 class Tracker:
-    """The parent run of one run folder, at `mlflow_store.address`.
+    """The parent run of one run folder, at `store.tracking_uri_of`.
 
     Artifacts of a database go to `mlartifacts/` beside it; a tracking server decides itself. Raises `InputError` where
     the store cannot be opened.
@@ -42,9 +51,9 @@ class Tracker:
     def __init__(
         self, run_uri: str, experiment: str, tracking_uri: str | None = None, tags: Mapping[str, str] | None = None
     ) -> None:
-        folder = home(run_uri)
+        folder = local_folder(run_uri)
         folder.mkdir(parents=True, exist_ok=True)
-        self.tracking_uri = address(run_uri, tracking_uri)
+        self.tracking_uri = tracking_uri_of(run_uri, tracking_uri)
         self.experiment = experiment
         self._client = open_client(self.tracking_uri)
         self.experiment_id = self._experiment_id(

@@ -29,7 +29,7 @@ COLLAPSED_SPREAD, UNUSED_SWAP = 0.01, 0.01  # below these all codes are one, and
 
 
 @dataclass(frozen=True)
-class Watched:
+class WatchedSlices:
     """Slices of several vendors: image (N, 1, S, S) float32 in [-1, 1]; vendor and subject of each (N,)."""
 
     image: Tensor
@@ -51,7 +51,7 @@ class Factors:
     anatomy_again: Tensor
 
 
-def watch(model: SDNet, slices: Watched, chunk: int = 16) -> dict[str, float]:
+def watch(model: SDNet, slices: WatchedSlices, chunk: int = 16) -> dict[str, float]:
     """All numbers by name; the model's mode is left as it is found.
 
     - `reconstruction`: L1 in the images' range of 2.
@@ -159,7 +159,7 @@ def vendor_probe(features_NP: Array, vendor: Names, subject: Names) -> float | N
     return float(recall_score(y, guessed, average="macro"))
 
 
-def _factors(model: SDNet, slices: Watched, chunk: int) -> Factors:
+def _factors(model: SDNet, slices: WatchedSlices, chunk: int) -> Factors:
     device = next(model.parameters()).device
     donor = _donors(slices.vendor)
 

@@ -40,7 +40,7 @@ def precision_of(name: str, sdnet_fingerprint: str) -> Precision | None:
 
 
 @dataclass(frozen=True)
-class View:
+class NetworkView:
     """What the network sees of a slice, and its mask.
 
     canvas: (H, W) float32, the working image centred on the smallest canvas for it; extent: where it stands there;
@@ -53,7 +53,7 @@ class View:
     mask: npt.NDArray[np.uint8]
 
 
-def view(store: SliceStore, slice_id: int, preprocess: PreprocessConfig) -> View:
+def view(store: SliceStore, slice_id: int, preprocess: PreprocessConfig) -> NetworkView:
     """One slice of a store as the network sees it.
 
     Anatomy is wanted of the whole field of view, so it is taken from the image on a canvas. The modality encoder
@@ -65,7 +65,7 @@ def view(store: SliceStore, slice_id: int, preprocess: PreprocessConfig) -> View
     fill, (height, width) = float(working.image.min()), working.image.shape
     canvas, top, left = centre_on(working.image, canvas_size(store, [slice_id], preprocess), fill)
     crop, _ = resample_crop(working.image, working.mask, 1.0, preprocess.size, fill)
-    return View(canvas, np.s_[top : top + height, left : left + width], crop, working.mask)
+    return NetworkView(canvas, np.s_[top : top + height, left : left + width], crop, working.mask)
 
 
 class FrozenSDNet:
@@ -77,7 +77,7 @@ class FrozenSDNet:
         self._dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         self._anatomy, self._modality = map(self._prepared, (model.anatomy_encoder, model.modality_encoder))
 
-    def factors(self, seen: View) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
+    def factors(self, seen: NetworkView) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
         """Packed anatomy (h, w) uint8 of the slice's extent and its modality (M,) float32."""
         with torch.inference_mode():
             logits = self._anatomy(self._tensor(seen.canvas)).float()
@@ -94,7 +94,7 @@ class FrozenSDNet:
 
 
 def bank_row(
-    network: FrozenSDNet, seen: View, canvas: tuple[int, int]
+    network: FrozenSDNet, seen: NetworkView, canvas: tuple[int, int]
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
     """A view's packed anatomy, modality and mask as a row of a bank of that canvas; zeros around its extent."""
     found, modality = network.factors(seen)
@@ -103,7 +103,7 @@ def bank_row(
     return anatomy, modality, mask
 
 
-def bank_rows(network: FrozenSDNet, views: Sequence[View], canvas: tuple[int, int]) -> PackedBank:
+def bank_rows(network: FrozenSDNet, views: Sequence[NetworkView], canvas: tuple[int, int]) -> PackedBank:
     """`bank_row` of one view after the other."""
     anatomy, modality, mask = zip(*(bank_row(network, seen, canvas) for seen in views), strict=True)
     return PackedBank(np.stack(anatomy), np.stack(mask), np.stack(modality))

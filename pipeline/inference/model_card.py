@@ -31,7 +31,7 @@ LIMITS = (
 )
 
 
-def about(
+def describe_training(
     store: SliceStore, *, arm: str, semi_supervised: bool, training: Mapping[str, Any], validation: Mapping[str, float]
 ) -> dict[str, Any]:
     """What `model.json` says of a network that was trained on `store`.

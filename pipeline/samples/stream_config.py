@@ -15,7 +15,7 @@ from storage.bank.styles import modality_donors
 from storage.errors import InputError
 from storage.identity import identity
 from storage.layouts import LayoutOptions
-from storage.layouts.protocols import keeps_out
+from storage.layouts.protocols import excludes_from_training
 from storage.slices.store import SliceStore
 
 
@@ -129,11 +129,11 @@ def open_bank(config: StreamConfig, store: SliceStore) -> FactorBank | None:
         )
     checked = donors.vendor[: len(bank)] if config.plan.fa_policy == "styles" else donors.vendor
     protocol = store.layouts or LayoutOptions()
-    forbidden = [vendor for vendor in sorted(set(checked.tolist())) if keeps_out(protocol, vendor)]
+    forbidden = [vendor for vendor in sorted(set(checked.tolist())) if excludes_from_training(protocol, vendor)]
     if forbidden:
         raise InputError(
             config.bank,
-            f"holds vendor {forbidden[0]}, which may not train under {protocol.departure}",
+            f"holds vendor {forbidden[0]}, which may not train under {protocol.protocol_label}",
             "use a bank, and styles, without this vendor",
         )
     missing = len(set(_keys_of_training(store)) - set(bank_rows(bank)))

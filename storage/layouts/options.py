@@ -62,7 +62,7 @@ class LayoutOptions(BaseModel):
         return vendor
 
     @property
-    def departure(self) -> str:
+    def protocol_label(self) -> str:
         """What sets the protocol apart from the data's own, in a few words; empty for those."""
         named = "" if self.protocol == "paper" else f"{self.protocol} {self.protocol_vendor}"
         labels = "" if self.label_fraction == 1 else f"labels of {100 * self.label_fraction:g} % of subjects"

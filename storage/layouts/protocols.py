@@ -40,7 +40,7 @@ def apply(subjects: Sequence[Subject], options: LayoutOptions) -> list[Subject]:
     return out
 
 
-def keeps_out(options: LayoutOptions, vendor: str) -> bool:
+def excludes_from_training(options: LayoutOptions, vendor: str) -> bool:
     """Whether no image of this vendor may train under the protocol, however its name is written."""
     same = _maker(vendor) == _maker(str(options.protocol_vendor))
     return {"paper": False, "leave_one_vendor_out": same, "source_only": not same}[options.protocol]

@@ -36,7 +36,7 @@ def assign(subjects: Sequence[Subject], options: LayoutOptions) -> list[Subject]
     return protocols.withhold_labels(out, options)
 
 
-def settle(
+def assign_splits_and_read(
     subjects: Sequence[Subject],
     options: LayoutOptions,
     read: Callable[[Sequence[Subject]], Sequence[Skipped]],

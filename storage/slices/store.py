@@ -5,7 +5,7 @@
     <run>/slices.parquet                        `subjects.SLICE_SCHEMA`, sorted by subject, frame and slice
     <run>/skipped.csv, <run>/splits.csv         who did not come in, and who is in which split, with the reasons
 
-Written by `slice_writer`, whose functions are named here too.
+Written by `storage.slices.writer`, which readers need not import.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import numpy.typing as npt
@@ -26,12 +27,23 @@ from storage.nifti.header import Spacing
 from storage.parquet import read_parquet
 from storage.sharded_array import ShardedArray
 from storage.slices.intensities import Statistics
-from storage.slices.writer import LAYOUTS_KEY, SKIPPED, SPLITS, TABLE, Stored, finalise, subject_folder, write_subject
 from storage.subjects import SLICE_SCHEMA, SLICES_VERSION
 
-__all__ = ["SKIPPED", "SPLITS", "TABLE", "SliceStore", "Stored", "Volume", "finalise", "write_subject"]
-
+ARRAYS, TABLE, SKIPPED, SPLITS = "slices.zarr", "slices.parquet", "skipped.csv", "splits.csv"
+GROUP = "zarr.json"  # beside the subjects' folders
+LONGEST_NAME = 200  # bytes; file systems end at 255
+LAYOUTS_KEY = b"cardiomix_layouts"  # in the index's metadata
 VERSION_KEY = b"cardiomix_slices"
+
+
+def subject_folder(run: str, subject: str) -> str:
+    """Where a subject's arrays are; any character that could leave or confuse a folder is percent-encoded."""
+    name = quote(subject, safe=" ")
+    if name.startswith(".") or name == GROUP:
+        name = f"%{ord(name[0]):02X}{name[1:]}"
+    if not 0 < len(name) <= LONGEST_NAME:
+        raise InputError(subject[:40] or "subject", f"a name of {len(name)} bytes", f"use 1 to {LONGEST_NAME}")
+    return fs.join(run, ARRAYS, name)
 
 
 @dataclass(frozen=True)

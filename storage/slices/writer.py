@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass
 from itertools import groupby
 from operator import itemgetter
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
 import numpy.typing as npt
@@ -20,26 +19,22 @@ import pyarrow.parquet as pq
 import zarr
 
 from storage import fs
-from storage.errors import InputError
 from storage.layouts import LayoutOptions
 from storage.nifti.file import not_opened
 from storage.sharded_array import write_array
 from storage.slices.frames import read_frames
+from storage.slices.store import ARRAYS, GROUP, LAYOUTS_KEY, SKIPPED, SPLITS, TABLE, subject_folder
 from storage.subjects import SLICE_SCHEMA, SLICES_VERSION, FrameSource, Skipped, Subject
 
-ARRAYS, TABLE, SKIPPED, SPLITS = "slices.zarr", "slices.parquet", "skipped.csv", "splits.csv"
 FRAMES = "frames.json"
-LONGEST_NAME = 200  # bytes; file systems end at 255
 # Scans compress hardly better at higher levels, which take up to four times as long; masks are nearly nothing.
 IMAGE_LEVEL, MASK_LEVEL = 1, 5
 AXES = ("row", "y", "x")
-GROUP = "zarr.json"  # beside the subjects' folders
-LAYOUTS_KEY = b"cardiomix_layouts"  # in the index's metadata
 GROUP_ROWS = 4096  # about, in a row group of the index: one at a time is in memory
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredSubject:
     """A subject as stored: `frames` holds one dict a frame, `digests` SHA-256 of its image (`Frame.digest`)."""
 
     frames: tuple[dict[str, Any], ...]
@@ -57,15 +52,15 @@ class Stored:
 
 
 @dataclass(frozen=True)
-class Made:
+class SubjectArrays:
     """A subject's arrays before they are written: image (rows, H, W) int16, mask (rows, H, W) uint8, facts."""
 
     image: npt.NDArray[np.int16]
     mask: npt.NDArray[np.uint8]
-    stored: Stored
+    stored: StoredSubject
 
 
-def write_subject(run: str, subject: Subject) -> Stored:
+def write_subject(run: str, subject: Subject) -> StoredSubject:
     """Read a subject's files, check them and write its arrays.
 
     A subject that is complete and was made from the same files in the same way is not read again. An unfinished one is
@@ -74,7 +69,7 @@ def write_subject(run: str, subject: Subject) -> Stored:
     return write_made(run, subject.subject, source_hash(subject), lambda: _read(subject))
 
 
-def write_made(run: str, subject: str, source: str, make: Callable[[], Made]) -> Stored:
+def write_made(run: str, subject: str, source: str, make: Callable[[], SubjectArrays]) -> StoredSubject:
     """Write what `make` gives as a subject's arrays, unless they are there, whole and made from the same `source`."""
     folder = subject_folder(run, subject)
     done = _committed(folder)
@@ -87,12 +82,12 @@ def write_made(run: str, subject: str, source: str, make: Callable[[], Made]) ->
         write_array(fs.join(folder, "mask"), made.mask, MASK_LEVEL, AXES)
         done = {"version": SLICES_VERSION, "source": source, **asdict(made.stored)}
         fs.write_text(fs.join(folder, FRAMES), json.dumps(done))
-    return Stored(tuple(done["frames"]), tuple(done["digests"]))
+    return StoredSubject(tuple(done["frames"]), tuple(done["digests"]))
 
 
 def finalise(
     run: str,
-    stored: Mapping[str, Stored],
+    stored: Mapping[str, StoredSubject],
     skipped: Sequence[Skipped],
     subjects: Sequence[Subject],
     options: LayoutOptions | None = None,
@@ -117,16 +112,6 @@ def finalise(
             fs.remove(fs.join(run, ARRAYS, folder))
 
 
-def subject_folder(run: str, subject: str) -> str:
-    """Where a subject's arrays are; any character that could leave or confuse a folder is percent-encoded."""
-    name = quote(subject, safe=" ")
-    if name.startswith(".") or name == GROUP:
-        name = f"%{ord(name[0]):02X}{name[1:]}"
-    if not 0 < len(name) <= LONGEST_NAME:
-        raise InputError(subject[:40] or "subject", f"a name of {len(name)} bytes", f"use 1 to {LONGEST_NAME}")
-    return fs.join(run, ARRAYS, name)
-
-
 def source_hash(subject: Subject) -> str:
     """What a subject's arrays follow from: its files (name, size, time, beginning), frames, labels, spacing, checks.
 
@@ -144,7 +129,7 @@ def source_hash(subject: Subject) -> str:
     return hashlib.sha256(json.dumps(definition, sort_keys=True).encode()).hexdigest()
 
 
-def _read(subject: Subject) -> Made:
+def _read(subject: Subject) -> SubjectArrays:
     """Read and check all frames."""
     images: list[npt.NDArray[np.int16]] = []
     masks: list[npt.NDArray[np.uint8]] = []
@@ -154,10 +139,10 @@ def _read(subject: Subject) -> Made:
         digests.append(frame.digest)
         images.append(frame.image.stored)
         masks.append(np.zeros(frame.image.stored.shape, np.uint8) if frame.mask is None else frame.mask)
-    return Made(np.concatenate(images), np.concatenate(masks), Stored(tuple(facts), tuple(digests)))
+    return SubjectArrays(np.concatenate(images), np.concatenate(masks), StoredSubject(tuple(facts), tuple(digests)))
 
 
-def _index(entered: Sequence[tuple[Subject, Stored]], options: LayoutOptions | None) -> bytes:
+def _index(entered: Sequence[tuple[Subject, StoredSubject]], options: LayoutOptions | None) -> bytes:
     """The index as a Parquet file, rows in the order of `entered`, put together a row group at a time."""
     out, rows, schema = io.BytesIO(), 0, SLICE_SCHEMA
     if options is not None:
@@ -171,7 +156,7 @@ def _index(entered: Sequence[tuple[Subject, Stored]], options: LayoutOptions | N
     return out.getvalue()
 
 
-def _rows(entered: Sequence[tuple[Subject, Stored]], first: int) -> pa.Table:
+def _rows(entered: Sequence[tuple[Subject, StoredSubject]], first: int) -> pa.Table:
     """The rows of some subjects, `slice_id` from `first` on; Arrow repeats each frame's facts for its slices."""
     frames = [{**_said(subject), **frame} for subject, stored in entered for frame in stored.frames]
     counts = np.array([f["slices"] for f in frames], dtype=np.int64)

@@ -158,7 +158,7 @@ def survey(
         before += len(wanted)
         return left_out
 
-    entered = splits.settle(subjects, chosen, read, skipped)
+    entered = splits.assign_splits_and_read(subjects, chosen, read, skipped)
     return Survey(
         tuple(replace(found[s.subject], split=s.split or "train") for s in entered),
         tuple(sorted(skipped, key=lambda s: (s.subject, s.file, s.reason))),

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from actors.extraction import ExtractionReport, extract
-from actors.extractor import Extractor, Work
+from actors.extractor import ExtractionSpec, Extractor
 from pipeline.networks.files import load_decoder, load_sdnet, save_model
 from pipeline.samples.preprocess import canvas_size, centre_on, working_slice
 from pipeline.samples.rescale import resample_crop
@@ -140,7 +140,7 @@ def test_a_shard_that_cannot_be_read_leaves_those_in_flight_beside_it_whole(
     image = next(p for p in (damaged / "slices.zarr").rglob("b1*/**/c/**/*") if p.is_file())
     content = image.read_bytes()
     image.write_bytes(content[: len(content) // 2])
-    actor = Extractor(Work(str(damaged), sdnet, str(copy), PREPROCESS))
+    actor = Extractor(ExtractionSpec(str(damaged), sdnet, str(copy), PREPROCESS))
     assert isinstance(actor.start(), str)
     index = FactorBank.open(str(copy), partial=True).index
     of_b1 = {row // SHARD for row, subject in enumerate(index["subject"].to_pylist()) if subject == "b1"}

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from actors.streaming import Flow, batches
+from actors.streaming import StreamStats, batches
 from pipeline.phantom import PhantomConfig, write_phantom
 from pipeline.samples.maker import MADE_AT, MADE_S, REJECTED, SampleMaker
 from pipeline.samples.plan import PlanConfig
@@ -273,7 +273,7 @@ def test_a_worker_for_whom_a_step_holds_nothing_is_refused(run: str) -> None:
 def test_what_the_stream_did_is_told_from_its_batches() -> None:
     import torch
 
-    flow = Flow(actors=2)
+    flow = StreamStats(actors=2)
     for _ in range(3):
         made = {MADE_S: torch.full((4,), 0.05), MADE_AT: torch.full((4,), time.time() - 1.0, dtype=torch.float64)}
         made[REJECTED] = torch.full((4,), 0.25)

@@ -32,7 +32,8 @@ from pipeline.training.objective import Objective
 from pipeline.training.state import TrainState, network_seed
 from storage.errors import InputError
 from storage.nifti.write import write_volume
-from storage.slices.store import SliceStore, finalise, write_subject
+from storage.slices.store import SliceStore
+from storage.slices.writer import finalise, write_subject
 from storage.subjects import FrameSource, Subject
 from tests.integration.processes import CLOCK, train_workers
 

@@ -14,7 +14,7 @@ from pipeline.networks.files import save_model
 from pipeline.networks.sdnet import SDNet, SDNetConfig
 from pipeline.samples.preprocess import PreprocessConfig
 from storage.nifti.write import write_volume
-from storage.slices.store import finalise, write_subject
+from storage.slices.writer import finalise, write_subject
 from storage.subjects import FrameSource, Subject
 
 Made = tuple[str, str, str, bool, int, tuple[int, int], tuple[float, float]]

@@ -57,7 +57,7 @@ def test_a_wrong_setting_is_one_line_that_names_it(assignment: str, message: str
 def test_a_protocol_is_set_by_its_fields_and_is_another_configuration() -> None:
     plain = config.preset("demo")
     changed = config.override(plain, ["layouts.protocol=leave_one_vendor_out", "layouts.protocol_vendor=A"])
-    assert changed.layouts.departure == "leave_one_vendor_out A"
+    assert changed.layouts.protocol_label == "leave_one_vendor_out A"
     fewer = config.override(plain, ["layouts.label_fraction=0.05"])
     assert len({plain.config_hash, changed.config_hash, fewer.config_hash}) == 3
 

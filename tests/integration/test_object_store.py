@@ -23,7 +23,8 @@ from storage.layouts import LayoutOptions, collect
 from storage.lock import run_lock
 from storage.nifti.file import NiftiFile
 from storage.nifti.write import write_volume
-from storage.slices.store import SliceStore, write_subject
+from storage.slices.store import SliceStore
+from storage.slices.writer import write_subject
 from tests.integration.s3_faults import FAULTS, every_fourth
 
 BUCKET = "s3://bucket"

@@ -53,7 +53,8 @@ def test_slices_are_counted_from_headers_as_ingest_would_split_them(
     tmp_path: Path, mnms_folder: Callable[[dict[str, tuple[str, str]]], Path]
 ) -> None:
     from storage.layouts import LayoutOptions, collect, splits
-    from storage.slices.store import SliceStore, finalise, write_subject
+    from storage.slices.store import SliceStore
+    from storage.slices.writer import finalise, write_subject
 
     data, run = mnms_folder(GROUP), str(tmp_path / "run")
     settings = validated(demo().model_dump() | {"data": (str(data),)}, "test")

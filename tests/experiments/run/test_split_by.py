@@ -79,7 +79,7 @@ def test_slices_that_do_not_say_what_split_them_are_used_as_they_are(tmp_path: P
     assert SliceStore.open(run).layouts is None
     fewer = config.override(settings, ["layouts.label_fraction=0.5"])
     jobs.require_split_by(run, fewer)
-    assert jobs.split_by(run, fewer) == fewer.layouts
+    assert jobs.split_options_of(run, fewer) == fewer.layouts
     table = SliceStore.open(run).table
     later = {**table.schema.metadata, LAYOUTS_KEY: b'{"a_later_option": 1}'}
     pq.write_table(table.replace_schema_metadata(later), Path(run) / "slices.parquet")

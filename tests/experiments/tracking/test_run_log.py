@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 
 from experiments.tracking.lineage import job_inputs, job_tags
 from experiments.tracking.run_log import RunLog
-from experiments.tracking.store import address
+from experiments.tracking.store import tracking_uri_of
 from experiments.tracking.system_metrics import SPOOL, SystemSampler
 from experiments.tracking.writer import LogWriter
 from tests.experiments.logged_runs import contents, make_run, runs_of, write_epochs, write_result
@@ -45,7 +45,7 @@ def test_a_run_in_mlflow_is_what_the_run_folder_holds_and_says_where_it_comes_fr
             log.finish_arm(arm, failed=False)
         log.close("FINISHED")
     assert said == []
-    client = MlflowClient(tracking_uri=address(run))
+    client = MlflowClient(tracking_uri=tracking_uri_of(run))
     seen = contents(client, "name")
     assert set(seen) == {"ablation", "unet_ra seed 0", "unet_ra seed 1"}
     assert {each["status"] for each in seen.values()} == {"FINISHED"}
@@ -96,7 +96,7 @@ def test_an_arm_that_failed_or_was_stopped_says_so_and_goes_on_in_the_same_run(t
         if outcome != "KILLED":
             log.finish("unet_ra", 0, arms[0].job, outcome)
         log.close("KILLED" if outcome == "KILLED" else "FINISHED")
-        client = MlflowClient(tracking_uri=address(run))
+        client = MlflowClient(tracking_uri=tracking_uri_of(run))
         child = contents(client, "name")["unet_ra seed 0"]
         assert child["status"] == outcome and len(child["metrics"]["loss/total"]) == epochs
 
@@ -106,7 +106,7 @@ def test_a_driver_that_fails_before_training_leaves_no_run(tmp_path: Path) -> No
     log = RunLog(run, "name", settings, print)
     log.start()
     log.close("KILLED")
-    assert MlflowClient(tracking_uri=address(run)).get_experiment_by_name("name") is None
+    assert MlflowClient(tracking_uri=tracking_uri_of(run)).get_experiment_by_name("name") is None
 
 
 def test_the_machine_is_not_sampled_where_mlflow_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

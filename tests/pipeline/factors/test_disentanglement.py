@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pipeline.factors.disentanglement import (
-    Watched,
+    WatchedSlices,
     distance_correlation,
     information_over_bias,
     vendor_probe,
@@ -64,10 +64,10 @@ def test_the_vendor_probe_reads_what_is_linear_and_never_knows_its_test_subjects
     assert vendor_probe(own, np.full(160, "A"), subject) is None
 
 
-def watched(count: int = 12) -> Watched:
+def watched(count: int = 12) -> WatchedSlices:
     image = torch.rand(count, 1, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     names = [f"s{k // 2}" for k in range(count)]
-    return Watched(image, np.array(["A", "B", "C"]).repeat(count // 3), np.array(names))
+    return WatchedSlices(image, np.array(["A", "B", "C"]).repeat(count // 3), np.array(names))
 
 
 def test_watching_changes_neither_weights_nor_mode_nor_randomness() -> None:

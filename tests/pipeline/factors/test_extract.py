@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from pipeline.factors.extract import FrozenSDNet, View, bank_rows, factors_name, precision_of, view
+from pipeline.factors.extract import FrozenSDNet, NetworkView, bank_rows, factors_name, precision_of, view
 from pipeline.networks.files import load_sdnet
 from pipeline.networks.folding import folded
 from pipeline.networks.sdnet import SDNet, SDNetConfig
@@ -20,7 +20,7 @@ from tests.actors.tiny_runs import PREPROCESS, write_run, write_sdnet
 
 
 @pytest.fixture(scope="module")
-def views(tmp_path_factory: pytest.TempPathFactory) -> list[View]:
+def views(tmp_path_factory: pytest.TempPathFactory) -> list[NetworkView]:
     store = SliceStore.open(write_run(tmp_path_factory.mktemp("data")))
     return [view(store, i, PREPROCESS) for i in range(len(store))]
 
@@ -82,7 +82,7 @@ def test_a_norm_without_running_statistics_is_refused() -> None:
         folded(nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1, track_running_stats=False)))
 
 
-def test_factors_are_the_plain_networks(views: list[View], model: SDNet) -> None:
+def test_factors_are_the_plain_networks(views: list[NetworkView], model: SDNet) -> None:
     frozen = FrozenSDNet(model)
     same = []
     for seen in views:
@@ -94,7 +94,7 @@ def test_factors_are_the_plain_networks(views: list[View], model: SDNet) -> None
     assert np.mean(same) > 0.9999
 
 
-def test_a_slices_factors_depend_on_no_other_slice_and_on_no_canvas(views: list[View], model: SDNet) -> None:
+def test_a_slices_factors_depend_on_no_other_slice_and_on_no_canvas(views: list[NetworkView], model: SDNet) -> None:
     frozen, (height, width) = FrozenSDNet(model), (96, 96)
     rows = bank_rows(frozen, views, (height, width))
     for k in reversed(range(len(views))):
@@ -108,7 +108,7 @@ def test_a_slices_factors_depend_on_no_other_slice_and_on_no_canvas(views: list[
         assert rows.mask[k].sum() == views[k].mask.sum()
 
 
-def test_bf16_flips_few_bits_and_has_a_name_of_its_own(views: list[View], model: SDNet) -> None:
+def test_bf16_flips_few_bits_and_has_a_name_of_its_own(views: list[NetworkView], model: SDNet) -> None:
     fp32, bf16 = (bank_rows(FrozenSDNet(model, p), views, (96, 96)) for p in ("fp32", "bf16"))  # type: ignore[arg-type]
     assert 0.95 < (unpack(fp32.anatomy, 8) == unpack(bf16.anatomy, 8)).mean() < 1
     assert np.allclose(fp32.modality, bf16.modality, atol=0.05)
@@ -117,7 +117,7 @@ def test_bf16_flips_few_bits_and_has_a_name_of_its_own(views: list[View], model:
     assert precision_of(names[1], "another") is None
 
 
-def test_a_view_is_of_the_slice_alone(tmp_path: Path, views: list[View]) -> None:
+def test_a_view_is_of_the_slice_alone(tmp_path: Path, views: list[NetworkView]) -> None:
     store = SliceStore.open(write_run(tmp_path, unseen_seed=7))
     for i in np.flatnonzero(store.column("split") == "train"):
         seen = view(store, int(i), PREPROCESS)

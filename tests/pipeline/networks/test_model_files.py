@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pipeline.inference import onnx as onnx_export
-from pipeline.inference.model_card import about, add_test_scores
+from pipeline.inference.model_card import add_test_scores, describe_training
 from pipeline.networks.files import load_model, read_config, save_model
 from pipeline.networks.sdnet import SDNet, SDNetConfig
 from pipeline.networks.unet import UNetConfig
@@ -71,7 +71,7 @@ def test_a_pixel_that_rounds_the_other_way_is_counted_and_only_its_surroundings_
 
 def test_what_is_said_about_a_network_can_be_added_to_without_another_name(tmp_path: Path) -> None:
     store = SliceStore.open(write_run(tmp_path / "data"))
-    facts = about(
+    facts = describe_training(
         store,
         arm="ss_sdnet_ra",
         semi_supervised=True,
@@ -82,7 +82,7 @@ def test_what_is_said_about_a_network_can_be_added_to_without_another_name(tmp_p
     assert {name: counts["subjects"] for name, counts in vendors.items()} == {"A": 1, "B": 1, "C": 1}
     assert (vendors["C"]["slices"], vendors["C"]["labelled_slices"]) == (4, 0)
     assert facts["data"]["validation"]["A"]["subjects"] == 1
-    supervised = about(store, arm="unet_ra", semi_supervised=False, training={}, validation={})
+    supervised = describe_training(store, arm="unet_ra", semi_supervised=False, training={}, validation={})
     assert set(supervised["data"]["train"]) == {"A", "B"}
 
     folder = str(tmp_path / "net")

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from storage.errors import InputError
 from storage.layouts import LayoutOptions, splits
-from storage.layouts.protocols import drawn, keeps_out, part
+from storage.layouts.protocols import drawn, excludes_from_training, part
 from storage.subjects import FrameSource, Skipped, Subject
 from storage.survey.survey import survey
 
@@ -309,7 +309,9 @@ def test_whom_a_protocol_keeps_out_is_told_by_any_spelling_of_the_vendor(
     options: dict[str, Any], kept_out: tuple[str, ...], not_kept_out: tuple[str, ...]
 ) -> None:
     chosen = LayoutOptions(**options)
-    assert all(keeps_out(chosen, v) for v in kept_out) and not any(keeps_out(chosen, v) for v in not_kept_out)
+    assert all(excludes_from_training(chosen, v) for v in kept_out) and not any(
+        excludes_from_training(chosen, v) for v in not_kept_out
+    )
 
 
 @pytest.mark.parametrize("others", [(), ("validation", "validation", "validation")])
@@ -348,9 +350,9 @@ def test_options_that_contradict_each_other_are_refused(options: dict[str, Any],
 
 
 def test_options_say_how_they_depart_from_the_data() -> None:
-    assert LayoutOptions().departure == ""
-    assert LayoutOptions(**without("A")).departure == "leave_one_vendor_out A"
-    assert LayoutOptions(**only("B", label_fraction=0.05)).departure == "source_only B, labels of 5 % of subjects"
+    assert LayoutOptions().protocol_label == ""
+    assert LayoutOptions(**without("A")).protocol_label == "leave_one_vendor_out A"
+    assert LayoutOptions(**only("B", label_fraction=0.05)).protocol_label == "source_only B, labels of 5 % of subjects"
 
 
 # ---- settling
@@ -368,7 +370,7 @@ def test_subjects_that_cannot_be_read_are_replaced_among_those_that_keep_labels(
         return [unread(s.subject) for s in wanted if s.subject in bad]
 
     skipped = [unread("earlier")]
-    out = splits.settle(people, options, read, skipped)
+    out = splits.assign_splits_and_read(people, options, read, skipped)
     assert {s.subject for s in skipped} == {"earlier", *bad}
     assert out == splits.assign([p for p in people if p.subject not in bad], options)
     first, second = given_to_read
@@ -384,10 +386,13 @@ def test_readable_subjects_are_read_once_and_nobody_is_left_of_none() -> None:
         calls.append([s.subject for s in wanted])
         return []
 
-    assert splits.settle(people, LayoutOptions(), read, []) == splits.assign(people, LayoutOptions())
+    assert splits.assign_splits_and_read(people, LayoutOptions(), read, []) == splits.assign(people, LayoutOptions())
     assert calls == [["a", "b"]]
-    assert splits.settle(people, LayoutOptions(), lambda wanted: [unread(s.subject) for s in wanted], []) == []
-    assert splits.settle([], LayoutOptions(**without("A")), read, []) == []
+    assert (
+        splits.assign_splits_and_read(people, LayoutOptions(), lambda wanted: [unread(s.subject) for s in wanted], [])
+        == []
+    )
+    assert splits.assign_splits_and_read([], LayoutOptions(**without("A")), read, []) == []
 
 
 def test_a_vendor_of_whom_nobody_could_be_read_is_told_with_the_reason() -> None:
@@ -399,10 +404,10 @@ def test_a_vendor_of_whom_nobody_could_be_read_is_told_with_the_reason() -> None
     skipped = [Skipped("other", "other.nii", "is empty", "copy it")]
     line = "no subject is of this vendor (4 skipped, such as Y0, Y0.nii: is cut off); choose one of X, Z"
     with pytest.raises(InputError) as caught:
-        splits.settle(people, LayoutOptions(**without("Y")), read, skipped)
+        splits.assign_splits_and_read(people, LayoutOptions(**without("Y")), read, skipped)
     assert str(caught.value) == f"layouts.protocol_vendor=Y: {line}"
     with pytest.raises(InputError, match=r"\(1 skipped, such as other, other\.nii: is empty\); choose one of X, Y"):
-        splits.settle(people, LayoutOptions(**without("W")), read, skipped[:1])
+        splits.assign_splits_and_read(people, LayoutOptions(**without("W")), read, skipped[:1])
 
 
 def unread(name: str) -> Skipped:

@@ -20,8 +20,8 @@ import pytest
 from storage.errors import InputError, StageError
 from storage.layouts import LayoutOptions, read, splits
 from storage.slices.intensities import quantise
-from storage.slices.store import SliceStore, finalise, write_subject
-from storage.slices.writer import source_hash
+from storage.slices.store import SliceStore
+from storage.slices.writer import finalise, source_hash, write_subject
 from storage.subjects import SLICE_SCHEMA, FrameSource, Skipped, Subject
 
 Write = Callable[..., Path]
