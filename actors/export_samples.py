@@ -6,9 +6,7 @@ where it stopped, and the bytes are the same for any number of actors.
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +20,7 @@ from pipeline.samples.plan import Sample, StepPlan
 from pipeline.samples.stream_config import StreamConfig, open_bank, step_plan
 from storage import fs
 from storage.bank.styles import modality_donors
+from storage.csv_table import csv_text
 from storage.errors import InputError
 from storage.identity import identity
 from storage.nifti import nnunet
@@ -249,16 +248,16 @@ def _terms(store: SliceStore) -> list[str]:
 
 def _listed(planned: list[PlannedSample], vendors: list[str], store: SliceStore) -> str:
     """`samples.csv`: a line a sample."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(("case", "kind", "labelled", "subject", "frame", "slice", "anatomy_vendor", "vendor", "area_mm2"))
+    columns = ("case", "kind", "labelled", "subject", "frame", "slice", "anatomy_vendor", "vendor", "area_mm2")
+    rows = []
     for one, vendor in zip(planned, vendors, strict=True):
         sample = one.sample
         facts = [store.column(name)[sample.slice_id] for name in ("subject", "frame", "slice", "vendor")]
         kind = "real" if sample.donor_id is None else "fa"
         area = "" if sample.area is None else f"{sample.area:.4f}"
-        writer.writerow((_case(one.number), kind, int(one.labelled), *facts, vendor, area))
-    return out.getvalue()
+        values = (_case(one.number), kind, int(one.labelled), *facts, vendor, area)
+        rows.append(dict(zip(columns, values, strict=True)))
+    return csv_text(columns, rows)
 
 
 def _case(number: int) -> str:

@@ -82,5 +82,10 @@ class TrainJob(BaseModel):
 def read_history(job: TrainJob) -> list[dict[str, Any]]:
     """Epoch records that this very job wrote; what another configuration left in the folder is not its history."""
     path = fs.join(job.out, HISTORY)
-    lines = fs.read_text(path).splitlines() if fs.exists(path) else []
-    return [record for record in map(json.loads, filter(None, lines)) if record.get("config_hash") == job.config_hash]
+    records = read_records(path) if fs.exists(path) else []
+    return [record for record in records if record.get("config_hash") == job.config_hash]
+
+
+def read_records(path: str) -> list[dict[str, Any]]:
+    """Every record of a `history.jsonl`, which is only ever written whole."""
+    return [json.loads(line) for line in fs.read_text(path).splitlines() if line]

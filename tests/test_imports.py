@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = ("storage", "pipeline", "actors", "experiments")  # each may import itself and what stands before it
 # Each room, or flat file, imports only what stands before it in its package.
 ORDER = (
-    *("storage.errors", "storage.subjects", "storage.identity", "storage.parquet"),
+    *("storage.errors", "storage.subjects", "storage.identity", "storage.csv_table", "storage.parquet"),
     *("storage.fs", "storage.lock", "storage.sharded_array"),
     *("storage.nifti", "storage.layouts", "storage.slices", "storage.bank", "storage.survey"),
     *("pipeline.networks", "pipeline.phantom", "pipeline.samples", "pipeline.factors"),
@@ -23,7 +23,13 @@ ORDER = (
     *("actors.ray_internals", "actors.resources", "actors.streaming", "actors.ingest", "actors.extractor"),
     *("actors.extraction_pool", "actors.extraction", "actors.train_job", "actors.train_worker", "actors.trainer"),
     *("actors.evaluate_arm", "actors.stages", "actors.export_samples", "actors.predict_studies"),
-    *("experiments.version", "experiments.progress", "experiments.arms", "experiments.config"),
+    *(
+        "experiments.version",
+        "experiments.progress",
+        "experiments.page_template",
+        "experiments.arms",
+        "experiments.config",
+    ),
     *("experiments.report", "experiments.tracking", "experiments.predict", "experiments.inspection"),
     *("experiments.run", "experiments.cli", "experiments.__main__"),
 )

@@ -30,8 +30,8 @@ def compare(
     found = comparison.find(runs, tracking_uri)
     table = comparison.rows(found)
     if csv:
-        from pipeline.scores.tables import csv_text
         from storage import fs
+        from storage.csv_table import csv_text
 
         fs.write_text(csv, csv_text(comparison.FIELDS, table))
     if as_json:

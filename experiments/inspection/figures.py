@@ -6,9 +6,8 @@ Importing matplotlib would take longer than reading thirty subjects.
 from __future__ import annotations
 
 import base64
+import io
 import math
-import struct
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -109,14 +108,11 @@ def thumbnail(subject: SubjectFacts) -> Thumbnail:
 
 def png(image: npt.NDArray[np.uint8]) -> bytes:
     """A grey 8-bit PNG of (H, W) uint8."""
-    height, width = image.shape
-    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    lines = b"".join(b"\0" + line.tobytes() for line in image)
-    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(lines, 9)), (b"IEND", b""))
-    body = (
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
-    )
-    return b"\x89PNG\r\n\x1a\n" + b"".join(body)
+    from PIL import Image
+
+    out = io.BytesIO()
+    Image.fromarray(image).save(out, format="PNG", optimize=True)
+    return out.getvalue()
 
 
 def outline(region: npt.NDArray[np.bool_]) -> str:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from experiments.inspection.figures import Histogram, Thumbnail, histogram, thumbnail
+from experiments.page_template import environment
 from experiments.report.figures import RA_RANGE_MM2
 from storage import fs
 from storage.errors import InputError
@@ -91,18 +92,10 @@ def terminal_tables(survey: Survey) -> list[rich.table.Table]:
 
 def page(survey: Survey, folders: Sequence[str], images: bool = True) -> str:
     """The HTML page. `folders` are base names; without `images` no pixel of the data set is in it."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    templates = environment(Path(__file__).parent)
     subjects = survey.subjects
     vendors = sorted({s.vendor for s in subjects})
-    return environment.get_template("page.html.j2").render(
+    return templates.get_template("page.html.j2").render(
         folders=", ".join(folders),
         counts=counts(survey),
         groups=groups(subjects),

@@ -18,9 +18,10 @@ from experiments.report.run_files import RunFiles, collect
 from experiments.report.tables import markdown_table, number
 from experiments.report.verdicts import sentences
 from pipeline.scores.compare_arms import COMPARISON_FIELDS
-from pipeline.scores.tables import TABLE_FIELDS, csv_text, write_cases, write_slices
+from pipeline.scores.tables import TABLE_FIELDS, write_cases, write_slices
 from pipeline.scores.volumes import subject_measures
 from storage import fs
+from storage.csv_table import csv_text
 
 FUNCTION_FIELDS = ("arm", "seed", "subject", "vendor", "centre", "measure", "unit", "reference", "predicted")
 AGREEMENT_FIELDS = ("arm", "measure", "unit", "n", "bias", "sd", "low", "high", "undefined")

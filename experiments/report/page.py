@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.page_template import environment
 from experiments.report import figures
 from experiments.report.findings import Findings
 from experiments.report.paper_table import ALL_CONTRASTS, REFERENCE_NOTE, arm_label, arm_order, phantom_note
@@ -46,23 +47,15 @@ def page(
     problems: Mapping[str, str],
 ) -> str:
     """The page's text; the arguments are those of `report.build_report` and what it made of the run."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
+    templates = environment(Path(__file__).parent)
+    templates.filters |= {
         "number": number,
         "signed": signed,
         "p": p_text,
         "tenth": tenth,
         "signed_tenth": signed_tenth,
     }
-    template = environment.get_template(TEMPLATE)
+    template = templates.get_template(TEMPLATE)
     return template.render(
         title=title,
         note={key: plain(value) for key, value in note.items()},

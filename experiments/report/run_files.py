@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from actors.train_job import HISTORY, read_records
 from experiments.report.paper_table import arm_label, arm_order
 from pipeline.scores.tables import read_cases, read_slices
 from storage import fs
@@ -57,7 +58,7 @@ def _collect_arm(run: RunFiles, folder: str, arm: str, seed: int) -> None:
 
     here = set(fs.list_names(folder))
     if "history.jsonl" in here:
-        run.histories[arm, seed] = read_history(fs.join(folder, "history.jsonl"))
+        run.histories[arm, seed] = read_records(fs.join(folder, HISTORY))
     if "cases.csv" not in here:
         return
     run.cases += read_cases(fs.join(folder, "cases.csv"))
@@ -68,22 +69,6 @@ def _collect_arm(run: RunFiles, folder: str, arm: str, seed: int) -> None:
         run.examples[arm, seed] = unpack(fs.read_bytes(fs.join(folder, "examples.npz")))
     if "model.json" in here:
         run.networks[arm, seed] = json.loads(fs.read_text(fs.join(folder, "model.json")))["fingerprint"]
-
-
-def read_history(source: str) -> list[dict[str, Any]]:
-    """The records of a `history.jsonl`, in the order of their steps.
-
-    A line cut short by a killed process is left out; of two records for one step (a repeated epoch) the later one
-    counts.
-    """
-    by_step: dict[int, dict[str, Any]] = {}
-    for line in fs.read_text(source).splitlines():
-        try:
-            record = json.loads(line)
-            by_step[int(record["step"] if "step" in record else record["epoch"])] = record
-        except (ValueError, KeyError, TypeError):
-            continue
-    return [by_step[step] for step in sorted(by_step)]
 
 
 def arm_states(run: RunFiles, arms: Sequence[str], problems: Mapping[str, str]) -> list[dict[str, str]]:

@@ -167,10 +167,3 @@ def section(patient: Patient, s: float, squeeze: float) -> Section:
         rv_centre=(0.84 * epi(s), -4.0 * flare),
         contraction=squeeze,
     )
-
-
-def wall_volume_ml(patient: Patient) -> float:
-    """Myocardial volume in ml, the same at every time."""
-    shell = (patient.radius_ed + patient.wall_ed) ** 2 * patient.length
-    shell -= patient.radius_ed**2 * (patient.length - patient.apex_wall)
-    return math.pi * _VOLUME * shell / 1000

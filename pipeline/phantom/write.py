@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import gzip
 import hashlib
 import io
@@ -23,6 +22,7 @@ from pipeline.phantom.acquisition import SYSTOLE, Protocol, acquire
 from pipeline.phantom.anatomy import PATHOLOGIES, Patient, draw_patient
 from pipeline.phantom.plan import SPLITS, Order, PhantomConfig, codes, orders
 from pipeline.phantom.vendors import VENDORS, Vendor
+from storage.csv_table import csv_text
 from storage.errors import InputError
 from storage.identity import identity
 from storage.layouts.terms import TERMS_FILE
@@ -93,11 +93,8 @@ def write_phantom(
         subjects.append(_write_subject(out, config, order, code))
         if progress is not None:
             progress(done, len(named))
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(COLUMNS)
-    table.writerows(subject.row for subject in subjects)
-    _replace(out / INFORMATION_CSV, text.getvalue().encode())
+    rows = [dict(zip(COLUMNS, subject.row, strict=True)) for subject in subjects]
+    _replace(out / INFORMATION_CSV, csv_text(COLUMNS, rows).encode())
     return subjects
 
 

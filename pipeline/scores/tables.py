@@ -13,6 +13,7 @@ import numpy as np
 from pipeline.scores.metrics import SliceScore, StructureScore
 from pipeline.scores.statistics import bootstrap_interval
 from storage import fs
+from storage.csv_table import csv_text
 from storage.errors import InputError
 from storage.subjects import STRUCTURES
 
@@ -57,15 +58,6 @@ def write_cases(target: str, cases: Iterable[Mapping[str, Any]]) -> None:
 def write_slices(target: str, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write `slices.csv` at a path or URI, atomically."""
     fs.write_text(target, csv_text(SLICE_FIELDS, rows))
-
-
-def csv_text(fields: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
-    """A CSV table with these columns; what else the rows hold is left out."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fields, lineterminator="\n", extrasaction="ignore")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def read_cases(source: str) -> list[dict[str, Any]]:

@@ -12,7 +12,6 @@ from storage.parquet import read_parquet
 
 Record = dict[str, str]
 ROW = ""  # key of a row's number in its file, as a spreadsheet shows it; no column has an empty name
-SUFFIXES = (".csv", ".parquet", ".xlsx")
 
 
 def read_records(source: str) -> list[Record]:

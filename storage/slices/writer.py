@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from operator import itemgetter
@@ -19,6 +18,7 @@ import pyarrow.parquet as pq
 import zarr
 
 from storage import fs
+from storage.csv_table import csv_text
 from storage.layouts import LayoutOptions
 from storage.nifti.file import not_opened
 from storage.sharded_array import write_array
@@ -101,9 +101,9 @@ def finalise(
     known = {s.subject: s for s in subjects}
     names = sorted(stored)
     lines = [asdict(s) for s in sorted(skipped, key=lambda s: (s.subject, s.file, s.reason))]
-    fs.write_text(fs.join(run, SKIPPED), _csv(("subject", "file", "reason", "remedy"), lines))
+    fs.write_text(fs.join(run, SKIPPED), csv_text(("subject", "file", "reason", "remedy"), lines))
     splits = [{**_said(known[name]), "reason": known[name].split_reason} for name in names]
-    fs.write_text(fs.join(run, SPLITS), _csv(("subject", "vendor", "centre", "split", "reason"), splits))
+    fs.write_text(fs.join(run, SPLITS), csv_text(("subject", "vendor", "centre", "split", "reason"), splits))
     _write_root(fs.join(run, ARRAYS))
     fs.write_bytes(fs.join(run, TABLE), _index([(known[name], stored[name]) for name in names], options))
     kept = {GROUP, *(fs.base_name(subject_folder(run, name)) for name in names)}
@@ -220,11 +220,3 @@ def _stamp(path: str) -> str:
         return fs.change_stamp(path)
     except OSError as error:
         raise not_opened(fs.base_name(path), error) from error
-
-
-def _csv(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> str:
-    out = io.StringIO()
-    writer = csv.DictWriter(out, columns, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return out.getvalue()

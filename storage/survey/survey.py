@@ -20,7 +20,8 @@ from storage.errors import InputError
 from storage.layouts import LayoutOptions, collect, same_images, splits
 from storage.nifti.header import Header, Spacing
 from storage.slices.frames import Frame, read_frames
-from storage.slices.writer import source_hash, subject_folder
+from storage.slices.store import subject_folder
+from storage.slices.writer import source_hash
 from storage.subjects import LV, MYO, RV, Skipped, Subject
 
 PICTURE_PIXELS, PICTURE_PIXEL_MM = 128, 1.5  # 192 mm hold a heart and the chest wall before it

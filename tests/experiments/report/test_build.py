@@ -16,7 +16,7 @@ import pytest
 from experiments.report import figures
 from experiments.report.build import build_report
 from experiments.report.paper_table import PAPER_DICE
-from experiments.report.run_files import cut_off, failures, read_history
+from experiments.report.run_files import cut_off, failures
 from experiments.report.tables import render_terminal_table
 from experiments.report.verdicts import sentences
 from pipeline.scores.compare_arms import compare_arms
@@ -249,12 +249,6 @@ def test_failures_of_several_arms_are_one_row_and_lost_hearts_are_listed() -> No
     assert rows[0]["arms"] == "U-Net+RA, FS SDNet (2 seeds)" and rows[0]["ml"] == 100
     cases[3]["outside"], cases[40]["outside"] = 0.1, 0.3
     assert [row["outside"] for row in cut_off(cases)] == [0.3, 0.1]
-
-
-def test_history_survives_a_torn_line_and_a_repeated_epoch(tmp_path: Path) -> None:
-    path = tmp_path / "history.jsonl"
-    path.write_text('{"step": 2, "v": 1}\n{"step": 1, "v": 0}\n{"step": 2, "v": 5}\n{"step": 3, "v"')
-    assert read_history(str(path)) == [{"step": 1, "v": 0}, {"step": 2, "v": 5}]
 
 
 def test_the_terminal_table_of_the_whole_ablation_fits_80_columns() -> None:
