@@ -30,6 +30,14 @@ settings.load_profile("untimed")
 REALDATA = Path(__file__).resolve().parents[2] / "shared" / "realdata"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Two processes share the tests by file, so that a module's fixtures are made once; all that use the one local Ray
+    go to one of them."""
+    for item in items:
+        ray = "ray_local" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("ray" if ray else str(item.path)))
+
+
 @pytest.fixture(scope="session")
 def ray_local() -> Iterator[None]:
     """A local Ray on loopback that books four CPUs, whatever the machine has; started once, ended with the session."""
