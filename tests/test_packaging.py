@@ -165,5 +165,6 @@ def test_ci_runs_the_check_and_the_readmes_test_command() -> None:
     assert os.access(script, os.X_OK)
     commands = script.read_text(encoding="utf-8").splitlines()
     assert "set -euo pipefail" in commands
-    assert commands.index("make check") < commands.index("make test")
+    # beside each other, and the check's own failure counts
+    assert commands.index("make check & check=$!") < commands.index("make test") < commands.index("wait $check")
     assert "\nmake test" in (ROOT / "README.md").read_text(encoding="utf-8")

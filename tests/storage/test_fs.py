@@ -26,7 +26,7 @@ FUNCTIONS: dict[str, Callable[[str], object]] = {
     "read_bytes": fs.read_bytes,
     "write_bytes": lambda place: fs.write_bytes(place, b"1"),
     "remove": fs.remove,
-    "stamp": fs.stamp,
+    "change_stamp": fs.change_stamp,
     "size": fs.size,
     "open_binary": fs.open_binary,
 }

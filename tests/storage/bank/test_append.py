@@ -20,10 +20,10 @@ THREE = ("s0", "s1", "s2")
 # Extends the bank argv[1] in this process, and is killed by SIGKILL before (or, if "after", after) its write argv[2].
 KILLED = """
 import os, signal, sys
-from storage import uri
+from storage import fs
 from tests.storage.banks import made
 bank, number, moment = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-writes, write_bytes = 0, uri.write_bytes
+writes, write_bytes = 0, fs.write_bytes
 
 def counted(path, data):
     global writes
@@ -34,7 +34,7 @@ def counted(path, data):
     if writes == number:
         os.kill(os.getpid(), signal.SIGKILL)
 
-uri.write_bytes = counted
+fs.write_bytes = counted
 made(bank, subjects=("s0", "s1", "s2"))
 """
 WRITES = 3 + 1 + 2 * 4  # the arrays' metadata, the index, two shards of three files and an entry
