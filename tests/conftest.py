@@ -30,6 +30,7 @@ settings.load_profile("untimed")
 REALDATA = Path(__file__).resolve().parents[2] / "shared" / "realdata"
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Two processes share the tests by file, so that a module's fixtures are made once; all that use the one local Ray
     go to one of them."""

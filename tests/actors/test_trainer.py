@@ -120,6 +120,7 @@ def epochs(out: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in r.items() if k not in CLOCK} for r in records]
 
 
+@pytest.mark.slow
 def test_a_killed_worker_leaves_the_weights_and_the_history_of_a_run_that_nothing_befell(
     run: str, undisturbed: Path, tmp_path: Path
 ) -> None:

@@ -371,7 +371,7 @@ def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     """Exit status of `cardiomix phantom …`."""
     monkeypatch.setattr(sys, "argv", ["cardiomix", "phantom", *arguments])
     with pytest.raises(SystemExit) as ended:
-        main.main()
+        main()
     return int(ended.value.code or 0)
 
 
