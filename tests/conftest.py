@@ -30,13 +30,11 @@ settings.load_profile("untimed")
 REALDATA = Path(__file__).resolve().parents[2] / "shared" / "realdata"
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_itemcollected(item: pytest.Item) -> None:
     """Two processes share the tests by file, so that a module's fixtures are made once; all that use the one local Ray
     go to one of them."""
-    for item in items:
-        ray = "ray_local" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("ray" if ray else str(item.path)))
+    ray = "ray_local" in getattr(item, "fixturenames", ())
+    item.add_marker(pytest.mark.xdist_group("ray" if ray else item.path.stem))
 
 
 @pytest.fixture(scope="session")
