@@ -30,11 +30,18 @@ settings.load_profile("untimed")
 REALDATA = Path(__file__).resolve().parents[2] / "shared" / "realdata"
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """Two processes share the tests by file, so that a module's fixtures are made once; all that use the one local Ray
-    go to one of them."""
-    ray = "ray_local" in getattr(item, "fixturenames", ())
-    item.add_marker(pytest.mark.xdist_group("ray" if ray else item.path.stem))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Two processes share the tests by file, so that a module's fixtures are made once; all files that use the one
+    local Ray go to the same process. (xdist's own groups do nothing under pytest 9.)"""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "ray" if "ray_local" in (config.rootpath / file).read_text(encoding="utf-8") else file
+
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session")
