@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from actors.progress import Progress
 from pipeline.samples.maker import SampleMaker
 from pipeline.samples.plan import Sample, StepPlan
 from pipeline.samples.stream_config import StreamConfig, open_bank, step_plan
@@ -29,7 +29,6 @@ from storage.slices.writer import StoredSubject, SubjectArrays, finalise, write_
 from storage.subjects import Subject
 
 Format = Literal["nnunet", "slices"]
-Progress = Callable[[str, int, int], None]
 
 REQUEST, SAMPLES = "export.json", "samples.csv"
 UNIT: Final = 64  # samples an actor makes before it says so

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from actors.extraction_pool import ExtractorPool
 from actors.extractor import ExtractionSpec
+from actors.progress import Progress
 from pipeline.samples.preprocess import PreprocessConfig, canvas_size, working_shape
 from storage import fs
 from storage.bank.anatomy_codec import check_channels
@@ -29,9 +30,8 @@ from storage.slices.store import SliceStore
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from pipeline.factors.extract import Precision
+    from pipeline.samples.synthesis import Precision
 
-Progress = Callable[[str, int, int], None]
 
 ENTERS = "train"  # the one split that may enter a bank
 ROUNDS = 3

@@ -25,7 +25,8 @@ from storage.errors import InputError
 from storage.slices.store import SliceStore
 
 if TYPE_CHECKING:
-    from pipeline.factors.extract import NetworkView, Precision
+    from pipeline.factors.extract import NetworkView
+    from pipeline.samples.synthesis import Precision
     from storage.bank.shard_builder import ShardDraft
 
 IN_FLIGHT = 3  # shards of an actor: one is read, one encoded, one written

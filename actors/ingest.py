@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
+from actors.progress import Progress
 from storage import fs
 from storage.errors import InputError, StageError
 from storage.layouts import LayoutOptions, collect, same_images, splits
@@ -16,7 +17,6 @@ from storage.subjects import Skipped, Subject
 
 log = logging.getLogger(__name__)
 
-Progress = Callable[[str, int, int], None]
 
 TASK_CPUS = 1.0
 QUEUED = 2  # tasks beyond those that can run, so that no worker waits for the driver

@@ -22,13 +22,13 @@ from actors.extraction import prepare_bank
 from actors.extraction_pool import ExtractorPool
 from actors.extractor import ExtractionSpec
 from benchmarks import cluster, data, timing
-from pipeline.factors.extract import FrozenSDNet, NetworkView, Precision, view
+from pipeline.factors.extract import FrozenSDNet, NetworkView, view
 from pipeline.networks.files import load_sdnet, save_model
 from pipeline.networks.sdnet import SDNet, SDNetConfig
 from pipeline.phantom import PhantomConfig, write_phantom
 from pipeline.samples.preprocess import PreprocessConfig, working_slice
 from pipeline.samples.rescale import resample_crop
-from pipeline.samples.synthesis import synthesize
+from pipeline.samples.synthesis import Precision, synthesize
 from pipeline.training.config import TrainConfig
 from pipeline.training.losses import LossConfig
 from pipeline.training.objective import Objective

@@ -20,7 +20,14 @@ ORDER = (
     *("storage.nifti", "storage.layouts", "storage.slices", "storage.bank", "storage.survey"),
     *("pipeline.networks", "pipeline.phantom", "pipeline.samples", "pipeline.factors"),
     *("pipeline.scores", "pipeline.training", "pipeline.inference"),
-    *("actors.ray_internals", "actors.resources", "actors.streaming", "actors.ingest", "actors.extractor"),
+    *(
+        "actors.progress",
+        "actors.ray_internals",
+        "actors.resources",
+        "actors.streaming",
+        "actors.ingest",
+        "actors.extractor",
+    ),
     *("actors.extraction_pool", "actors.extraction", "actors.train_job", "actors.train_worker", "actors.trainer"),
     *("actors.evaluate_arm", "actors.stages", "actors.export_samples", "actors.predict_studies"),
     *(

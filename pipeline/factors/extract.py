@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -20,11 +20,10 @@ from pipeline.networks.folding import folded
 from pipeline.networks.sdnet import SDNet
 from pipeline.samples.preprocess import PreprocessConfig, canvas_size, centre_on, working_slice
 from pipeline.samples.rescale import resample_crop
+from pipeline.samples.synthesis import Precision
 from storage.bank.anatomy_codec import pack
 from storage.bank.bank import PackedBank
 from storage.slices.store import SliceStore
-
-Precision = Literal["fp32", "bf16"]
 
 
 def factors_name(sdnet_fingerprint: str, precision: Precision) -> str:

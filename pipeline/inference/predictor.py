@@ -20,10 +20,10 @@ from pipeline.samples.rescale import linear_scale, resampling_matrix, resized
 from pipeline.training.step import autocast
 from storage import fs
 from storage.errors import InputError
+from storage.nifti.header import Spacing
 from storage.slices.intensities import Statistics
 from storage.subjects import STRUCTURES
 
-Spacing = tuple[float, float, float]
 Floats = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.uint8]
 

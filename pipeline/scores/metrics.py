@@ -16,11 +16,11 @@ import numpy.typing as npt
 
 from pipeline.scores.volumes import volumes_ml
 from storage.errors import InputError
+from storage.nifti.header import Spacing
 from storage.subjects import LV, MYO, STRUCTURES
 
 Labels = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
-Spacing = tuple[float, float, float]
 
 POSITIONS = ("basal", "mid", "apical", "beyond")
 

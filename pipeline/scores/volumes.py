@@ -10,10 +10,10 @@ import numpy.typing as npt
 
 from pipeline.samples.preprocess import PreprocessConfig, even, working_scales
 from pipeline.samples.rescale import resampling_matrix
+from storage.nifti.header import Spacing
 from storage.subjects import STRUCTURES
 
 Labels = npt.NDArray[np.uint8]
-Spacing = tuple[float, float, float]
 
 MYOCARDIUM_G_PER_ML = 1.05
 LIMIT = 1.96  # standard deviations: 95 % of a normal distribution

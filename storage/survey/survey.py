@@ -28,7 +28,6 @@ PICTURE_PIXELS, PICTURE_PIXEL_MM = 128, 1.5  # 192 mm hold a heart and the chest
 WINDOW = (1, 99)  # %
 ALIGNED = 0.999  # cosine (2.6°) above which an axis is the scanner's own: of planned short axes none is
 
-Progress = Callable[[int, int], None]
 Grey = npt.NDArray[np.uint8]
 
 
@@ -127,7 +126,7 @@ def survey(
     data: Sequence[str],
     options: LayoutOptions | None = None,
     layout: str = "auto",
-    progress: Progress | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Survey:
     """Read every subject of the folders, several at a time. `progress` is called with (done, total).
 
