@@ -1,6 +1,6 @@
 """A trained network as an MLflow model: images in, masks and volumes out, nothing pickled.
 
-The model holds `model.safetensors`, `model.json` and the few lines of `pyfunc_code.py`, which MLflow runs when it loads
+The model holds `model.safetensors`, `model.json` and the few lines of `model_code.py`, which MLflow runs when it loads
 the model ("models from code"). Everything else comes from the installed cardiomix.
 """
 
