@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from actors.resources import ResourceConfig, ResourcePlan
+from actors.resources import Cluster, Node, ResourceConfig, ResourcePlan, plan
 from actors.stages import ArmRun, run_arms
 from storage.errors import FinalError, InputError, StageError
 from tests.actors.test_trainer import PLAN, training
@@ -70,4 +70,5 @@ def test_a_failing_arm_is_tried_again_unless_that_is_hopeless_and_the_others_go_
 
 
 def test_once_is_the_default() -> None:
-    assert ResourceConfig().arm_retries == PLAN.arm_retries == 1
+    assert plan(ResourceConfig(), Cluster((Node(2),))).arm_retries == 1
+    assert plan(ResourceConfig(arm_retries=3), Cluster((Node(2),))).arm_retries == 3
