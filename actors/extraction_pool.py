@@ -16,7 +16,7 @@ from typing import Any
 from actors.extractor import IN_FLIGHT, ExtractionSpec, Extractor
 from storage import fs
 from storage.bank.bank import FactorBank
-from storage.errors import InputError, StageError
+from storage.errors import InputError, StageError, one_line
 
 START_TIMEOUT_S = 300.0
 TICK_S = 2.0  # between two looks at how far the actors are
@@ -139,7 +139,7 @@ class ExtractorPool:
             except RayTaskError as error:
                 where = self._named(shard) if method == "extract" else "extraction"
                 raise StageError(
-                    f"{where}: {_reason(error.cause)}; the same command goes on where it stopped"
+                    f"{where}: {one_line(error.cause, trusted=False)}; the same command goes on where it stopped"
                 ) from None
             except RayError:
                 self._lose(worker)
@@ -226,10 +226,3 @@ def _that_fit(wanted: int, num_cpus: float, num_gpus: float) -> int:
         if need:
             fit = min(fit, int(there / need + 1e-6))
     return max(1, fit)
-
-
-def _reason(cause: BaseException) -> str:
-    """A line without folders, which other errors' texts may have."""
-    if isinstance(cause, OSError) and cause.strerror:
-        return cause.strerror
-    return str(cause) if isinstance(cause, StageError) else type(cause).__name__

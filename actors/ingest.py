@@ -10,7 +10,7 @@ from typing import Any
 
 from actors.progress import Progress
 from storage import fs
-from storage.errors import InputError, StageError
+from storage.errors import InputError, StageError, one_line
 from storage.layouts import LayoutOptions, collect, same_images, splits
 from storage.slices.writer import StoredSubject, finalise, write_subject
 from storage.subjects import Skipped, Subject
@@ -162,9 +162,7 @@ def _cause(error: BaseException) -> str:
         return "its worker ran out of memory"
     if not isinstance(error, RayTaskError):
         return "its worker died"
-    if isinstance(error.cause, OSError) and error.cause.strerror:
-        return error.cause.strerror
-    return str(error.cause) if isinstance(error.cause, StageError) else type(error.cause).__name__
+    return one_line(error, trusted=False)
 
 
 def _strictly(skipped: Skipped) -> InputError:

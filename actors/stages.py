@@ -13,7 +13,7 @@ from actors.resources import TASK_CPUS, ResourcePlan
 from actors.train_job import FAILED, TrainJob
 from actors.trainer import run_job
 from storage import fs
-from storage.errors import FinalError, InputError, StageError
+from storage.errors import FinalError, InputError, StageError, one_line
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,6 @@ def _train_and_evaluate(run: ArmRun, plan: ResourcePlan) -> None:
         evaluate_job(run.job.stream.run, out, run.arm, run.seed, plan.threads, run.job.train.precision)
 
 
-def reason_of(error: BaseException) -> str:
-    """The last line of a remote failure: what went wrong, without the traceback."""
-    text = str(getattr(error, "cause", None) or error).strip()
-    return text.splitlines()[-1] if text else type(error).__name__
-
-
 def run_arms(
     runs: Sequence[ArmRun],
     plan: ResourcePlan,
@@ -92,7 +86,7 @@ def run_arms(
                     queue.insert(0, run)
                     continue
                 again = f" (in {tries[run.label]} tries)" if tries[run.label] > 1 else ""
-                failed[run.label] = reason_of(error) + again
+                failed[run.label] = one_line(error, last=True) + again
                 fs.write_text(fs.join(run.job.out, FAILED), json.dumps({"reason": failed[run.label]}))
         on_tick([r.label for r in running.values()])
     return failed
@@ -123,7 +117,7 @@ def pretrain(job: TrainJob, plan: ResourcePlan, on_tick: Callable[[list[str]], N
     try:
         ray.get(reference)
     except Exception as error:
-        raise StageError(f"pretrain: {reason_of(error)}") from error
+        raise StageError(f"pretrain: {one_line(error, last=True)}") from error
     on_tick([])
 
 

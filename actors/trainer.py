@@ -11,7 +11,7 @@ from actors.resources import ResourcePlan
 from actors.train_job import DONE, TrainJob, read_history
 from pipeline.training.step import NonFiniteLossError, OutOfMemoryError
 from storage import fs
-from storage.errors import FinalError, InputError, StageError
+from storage.errors import FinalError, InputError, StageError, one_line
 
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
@@ -56,7 +56,7 @@ def run_job(job: TrainJob, plan: ResourcePlan) -> None:
             if deaths == MAX_DEATHS:
                 raise StageError(
                     f"a training worker died {deaths} times in a row after epoch {epoch} of {job.train.epochs}: "
-                    f"{_last_line(errors[0])}; the same command goes on from there; if memory ran out, lower "
+                    f"{one_line(errors[0], last=True)}; the same command goes on from there; if memory ran out, lower "
                     "train.batch_size or resources.lanes first"
                 ) from error
 
@@ -72,14 +72,9 @@ def _raise_ours(job: TrainJob, plan: ResourcePlan, errors: Iterable[Exception]) 
         lost = isinstance(error, (RayError, StageError, OSError)) or is_train_error(error)
         lost = lost and not isinstance(error, RayTaskError)
         if isinstance(cause, (NonFiniteLossError, OutOfMemoryError)):
-            raise FinalError(_last_line(cause)) from error
+            raise FinalError(one_line(cause, last=True)) from error
         if not lost and plan.train_workers == 1:
-            raise StageError(_last_line(cause)) from error
-
-
-def _last_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[-1] if lines else type(error).__name__
+            raise StageError(one_line(cause, last=True)) from error
 
 
 def _trainer(job: TrainJob, plan: ResourcePlan, scratch: str) -> TorchTrainer:

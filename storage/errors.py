@@ -26,3 +26,18 @@ class StageError(Exception):
 
 class FinalError(StageError):
     """A StageError that another try would only meet again."""
+
+
+def one_line(error: BaseException, *, last: bool = False, trusted: bool = True, skip: str = "\n") -> str:
+    """An exception as one line for a person: the exception inside a remote failure, a system error without its path.
+
+    `last` takes a text's last line, where what went wrong stands below a traceback. Without `trusted`, texts that are
+    not ours are left out, since they may name folders: then the exception's type stands for it. Lines that begin with `skip` do
+    not count.
+    """
+    cause = getattr(error, "cause", None) or error
+    if isinstance(cause, OSError) and cause.strerror:
+        return cause.strerror
+    text = str(cause).strip() if trusted or isinstance(cause, (InputError, StageError)) else ""
+    lines = [line for line in text.splitlines() if line and not line.startswith(skip)]
+    return lines[-1 if last else 0] if lines else type(cause).__name__

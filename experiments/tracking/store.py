@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from storage import fs
-from storage.errors import InputError
+from storage.errors import InputError, one_line
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -106,8 +106,7 @@ def reason(error: BaseException) -> str:
     """Why MLflow failed, in a few words and without a password."""
     if isinstance(error, InputError):
         return error.problem
-    lines = [line for line in str(error).splitlines() if line and not line.startswith("(raised as a result")]
-    text = redacted(lines[0] if lines else type(error).__name__)
+    text = redacted(one_line(error, skip="(raised as a result"))
     for words in ("Connection refused", "Connection reset", "Connection aborted", "timed out", "Name or service"):
         if words in text:
             return f"the MLflow server does not answer ({words.lower()})"

@@ -20,7 +20,7 @@ from pipeline.inference.overlay import Row, study_png
 from pipeline.inference.predictor import Floats, Predictor, Segmented
 from pipeline.scores.volumes import MYOCARDIUM_G_PER_ML, ejection_fraction, volumes_ml
 from storage import fs
-from storage.errors import InputError, StageError
+from storage.errors import InputError, StageError, one_line
 from storage.nifti.checks import checked_image
 from storage.nifti.file import NiftiFile
 from storage.nifti.header import Spacing
@@ -70,9 +70,9 @@ def attempt(predictor: Predictor, study: Study, models: Sequence[str]) -> Outcom
     except StageError as error:
         told = f"{study.name}: {error}"
     except OSError as error:  # its text names folders
-        told = f"{study.name}: {error.strerror or type(error).__name__}"
+        told = f"{study.name}: {one_line(error, trusted=False)}"
     except (MemoryError, RuntimeError) as error:  # torch's lack of memory, on a CPU, is a RuntimeError
-        told = f"{study.name}: {(str(error).splitlines() or [''])[0] or type(error).__name__}"
+        told = f"{study.name}: {one_line(error)}"
     return Outcome(study, None, told)
 
 

@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterable, Sequence
 
 from storage import fs
-from storage.errors import InputError
+from storage.errors import InputError, one_line
 from storage.parquet import read_parquet
 
 Record = dict[str, str]
@@ -25,7 +25,7 @@ def read_records(source: str) -> list[Record]:
     except FileNotFoundError as error:
         raise InputError(name, "no such file", "check the path") from error
     except (OSError, ValueError, KeyError, csv.Error) as error:
-        problem = f"cannot be read as a table ({_first_line(error)})"
+        problem = f"cannot be read as a table ({one_line(error)})"
         raise InputError(name, problem, "save it again as UTF-8 CSV") from error
     return _named(rows, name)
 
@@ -88,9 +88,3 @@ def _text(cell: object) -> str:
     if isinstance(cell, float) and cell.is_integer():  # what becomes of whole numbers in a column with empty cells
         return str(int(cell))
     return str(cell).strip()
-
-
-def _first_line(error: Exception) -> str:
-    # A system's error names the whole path.
-    told = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return (told or type(error).__name__).splitlines()[0]
