@@ -32,8 +32,8 @@ def one_line(error: BaseException, *, last: bool = False, trusted: bool = True, 
     """An exception as one line for a person: the exception inside a remote failure, a system error without its path.
 
     `last` takes a text's last line, where what went wrong stands below a traceback. Without `trusted`, texts that are
-    not ours are left out, since they may name folders: then the exception's type stands for it. Lines that begin with `skip` do
-    not count.
+    not ours are left out, since they may name folders: then the exception's type stands for it. Lines that begin with
+    `skip` do not count.
     """
     cause = getattr(error, "cause", None) or error
     if isinstance(cause, OSError) and cause.strerror:
