@@ -179,14 +179,14 @@ def _run(
             progress("", done, total)
 
 
-def _planned(plan: StepPlan, count: int, labelled_alone: bool) -> list[PlannedSample]:
+def _planned(steps: StepPlan, count: int, labelled_alone: bool) -> list[PlannedSample]:
     if labelled_alone:
-        return [PlannedSample(i, plan.labelled(i), True) for i in range(count)]
+        return [PlannedSample(i, steps.labelled(i), True) for i in range(count)]
     out: list[PlannedSample] = []
     step = 0
     while len(out) < count:
         out += [
-            PlannedSample(len(out) + k, sample, labelled) for k, (sample, labelled) in enumerate(plan.samples(step))
+            PlannedSample(len(out) + k, sample, labelled) for k, (sample, labelled) in enumerate(steps.samples(step))
         ]
         step += 1
     return out[:count]

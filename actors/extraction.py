@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,8 +30,6 @@ from storage.slices.store import SliceStore
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from pipeline.samples.synthesis import Precision
-
 
 ENTERS = "train"  # the one split that may enter a bank
 ROUNDS = 3
@@ -47,43 +45,39 @@ class ExtractionReport:
     seconds: float
 
 
-def extract(
-    run: str,
-    sdnet_dir: str,
-    bank_uri: str,
-    preprocess: PreprocessConfig,
-    *,
-    actors: int = 1,
-    num_cpus: float = 1.0,
-    num_gpus: float = 0.0,
-    threads: int = 1,
-    precision: Precision = "fp32",
-    shard_slices: int = 64,
-    progress: Progress | None = None,
-) -> ExtractionReport:
-    """Fill the bank at `bank_uri` from the run's training slices. Committed shards stay; slices that the run has gained
-    are appended. Ray must be initialised.
+@dataclass(frozen=True)
+class ExtractionActors:
+    """How many actors extract, at most, and what each of them books; with any share of a GPU, it computes there."""
 
-    Args: sdnet_dir, the frozen network's folder; actors, at most, each booking `num_cpus` and `num_gpus` (with any, it
-    computes there) and using `threads` torch threads (which the bits may depend on); precision, of the encoders (see
-    `factors_name`); progress, called with (note, slices done, slices).
+    count: int = 1
+    cpus: float = 1.0
+    gpus: float = 0.0
+
+
+def extract(
+    spec: ExtractionSpec, actors: ExtractionActors = ExtractionActors(), progress: Progress | None = None
+) -> ExtractionReport:
+    """Fill the spec's bank from its run's training slices. Committed shards stay; slices that the run has gained are
+    appended. Ray must be initialised.
+
+    progress is called with (note, slices done, slices).
     Raises InputError if the bank there is of another SDNet, preprocessing or data, if somebody else is filling it, if
     there are no training slices, or if the cluster is too small; StageError if a shard cannot be made.
     """
     began = time.perf_counter()
-    run, sdnet_dir, bank_uri = map(fs.absolute, (run, sdnet_dir, bank_uri))
-    work = ExtractionSpec(run, sdnet_dir, bank_uri, preprocess, precision, threads, gpu=num_gpus > 0)
+    run, sdnet_dir, bank_uri = map(fs.absolute, (spec.run, spec.sdnet_dir, spec.bank))
+    work = replace(spec, run=run, sdnet_dir=sdnet_dir, bank=bank_uri, gpu=actors.gpus > 0)
     with lock(f"{bank_uri}.lock", fs.base_name(bank_uri)):
-        bank = prepare_bank(work, shard_slices)
+        bank = prepare_bank(work)
         bank.tidy()
         done = bank.committed()
-        told = _Told(progress, len(bank), sum(len(bank.shard_rows(k)) for k in done))
+        told = ExtractionProgress(progress, len(bank), sum(len(bank.shard_rows(k)) for k in done))
         # Once more than needed: an actor that outlived an earlier driver may have been rewriting a shard meanwhile.
         for _ in range(ROUNDS):
             todo = sorted(set(range(bank.shards())) - bank.committed())
             if not todo:
                 break
-            with ExtractorPool(work, min(actors, len(todo)), num_cpus, num_gpus) as pool:
+            with ExtractorPool(work, min(actors.count, len(todo)), actors.cpus, actors.gpus) as pool:
                 pool.run(bank, todo, told.since(len(bank) - sum(len(bank.shard_rows(k)) for k in todo)))
             bank.tidy()
         else:
@@ -91,7 +85,7 @@ def extract(
     return ExtractionReport(len(bank), bank.shards() - len(done), len(done), time.perf_counter() - began)
 
 
-def prepare_bank(work: ExtractionSpec, shard_slices: int) -> FactorBank:
+def prepare_bank(work: ExtractionSpec) -> FactorBank:
     """The bank that this run, network and preprocessing make: created, found, or found and extended by the slices that
     it lacks; see `extract` for what is refused."""
     from pipeline.factors.extract import factors_name
@@ -108,7 +102,7 @@ def prepare_bank(work: ExtractionSpec, shard_slices: int) -> FactorBank:
         channels=model.config.anatomy_channels,
         modality_size=model.config.modality_size,
         canvas=canvas,
-        shard_slices=shard_slices,
+        shard_slices=work.shard_slices,
         sdnet_fingerprint=factors_name(sdnet_fingerprint(work.sdnet_dir), work.precision),
         preprocess=identity(work.preprocess),
     )
@@ -142,7 +136,7 @@ def bank_index(
     return pa.table({name: columns[name] for name in BANK_INDEX_SCHEMA.names}).cast(BANK_INDEX_SCHEMA)
 
 
-class _Told:
+class ExtractionProgress:
     """Tells how far extraction is, how fast, and how long it will still take. Only forwards."""
 
     def __init__(self, progress: Progress | None, total: int, reused: int) -> None:

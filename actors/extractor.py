@@ -34,7 +34,11 @@ IN_FLIGHT = 3  # shards of an actor: one is read, one encoded, one written
 
 @dataclass(frozen=True)
 class ExtractionSpec:
-    """What actors extract, how and to where; `gpu`: on the GPU that the actor has booked."""
+    """What actors extract, how and to where.
+
+    sdnet_dir, the frozen network's folder; precision, of the encoders (see `factors_name`); threads, torch's, which the
+    bits may depend on; shard_slices, of a bank that is not there yet; gpu: on the GPU that the actor has booked.
+    """
 
     run: str
     sdnet_dir: str
@@ -42,6 +46,7 @@ class ExtractionSpec:
     preprocess: PreprocessConfig
     precision: Precision = "fp32"
     threads: int = 1
+    shard_slices: int = 64
     gpu: bool = False
 
 

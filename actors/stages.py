@@ -1,4 +1,4 @@
-"""Run training jobs side by side, as many as the plan has lanes; each trains, then is evaluated."""
+"""Run training jobs side by side, as many as the budget has lanes; each trains, then is evaluated."""
 
 from __future__ import annotations
 
@@ -39,28 +39,28 @@ class ArmRun:
         return self.job.finished() and fs.exists(fs.join(self.job.out, CASES))
 
 
-def _train_and_evaluate(run: ArmRun, plan: ResourcePlan) -> None:
+def _train_and_evaluate(run: ArmRun, budget: ResourcePlan) -> None:
     """Body of a lane. What an earlier configuration left is removed first, the scores before the weights they came
     from."""
     out = run.job.out
     if not run.job.finished():
         for name in (CASES, FAILED):
             fs.remove(fs.join(out, name))
-        run_job(run.job, plan)
+        run_job(run.job, budget)
     if not fs.exists(fs.join(out, CASES)):
-        evaluate_job(run.job.stream.run, out, run.arm, run.seed, plan.threads, run.job.train.precision)
+        evaluate_job(run.job.stream.run, out, run.arm, run.seed, budget.threads, run.job.train.precision)
 
 
 def run_arms(
     runs: Sequence[ArmRun],
-    plan: ResourcePlan,
+    budget: ResourcePlan,
     on_tick: Callable[[list[str]], None],
     tick_s: float = 1.0,
     body: Callable[[ArmRun, ResourcePlan], None] = _train_and_evaluate,
 ) -> dict[str, str]:
     """Train and evaluate all runs, the costliest first; returns label → reason for those that failed.
 
-    One failing arm does not stop the others. It is tried again `plan.arm_retries` times, at once and from its last
+    One failing arm does not stop the others. It is tried again `budget.arm_retries` times, at once and from its last
     checkpoint, unless what it met would be there again: bad input, a loss that is not finite, a lack of memory.
     `on_tick` is called about every `tick_s` seconds with the labels that are running. `body` is what a lane runs.
     """
@@ -72,17 +72,17 @@ def run_arms(
     tries: Counter[str] = Counter()
     failed: dict[str, str] = {}
     while queue or running:
-        while queue and len(running) < plan.lanes:
+        while queue and len(running) < budget.lanes:
             run = queue.pop(0)
             tries[run.label] += 1
-            running[lane.options(name=run.label).remote(run, plan)] = run
+            running[lane.options(name=run.label).remote(run, budget)] = run
         finished, _ = ray.wait(list(running), timeout=tick_s)
         for reference in finished:
             run = running.pop(reference)
             try:
                 ray.get(reference)
             except Exception as error:  # any failure of one arm is reported, and the others go on
-                if tries[run.label] <= plan.arm_retries and not _is_final(error):
+                if tries[run.label] <= budget.arm_retries and not _is_final(error):
                     queue.insert(0, run)
                     continue
                 again = f" (in {tries[run.label]} tries)" if tries[run.label] > 1 else ""
@@ -105,13 +105,13 @@ def _cost(run: ArmRun) -> float:
     return share * (1.5 if is_sdnet else 1.0) + 0.2 * stream.fa
 
 
-def pretrain(job: TrainJob, plan: ResourcePlan, on_tick: Callable[[list[str]], None], tick_s: float = 1.0) -> None:
+def pretrain(job: TrainJob, budget: ResourcePlan, on_tick: Callable[[list[str]], None], tick_s: float = 1.0) -> None:
     """Train the SDNet that fills the bank; same loop as an arm, not evaluated. Raises StageError with the reason."""
     import ray
 
     if job.finished():
         return
-    reference = ray.remote(num_cpus=0, max_retries=2)(run_job).remote(job, plan)
+    reference = ray.remote(num_cpus=0, max_retries=2)(run_job).remote(job, budget)
     while not ray.wait([reference], timeout=tick_s)[0]:
         on_tick(["pretrain"])
     try:
@@ -121,11 +121,11 @@ def pretrain(job: TrainJob, plan: ResourcePlan, on_tick: Callable[[list[str]], N
     on_tick([])
 
 
-def evaluate(run: ArmRun, plan: ResourcePlan) -> int:
+def evaluate(run: ArmRun, budget: ResourcePlan) -> int:
     """Score a trained arm again, replacing its `cases.csv`."""
     import ray
 
-    task = ray.remote(num_cpus=TASK_CPUS, num_gpus=plan.trainer_gpus)(evaluate_job)
+    task = ray.remote(num_cpus=TASK_CPUS, num_gpus=budget.trainer_gpus)(evaluate_job)
     precision = run.job.train.precision
-    reference = task.remote(run.job.stream.run, run.job.out, run.arm, run.seed, plan.threads, precision)
+    reference = task.remote(run.job.stream.run, run.job.out, run.arm, run.seed, budget.threads, precision)
     return int(ray.get(reference))

@@ -40,6 +40,18 @@ from storage.identity import identity
 HISTORY, DONE, FAILED, LAST = "history.jsonl", "done.json", "failed.json", "last"
 
 
+class WorkerBudget(BaseModel):
+    """What one train worker may use: torch threads; data actors and CPUs for each; MB of blocks in flight; GPUs."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    threads: int
+    data_actors: int
+    data_cpus: float
+    stream_mb: int
+    gpus: float
+
+
 class TrainJob(BaseModel):
     """One network to train: what it is, what it sees, where it goes."""
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from actors.streaming import StreamStats, batches
-from actors.train_job import DONE, HISTORY, LAST, TrainJob, read_history
+from actors.train_job import DONE, HISTORY, LAST, TrainJob, WorkerBudget, read_history
 from pipeline.networks.files import WEIGHTS
 from pipeline.samples.maker import TWIN
 from storage import fs
@@ -123,19 +123,19 @@ def train_loop(settings: dict[str, Any]) -> None:
     import torch
 
     job = TrainJob.model_validate(settings["job"])
-    plan: dict[str, Any] = settings["plan"]
+    budget = WorkerBudget.model_validate(settings["budget"])
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
-    if plan["gpus"] and not torch.cuda.is_available():
+    if budget.gpus and not torch.cuda.is_available():
         raise InputError(
             "resources",
             "torch finds no GPU where Ray booked one",
             "mend its driver, or pass --set resources.gpus=false",
         )
-    torch.set_num_threads(plan["threads"])
+    torch.set_num_threads(budget.threads)
     store = SliceStore.open(job.stream.run)
     state = first_state(job, store, rank)
-    run_epochs(job, plan, store, state, rank, world)
+    run_epochs(job, budget, store, state, rank, world)
     if rank == 0:
         finish_job(job, store, state)
 
@@ -172,7 +172,7 @@ def first_state(job: TrainJob, store: SliceStore, rank: int) -> TrainState:
 
 
 def run_epochs(
-    job: TrainJob, plan: dict[str, Any], store: SliceStore, state: TrainState, rank: int, world: int
+    job: TrainJob, budget: WorkerBudget, store: SliceStore, state: TrainState, rank: int, world: int
 ) -> None:
     """The steps and epochs that are left, as worker `rank` of `world`."""
     import torch
@@ -192,12 +192,12 @@ def run_epochs(
         range(state.step, total),
         rank=rank,
         world=world,
-        actors=plan["data_actors"],
-        cpus=plan["data_cpus"],
+        actors=budget.data_actors,
+        cpus=budget.data_cpus,
         device=str(device),
-        stream_mb=plan["stream_mb"],
+        stream_mb=budget.stream_mb,
     )
-    flow = StreamStats(plan["data_actors"])
+    flow = StreamStats(budget.data_actors)
     vendor_of = torch.from_numpy(np.searchsorted(training_vendors(store), store.column("vendor"))).to(device)
     sums: dict[str, float] = {}
     before = time.perf_counter()
@@ -213,7 +213,7 @@ def run_epochs(
             record |= seen | {"samples_per_s": per_epoch * job.stream.samples_per_step / seen["train_seconds"]}
             _end_epoch(job, state, record | factors_seen(job, state, watched), held_out, history, rank, world)
             sums = {}
-            flow = StreamStats(plan["data_actors"])
+            flow = StreamStats(budget.data_actors)
         before = time.perf_counter()
 
 

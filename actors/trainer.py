@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from actors.ray_internals import is_train_error, waited_for_a_node
 from actors.resources import ResourcePlan
-from actors.train_job import DONE, TrainJob, read_history
+from actors.train_job import DONE, TrainJob, WorkerBudget, read_history
 from pipeline.training.step import NonFiniteLossError, OutOfMemoryError
 from storage import fs
 from storage.errors import FinalError, InputError, StageError, one_line
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 MAX_DEATHS = 3  # in a row, without a new epoch in between
 
 
-def run_job(job: TrainJob, plan: ResourcePlan) -> None:
+def run_job(job: TrainJob, budget: ResourcePlan) -> None:
     """Train a job to its end. Workers may die as often as they like, as long as there is a new epoch now and then.
 
     Raises FinalError if the loss is not finite or memory runs out; StageError if the loop itself fails, or workers die
@@ -30,7 +30,7 @@ def run_job(job: TrainJob, plan: ResourcePlan) -> None:
     from ray.exceptions import RayActorError
     from ray.train import TrainingFailedError
 
-    if plan.trainer_gpus and not torch.backends.cuda.is_built():
+    if budget.trainer_gpus and not torch.backends.cuda.is_built():
         raise InputError(
             "torch",
             "is a build without CUDA, and the cluster has GPUs",
@@ -41,7 +41,7 @@ def run_job(job: TrainJob, plan: ResourcePlan) -> None:
     while True:
         try:
             with TemporaryDirectory() as scratch:
-                _trainer(job, plan, scratch).fit()
+                _trainer(job, budget, scratch).fit()
             return
         except (TrainingFailedError, RayActorError) as error:
             if job.finished():  # its worker died with nothing left to do
@@ -49,7 +49,7 @@ def run_job(job: TrainJob, plan: ResourcePlan) -> None:
             if waited_for_a_node(getattr(error, "controller_failure", None)):
                 continue  # a lost machine's successor is not there yet
             errors = list(getattr(error, "worker_failures", {}).values()) or [error]
-            _raise_ours(job, plan, errors)
+            _raise_ours(job, budget, errors)
             epoch = len(read_history(job))
             deaths = deaths + 1 if epoch == reached else 1
             reached = epoch
@@ -61,7 +61,7 @@ def run_job(job: TrainJob, plan: ResourcePlan) -> None:
                 ) from error
 
 
-def _raise_ours(job: TrainJob, plan: ResourcePlan, errors: Iterable[Exception]) -> None:
+def _raise_ours(job: TrainJob, budget: ResourcePlan, errors: Iterable[Exception]) -> None:
     """Raise what no other try would mend. A worker that lost its peer fails too, with an error of torch's."""
     from ray.exceptions import RayError, RayTaskError
 
@@ -73,34 +73,34 @@ def _raise_ours(job: TrainJob, plan: ResourcePlan, errors: Iterable[Exception]) 
         lost = lost and not isinstance(error, RayTaskError)
         if isinstance(cause, (NonFiniteLossError, OutOfMemoryError)):
             raise FinalError(one_line(cause, last=True)) from error
-        if not lost and plan.train_workers == 1:
+        if not lost and budget.train_workers == 1:
             raise StageError(one_line(cause, last=True)) from error
 
 
-def _trainer(job: TrainJob, plan: ResourcePlan, scratch: str) -> TorchTrainer:
+def _trainer(job: TrainJob, budget: ResourcePlan, scratch: str) -> TorchTrainer:
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
     from ray.train.v2.api.config import FailureConfig
 
     from actors.train_worker import train_loop
 
-    resources = {"CPU": plan.trainer_cpus}
-    if plan.trainer_gpus:
-        resources["GPU"] = plan.trainer_gpus
+    resources = {"CPU": budget.trainer_cpus}
+    if budget.trainer_gpus:
+        resources["GPU"] = budget.trainer_gpus
     return TorchTrainer(
         train_loop,
         train_loop_config={
             "job": job.model_dump(),
-            "plan": {
-                "threads": plan.threads,
-                "data_actors": plan.data_actors,
-                "data_cpus": plan.data_cpus,
-                "stream_mb": plan.stream_mb,
-                "gpus": plan.trainer_gpus,
-            },
+            "budget": WorkerBudget(
+                threads=budget.threads,
+                data_actors=budget.data_actors,
+                data_cpus=budget.data_cpus,
+                stream_mb=budget.stream_mb,
+                gpus=budget.trainer_gpus,
+            ).model_dump(),
         },
         scaling_config=ScalingConfig(
-            num_workers=plan.train_workers, use_gpu=plan.trainer_gpus > 0, resources_per_worker=resources
+            num_workers=budget.train_workers, use_gpu=budget.trainer_gpus > 0, resources_per_worker=resources
         ),
         # no retries of Ray's own: they know no difference between a lost machine and a loss that is not a number, and
         # would go on for ever where workers die while they start

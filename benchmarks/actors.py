@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def _rate(pool: ExtractorPool, bank: FactorBank, shards: int) -> float:
 
 def _on_two_cores(work: ExtractionSpec, stream: StreamConfig) -> None:
     with cluster.local(8):
-        bank = prepare_bank(work, SHARD)
+        bank = prepare_bank(replace(work, shard_slices=SHARD))
         found, made = {}, {}
         for actors in (1, 2, 4):
             with ExtractorPool(work, actors, 1.0, 0.0) as pool:
@@ -107,7 +108,7 @@ def _simulated(work: ExtractionSpec) -> dict[int, float]:
         for _ in range(NODES - 1):
             nodes.add_node(**node)
         ray.init(address=nodes.address, log_to_driver=False)
-        bank = prepare_bank(work, SHARD)
+        bank = prepare_bank(replace(work, shard_slices=SHARD))
         for actors in CROWDS:
             with ExtractorPool(work, actors, 1.0, 0.0, Sleeping) as pool:
                 pool.start()

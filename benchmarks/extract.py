@@ -185,7 +185,7 @@ def run() -> dict[str, Any]:
 
         def side(name: str, precision: Precision, actors: int) -> Side:
             work = ExtractionSpec(run, sdnet, str(root / f"{name}.zarr"), PAPER, precision)
-            bank = prepare_bank(work, SHARD)
+            bank = prepare_bank(replace(work, shard_slices=SHARD))
             pool = ExtractorPool(work, actors, 1.0, 0.0)
             pool.start()
             return Side(pool, bank)

@@ -43,10 +43,13 @@ def ingest(folder: str, run: str) -> None:
 
 def extract(folder: str, run: str) -> None:
     """ED and ES of the slice store beside the folder into a bank, by two actors with a tiny network."""
+    from actors.extraction import ExtractionActors
     from actors.extraction import extract as stage
+    from actors.extractor import ExtractionSpec
 
     sdnet = str(Path(folder).with_name("sdnet"))
-    stage(f"{folder}.run", sdnet, f"{run}/bank.zarr", TINY, actors=2, shard_slices=SHARD)
+    spec = ExtractionSpec(f"{folder}.run", sdnet, f"{run}/bank.zarr", TINY, shard_slices=SHARD)
+    stage(spec, ExtractionActors(2))
 
 
 def prepare_extract(root: Path) -> None:

@@ -203,6 +203,7 @@ def _trainer(stream: StreamConfig, out: Path) -> None:
 def run() -> dict[str, Any]:
     """Samples a second that reach a Ray Train worker."""
     from actors.extraction import extract
+    from actors.extractor import ExtractionSpec
     from actors.ingest import ingest
 
     with tempfile.TemporaryDirectory(prefix="cardiomix-stream-") as place, cluster.local(2):
@@ -213,7 +214,7 @@ def run() -> dict[str, Any]:
         torch.manual_seed(0)
         save_model(sdnet, SDNet(SETTINGS.sdnet), SETTINGS.sdnet, SETTINGS.preprocess.model_dump(), ["phantom"])
         bank = str(root / "bank.zarr")
-        extract(run, sdnet, bank, SETTINGS.preprocess, actors=1, num_cpus=1.0)
+        extract(ExtractionSpec(run, sdnet, bank, SETTINGS.preprocess))
 
         def stream(precision: Precision) -> StreamConfig:
             return StreamConfig(

@@ -108,7 +108,8 @@ class Ablation:
     def extract(self) -> None:
         """Fill the factor bank with the frozen SDNet; committed shards stay, a bank of an earlier SDNet is made
         anew."""
-        from actors.extraction import extract
+        from actors.extraction import ExtractionActors, extract
+        from actors.extractor import ExtractionSpec
 
         if self.settings.bank:
             return
@@ -119,19 +120,16 @@ class Ablation:
             fs.remove(bank)
         budget = self.plan()
         with self.progress.stage("extract") as step:
-            extract(
+            spec = ExtractionSpec(
                 self.run,
                 jobs.sdnet_uri(self.run, self.settings),
                 bank,
                 self.settings.preprocess,
-                actors=budget.extract_actors,
-                num_cpus=budget.extract_cpus,
-                num_gpus=budget.extract_gpus,
-                threads=1,
                 precision=self.settings.bank_precision,
                 shard_slices=self.settings.bank_shard,
-                progress=step.update,
             )
+            actors = ExtractionActors(budget.extract_actors, budget.extract_cpus, budget.extract_gpus)
+            extract(spec, actors, step.update)
 
     def train(self) -> dict[str, str]:
         """All arms and seeds, trained and scored; returns label → reason for those that failed."""

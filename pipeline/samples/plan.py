@@ -110,46 +110,51 @@ class Sample:
         return replace(self, donor_id=self.twin_id, other_id=None, weight=0.0, twin_id=None, seed=self.seed + 1)
 
 
-class Stream:
-    """Samples over `pool`, by index.
+@dataclass(frozen=True)
+class StreamSpec:
+    """What a stream of samples is drawn from, and how.
 
-    Args: seed; name (the stream's own randomness); pool, slice ids (n,); donors, bank rows (m,) and their vendors (m,),
-    for FA; fa_share 0 to 1; ra_range in mm² or None for no RA; flips; policy, and for `own` own_rows, the bank's row of
-    each slice of the pool (n,); looks, slice ids whose look other samples may borrow; twins: every sample gets one.
+    seed; name (the stream's own randomness); pool, slice ids (n,), and their vendors pool_vendors (n,); donors, bank
+    rows (m,), and their vendors donor_vendors (m,), for FA; fa_share 0 to 1; ra_range in mm² or None for no RA; pairs,
+    flips and policy as in `PlanConfig`; own_bank_rows, for `policy=own`, the bank's row of each slice of the pool (n,);
+    style_sources, slice ids whose look other samples may borrow; twins: every sample gets one.
     """
 
-    def __init__(
-        self,
-        seed: int,
-        name: str,
-        pool: Ids,
-        *,
-        fa_share: float = 0.0,
-        ra_range: tuple[float, float] | None = None,
-        pairs: PairPolicy = "uniform",
-        donors: Ids | None = None,
-        donor_vendors: npt.NDArray[np.str_] | None = None,
-        pool_vendors: npt.NDArray[np.str_] | None = None,
-        flips: Flips = "none",
-        policy: FaPolicy = "mix",
-        own_rows: Ids | None = None,
-        looks: Ids | None = None,
-        twins: bool = False,
-    ) -> None:
-        if len(pool) == 0:
-            raise ValueError(f"stream {name}: its pool of slices is empty")
-        if (fa_share > 0 or twins) and (donors is None or len(donors) == 0):
-            raise ValueError(f"stream {name}: FA needs modality donors")
-        self.seed, self.name, self.pool = seed, name, np.asarray(pool, dtype=np.int64)
-        self.fa_share, self.ra_range, self.pairs = fa_share, ra_range, pairs
-        self._flips = (flips in ("rows", "both"), flips in ("columns", "both"))
-        self.donors = np.asarray(donors if donors is not None else [], dtype=np.int64)
-        vendors = np.asarray(donor_vendors if donor_vendors is not None else [""] * len(self.donors))
+    seed: int
+    name: str
+    pool: Ids
+    fa_share: float = 0.0
+    ra_range: tuple[float, float] | None = None
+    pairs: PairPolicy = "uniform"
+    donors: Ids | None = None
+    donor_vendors: npt.NDArray[np.str_] | None = None
+    pool_vendors: npt.NDArray[np.str_] | None = None
+    flips: Flips = "none"
+    policy: FaPolicy = "mix"
+    own_bank_rows: Ids | None = None
+    style_sources: Ids | None = None
+    twins: bool = False
+
+
+class Stream:
+    """Samples over a pool of slices, by index. Raises ValueError if the pool is empty, or FA has no donors."""
+
+    def __init__(self, spec: StreamSpec) -> None:
+        if len(spec.pool) == 0:
+            raise ValueError(f"stream {spec.name}: its pool of slices is empty")
+        if (spec.fa_share > 0 or spec.twins) and (spec.donors is None or len(spec.donors) == 0):
+            raise ValueError(f"stream {spec.name}: FA needs modality donors")
+        self.seed, self.name, self.pool = spec.seed, spec.name, np.asarray(spec.pool, dtype=np.int64)
+        self.fa_share, self.ra_range, self.pairs = spec.fa_share, spec.ra_range, spec.pairs
+        self.policy, self.style_sources, self.twins = spec.policy, spec.style_sources, spec.twins
+        self._flips = (spec.flips in ("rows", "both"), spec.flips in ("columns", "both"))
+        self.donors = np.asarray(spec.donors if spec.donors is not None else [], dtype=np.int64)
+        vendors = np.asarray(spec.donor_vendors if spec.donor_vendors is not None else [""] * len(self.donors))
         self._by_vendor = {str(v): self.donors[vendors == v] for v in np.unique(vendors)}
-        own = pool_vendors if pool_vendors is not None else np.full(len(self.pool), "")
-        self._own_vendor = dict(zip(self.pool.tolist(), map(str, own), strict=True))
-        self.policy, self.looks, self.twins = policy, looks, twins
-        self._own_row = dict(zip(self.pool.tolist(), own_rows.tolist(), strict=True)) if own_rows is not None else {}
+        pool_vendors = spec.pool_vendors if spec.pool_vendors is not None else np.full(len(self.pool), "")
+        self._pool_vendor = dict(zip(self.pool.tolist(), map(str, pool_vendors), strict=True))
+        rows = spec.own_bank_rows
+        self._own_bank_row = dict(zip(self.pool.tolist(), rows.tolist(), strict=True)) if rows is not None else {}
         self._vendor_of = dict(zip(self.donors.tolist(), map(str, vendors), strict=True))
         # one pass is kept: samples are mostly asked for in order
         self._order = lru_cache(maxsize=4)(self._shuffled)
@@ -180,7 +185,7 @@ class Stream:
     def _with_rest(self, sample: Sample, index: int) -> Sample:
         """What only some policies and augmentations ask for, from a generator of its own."""
         two = sample.donor_id is not None and self.policy in ("interpolate", "extrapolate")
-        if not two and self.looks is None and self.policy != "gaussian" and not self.twins:
+        if not two and self.style_sources is None and self.policy != "gaussian" and not self.twins:
             return sample
         rng = generator(self.seed, f"{self.name}/rest", index >> 32, index & 0xFFFFFFFF)
         weight, vendor_place, place, look, twin_vendor, twin_place = rng.random(6)
@@ -190,7 +195,7 @@ class Stream:
             vendors = [v for v in self._by_vendor if v != mine] or [mine]
             others = self._by_vendor[vendors[int(vendor_place * len(vendors))]]
             other = int(others[int(place * len(others))])
-        style = None if self.looks is None else int(self.looks[int(look * len(self.looks))])
+        style = None if self.style_sources is None else int(self.style_sources[int(look * len(self.style_sources))])
         seed = int(rng.integers(0, 2**62))
         twin = self._donor(sample.slice_id, float(twin_place), float(twin_vendor)) if self.twins else None
         weight = float(weight) if two else 0.0
@@ -198,14 +203,14 @@ class Stream:
 
     def _donor(self, slice_id: int, place: float, vendor_place: float) -> int:
         if self.policy == "own":
-            return int(self._own_row[slice_id])
+            return int(self._own_bank_row[slice_id])
         if self.pairs == "uniform":
             candidates = self.donors
         else:
             vendors = list(self._by_vendor)
             if self.pairs == "cross_vendor":
                 # with one vendor there is no other: its own are all there are
-                vendors = [v for v in vendors if v != self._own_vendor[slice_id]] or vendors
+                vendors = [v for v in vendors if v != self._pool_vendor[slice_id]] or vendors
             candidates = self._by_vendor[vendors[int(vendor_place * len(vendors))]]
         return int(candidates[int(place * len(candidates))])
 

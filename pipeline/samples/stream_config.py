@@ -7,7 +7,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
 from pipeline.samples.appearance import Appearance
-from pipeline.samples.plan import PlanConfig, StepPlan, Stream
+from pipeline.samples.plan import PlanConfig, StepPlan, Stream, StreamSpec
 from pipeline.samples.preprocess import PreprocessConfig
 from storage.bank.bank import FactorBank
 from storage.bank.index import Key, slice_keys
@@ -68,27 +68,29 @@ def step_plan(config: StreamConfig, store: SliceStore, bank: FactorBank | None =
         )
     donors = modality_donors(bank) if bank is not None else None
     rows = bank_rows(bank) if bank is not None and config.plan.fa_policy == "own" else None
-    first = len(bank) if bank is not None and config.plan.fa_policy == "styles" else 0  # imported ones follow its own
-    if donors is not None and first == len(donors):
+    # imported donors follow the bank's own
+    first_imported = len(bank) if bank is not None and config.plan.fa_policy == "styles" else 0
+    if donors is not None and first_imported == len(donors):
         raise InputError(config.run, "the bank has no imported styles", "run `cardiomix bank import-styles`")
 
     def stream(name: str, pool: npt.NDArray[np.int64], fa: bool = True, ra: bool = True) -> Stream:
-        return Stream(
+        spec = StreamSpec(
             config.seed,
             name,
             pool,
             fa_share=config.plan.fa_share if donors is not None and fa else 0.0,
             ra_range=config.plan.area_range_mm2 if config.ra and ra else None,
             pairs=config.plan.pairs,
-            donors=np.arange(first, len(donors)) if donors is not None else None,
-            donor_vendors=donors.vendor[first:] if donors is not None else None,
+            donors=np.arange(first_imported, len(donors)) if donors is not None else None,
+            donor_vendors=donors.vendor[first_imported:] if donors is not None else None,
             pool_vendors=vendors[pool],
             flips=config.plan.flips,
             policy=config.plan.fa_policy,
-            own_rows=np.array([rows[key] for key in keys_of(store, pool)]) if rows is not None else None,
-            looks=np.flatnonzero(train) if config.appearance != "none" else None,
+            own_bank_rows=np.array([rows[key] for key in keys_of(store, pool)]) if rows is not None else None,
+            style_sources=np.flatnonzero(train) if config.appearance != "none" else None,
             twins=config.twins and fa and donors is not None,
         )
+        return Stream(spec)
 
     return StepPlan(
         stream("labelled", labelled),

@@ -15,7 +15,6 @@ them exceed CARDIOMIX_CACHE_GB (32) or the disk is short; a process that has one
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import tempfile
@@ -27,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from filelock import FileLock, Timeout
 
 from storage import fs
 from storage.bank.arrays import ARRAYS, dtype, row_shape
@@ -170,14 +170,16 @@ def _make_room(root: Path, key: str, size: int) -> None:
 @contextmanager
 def _locked(path: Path, wait: bool = True) -> Iterator[bool]:
     """Hold a lock file, which stays; False if somebody else holds it and we do not wait."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    lock = FileLock(path, mode=0o600)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        yield True
-    except BlockingIOError:
+        lock.acquire(blocking=wait)
+    except Timeout:
         yield False
+        return
+    try:
+        yield True
     finally:
-        os.close(handle)
+        lock.release()
 
 
 def _boot() -> str:

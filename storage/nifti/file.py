@@ -8,7 +8,6 @@ serve only to compare a mask with its image. Free-text fields are never read.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, BinaryIO, Self, cast
 
@@ -19,7 +18,6 @@ from nibabel.arrayproxy import ArrayProxy
 
 from storage import fs
 from storage.errors import InputError
-from storage.nifti.checks import checked_image, checked_labels
 from storage.nifti.header import CUT_OFF, DAMAGED, Header, Spacing, checked_header, read_raw_header
 
 Array = npt.NDArray[Any]
@@ -139,27 +137,6 @@ def read_header(path: str, spacing: Spacing | None = None) -> Header:
     """The header of a NIfTI file (.nii or .nii.gz, local or remote), checked; no data are read. Raises InputError."""
     with NiftiFile(path, spacing) as file:
         return file.header
-
-
-def read_frame(
-    path: str, index: int | None = None, spacing: Spacing | None = None
-) -> tuple[npt.NDArray[np.float32], Spacing]:
-    """One frame as (Z, H, W) float32 in the file's intensities, and (slice, row, column) in mm.
-
-    `index` is along the fourth axis, None for a file of one frame. Raises InputError, also for intensities that are not
-    finite or all the same.
-    """
-    with NiftiFile(path, spacing) as file:
-        return checked_image(file.frame(index), file.name).astype(np.float32, copy=False), file.header.spacing_mm
-
-
-def read_labels(path: str, index: int | None = None, coding: Mapping[int, int] | None = None) -> npt.NDArray[np.uint8]:
-    """One frame of a mask as (Z, H, W) uint8 in our labels.
-
-    `coding` maps the file's values to ours (default LV 1, MYO 2, RV 3 as they are). Raises InputError for other values.
-    """
-    with NiftiFile(path) as file:
-        return checked_labels(file.frame(index), coding or {1: 1, 2: 2, 3: 3}, file.name)
 
 
 def _unzipped(raw: BinaryIO) -> BinaryIO:

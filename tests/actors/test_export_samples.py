@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from actors.export_samples import UNIT, export
-from actors.extraction import extract
+from actors.extraction import ExtractionActors, extract
+from actors.extractor import ExtractionSpec
 from pipeline.samples.maker import SampleMaker
 from pipeline.samples.plan import PlanConfig
 from pipeline.samples.preprocess import normalise, working_slice
@@ -29,7 +30,8 @@ from tests.actors.tiny_runs import PREPROCESS, digests, own_processes, write_run
 def stream(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> StreamConfig:
     folder = tmp_path_factory.mktemp("export")
     run = write_run(folder)
-    extract(run, write_sdnet(folder / "sdnet", seed=0), f"{run}/bank.zarr", PREPROCESS, num_cpus=0.5, shard_slices=4)
+    sdnet = write_sdnet(folder / "sdnet", seed=0)
+    extract(ExtractionSpec(run, sdnet, f"{run}/bank.zarr", PREPROCESS, shard_slices=4), ExtractionActors(cpus=0.5))
     return StreamConfig(
         run=run,
         bank=f"{run}/bank.zarr",

@@ -5,7 +5,9 @@ import shutil
 import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from actors.extraction import ExtractionReport, extract
+from actors.extraction import ExtractionActors, ExtractionReport, extract
 from actors.extractor import ExtractionSpec, Extractor
 from pipeline.networks.files import load_decoder, load_sdnet, save_model
 from pipeline.samples.preprocess import canvas_size, centre_on, working_slice
@@ -46,9 +48,11 @@ def sdnet(tmp_path_factory: pytest.TempPathFactory) -> str:
 def fill(ray_local: None, run: str, sdnet: str) -> Extract:
     """`extract` of the module's run into a bank, with what a test wants otherwise."""
 
-    def call(bank: Path | str, **changes: object) -> ExtractionReport:
-        arguments = {"run": run, "sdnet_dir": sdnet, "preprocess": PREPROCESS} | {"num_cpus": 0.5} | changes
-        return extract(bank_uri=str(bank), shard_slices=SHARD, **arguments)  # type: ignore[arg-type]
+    spec = ExtractionSpec(run, sdnet, "", PREPROCESS, shard_slices=SHARD)
+
+    def call(bank: Path | str, count: int = 1, cpus: float = 0.5, **changes: Any) -> ExtractionReport:
+        progress = changes.pop("progress", None)
+        return extract(replace(spec, bank=str(bank), **changes), ExtractionActors(count, cpus), progress)
 
     return call
 
@@ -89,7 +93,7 @@ def test_unseen_images_replaced_by_others_leave_every_byte_as_it_is(fill: Extrac
 
 @pytest.mark.parametrize("actors", [2, 4])
 def test_several_actors_write_the_same_bytes_as_one(fill: Extract, whole: Path, tmp_path: Path, actors: int) -> None:
-    fill(tmp_path / "bank.zarr", actors=actors)
+    fill(tmp_path / "bank.zarr", count=actors)
     assert digests(tmp_path / "bank.zarr") == digests(whole)
 
 
@@ -251,11 +255,11 @@ def test_a_second_driver_on_a_bank_in_an_object_store_is_refused(fill: Extract, 
 
 def test_a_cluster_too_small_is_told_at_once(fill: Extract, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="needs 64 CPUs an actor"):
-        fill(tmp_path / "bank.zarr", num_cpus=64.0)
+        fill(tmp_path / "bank.zarr", cpus=64.0)
 
 
 def test_more_actors_than_the_cluster_holds_are_not_waited_for(fill: Extract, whole: Path, tmp_path: Path) -> None:
-    fill(tmp_path / "bank.zarr", actors=5, num_cpus=3.0)
+    fill(tmp_path / "bank.zarr", count=5, cpus=3.0)
     assert digests(tmp_path / "bank.zarr") == digests(whole)
 
 

@@ -32,7 +32,8 @@ def run(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> str:
     """A small ingested phantom with a bank of an untrained SDNet."""
     import torch
 
-    from actors.extraction import extract
+    from actors.extraction import ExtractionActors, extract
+    from actors.extractor import ExtractionSpec
     from actors.ingest import ingest
     from pipeline.networks.files import save_model
     from pipeline.networks.sdnet import SDNet, SDNetConfig
@@ -44,14 +45,8 @@ def run(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> str:
     torch.manual_seed(0)
     network = SDNetConfig(anatomy_width=4, modality_width=4, segmentor_width=4, decoder_width=4)
     save_model(str(folder / "run" / "sdnet"), SDNet(network), network, PREPROCESS.model_dump(), [])
-    extract(
-        str(folder / "run"),
-        str(folder / "run" / "sdnet"),
-        str(folder / "run" / "bank.zarr"),
-        PREPROCESS,
-        num_cpus=0.5,
-        shard_slices=8,
-    )
+    run, sdnet, bank = (str(folder / "run" / name) for name in (".", "sdnet", "bank.zarr"))
+    extract(ExtractionSpec(run, sdnet, bank, PREPROCESS, shard_slices=8), ExtractionActors(cpus=0.5))
     return str(folder / "run")
 
 

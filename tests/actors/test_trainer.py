@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import zarr
 
 from actors import stages
 from actors.resources import ResourcePlan
-from actors.train_job import DONE, HISTORY, LAST, TrainJob, read_history
+from actors.train_job import DONE, HISTORY, LAST, TrainJob, WorkerBudget, read_history
 from actors.train_worker import finish_job, first_state, run_epochs, some_slices
 from actors.trainer import run_job
 from pipeline.networks.files import load_model
@@ -225,8 +225,8 @@ def both_workers(job: TrainJob, folder: Path) -> tuple[dict[str, torch.Tensor], 
         rank = ray.train.get_context().get_world_rank()
         job = TrainJob.model_validate(config["job"])
         state = TrainState.create(job.network, job.train, job.stream.seed, rank)
-        plan = {"data_actors": 1, "data_cpus": 0.25, "stream_mb": 64}
-        run_epochs(job, plan, SliceStore.open(job.stream.run), state, rank, 2)
+        budget = WorkerBudget(threads=1, data_actors=1, data_cpus=0.25, stream_mb=64, gpus=0)
+        run_epochs(job, budget, SliceStore.open(job.stream.run), state, rank, 2)
         torch.save(dict(state.model.named_parameters()), f"{config['out']}/rank{rank}.pt")
 
     scaling = ray.train.ScalingConfig(num_workers=2, resources_per_worker={"CPU": 0.5})
@@ -303,7 +303,14 @@ def by_hand(job: TrainJob) -> TrainState:
     """The job's epochs in this process, from whatever it starts from."""
     store = SliceStore.open(job.stream.run)
     state = first_state(job, store, 0)
-    run_epochs(job, asdict(PLAN), store, state, 0, 1)
+    budget = WorkerBudget(
+        threads=PLAN.threads,
+        data_actors=PLAN.data_actors,
+        data_cpus=PLAN.data_cpus,
+        stream_mb=PLAN.stream_mb,
+        gpus=PLAN.trainer_gpus,
+    )
+    run_epochs(job, budget, store, state, 0, 1)
     return state
 
 

@@ -28,13 +28,15 @@ SUBJECTS: list[Made] = [
 DRIVER = """
 import json, logging, sys
 import ray
-from actors.extraction import extract
+from actors.extraction import ExtractionActors, extract
+from actors.extractor import ExtractionSpec
 from pipeline.samples.preprocess import PreprocessConfig
 from storage.errors import InputError, StageError
 address, run, sdnet, bank, preprocess, shard = json.loads(sys.argv[1])
 ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
 try:
-    extract(run, sdnet, bank, PreprocessConfig(**preprocess), actors=2, num_cpus=1.0, shard_slices=shard)
+    spec = ExtractionSpec(run, sdnet, bank, PreprocessConfig(**preprocess), shard_slices=shard)
+    extract(spec, ExtractionActors(2, 1.0))
 except (InputError, StageError) as error:
     sys.exit(str(error))
 """

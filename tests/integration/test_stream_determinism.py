@@ -21,7 +21,8 @@ SAMPLES, RESUMED_AT = 5000, 1234  # two samples a step, one of them labelled
 DRIVER = """
 import hashlib, json, logging, sys
 import ray
-from actors.extraction import extract
+from actors.extraction import ExtractionActors, extract
+from actors.extractor import ExtractionSpec
 from actors.resources import start_ray
 from pipeline.samples.stream_config import StreamConfig
 from actors.streaming import batches
@@ -33,7 +34,8 @@ else:
     start_ray(cpus=4)
 stream = StreamConfig.model_validate(told["stream"])
 if told["sdnet"]:
-    extract(stream.run, told["sdnet"], stream.bank, stream.preprocess, num_cpus=0.5, shard_slices=4)
+    spec = ExtractionSpec(stream.run, told["sdnet"], stream.bank, stream.preprocess, shard_slices=4)
+    extract(spec, ExtractionActors(cpus=0.5))
 for batch in batches(stream, range(told["first"], told["last"]), actors=told["actors"], cpus=told["cpus"]):
     found = hashlib.sha256()
     for name in ("image", "mask", "labelled", "slice_id"):

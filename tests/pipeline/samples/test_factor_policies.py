@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline.samples.factor_policies import Modalities
-from pipeline.samples.plan import FaPolicy, Sample, Stream
+from pipeline.samples.plan import FaPolicy, Sample, Stream, StreamSpec
 
 VENDORS = np.array(["A"] * 40 + ["B"] * 30 + ["C"] * 20)
 RNG = np.random.default_rng(0)
@@ -20,9 +20,9 @@ def stream(policy: FaPolicy, **changes: Any) -> Stream:
         "donors": np.arange(90),
         "donor_vendors": VENDORS,
         "policy": policy,
-        "own_rows": np.arange(60),
+        "own_bank_rows": np.arange(60),
     }
-    return Stream(0, "labelled", POOL, **chosen | changes)
+    return Stream(StreamSpec(0, "labelled", POOL, **chosen | changes))
 
 
 def drawn(policy: FaPolicy, count: int = 300, reach: float = 1.0) -> list[tuple[Sample, np.ndarray]]:
@@ -94,4 +94,4 @@ def test_a_twin_is_the_same_anatomy_at_the_same_place_with_another_donor() -> No
         assert twin.donor_id is not None
     assert len({plan(k).twin_id for k in range(40)}) > 10
     with pytest.raises(ValueError, match="needs modality donors"):
-        Stream(0, "unlabelled", POOL, twins=True)
+        Stream(StreamSpec(0, "unlabelled", POOL, twins=True))

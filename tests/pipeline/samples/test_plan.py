@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.samples.plan import StepPlan, Stream
+from pipeline.samples.plan import StepPlan, Stream, StreamSpec
 
 POOL = np.arange(100, 137)
 DONORS = np.arange(50)
@@ -16,7 +16,7 @@ VENDORS = np.array(["A"] * 40 + ["B"] * 8 + ["C"] * 2)
 
 
 def stream(seed: int = 0, **options: object) -> Stream:
-    return Stream(seed, "labelled", POOL, donors=DONORS, donor_vendors=VENDORS, **options)  # type: ignore[arg-type]
+    return Stream(StreamSpec(seed, "labelled", POOL, donors=DONORS, donor_vendors=VENDORS, **options))  # type: ignore[arg-type]
 
 
 @given(st.integers(0, 50))
@@ -71,7 +71,8 @@ def test_cross_vendor_donors_come_from_another_vendor() -> None:
 
 @given(st.integers(0, 30), st.integers(1, 9), st.integers(1, 12), st.integers(0, 12))
 def test_any_number_of_workers_partitions_a_step(step: int, world: int, labelled: int, unlabelled: int) -> None:
-    plan = StepPlan(stream(ra_range=(1.0, 2.0)), Stream(0, "unlabelled", np.arange(11)), labelled, unlabelled)
+    second = Stream(StreamSpec(0, "unlabelled", np.arange(11)))
+    plan = StepPlan(stream(ra_range=(1.0, 2.0)), second, labelled, unlabelled)
     parts = [plan.samples(step, rank, world) for rank in range(world)]
     for kind in (True, False):
         split = [[s for s, is_labelled in part if is_labelled is kind] for part in parts]
@@ -83,7 +84,7 @@ def test_any_number_of_workers_partitions_a_step(step: int, world: int, labelled
 @given(st.integers(1, 12), st.integers(0, 12))
 def test_steps_follow_one_another_without_gap_or_overlap(labelled: int, unlabelled: int) -> None:
     pool = np.arange(200, 211)
-    plan = StepPlan(stream(), Stream(0, "unlabelled", pool), labelled, unlabelled)
+    plan = StepPlan(stream(), Stream(StreamSpec(0, "unlabelled", pool)), labelled, unlabelled)
     taken = [s for step in range(12) for s in plan.samples(step)]
     assert [s for s, k in taken if k] == [plan.labelled(i) for i in range(12 * labelled)]
     assert plan.unlabelled is not None
@@ -113,4 +114,4 @@ def test_flips_turn_half_of_the_samples_and_change_nothing_else(flips: str, axes
 
 def test_an_empty_pool_is_refused() -> None:
     with pytest.raises(ValueError, match="empty"):
-        Stream(0, "labelled", np.array([], dtype=np.int64))
+        Stream(StreamSpec(0, "labelled", np.array([], dtype=np.int64)))

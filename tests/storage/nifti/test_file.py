@@ -9,15 +9,30 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from storage.errors import InputError
-from storage.nifti.checks import check_same_grid, checked_image
-from storage.nifti.file import NiftiFile, read_frame, read_header, read_labels
-from storage.nifti.header import Header
+from storage.nifti.checks import check_same_grid, checked_image, checked_labels
+from storage.nifti.file import NiftiFile, read_header
+from storage.nifti.header import Header, Spacing
 from storage.nifti.write import write_mask_like, write_volume
 
 Write = Callable[..., Path]
+
+
+def read_frame(
+    path: str, index: int | None = None, spacing: Spacing | None = None
+) -> tuple[npt.NDArray[np.float32], Spacing]:
+    """One frame as ingest reads it: (Z, H, W) float32, and (slice, row, column) in mm."""
+    with NiftiFile(path, spacing) as file:
+        return checked_image(file.frame(index), file.name).astype(np.float32, copy=False), file.header.spacing_mm
+
+
+def read_labels(path: str, index: int | None = None, coding: dict[int, int] | None = None) -> npt.NDArray[np.uint8]:
+    """One frame of a mask as ingest reads it: (Z, H, W) uint8 in our labels."""
+    with NiftiFile(path) as file:
+        return checked_labels(file.frame(index), coding or {1: 1, 2: 2, 3: 3}, file.name)
 
 
 @pytest.fixture
