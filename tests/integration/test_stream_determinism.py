@@ -63,9 +63,11 @@ def started(stream: StreamConfig, address: str | None = None, **told: Any) -> su
 
 
 def digests(process: subprocess.Popen[str]) -> list[str]:
-    out, said = process.communicate(timeout=300)
-    assert process.returncode == 0, said
-    return [line for line in out.splitlines() if len(line) == 64]  # Ray says there too that a worker died
+    # not `communicate`: it misses what `readline` has read ahead
+    assert process.stdout is not None and process.stderr is not None
+    lines, complaints = process.stdout.read().splitlines(), process.stderr.read()
+    assert process.wait(timeout=300) == 0, complaints
+    return [line for line in lines if len(line) == 64]  # Ray says there too that a worker died
 
 
 @pytest.fixture(scope="module")
