@@ -15,7 +15,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 help:
 	@echo 'make demo       the five arms on the phantom, then a report (runs/demo)'
 	@echo 'make test       the tests, without the slow ones'
-	@echo 'make test-slow  the slow tests'
+	@echo 'make test-slow  the slow tests, and the properties on more examples'
 	@echo 'make check      ruff and mypy --strict'
 	@echo 'make format     let ruff mend what it can'
 	@echo 'make bench      every benchmark, one line of JSON each'
@@ -33,10 +33,11 @@ demo: .venv/.installed
 	$(BIN)/cardiomix ablate demo --run runs/demo
 
 test: .venv/.installed
-	$(BIN)/python -m pytest -n 2 --dist loadscope -m "not slow and not gpu" --durations=10
+	$(BIN)/python -m pytest -n 3 --dist loadscope -m "not slow and not gpu" --durations=10
 
 test-slow: .venv/.installed
 	$(BIN)/python -m pytest -m "slow and not gpu"
+	$(BIN)/python -m pytest -n 2 --dist loadscope -m "hypothesis and not gpu" --hypothesis-profile=thorough
 
 check: .venv/.installed
 	$(BIN)/ruff check .

@@ -24,15 +24,17 @@ import pytest
 from hypothesis import settings
 
 # No time is asserted in a test: Hypothesis is not to fail one because the machine was busy.
-settings.register_profile("untimed", settings.get_profile(settings.get_current_profile_name()), deadline=None)
-settings.load_profile("untimed")
+# Few examples in `make test`; `make test-slow` runs the same properties with `--hypothesis-profile=thorough`.
+settings.register_profile("thorough", deadline=None)
+settings.register_profile("quick", deadline=None, max_examples=25)
+settings.load_profile("quick")
 
 REALDATA = Path(__file__).resolve().parents[2] / "shared" / "realdata"
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Two processes share the tests by file, so that a module's fixtures are made once; all files that use the one
+    """Processes share the tests by file, so that a module's fixtures are made once; all files that use the one
     local Ray go to the same process. (xdist's own groups do nothing under pytest 9.)"""
     from xdist.scheduler import LoadScopeScheduling
 

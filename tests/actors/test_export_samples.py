@@ -103,7 +103,7 @@ def test_a_slice_store_of_samples_reads_as_the_samples_whatever_the_normalisatio
     assert same.area == pytest.approx(float(store.column("pixel_area_mm2")[0]))
 
 
-@pytest.mark.parametrize("kind", ["nnunet", "slices"])
+@pytest.mark.parametrize("kind", ["nnunet", pytest.param("slices", marks=pytest.mark.slow)])
 def test_an_export_that_was_cut_short_goes_on_to_the_same_bytes(
     stream: StreamConfig, tmp_path: Path, kind: Any
 ) -> None:

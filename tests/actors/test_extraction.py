@@ -91,7 +91,7 @@ def test_unseen_images_replaced_by_others_leave_every_byte_as_it_is(fill: Extrac
     assert digests(tmp_path / "bank.zarr") == digests(whole)
 
 
-@pytest.mark.parametrize("actors", [2, 4])
+@pytest.mark.parametrize("actors", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_several_actors_write_the_same_bytes_as_one(fill: Extract, whole: Path, tmp_path: Path, actors: int) -> None:
     fill(tmp_path / "bank.zarr", count=actors)
     assert digests(tmp_path / "bank.zarr") == digests(whole)

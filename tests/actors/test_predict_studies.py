@@ -64,6 +64,7 @@ def test_actors_write_the_bytes_that_one_process_writes(
     assert [name for name, failure in failures.items() if failure] == ["s4"]
 
 
+@pytest.mark.slow
 def test_studies_of_killed_actors_are_begun_again(
     ray_local: None, model: str, folder: Path, in_process: tuple[Path, list[Outcome]], tmp_path: Path
 ) -> None:

@@ -281,6 +281,7 @@ def test_two_workers_take_the_step_of_one_where_their_shares_are_alike(tmp_path:
         assert losses[1][f"loss/{name}"] == pytest.approx(losses[0][f"loss/{name}"], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_fails_its_arm_at_once_and_names_the_slices(
     run: str, tmp_path: Path, ray_local: None
 ) -> None:

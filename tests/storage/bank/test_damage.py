@@ -57,7 +57,7 @@ def damage(bank: Path, other: Path, file: Path, how: str, rng: random.Random) ->
         file.write_bytes(content)
 
 
-@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**32), how=st.sampled_from(HOWS))
 def test_whatever_happens_to_a_file_it_is_one_clear_line_or_the_right_factors(
     banks: tuple[Path, Path], tmp_path: Path, seed: int, how: str
