@@ -90,6 +90,10 @@ class TrainJob(BaseModel):
         except (FileNotFoundError, ValueError, TypeError, InputError):  # absent or half copied
             return False
 
+    def replaces_a_result(self) -> bool:
+        """Whether training would make anew what `out` holds: a result of another configuration, data or bank."""
+        return fs.exists(fs.join(self.out, DONE)) and not self.finished() and not fs.exists(self.checkpoint)
+
 
 def read_history(job: TrainJob) -> list[dict[str, Any]]:
     """Epoch records that this very job wrote; what another configuration left in the folder is not its history."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -101,6 +101,7 @@ class Ablation:
         job = jobs.pretrain_job(self.run, self.settings)
         if not job.finished():
             budget = self._ready_to_train()
+            self._say_what_is_replaced({"the pretrained SDNet": job})
             with self.progress.stage("pretrain") as step:
                 stages.pretrain(job, budget, lambda _: self._follow("pretrain", 0, job, step))
         self.log.finish("pretrain", 0, job)
@@ -141,6 +142,7 @@ class Ablation:
         if todo:
             budget = self._ready_to_train(len(todo))
             self.progress.say(budget.describe())
+            self._say_what_is_replaced({run.label: run.job for run in todo})
             before: list[str] = []  # what ran at the last tick
             with self.progress.arms([r.label for r in todo], self.settings.train.epochs) as bars:
 
@@ -202,6 +204,12 @@ class Ablation:
         budget = self.plan(trainings)
         self.log.require()
         return budget
+
+    def _say_what_is_replaced(self, trainings: Mapping[str, TrainJob]) -> None:
+        """Before hours are spent on what there already is a result of."""
+        replaced = [label for label, job in trainings.items() if job.replaces_a_result()]
+        if replaced:
+            self.progress.say(f"made anew, since the configuration, data or bank are others now: {', '.join(replaced)}")
 
     def _log_what_is_there(self, runs: Sequence[ArmRun]) -> None:
         """Have MLflow agree with the run folder, whatever an earlier command could not log."""

@@ -248,7 +248,7 @@ def _training(
     state = f"{train.epochs} epochs of {per_epoch} steps"
     if reached:
         state = f"goes on after epoch {reached} of {train.epochs}"
-    elif job is not None and fs.exists(fs.join(job.out, DONE)):
+    elif job is not None and job.replaces_a_result():
         state = f"made anew, its configuration or data are others now: {state}"
     else:
         state = f"to do: {state}"

@@ -164,6 +164,15 @@ def test_status_says_what_is_done(run: Path) -> None:
 
 
 @pytest.mark.slow
+def test_what_is_made_anew_is_said_before_it_is_made(run: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "copy"))
+    options = ("--arms", "unet_ra", "--set", "train.epochs=1")
+    done = cardiomix("ablate", str(copy / "config.yaml"), "--run", str(copy), *options)
+    assert done.returncode == 0, done.stderr
+    assert "made anew, since the configuration, data or bank are others now: unet_ra/seed0" in done.stdout + done.stderr
+
+
+@pytest.mark.slow
 def test_a_dry_run_says_what_is_done_and_what_a_changed_setting_makes_anew(run: Path) -> None:
     def said(*arguments: str) -> dict[str, str]:
         before = {p: p.stat().st_mtime_ns for p in run.rglob("*")}

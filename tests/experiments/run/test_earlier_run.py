@@ -44,6 +44,14 @@ def test_every_stage_is_finished(run: Path) -> None:
     assert all(state.startswith("done") for state in stages.values()), stages
 
 
+def test_what_a_changed_setting_makes_anew_is_known_before_it_is_made(run: Path) -> None:
+    settings = config.load(str(run))
+    longer = config.override(settings, ["train.epochs=2"])
+    assert not any(arm.job.replaces_a_result() for arm in jobs.arm_runs(str(run), settings))
+    assert all(arm.job.replaces_a_result() for arm in jobs.arm_runs(str(run), longer))
+    assert not jobs.pretrain_job(str(run), longer).replaces_a_result()
+
+
 def test_its_bank_is_whole_and_draws(run: Path) -> None:
     from pipeline.networks.files import load_decoder, load_sdnet
 
