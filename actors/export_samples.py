@@ -85,11 +85,11 @@ def export(
     _begin(out, request)
     units = _units(planned, vendors, together=kind == "nnunet")
     _run((stream, out, kind), units, actors, cpus, progress)
-    fs.write_text(fs.join(out, SAMPLES), _listed(planned, vendors, store))
+    fs.write_text(fs.join(out, SAMPLES), _samples_csv(planned, vendors, store))
     if kind == "nnunet":
         groups = [(_case(p.number), str(store.column("subject")[p.sample.slice_id])) for p in planned]
         about = f"{samples} slices with factor-based and resolution augmentation (Liu et al. 2020), made by cardiomix"
-        nnunet.write_dataset(out, groups, about, "; ".join(_terms(store)))
+        nnunet.write_dataset(out, groups, about, "; ".join(_training_terms(store)))
     else:
         subjects = [_subject(unit, store) for unit in units]
         stored = {unit.name: write_made(out, unit.name, _source(unit, out), _absent) for unit in units}
@@ -234,18 +234,18 @@ def _source(unit: ExportChunk, out: str) -> str:
 
 def _subject(unit: ExportChunk, store: SliceStore) -> Subject:
     reason = "samples of an export"
-    return Subject(unit.name, "export", unit.vendor, "-", (), "train", reason, (), "; ".join(_terms(store)))
+    return Subject(unit.name, "export", unit.vendor, "-", (), "train", reason, (), "; ".join(_training_terms(store)))
 
 
 def _absent() -> SubjectArrays:
     raise RuntimeError("a unit that was written is gone")
 
 
-def _terms(store: SliceStore) -> list[str]:
+def _training_terms(store: SliceStore) -> list[str]:
     return sorted({str(terms) for terms in store.column("terms")[store.column("split") == "train"]})
 
 
-def _listed(planned: list[PlannedSample], vendors: list[str], store: SliceStore) -> str:
+def _samples_csv(planned: list[PlannedSample], vendors: list[str], store: SliceStore) -> str:
     """`samples.csv`: a line a sample."""
     columns = ("case", "kind", "labelled", "subject", "frame", "slice", "anatomy_vendor", "vendor", "area_mm2")
     rows = []

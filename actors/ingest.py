@@ -66,20 +66,20 @@ def ingest(
 
     def read(wanted: Sequence[Subject]) -> list[Skipped]:
         nonlocal before
-        left_out = _read(run, wanted, stored, num_cpus, strict, progress, before)
+        left_out = _convert_subjects(run, wanted, stored, num_cpus, strict, progress, before)
         before += len(wanted)
         return left_out
 
     entered = splits.assign_splits_and_read(subjects, chosen, read, skipped)
     if not stored:
         first = skipped[0]
-        raise InputError(_where(first), f"{first.reason} (no subject came in)", first.remedy)
+        raise InputError(_place_of(first), f"{first.reason} (no subject came in)", first.remedy)
     finalise(run, stored, skipped, entered, chosen)
     slices = sum(found.slices for found in stored.values())
     return IngestReport(len(stored), slices, _by_vendor(entered, stored), skipped)
 
 
-def _read(
+def _convert_subjects(
     run: str,
     wanted: Sequence[Subject],
     stored: dict[str, StoredSubject],
@@ -166,10 +166,10 @@ def _cause(error: BaseException) -> str:
 
 
 def _strictly(skipped: Skipped) -> InputError:
-    return InputError(_where(skipped), skipped.reason, skipped.remedy)
+    return InputError(_place_of(skipped), skipped.reason, skipped.remedy)
 
 
-def _where(skipped: Skipped) -> str:
+def _place_of(skipped: Skipped) -> str:
     return ", ".join(name for name in (skipped.subject, skipped.file) if name != "-")
 
 

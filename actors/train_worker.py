@@ -290,7 +290,10 @@ def finish_job(job: TrainJob, store: SliceStore, state: TrainState) -> None:
     preprocess = identity(job.stream.preprocess)
     model = state.candidate
     records = read_history(job)
-    last, best = _about(job, store, state, records[-1:]), _about(job, store, state, records)
+    last, best = (
+        _training_description(job, store, state, records[-1:]),
+        _training_description(job, store, state, records),
+    )
     scaled = job.train.standardise_codes and isinstance(model, SDNet)
     of = some_slices(job, store, SCALED_BY).image if scaled else None
     if of is not None and isinstance(model, SDNet):
@@ -311,7 +314,9 @@ def finish_job(job: TrainJob, store: SliceStore, state: TrainState) -> None:
     fs.write_text(fs.join(job.out, DONE), json.dumps(done, indent=1))
 
 
-def _about(job: TrainJob, store: SliceStore, state: TrainState, records: list[dict[str, Any]]) -> dict[str, Any]:
+def _training_description(
+    job: TrainJob, store: SliceStore, state: TrainState, records: list[dict[str, Any]]
+) -> dict[str, Any]:
     """What the network's description says of its training; its Dice is that of the best of these epochs."""
     from pipeline.inference.model_card import describe_training
 

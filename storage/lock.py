@@ -65,7 +65,7 @@ def _acquire(path: Path, name: str) -> int:
                 os.pwrite(handle, json.dumps(_owner()).encode(), 0)
                 return handle
         except BlockingIOError as error:
-            owner = _parsed(os.pread(handle, 4096, 0))
+            owner = _parsed_holder(os.pread(handle, 4096, 0))
             os.close(handle)
             raise _refused(name, owner, "wait until it ends, or end it") from error
         except BaseException:
@@ -84,20 +84,20 @@ def _is_at(handle: int, path: Path) -> bool:
 @contextmanager
 def _remote(path: str, name: str) -> Iterator[None]:
     mine = _owner()
-    owner = _read(path)
+    owner = _read_holder(path)
     if owner is not None and not _gone(owner):
         raise _refused(name, owner, f"wait until it ends; if it was killed, remove {path}")
     if owner is not None:
         fs.remove(path)
     with suppress(FileExistsError):  # where the store cannot do exclusive writes, the reading back decides
         fs.write_new(path, json.dumps(mine).encode())
-    found = _read(path)
+    found = _read_holder(path)
     if found != mine:  # somebody was as quick, and the store does not do exclusive writes
         raise _refused(name, found or {}, f"wait until it ends; if it was killed, remove {path}")
     try:
         yield
     finally:
-        if _read(path) == mine:
+        if _read_holder(path) == mine:
             fs.remove(path)
 
 
@@ -105,14 +105,14 @@ def _owner() -> dict[str, Any]:
     return {"pid": os.getpid(), "host": socket.gethostname(), "token": uuid.uuid4().hex}
 
 
-def _read(path: str) -> dict[str, Any] | None:
+def _read_holder(path: str) -> dict[str, Any] | None:
     try:
-        return _parsed(fs.read_bytes(path))
+        return _parsed_holder(fs.read_bytes(path))
     except FileNotFoundError:
         return None
 
 
-def _parsed(data: bytes) -> dict[str, Any]:
+def _parsed_holder(data: bytes) -> dict[str, Any]:
     try:
         return dict(json.loads(data))
     except (ValueError, TypeError):  # its holder has not written it yet

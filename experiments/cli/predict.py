@@ -55,13 +55,13 @@ def predict(
     studies, left_out = find_studies(images, out)
     if left_out:
         progress.say(f"{len(left_out)} files left out, named like masks: {left_out[0]}, …")
-    failed = sum(not _told(outcome) for outcome in segmented(folders, studies, config, workers, progress))
+    failed = sum(not _print_outcome(outcome) for outcome in segmented(folders, studies, config, workers, progress))
     typer.echo(f"{len(studies) - failed} of {len(studies)} studies in {out}")
     if failed:
         raise typer.Exit(FAILED)
 
 
-def _told(outcome: Outcome) -> bool:
+def _print_outcome(outcome: Outcome) -> bool:
     """Print what became of a study; whether it was segmented."""
     from pipeline.inference.study import headline
 

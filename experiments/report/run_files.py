@@ -106,7 +106,8 @@ def failures(cases: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             row["volumes"].append(max(case["reference_ml"], case["predicted_ml"]))
             row["runs"].append((case["arm"], case["seed"]))
     rows = [
-        row | {"ml": sum(row["volumes"]) / len(row["volumes"]), "arms": _told(row["runs"])} for row in found.values()
+        row | {"ml": sum(row["volumes"]) / len(row["volumes"]), "arms": _arms_and_seeds(row["runs"])}
+        for row in found.values()
     ]
     return sorted(rows, key=lambda row: (-len(row["runs"]), row["vendor"], row["subject"], row["phase"]))
 
@@ -123,7 +124,7 @@ def cut_off(cases: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return sorted(found.values(), key=lambda row: -row["outside"])
 
 
-def _told(runs: Sequence[tuple[str, int]]) -> str:
+def _arms_and_seeds(runs: Sequence[tuple[str, int]]) -> str:
     """Arms by their names, with a count where several seeds failed alike."""
     counts: dict[str, int] = {}
     for arm, _ in sorted(runs, key=lambda run: arm_order(run[0])):

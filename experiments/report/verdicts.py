@@ -49,16 +49,18 @@ def _headline(rows: Sequence[Mapping[str, Any]]) -> str:
     for state, words in _HEADLINES.items():
         there = [row for row in rows if row["verdict"] == state]
         there.sort(key=lambda row: -abs(row["difference"]) if row["verdict"] in _SIZED else 0)  # the largest first
-        told = [_where(row) + (f" ({signed(row['difference'])})" if state in _SIZED else "") for row in there]
-        parts += [f"{words} {_listed(told)}."] if told else []
+        told = [
+            _vendor_and_structure(row) + (f" ({signed(row['difference'])})" if state in _SIZED else "") for row in there
+        ]
+        parts += [f"{words} {_joined_words(told)}."] if told else []
     return " ".join(parts)
 
 
-def _where(row: Mapping[str, Any]) -> str:
+def _vendor_and_structure(row: Mapping[str, Any]) -> str:
     return "over all vendors" if row["vendor"] == ALL else f"on {row['vendor']}"
 
 
-def _listed(words: Sequence[str]) -> str:
+def _joined_words(words: Sequence[str]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
@@ -99,7 +101,7 @@ def sentences(comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _sentence(name: str, row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
-    where, state = _where(row), row["verdict"]
+    where, state = _vendor_and_structure(row), row["verdict"]
     change = f"{signed(row['difference'])} mean Dice"
     if not np.isnan(row["low"]):
         change += f" [{_bound(row['low'])}, {_bound(row['high'])}]"

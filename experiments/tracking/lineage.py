@@ -92,7 +92,7 @@ def _slices(run: str) -> dict[str, Any]:
     store = SliceStore.open(run)
     vendor, split, subject = (store.column(name).tolist() for name in ("vendor", "split", "subject"))
     subjects = Counter(f"{v} {s}" for v, s, _ in set(zip(vendor, split, subject, strict=True)))
-    return {"num_rows": len(store), "subjects": dict(sorted(subjects.items())), "terms": _terms(store.table)}
+    return {"num_rows": len(store), "subjects": dict(sorted(subjects.items())), "terms": _data_terms(store.table)}
 
 
 def _bank(bank: str) -> dict[str, Any]:
@@ -110,5 +110,5 @@ def _bank(bank: str) -> dict[str, Any]:
     }
 
 
-def _terms(table: Any) -> list[str]:
+def _data_terms(table: Any) -> list[str]:
     return sorted(set(table["terms"].to_pylist()))

@@ -30,10 +30,10 @@ def rows(folder: str, images: Sequence[str], params: dict[str, Any]) -> list[dic
     studies = [found for image in images for found in find_studies([image], out)[0]]
     check_targets(studies)
     predictor, name = load_predictor([folder], config), str(read_config(folder)["fingerprint"])
-    return [_row(attempt(predictor, study, [name])) for study in studies]
+    return [_row_of_outcome(attempt(predictor, study, [name])) for study in studies]
 
 
-def _row(outcome: Outcome) -> dict[str, Any]:
+def _row_of_outcome(outcome: Outcome) -> dict[str, Any]:
     study, report = outcome.study, outcome.report
     row: dict[str, Any] = {"image": study.images[0], "mask": "", "report": "", "error": outcome.failure}
     values: dict[str, Any] = {}

@@ -113,10 +113,10 @@ def card(document: Mapping[str, Any], parameters: int) -> str:
         _table(
             ("", ""),
             [
-                ("network", f"{kind}, {parameters:,} parameters: {_listed(document['network'])}"),
-                ("input", f"slices {size} × {size} in [-1, 1]: {_listed(preprocess)}"),
+                ("network", f"{kind}, {parameters:,} parameters: {_facts_in_words(document['network'])}"),
+                ("input", f"slices {size} × {size} in [-1, 1]: {_facts_in_words(preprocess)}"),
                 ("output", f"labels: {labels}"),
-                ("training", _listed(training)),
+                ("training", _facts_in_words(training)),
                 ("fingerprint", document["fingerprint"]),
                 ("made by", facts.get("version", "unknown")),
             ],
@@ -183,5 +183,5 @@ def _cell(text: str) -> str:
     return " ".join(text.replace("|", "\\|").split())
 
 
-def _listed(values: Mapping[str, Any]) -> str:
+def _facts_in_words(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)

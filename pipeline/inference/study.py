@@ -145,12 +145,12 @@ def _segmented(predictor: Predictor, image: str) -> Iterator[_Frame]:
         header = file.header
         cine = len(header.shape) == 4
         frames: list[int | None] = list(range(header.frames)) if cine else [None]
-        found = predictor.masks((_read(file, index) for index in frames), header.spacing_mm)
+        found = predictor.masks((_read_frame(file, index) for index in frames), header.spacing_mm)
         for index, one in zip(frames, found, strict=True):
             yield _Frame(image, index, header.spacing_mm, one)
 
 
-def _read(file: NiftiFile, index: int | None) -> tuple[Floats, Statistics]:
+def _read_frame(file: NiftiFile, index: int | None) -> tuple[Floats, Statistics]:
     frame = checked_image(file.frame(index), file.name)
     return frame.astype(np.float32, copy=False), statistics(frame)
 
@@ -160,14 +160,14 @@ def _warnings(frames: Sequence[_Frame], ml: Sequence[dict[str, float]]) -> list[
     for name in STRUCTURES:
         lacking = [f.name for f, volumes in zip(frames, ml, strict=True) if volumes[name] == 0]
         if lacking:
-            out.append(f"no {name} found in {_listed(lacking)}")
+            out.append(f"no {name} found in {_names_in_words(lacking)}")
         cut = [f.name for f in frames if name in f.found.cut]
         if cut:
-            out.append(f"{name} reaches the edge of the network's field of view in {_listed(cut)}")
+            out.append(f"{name} reaches the edge of the network's field of view in {_names_in_words(cut)}")
     return out
 
 
-def _listed(names: Sequence[str]) -> str:
+def _names_in_words(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
@@ -178,7 +178,7 @@ def _picture(frames: Sequence[_Frame], report: dict[str, Any], phases: tuple[int
     for phase, number in shown.items():
         frame = frames[number]
         with NiftiFile(frame.image) as file:
-            image, _ = _read(file, frame.index)
+            image, _ = _read_frame(file, frame.index)
         volumes = ", ".join(f"{name} {value:.1f} ml" for name, value in report["frames"][number]["ml"].items())
         rows.append(Row(f"{phase}: {frame.name}  {volumes}", image, frame.found.mask))
     return study_png(rows, [headline(report), *report["warnings"]])

@@ -37,15 +37,15 @@ def case_rows(
     `outside` is what `volumes.share_outside` says of the reference, `whose` has arm, seed, subject, vendor, centre and
     phase.
     """
-    return [_row(CASE_FIELDS, whose, vars(score), {"outside": outside[score.structure]}) for score in scores]
+    return [_merged_row(CASE_FIELDS, whose, vars(score), {"outside": outside[score.structure]}) for score in scores]
 
 
 def slice_rows(scores: Iterable[SliceScore], whose: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The rows of `slices.csv` for one volume, with the columns of `SLICE_FIELDS`; `whose` as in `case_rows`."""
-    return [_row(SLICE_FIELDS, whose, vars(score)) for score in scores]
+    return [_merged_row(SLICE_FIELDS, whose, vars(score)) for score in scores]
 
 
-def _row(fields: Sequence[str], *parts: Mapping[str, Any]) -> dict[str, Any]:
+def _merged_row(fields: Sequence[str], *parts: Mapping[str, Any]) -> dict[str, Any]:
     values = {name: value for part in parts for name, value in part.items()}
     return {field: values[field] for field in fields}
 
@@ -62,19 +62,19 @@ def write_slices(target: str, rows: Iterable[Mapping[str, Any]]) -> None:
 
 def read_cases(source: str) -> list[dict[str, Any]]:
     """Read what `write_cases` wrote, types restored; `InputError` where a column lacks or a value does not parse."""
-    return _read(source, CASE_FIELDS)
+    return _read_table(source, CASE_FIELDS)
 
 
 def read_slices(source: str) -> list[dict[str, Any]]:
     """Read what `write_slices` wrote, types restored; `InputError` as for `read_cases`."""
-    return _read(source, SLICE_FIELDS)
+    return _read_table(source, SLICE_FIELDS)
 
 
-def _read(source: str, fields: Sequence[str]) -> list[dict[str, Any]]:
+def _read_table(source: str, fields: Sequence[str]) -> list[dict[str, Any]]:
     rows = []
     for number, row in enumerate(csv.DictReader(io.StringIO(fs.read_text(source))), start=2):
         try:
-            rows.append({field: _parsed(field, row[field]) for field in fields})
+            rows.append({field: _parsed_cell(field, row[field]) for field in fields})
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(
                 f"{source}, line {number}",
@@ -84,7 +84,7 @@ def _read(source: str, fields: Sequence[str]) -> list[dict[str, Any]]:
     return rows
 
 
-def _parsed(field: str, text: str) -> Any:
+def _parsed_cell(field: str, text: str) -> Any:
     if field in _TEXT:
         return text
     if field == "missed":

@@ -64,7 +64,7 @@ def retract(bank: str, shard: int) -> None:
 def read_entry(bank: str, shard: int) -> Entry | None:
     """A shard's entry; None if there is none or it is damaged, for then nothing vouches for the data."""
     try:
-        return _parsed(fs.read_text(entry_uri(bank, shard)))
+        return _parsed_entry(fs.read_text(entry_uri(bank, shard)))
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         return None
     except (ValueError, TypeError, KeyError, RecursionError, OverflowError):
@@ -79,7 +79,7 @@ def committed(bank: str) -> dict[int, Entry]:
     return {shard: entry for shard, entry in zip(shards, entries, strict=True) if entry is not None}
 
 
-def _parsed(text: str) -> Entry:
+def _parsed_entry(text: str) -> Entry:
     document: dict[str, Any] = json.loads(text)
     return Entry(
         start=int(document["start"]),

@@ -48,7 +48,7 @@ def merge(sources: Sequence[str], out: str, progress: Callable[[int, int], None]
         done = made.committed()
         for shard in range(made.shards()):
             if shard not in done:
-                found = _rows(banks, made, made.shard_rows(shard))
+                found = _rows_of_banks(banks, made, made.shard_rows(shard))
                 made.write_shard(shard, found.anatomy, found.modality, found.mask)
             if progress is not None:
                 progress(shard + 1, made.shards())
@@ -72,7 +72,7 @@ def _require_joinable(banks: Sequence[FactorBank]) -> None:
         raise InputError("merge", f"{shared[0]}{more} in more than one of the banks", "merge banks of other subjects")
 
 
-def _rows(banks: Sequence[FactorBank], made: FactorBank, rows: range) -> PackedBank:
+def _rows_of_banks(banks: Sequence[FactorBank], made: FactorBank, rows: range) -> PackedBank:
     """The new bank's rows from the old ones', each centred on the new canvas."""
     out = PackedBank(
         np.zeros((len(rows), *made.spec.canvas), dtype=np.uint8),

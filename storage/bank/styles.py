@@ -90,7 +90,7 @@ def export_styles(bank: FactorBank, out: str, keep_subjects: bool = False, vendo
         "terms": sorted(set(table["terms"].to_pylist())),
         "code_version": code_version(),
     }
-    content = _file(table.combine_chunks(), vectors, about)
+    content = _styles_file(table.combine_chunks(), vectors, about)
     fs.write_bytes(out, content)
     return int(table.num_rows)
 
@@ -106,13 +106,13 @@ def import_styles(styles: str, bank: FactorBank) -> int:
         content = fs.read_bytes(styles)
     except OSError as error:
         raise InputError(where, f"cannot be read ({type(error).__name__})", "correct the path") from error
-    table, about = _parsed(content, where)
+    table, about = _parsed_styles(content, where)
     _require_same(about, bank, where)
     own = np.concatenate([bank.read_array("modality", shard) for shard in range(bank.shards())])
     if {row.tobytes() for row in _vectors(table)} <= {row.tobytes() for row in own}:
         raise InputError(where, f"was exported from {fs.base_name(bank.uri)} itself", "import it into another bank")
     # Written anew, so that nothing else that the file held comes along.
-    clean = _file(table.select(COLUMNS), _vectors(table), about)
+    clean = _styles_file(table.select(COLUMNS), _vectors(table), about)
     fs.write_bytes(fs.join(bank.uri, STYLES, f"{sha256(clean)[:16]}.parquet"), clean)
     return int(table.num_rows)
 
@@ -126,12 +126,12 @@ def read_styles(bank: FactorBank, name: str) -> pa.Table:
         raise InputError(where, "cannot be read", "remove it, and import it again") from error
     if name != f"{sha256(content)[:16]}.parquet":
         raise InputError(where, "is not the file that was imported", "remove it, and import it again")
-    table, about = _parsed(content, where)
+    table, about = _parsed_styles(content, where)
     _require_same(about, bank, where)
     return table
 
 
-def _file(table: pa.Table, modality: npt.NDArray[np.float32], about: dict[str, Any]) -> bytes:
+def _styles_file(table: pa.Table, modality: npt.NDArray[np.float32], about: dict[str, Any]) -> bytes:
     flat = pa.array(modality.reshape(-1), type=pa.float32())
     vectors = pa.FixedSizeListArray.from_arrays(flat, modality.shape[1])
     whole = table.append_column("modality", vectors).replace_schema_metadata({METADATA: as_json(about)})
@@ -140,7 +140,7 @@ def _file(table: pa.Table, modality: npt.NDArray[np.float32], about: dict[str, A
     return out.getvalue()
 
 
-def _parsed(content: bytes, where: str) -> tuple[pa.Table, dict[str, Any]]:
+def _parsed_styles(content: bytes, where: str) -> tuple[pa.Table, dict[str, Any]]:
     remedy = "export it again with `cardiomix bank export-styles`"
     try:
         table = read_parquet(content).combine_chunks()

@@ -28,13 +28,13 @@ def verify(bank: FactorBank, progress: Callable[[int, int], None] | None = None)
 
 
 def _problems(bank: FactorBank, progress: Callable[[int, int], None] | None) -> Iterator[str]:
-    yield from _told(bank.decoder)
+    yield from _problem_of(bank.decoder)
     for shard in range(bank.shards()):
         yield from _of_shard(bank, shard)
         if progress is not None:
             progress(shard + 1, bank.shards())
     for name in fs.list_names(fs.join(bank.uri, STYLES)):
-        yield from _told(lambda name=name: read_styles(bank, name))  # type: ignore[misc]
+        yield from _problem_of(lambda name=name: read_styles(bank, name))  # type: ignore[misc]
     yield from _strays(bank)
 
 
@@ -86,7 +86,7 @@ def _strays(bank: FactorBank) -> Iterator[str]:
             yield f"{array}/c/{name} is beyond the bank's {bank.shards()} shards; remove it"
 
 
-def _told(check: Callable[[], object]) -> Iterator[str]:
+def _problem_of(check: Callable[[], object]) -> Iterator[str]:
     try:
         check()
     except InputError as error:

@@ -21,7 +21,7 @@ def read_records(source: str) -> list[Record]:
         if name.lower().endswith(".parquet"):
             rows = _parquet(source)
         else:
-            rows = _excel(source) if name.lower().endswith(".xlsx") else _csv(source)
+            rows = _excel(source) if name.lower().endswith(".xlsx") else _csv_lines(source)
     except FileNotFoundError as error:
         raise InputError(name, "no such file", "check the path") from error
     except (OSError, ValueError, KeyError, csv.Error) as error:
@@ -43,7 +43,7 @@ def need_columns(source: str, records: Sequence[Record], needed: Iterable[str]) 
         )
 
 
-def _csv(source: str) -> list[Sequence[object]]:
+def _csv_lines(source: str) -> list[Sequence[object]]:
     text = fs.read_text(source)
     header = text.partition("\n")[0]
     # Excel in half of Europe writes semicolons.

@@ -119,11 +119,11 @@ class SliceStore:
 
     def image(self, i: int) -> npt.NDArray[np.float32]:
         """Image of slice `i`, (H, W) float32, in the scanner's intensities."""
-        return self._decoded(self._rows("image", i, [int(self.column("row")[i])])[0], i)
+        return self._decoded(self._rows_of_array("image", i, [int(self.column("row")[i])])[0], i)
 
     def mask(self, i: int) -> npt.NDArray[np.uint8]:
         """Mask of slice `i`, (H, W) uint8: LV 1, MYO 2, RV 3; zeros where it is not labelled."""
-        return np.asarray(self._rows("mask", i, [int(self.column("row")[i])])[0])
+        return np.asarray(self._rows_of_array("mask", i, [int(self.column("row")[i])])[0])
 
     def statistics(self, i: int) -> Statistics:
         """Of the whole volume that slice `i` is in, in the scanner's intensities."""
@@ -137,7 +137,7 @@ class SliceStore:
         if len(frames) != 1:
             raise ValueError(f"slices of {len(frames)} volumes where one is expected")
         own, first = self.column("row")[index].tolist(), int(index[0])
-        return self._decoded(self._rows("image", first, own), first), self._rows("mask", first, own)
+        return self._decoded(self._rows_of_array("image", first, own), first), self._rows_of_array("mask", first, own)
 
     def volumes(self, split: str | None = None) -> list[Volume]:
         """Every frame of every subject, or of those in one split, in the order of the table."""
@@ -158,7 +158,7 @@ class SliceStore:
         facts = {name: self.column(name)[at].item() for name in self.table.column_names}
         return {"image": self.image(at), "mask": self.mask(at), **facts}
 
-    def _rows(self, kind: str, i: int, rows: Sequence[int]) -> npt.NDArray[Any]:
+    def _rows_of_array(self, kind: str, i: int, rows: Sequence[int]) -> npt.NDArray[Any]:
         """Rows of the array `kind`, (len(rows), H, W), of the subject that slice `i` is of."""
         subject = str(self.column("subject")[i])
         try:

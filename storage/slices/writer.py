@@ -66,7 +66,7 @@ def write_subject(run: str, subject: Subject) -> StoredSubject:
     A subject that is complete and was made from the same files in the same way is not read again. An unfinished one is
     removed and written anew, so that any number of attempts leave the same bytes. Raises InputError for bad files.
     """
-    return write_made(run, subject.subject, source_hash(subject), lambda: _read(subject))
+    return write_made(run, subject.subject, source_hash(subject), lambda: _read_arrays(subject))
 
 
 def write_made(run: str, subject: str, source: str, make: Callable[[], SubjectArrays]) -> StoredSubject:
@@ -129,7 +129,7 @@ def source_hash(subject: Subject) -> str:
     return hashlib.sha256(json.dumps(definition, sort_keys=True).encode()).hexdigest()
 
 
-def _read(subject: Subject) -> SubjectArrays:
+def _read_arrays(subject: Subject) -> SubjectArrays:
     """Read and check all frames."""
     images: list[npt.NDArray[np.int16]] = []
     masks: list[npt.NDArray[np.uint8]] = []
@@ -150,13 +150,13 @@ def _index(entered: Sequence[tuple[Subject, StoredSubject]], options: LayoutOpti
     group_of = np.cumsum([stored.slices for _, stored in entered]) // GROUP_ROWS
     with pq.ParquetWriter(out, schema, compression="zstd") as writer:
         for _, group in groupby(zip(entered, group_of, strict=True), key=itemgetter(1)):
-            table = _rows([each for each, _ in group], rows)
+            table = _index_rows([each for each, _ in group], rows)
             writer.write_table(table)
             rows += table.num_rows
     return out.getvalue()
 
 
-def _rows(entered: Sequence[tuple[Subject, StoredSubject]], first: int) -> pa.Table:
+def _index_rows(entered: Sequence[tuple[Subject, StoredSubject]], first: int) -> pa.Table:
     """The rows of some subjects, `slice_id` from `first` on; Arrow repeats each frame's facts for its slices."""
     frames = [{**_said(subject), **frame} for subject, stored in entered for frame in stored.frames]
     counts = np.array([f["slices"] for f in frames], dtype=np.int64)

@@ -86,7 +86,7 @@ def flags(subjects: Sequence[SubjectFacts], ra_range_mm2: Range) -> list[Flag]:
     seen_range = (min(seen), max(seen)) if len(seen) >= LEAST_GROUP else None
     found = [f for s in subjects for f in _phases(s)]
     found += [f for s in subjects for f in _masks(s)]
-    found += _rows(subjects)
+    found += _row_direction_flags(subjects)
     found += [f for s in subjects for f in _pixels(s, ra_range_mm2, seen_range)]
     found += [f for s in subjects for f in _stack(s)]
     told = {(f.subject, f.check.about) for f in found}
@@ -130,7 +130,7 @@ def _masks(s: SubjectFacts) -> Iterator[Flag]:
         yield _flag(check, s, ratio, f"{ratio:.2f}", "times")
 
 
-def _rows(subjects: Sequence[SubjectFacts]) -> Iterator[Flag]:
+def _row_direction_flags(subjects: Sequence[SubjectFacts]) -> Iterator[Flag]:
     """Whose rows run the other way than most others': a network would see their hearts upside down."""
     ways = {way: [s for s in subjects if s.rows == way] for way in ("up", "down")}
     fewer, more = sorted(ways, key=lambda way: len(ways[way]))  # of equally many, those that run up

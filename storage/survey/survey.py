@@ -194,7 +194,7 @@ def _facts(subject: Subject) -> SubjectFacts:
         height=height,
         width=width,
         spacing_mm=header.spacing_mm,
-        rows=_rows(header),
+        rows=_row_direction(header),
         volumes=tuple(volumes),
         picture=picture,
         digests=tuple(digests),
@@ -228,7 +228,7 @@ def _mask(frame: Frame, mask: Grey) -> MaskFacts:
     return MaskFacts(float(ml[LV]), float(ml[MYO]), float(ml[RV]), ratio, any(edge.any() for edge in border))
 
 
-def _rows(header: Header) -> Literal["up", "down"] | None:
+def _row_direction(header: Header) -> Literal["up", "down"] | None:
     axes = header.directions
     if axes is None or np.abs(axes).max(axis=0).min() > ALIGNED:
         return None
