@@ -37,7 +37,36 @@ BEYOND: dict[str, ArmConfig] = {
     "ss_sdnet_ra_fa_fourier": _with(_FA, appearance="fourier"),
 }
 
-ARMS = PAPER | BEYOND
+# What the factors are worth to any network: FA is data, not a loss. Each way of using them alone and on top of random
+# curves (BigAug), beside its control: whole images drawn with the same codes, regions that need no factors.
+_STEP = (0.5, 2.0)
+_LOOKS: dict[str, dict[str, Any]] = {
+    "fa": {"fa": True},
+    "fa_step": {"fa": True, "step": _STEP, "guard": "none"},
+    "fa_residual": {"fa": True, "render": "residual"},
+    "fa_residual_step": {"fa": True, "render": "residual", "step": _STEP, "guard": "none"},
+    "fa_residual_step_guarded": {"fa": True, "render": "residual", "step": _STEP, "guard": "intensities"},
+    "regions": {"regions": "anatomy"},
+    "label_regions": {"regions": "labels"},
+    "grey_regions": {"regions": "grey"},
+    "fa_residual_step_regions": {
+        "fa": True,
+        "render": "residual",
+        "step": _STEP,
+        "guard": "none",
+        "regions": "anatomy",
+    },
+}
+_BASES = {"unet_ra": PAPER["unet_ra"], "fs_sdnet_ra": PAPER["fs_sdnet_ra"]}
+
+FACTORS: dict[str, ArmConfig] = {
+    f"{base}_{name}{suffix}": _with(arm, appearance=appearance, **look)
+    for base, arm in _BASES.items()
+    for suffix, appearance in (("", "none"), ("_bigaug", "bigaug"))
+    for name, look in _LOOKS.items()
+} | {f"{base}_bigaug": _with(arm, appearance="bigaug") for base, arm in _BASES.items()}
+
+ARMS = PAPER | BEYOND | FACTORS
 
 # On original images (paper section 2.1: "using the original (prior to augmentation) data").
 PRETRAIN = ArmConfig(semi_supervised=True)

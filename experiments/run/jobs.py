@@ -11,7 +11,6 @@ from experiments.arms import ARMS, PRETRAIN
 from experiments.config import Settings
 from pipeline.networks.files import CONFIG as MODEL
 from pipeline.networks.files import read_config, sdnet_fingerprint, subject_key
-from pipeline.samples.plan import JUDGED
 from pipeline.samples.stream_config import StreamConfig, open_bank, step_plan
 from pipeline.training.config import ArmConfig, TrainConfig
 from pipeline.training.losses import LossConfig
@@ -59,11 +58,11 @@ def require_split_by(run: str, settings: Settings) -> None:
 
 
 def _stream(run: str, settings: Settings, arm: ArmConfig, train: TrainConfig, seed: int) -> StreamConfig:
-    plan = settings.plan if arm.policy is None else settings.plan.model_copy(update={"fa_policy": arm.policy})
-    judged = arm.fa and plan.fa_policy in JUDGED and plan.fa_guard == "reencoding"
+    plan = arm.plan(settings.plan)
+    judged = arm.fa and plan.guard == "reencoding"
     return StreamConfig(
         run=run,
-        bank=bank_uri(run, settings) if arm.fa else None,
+        bank=bank_uri(run, settings) if arm.uses_bank else None,
         sdnet=sdnet_uri(run, settings) if judged else None,
         preprocess=settings.preprocess,
         plan=plan,
@@ -213,7 +212,9 @@ def trainable_settings(run: str, settings: Settings) -> Settings:
     """The same settings, without the arms whose bank, or SDNet to start from, is not there yet."""
     bank = not needs_bank(settings) or bank_is_complete(run, settings)
     sdnet = not starts_from_sdnet(settings) or fs.exists(fs.join(sdnet_uri(run, settings), MODEL))
-    arms = [arm for arm in settings.arms if (bank or not ARMS[arm].fa) and (sdnet or ARMS[arm].network == "unet")]
+    arms = [
+        arm for arm in settings.arms if (bank or not ARMS[arm].uses_bank) and (sdnet or ARMS[arm].network == "unet")
+    ]
     # not validated again: it may leave no arm
     return settings.model_copy(update={"arms": tuple(arms)})
 
@@ -251,5 +252,5 @@ def starts_from_sdnet(settings: Settings) -> bool:
 
 
 def needs_bank(settings: Settings) -> bool:
-    """Whether any arm trains on synthesized samples."""
-    return any(ARMS[arm].fa for arm in settings.arms)
+    """Whether any arm trains on what the bank's factors make."""
+    return any(ARMS[arm].uses_bank for arm in settings.arms)

@@ -28,7 +28,10 @@ def status(run: str) -> list[tuple[str, str]]:
     for label in (f"{arm}/seed{k}" for arm in settings.arms for k in range(settings.seeds)):
         if label not in known:
             lines.append(
-                (label, "missing: it needs the " + ("bank" if ARMS[label.split("/")[0]].fa else "pretrained SDNet"))
+                (
+                    label,
+                    "missing: it needs the " + ("bank" if ARMS[label.split("/")[0]].uses_bank else "pretrained SDNet"),
+                )
             )
             continue
         reason = known[label].failure()

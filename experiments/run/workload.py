@@ -207,7 +207,7 @@ def _bank(run: str, settings: Settings, contents: Contents, remade: bool) -> tup
 def _arms(run: str, settings: Settings, contents: Contents, new_sdnet: bool, new_bank: bool) -> list[Training]:
     ready = jobs.trainable_settings(run, settings) if contents.known else settings.model_copy(update={"arms": ()})
     if new_bank:
-        ready = ready.model_copy(update={"arms": tuple(arm for arm in ready.arms if not ARMS[arm].fa)})
+        ready = ready.model_copy(update={"arms": tuple(arm for arm in ready.arms if not ARMS[arm].uses_bank)})
     known = {r.label: r for r in jobs.arm_runs(run, ready)} if ready.arms else {}
     out = []
     for name in settings.arms:

@@ -12,9 +12,10 @@ import numpy.typing as npt
 
 from pipeline.samples.appearance import bigaug, fourier
 from pipeline.samples.factor_policies import Modalities
-from pipeline.samples.plan import JUDGED, Sample
+from pipeline.samples.plan import Sample, generator
 from pipeline.samples.preprocess import WorkingSlice, centre_crop, working_slice
 from pipeline.samples.realism import Encode, Realism
+from pipeline.samples.regions import grey_regions, label_regions, region_looks
 from pipeline.samples.rescale import linear_scale, resample_crop
 from pipeline.samples.stream_config import StreamConfig, bank_rows, keys_of, open_bank, step_plan
 from storage.bank.bank import FactorBank
@@ -37,6 +38,7 @@ class SampleMaker:
         self.plan = step_plan(config, self.store, self.bank)
         self.working = lru_cache(maxsize=CACHED_SLICES)(lambda i: working_slice(self.store, i, config.preprocess))
         self._rejected = 0  # of the samples made so far, by the guard of realism
+        self._labelled = self.store.column("labelled").astype(bool)
         if self.bank is not None:
             self._load_factors(self.bank, threads)
 
@@ -46,22 +48,27 @@ class SampleMaker:
         from pipeline.networks.files import load_decoder
 
         torch.set_num_threads(threads)
-        weights, decoder_config = bank.decoder()
-        self._decoder = load_decoder(weights, decoder_config)
-        self._channels = int(decoder_config["anatomy_channels"])
-        self._anatomies, self.donors = (
-            BankView(bank).anatomy,
-            modality_donors(bank),
-        )  # mapped: this node holds them once
+        self._anatomies = BankView(bank).anatomy  # mapped: this node holds it once
         self._place = {name: bank.index[name].to_numpy() for name in ("top", "left", "height", "width")}
         rows, ids = bank_rows(bank), np.flatnonzero(self.store.column("split") == "train")
         self._row_of = {int(i): rows[key] for i, key in zip(ids, keys_of(self.store, ids), strict=True)}
-        plan, donors = self.config.plan, self.donors
+        self._slice_of = {row: i for i, row in self._row_of.items()}
+        if not self.config.fa:
+            return
+        weights, decoder_config = bank.decoder()
+        self._decoder = load_decoder(weights, decoder_config)
+        self._channels = int(decoder_config["anatomy_channels"])
+        self._texture = lru_cache(maxsize=CACHED_SLICES)(self._not_decoded)
+        plan, donors = self.config.plan, modality_donors(bank)
+        self.donors, self._own_code = donors, BankView(bank).modality
         self._modalities = Modalities(donors.modality, donors.vendor, plan.fa_policy, plan.fa_reach)
         self._realism = None
-        if plan.fa_policy in JUDGED and plan.fa_guard != "none":
-            encode = self._reader() if plan.fa_guard == "reencoding" else None
-            self._realism = Realism(len(bank), donors.modality, self._of_row, encode)
+        if plan.guard != "none":
+            encode = self._reader() if plan.guard == "reencoding" else None
+            rows, codes = np.arange(len(bank)), donors.modality
+            if plan.fa_render == "residual":  # real images, which are those of the run's own slices
+                rows = np.array(sorted(self._row_of.values()))
+            self._realism = Realism(rows, codes, self._of_row, encode)
 
     def _reader(self) -> Encode:
         """The bank's SDNet's modality encoder, for whole images as they are drawn."""
@@ -128,9 +135,11 @@ class SampleMaker:
         config = self.config.preprocess
         ra_first = self.config.plan.fa_order == "ra_first"
         if sample.donor_id is not None and not ra_first:
-            source = WorkingSlice(self._drawn(self.anatomy(sample.slice_id), sample), source.mask, source.area)
+            source = replace(source, image=self._drawn(self.anatomy(sample.slice_id), sample))
         if self.config.appearance != "none":
             source = replace(source, image=self._restyled(source.image, sample))
+        if self.config.plan.fa_regions != "none":
+            source = replace(source, image=self._with_region_looks(source, sample))
         scale = self.scale(sample, source)
         fill = float(source.image.min())
         image, mask = resample_crop(source.image, source.mask, scale, config.size, fill, sample.flip)
@@ -138,8 +147,9 @@ class SampleMaker:
             bits = self.anatomy(sample.slice_id)
             labels = (bits, np.ones_like(bits))
             anatomy, inside = (resample_crop(source.image, v, scale, config.size, 0.0, sample.flip)[1] for v in labels)
-            image = self._drawn(anatomy, sample)
-            image[inside == 0] = image[inside > 0].min()
+            image = self._drawn(anatomy, sample, image)
+            outside = fill if self.config.plan.fa_render == "residual" else image[inside > 0].min()
+            image[inside == 0] = outside
         return image, mask
 
     def pixel_area(self, sample: Sample) -> float:
@@ -163,17 +173,50 @@ class SampleMaker:
         top, left, height, width = (int(self._place[name][row]) for name in ("top", "left", "height", "width"))
         return self._anatomies[row, top : top + height, left : left + width]
 
-    def _drawn(self, anatomy: npt.NDArray[np.uint8], sample: Sample) -> npt.NDArray[np.float32]:
-        """(h, w) → (h, w) in (-1, 1), as the scanner of the sample's modality would draw it."""
-        code = self._modalities(sample)
-        image = self._decoded(anatomy, code)
-        if self._realism is None or self._realism(image, code):
-            return image
+    def _drawn(
+        self, anatomy: npt.NDArray[np.uint8], sample: Sample, image: npt.NDArray[np.float32] | None = None
+    ) -> npt.NDArray[np.float32]:
+        """(h, w) → (h, w) in [-1, 1], as the scanner of the sample's modality would draw it. `image`: the real one on
+        the anatomy's grid, where that is not the slice's own."""
+        assert sample.donor_id is not None
+        own, code = self._own_code[self._row_of[sample.slice_id]], self._modalities(sample)
+        if sample.step != 1.0:
+            code = own + np.float32(sample.step) * (code - own)
+        rest = None
+        if self.config.plan.fa_render == "residual":
+            rest = self._texture(sample.slice_id) if image is None else image - self._decoded(anatomy, own)
+        drawn = self._with_texture(self._decoded(anatomy, code), rest)
+        if self._realism is None or self._realism(drawn, code):
+            return drawn
         self._rejected += 1
-        return self._decoded(anatomy, self.donors.modality[sample.donor_id])
+        return self._with_texture(self._decoded(anatomy, self.donors.modality[sample.donor_id]), rest)
+
+    def _not_decoded(self, slice_id: int) -> npt.NDArray[np.float32]:
+        """What the slice's own factors do not give back of its image: x - D(a, z), (h, w)."""
+        own = self._own_code[self._row_of[slice_id]]
+        rest: npt.NDArray[np.float32] = self.working(slice_id).image - self._decoded(self.anatomy(slice_id), own)
+        return rest
+
+    @staticmethod
+    def _with_texture(drawn: npt.NDArray[np.float32], rest: npt.NDArray[np.float32] | None) -> npt.NDArray[np.float32]:
+        return drawn if rest is None else (drawn + rest).clip(-1.0, 1.0)
 
     def _of_row(self, row: int, code: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """The image that stands for a row of the bank before the guard: a real one for `residual`."""
+        if self.config.plan.fa_render == "residual":
+            return self.working(self._slice_of[row]).image
         return self._decoded(self._anatomy_at(row), code)
+
+    def _with_region_looks(self, source: WorkingSlice, sample: Sample) -> npt.NDArray[np.float32]:
+        """(h, w) → (h, w) in [-1, 1]; as it is for the share that stays, and for slices without the regions."""
+        kind, i = self.config.plan.fa_regions, sample.slice_id
+        rng = generator(sample.seed & 0xFFFFFFFF, "regions", sample.seed >> 32)
+        if rng.random() >= self.config.plan.fa_share or (kind == "labels" and not self._labelled[i]):
+            return source.image
+        if kind == "anatomy":
+            return region_looks(source.image, self.anatomy(i), rng)
+        regions = label_regions(source.mask) if kind == "labels" else grey_regions(source.image)
+        return region_looks(source.image, regions, rng)
 
     def _decoded(self, anatomy: npt.NDArray[np.uint8], code: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         from pipeline.samples.synthesis import synthesize

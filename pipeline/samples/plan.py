@@ -17,10 +17,14 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from storage.identity import added
+
 PairPolicy = Literal["uniform", "vendor_balanced", "cross_vendor"]
 Guard = Literal["none", "intensities", "reencoding"]
 JUDGED = ("interpolate", "extrapolate", "gaussian")  # policies that draw with codes that no slice has
 FaPolicy = Literal["mix", "own", "interpolate", "extrapolate", "gaussian", "styles"]
+FaRender = Literal["decode", "residual"]
+Regions = Literal["none", "anatomy", "labels", "grey"]
 Flips = Literal["none", "rows", "columns", "both"]
 Ids = npt.NDArray[np.int64]
 
@@ -66,6 +70,21 @@ class PlanConfig(BaseModel):
         "and, `reencoding`, the SDNet reads the code again from it; else the donor's own code is taken",
     )
     fa_precision: Literal["fp32", "bf16"] = Field("fp32", description="FA: of the decoder that draws the samples")
+    fa_render: FaRender = added(
+        "decode",
+        description="FA: `decode` draws the whole image, D(a, z') (paper); `residual` adds to the real image what the "
+        "code changes, x + D(a, z') - D(a, z), clipped to [-1, 1]: texture, noise and thin walls stay",
+    )
+    fa_step: tuple[float, float] = added(
+        (1.0, 1.0),
+        description="FA: the code is z + t (z' - z), t uniform in this range, z the slice's own and z' the policy's; "
+        "beyond 1 it lies past the donor",
+    )
+    fa_regions: Regions = added(
+        "none",
+        description="FA: regions of `fa_share` of the images get a gain and a shift each: of the anatomy factor's "
+        "channels, or, as its controls, of label masks (labelled slices alone) or of eight quantiles of grey",
+    )
     pairs: PairPolicy = Field("uniform", description="FA: who gives the modality; `uniform` is the paper's")
     unlabelled_ratio: float = Field(1.0, ge=0, description="unlabelled samples for each labelled one in a step")
 
@@ -74,7 +93,17 @@ class PlanConfig(BaseModel):
         low, high = self.area_range_mm2
         if not 0 < low <= high:
             raise ValueError(f"area_range_mm2 must be 0 < low <= high, not {low} to {high}")
+        if self.fa_step[0] > self.fa_step[1]:
+            raise ValueError(f"fa_step must be low <= high, not {self.fa_step[0]} to {self.fa_step[1]}")
         return self
+
+    @property
+    def guard(self) -> Guard:
+        """What judges the images drawn: nothing where each code is some slice's. Residual images are judged by their
+        intensities alone: the code is read from a real image as it was written, so that there is no error to allow."""
+        if self.fa_policy not in JUDGED and self.fa_step == (1.0, 1.0):
+            return "none"
+        return "intensities" if self.fa_render == "residual" and self.fa_guard == "reencoding" else self.fa_guard
 
 
 def generator(seed: int, purpose: str, *counters: int) -> np.random.Generator:
@@ -92,7 +121,7 @@ class Sample:
     or None for a real sample; area: target pixel area in native mm², or None to keep the slice's own; flip: whether
     rows and columns run backwards; other_id: a donor of another vendor and weight, 0 to 1, for policies that mix two;
     style_id: another slice whose look is borrowed (Fourier mixing); twin_id: the donor of its twin; seed: for whatever
-    else is random in making it.
+    else is random in making it; step: how far towards the donor's code, 1 being there (`PlanConfig.fa_step`).
     """
 
     slice_id: int
@@ -104,6 +133,7 @@ class Sample:
     style_id: int | None = None
     twin_id: int | None = None
     seed: int = 0
+    step: float = 1.0
 
     def twin(self) -> Sample:
         """The same anatomy at the same place, drawn with the modality of `twin_id`."""
@@ -117,7 +147,8 @@ class StreamSpec:
     seed; name (the stream's own randomness); pool, slice ids (n,), and their vendors pool_vendors (n,); donors, bank
     rows (m,), and their vendors donor_vendors (m,), for FA; fa_share 0 to 1; ra_range in mm² or None for no RA; pairs,
     flips and policy as in `PlanConfig`; own_bank_rows, for `policy=own`, the bank's row of each slice of the pool (n,);
-    style_sources, slice ids whose look other samples may borrow; twins: every sample gets one.
+    style_sources, slice ids whose look other samples may borrow; twins: every sample gets one; steps, range of
+    `Sample.step`; seeded: making a sample needs random numbers of its own.
     """
 
     seed: int
@@ -134,6 +165,8 @@ class StreamSpec:
     own_bank_rows: Ids | None = None
     style_sources: Ids | None = None
     twins: bool = False
+    steps: tuple[float, float] = (1.0, 1.0)
+    seeded: bool = False
 
 
 class Stream:
@@ -142,11 +175,13 @@ class Stream:
     def __init__(self, spec: StreamSpec) -> None:
         if len(spec.pool) == 0:
             raise ValueError(f"stream {spec.name}: its pool of slices is empty")
-        if (spec.fa_share > 0 or spec.twins) and (spec.donors is None or len(spec.donors) == 0):
+        if (spec.fa_share > 0 or (spec.twins and not spec.seeded)) and (spec.donors is None or len(spec.donors) == 0):
             raise ValueError(f"stream {spec.name}: FA needs modality donors")
         self.seed, self.name, self.pool = spec.seed, spec.name, np.asarray(spec.pool, dtype=np.int64)
         self.fa_share, self.ra_range, self.pairs = spec.fa_share, spec.ra_range, spec.pairs
         self.policy, self.style_sources, self.twins = spec.policy, spec.style_sources, spec.twins
+        self.steps = spec.steps
+        self._has_rest = spec.seeded or spec.twins or spec.style_sources is not None or spec.steps != (1.0, 1.0)
         self._flips = (spec.flips in ("rows", "both"), spec.flips in ("columns", "both"))
         self.donors = np.asarray(spec.donors if spec.donors is not None else [], dtype=np.int64)
         vendors = np.asarray(spec.donor_vendors if spec.donor_vendors is not None else [""] * len(self.donors))
@@ -185,7 +220,7 @@ class Stream:
     def _with_rest(self, sample: Sample, index: int) -> Sample:
         """What only some policies and augmentations ask for, from a generator of its own."""
         two = sample.donor_id is not None and self.policy in ("interpolate", "extrapolate")
-        if not two and self.style_sources is None and self.policy != "gaussian" and not self.twins:
+        if not two and self.policy != "gaussian" and not self._has_rest:
             return sample
         rng = generator(self.seed, f"{self.name}/rest", index >> 32, index & 0xFFFFFFFF)
         weight, vendor_place, place, look, twin_vendor, twin_place = rng.random(6)
@@ -197,9 +232,15 @@ class Stream:
             other = int(others[int(place * len(others))])
         style = None if self.style_sources is None else int(self.style_sources[int(look * len(self.style_sources))])
         seed = int(rng.integers(0, 2**62))
-        twin = self._donor(sample.slice_id, float(twin_place), float(twin_vendor)) if self.twins else None
+        twin = (
+            self._donor(sample.slice_id, float(twin_place), float(twin_vendor))
+            if self.twins and len(self.donors)
+            else None
+        )
         weight = float(weight) if two else 0.0
-        return replace(sample, other_id=other, weight=weight, style_id=style, seed=seed, twin_id=twin)
+        low, high = self.steps
+        step = low + (high - low) * float(rng.random()) if low < high else low
+        return replace(sample, other_id=other, weight=weight, style_id=style, seed=seed, twin_id=twin, step=step)
 
     def _donor(self, slice_id: int, place: float, vendor_place: float) -> int:
         if self.policy == "own":

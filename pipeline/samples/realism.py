@@ -7,6 +7,7 @@ lie where theirs lie, and does the modality encoder read the code again from the
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,10 +24,12 @@ ERRORS = 1.5  # times the worst of the bank's own re-encoding errors
 
 
 class Realism:
-    """Limits taken from a bank of `count` rows with codes (D, M); `encode` None: intensities alone."""
+    """Limits taken from some of the rows (n,) of a bank with codes (D, M); `encode` None: intensities alone."""
 
-    def __init__(self, count: int, codes_DM: Code, draw: Draw, encode: Encode | None) -> None:
-        rows = np.unique(np.linspace(0, count - 1, min(count, LOOKED_AT)).round().astype(int)).tolist()
+    def __init__(self, rows_n: npt.NDArray[np.integer[Any]], codes_DM: Code, draw: Draw, encode: Encode | None) -> None:
+        count = len(rows_n)
+        evenly = np.linspace(0, count - 1, min(count, LOOKED_AT)).round().astype(int)
+        rows = rows_n[np.unique(evenly)].tolist()
         images = [draw(row, codes_DM[row]) for row in rows]
         seen = np.array([_statistics(image) for image in images])
         slack = SLACK * (seen.max(axis=0) - seen.min(axis=0))

@@ -38,6 +38,11 @@ class StreamConfig(BaseModel):
     twins: bool = False  # every unlabelled sample a second time, drawn from the same anatomy with another modality
 
     @property
+    def uses_bank(self) -> bool:
+        """Whether a factor bank is read: for images to be drawn, or for the regions of anatomies."""
+        return self.fa or self.plan.fa_regions == "anatomy"
+
+    @property
     def unlabelled_per_step(self) -> int:
         """Unlabelled samples of a step, beside `batch_size` labelled ones."""
         return round(self.batch_size * self.plan.unlabelled_ratio) if self.semi_supervised else 0
@@ -66,8 +71,8 @@ def step_plan(config: StreamConfig, store: SliceStore, bank: FactorBank | None =
             "a semi-supervised arm needs unlabelled training slices",
             "add unlabelled subjects or leave it out",
         )
-    donors = modality_donors(bank) if bank is not None else None
-    rows = bank_rows(bank) if bank is not None and config.plan.fa_policy == "own" else None
+    donors = modality_donors(bank) if bank is not None and config.fa else None
+    rows = bank_rows(bank) if bank is not None and config.fa and config.plan.fa_policy == "own" else None
     # imported donors follow the bank's own
     first_imported = len(bank) if bank is not None and config.plan.fa_policy == "styles" else 0
     if donors is not None and first_imported == len(donors):
@@ -88,7 +93,9 @@ def step_plan(config: StreamConfig, store: SliceStore, bank: FactorBank | None =
             policy=config.plan.fa_policy,
             own_bank_rows=np.array([rows[key] for key in keys_of(store, pool)]) if rows is not None else None,
             style_sources=np.flatnonzero(train) if config.appearance != "none" else None,
-            twins=config.twins and fa and donors is not None,
+            twins=config.twins and fa and (donors is not None or config.plan.fa_regions != "none"),
+            steps=config.plan.fa_step if donors is not None else (1.0, 1.0),
+            seeded=config.plan.fa_regions != "none",
         )
         return Stream(spec)
 
@@ -103,13 +110,13 @@ def step_plan(config: StreamConfig, store: SliceStore, bank: FactorBank | None =
 
 
 def open_bank(config: StreamConfig, store: SliceStore) -> FactorBank | None:
-    """The bank of an arm with FA, checked against the run.
+    """The bank of an arm that uses one, checked against the run.
 
     Raises InputError if there is none, it was made on another working grid, it lacks one of the run's training slices,
     or it holds a subject that this run validates or tests on, or excludes, or a vendor that the run's protocol keeps
     out. Imported styles may be of such a vendor where the arm draws from nothing else (`fa_policy` styles).
     """
-    if not config.fa:
+    if not config.uses_bank:
         return None
     if config.bank is None:
         raise InputError(config.run, "an arm with FA needs a factor bank", "run `cardiomix extract`, or pass --bank")

@@ -7,7 +7,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.samples.appearance import Appearance
-from pipeline.samples.plan import FaPolicy
+from pipeline.samples.plan import FaPolicy, FaRender, Guard, PlanConfig, Regions
+from storage.identity import added
 
 
 class ArmConfig(BaseModel):
@@ -22,6 +23,23 @@ class ArmConfig(BaseModel):
     policy: FaPolicy | None = Field(None, description="FA: in place of `plan.fa_policy`")
     appearance: Appearance = Field("none", description="augmentation of the images' looks, before RA")
     consistency: bool = Field(False, description="unlabelled samples and their twins must segment alike")
+    render: FaRender | None = added(None, description="FA: in place of `plan.fa_render`")
+    step: tuple[float, float] | None = added(None, description="FA: in place of `plan.fa_step`")
+    guard: Guard | None = added(None, description="FA: in place of `plan.fa_guard`")
+    regions: Regions | None = added(
+        None, description="in place of `plan.fa_regions`, which an arm without FA otherwise leaves alone"
+    )
+
+    @property
+    def uses_bank(self) -> bool:
+        """Whether it needs a factor bank: for images to be drawn, or for the regions of anatomies."""
+        return self.fa or self.regions == "anatomy"
+
+    def plan(self, plan: PlanConfig) -> PlanConfig:
+        """The run's plan with what this arm sets itself."""
+        own = {"fa_policy": self.policy, "fa_render": self.render, "fa_step": self.step, "fa_guard": self.guard}
+        own["fa_regions"] = self.regions if self.fa or self.regions else "none"
+        return plan.model_copy(update={name: value for name, value in own.items() if value is not None})
 
 
 class TrainConfig(BaseModel):

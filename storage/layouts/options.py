@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
+from storage.identity import added
+
 # Both kinds of file (raw and rebuilt) and both diseases of the first thirty patients are in each list.
 ACDC_TEST = tuple(f"patient{n:03d}" for n in (4, 5, 10, 15, 24, 25, 29, 30))
 ACDC_VALIDATION = tuple(f"patient{n:03d}" for n in (3, 12, 23, 27))
@@ -50,6 +52,18 @@ class LayoutOptions(BaseModel):
     label_fraction: float = Field(
         1.0, gt=0, le=1, description="share of each vendor's labelled training subjects that keep their masks"
     )
+    labelled_subjects: int | None = added(
+        None, ge=1, description="in place of label_fraction: how many of each vendor's subjects keep their masks"
+    )
+    adapt_fraction: float = added(
+        0.0,
+        ge=0,
+        lt=1,
+        description="source_only: share of each other vendor whose images train, without labels, and are never tested",
+    )
+    test_half: Literal["all", "choose", "confirm"] = added(
+        "all", description="which half of each vendor's test subjects is scored: one to choose by, one to confirm on"
+    )
 
     @field_validator("protocol_vendor")
     @classmethod
@@ -66,4 +80,15 @@ class LayoutOptions(BaseModel):
         """What sets the protocol apart from the data's own, in a few words; empty for those."""
         named = "" if self.protocol == "paper" else f"{self.protocol} {self.protocol_vendor}"
         labels = "" if self.label_fraction == 1 else f"labels of {100 * self.label_fraction:g} % of subjects"
-        return ", ".join(filter(None, (named, labels)))
+        if self.labelled_subjects is not None:
+            labels = f"labels of {self.labelled_subjects} subjects a vendor"
+        adapted = f"{100 * self.adapt_fraction:g} % of other vendors unlabelled" if self.adapt_fraction else ""
+        half = "" if self.test_half == "all" else f"half to {self.test_half}"
+        return ", ".join(filter(None, (named, adapted, labels, half)))
+
+    @field_validator("adapt_fraction")
+    @classmethod
+    def _adapts_from_one(cls, fraction: float, info: ValidationInfo) -> float:
+        if fraction and info.data.get("protocol") != "source_only":
+            raise ValueError("it needs protocol=source_only: other protocols say themselves whose images train")
+        return fraction

@@ -3,7 +3,10 @@
 - `paper`: as the data say. For M&Ms that is Liu et al. 2020: A and B train, C is unlabelled, A to D are tested.
 - `leave_one_vendor_out`: one vendor is only tested on, every other one trains.
 - `source_only`: one vendor trains, the others are only tested on.
-- `label_fraction` below 1, with any of them: of each vendor's labelled training subjects that share keeps its masks.
+- `label_fraction` below 1, with any of them: of each vendor's labelled training subjects that share keeps its masks;
+  `labelled_subjects`: so many of them do.
+- `adapt_fraction`, with `source_only`: that share of each other vendor trains without masks and is never tested.
+- `test_half`, with any of them: of each vendor's test subjects one half is tested, the other is left out.
 
 Pure functions of names, vendors, masks and options. Where some of several subjects are chosen, a hash of the name
 decides: neither the order of the subjects nor the machine matters, and a subject more or less changes few others.
@@ -43,7 +46,8 @@ def apply(subjects: Sequence[Subject], options: LayoutOptions) -> list[Subject]:
 def excludes_from_training(options: LayoutOptions, vendor: str) -> bool:
     """Whether no image of this vendor may train under the protocol, however its name is written."""
     same = _maker(vendor) == _maker(str(options.protocol_vendor))
-    return {"paper": False, "leave_one_vendor_out": same, "source_only": not same}[options.protocol]
+    from_one = not same and not options.adapt_fraction
+    return {"paper": False, "leave_one_vendor_out": same, "source_only": from_one}[options.protocol]
 
 
 def withhold_labels(subjects: Sequence[Subject], options: LayoutOptions) -> list[Subject]:
@@ -52,14 +56,34 @@ def withhold_labels(subjects: Sequence[Subject], options: LayoutOptions) -> list
     Of a vendor's n labelled training subjects round(label_fraction · n) keep their masks, at least one. A smaller
     fraction's are among a larger one's. Splits must be final.
     """
-    if options.label_fraction == 1:
+    if options.label_fraction == 1 and options.labelled_subjects is None:
         return list(subjects)
     kept: set[str] = set()
     for vendor in {s.vendor for s in subjects}:
         names = [s.subject for s in subjects if s.vendor == vendor and _trains(s)]
-        kept |= drawn(names, max(1, round(options.label_fraction * len(names))), f"labels:{options.split_seed}")
-    why = f"its masks are not read, by label_fraction {options.label_fraction:g} (seed {options.split_seed})"
+        count = options.labelled_subjects or max(1, round(options.label_fraction * len(names)))
+        kept |= drawn(names, count, f"labels:{options.split_seed}")
+    rule = f"label_fraction {options.label_fraction:g}"
+    rule = f"labelled_subjects {options.labelled_subjects}" if options.labelled_subjects else rule
+    why = f"its masks are not read, by {rule} (seed {options.split_seed})"
     return [_without_masks(s, why) if _trains(s) and s.subject not in kept else s for s in subjects]
+
+
+def halved(subjects: Sequence[Subject], options: LayoutOptions) -> list[Subject]:
+    """The same subjects, in order; of each vendor's test subjects the half that `test_half` does not name is excluded.
+
+    Half of the names in the order of their hash are to choose by, the others to confirm on; of an odd number the one in
+    the middle confirms. Splits must be final.
+    """
+    if options.test_half == "all":
+        return list(subjects)
+    chosen: set[str] = set()
+    for vendor in {s.vendor for s in subjects}:
+        names = [s.subject for s in subjects if s.vendor == vendor and _tested(s)]
+        chosen |= drawn(names, len(names) // 2, "half")
+    confirms = options.test_half == "confirm"
+    why = f"it is in the half that {'chooses' if confirms else 'confirms'}, and this run's {options.test_half}s"
+    return [_moved(s, "excluded", why) if _tested(s) and (s.subject in chosen) == confirms else s for s in subjects]
 
 
 def drawn(names: Iterable[str], count: int, key: str) -> set[str]:
@@ -97,7 +121,7 @@ def _outcome(vendor: str, subjects: Sequence[Subject], options: LayoutOptions) -
         if not any(_tested(s) for s in out if s.vendor == vendor):
             return out, "it has no labelled subject to test on"
         return out, "" if any(map(_trains, out)) else "no other vendor has a labelled subject to train on"
-    out = _from_one(vendor, subjects)
+    out = _from_one(vendor, subjects, options.adapt_fraction)
     if not any(map(_trains, out)):
         return out, "it has no labelled training subject"
     return out, "" if any(map(_tested, out)) else "no labelled subject is left to test on"
@@ -143,11 +167,19 @@ def _dealt(subjects: Sequence[Subject], options: LayoutOptions) -> tuple[set[str
     return aside, trained
 
 
-def _from_one(vendor: str, subjects: Sequence[Subject]) -> list[Subject]:
-    """Of all but `vendor` only test subjects stay, or every labelled subject where the data test on none of them."""
+def _from_one(vendor: str, subjects: Sequence[Subject], adapt: float) -> list[Subject]:
+    """Of all but `vendor` only test subjects stay, or every labelled subject where the data test on none of them; the
+    share `adapt` of each such vendor trains without masks."""
     others_tested = any(_tested(s) for s in subjects if s.vendor != vendor)
+    adapts: set[str] = set()
+    for other in {s.vendor for s in subjects if s.vendor != vendor} if adapt else set():
+        names = [s.subject for s in subjects if s.vendor == other and s.split != "excluded"]
+        adapts |= drawn(names, part(adapt, len(names)), "adapt")
 
     def moved(s: Subject) -> Subject:
+        if s.subject in adapts:
+            why = f"adapt_fraction {adapt:g} trains on its images, without masks"
+            return _without_masks(_moved(s, "train", why) if s.split != "train" else s, why)
         if s.vendor == vendor or s.split == "test":
             return s
         if s.labelled and not others_tested:

@@ -20,6 +20,7 @@ def assign(subjects: Sequence[Subject], options: LayoutOptions) -> list[Subject]
     - Where a vendor has labelled training subjects and no labelled validation subject anywhere in the data, some of its
       labelled training subjects are held out; unlabelled subjects never are.
     - Training subjects whose labels `label_fraction` withholds come back without masks.
+    - Test subjects of the half that is not asked for are excluded.
 
     Raises InputError where the protocol cannot be had with these subjects.
     """
@@ -33,7 +34,7 @@ def assign(subjects: Sequence[Subject], options: LayoutOptions) -> list[Subject]
         held_out |= _hold_out([s.subject for s in out if _trains(s, vendor)], options)
     reason = f"held out of its vendor's labelled training subjects (seed {options.split_seed})"
     out = [replace(s, split="validation", split_reason=reason) if s.subject in held_out else s for s in out]
-    return protocols.withhold_labels(out, options)
+    return protocols.halved(protocols.withhold_labels(out, options), options)
 
 
 def assign_splits_and_read(

@@ -25,7 +25,7 @@ def encode(image: Image) -> Code:
 
 @pytest.mark.parametrize("reader", [encode, None])
 def test_what_the_bank_itself_gives_is_accepted_and_what_lies_far_beyond_is_not(reader: Encode | None) -> None:
-    judge = Realism(60, CODES, draw, reader)
+    judge = Realism(np.arange(60), CODES, draw, reader)
     assert np.mean([judge(draw(k, CODES[k]), CODES[k]) for k in range(60)]) > 0.9
     mixed = [judge(draw(k, CODES[59 - k]), CODES[59 - k]) for k in range(60)]
     assert np.mean(mixed) > 0.8
@@ -36,5 +36,5 @@ def test_what_the_bank_itself_gives_is_accepted_and_what_lies_far_beyond_is_not(
 def test_a_code_that_the_image_does_not_show_is_rejected_only_by_reading_it_again() -> None:
     other = np.array([0.3, 6.0], dtype=np.float32)  # what the image is said to be drawn with, and is not
     image = draw(3, CODES[3])
-    assert Realism(60, CODES, draw, None)(image, other)
-    assert not Realism(60, CODES, draw, encode)(image, other)
+    assert Realism(np.arange(60), CODES, draw, None)(image, other)
+    assert not Realism(np.arange(60), CODES, draw, encode)(image, other)

@@ -279,6 +279,40 @@ def test_what_the_data_do_not_allow_is_one_line_that_names_the_vendors(options: 
     assert str(caught.value) == line
 
 
+def test_the_two_halves_of_the_test_subjects_share_nobody_and_change_nobody_else() -> None:
+    whole, choose, confirm = (assigned(release(), **only("A"), test_half=h) for h in ("all", "choose", "confirm"))
+    tested = [{s.subject for s in half if s.split == "test"} for half in (whole, choose, confirm)]
+    assert tested[1] | tested[2] == tested[0] and not tested[1] & tested[2]
+    for vendor in "ABCD":
+        sizes = [sum(name.startswith(vendor) for name in half) for half in tested[1:]]
+        assert sizes[0] == sizes[1] == sum(name.startswith(vendor) for name in tested[0]) / 2
+    for half in (choose, confirm):
+        for before, after in zip(whole, half, strict=True):
+            assert after == before or (before.split, after.split) == ("test", "excluded")
+            assert after == before or "half that" in after.split_reason
+
+
+def test_adaptation_trains_on_a_fixed_share_of_the_others_without_masks_and_never_tests_on_it() -> None:
+    subjects = [person(f"{v}{n}", v, "train") for v in "AB" for n in range(20)]
+    out = assigned(subjects, **only("A"), adapt_fraction=0.5)
+    assert counted(out)["B"] == (0, 10, 0, 10, 0)
+    again = {
+        s.subject: s.split for s in assigned([*subjects, person("B99", "B", "train")], **only("A"), adapt_fraction=0.5)
+    }
+    assert sum(again[s.subject] != s.split for s in out) <= 1
+    adapted = [s for s in out if s.vendor == "B" and s.split == "train"]
+    assert all(not s.labelled and "without masks" in s.split_reason for s in adapted)
+    assert not excludes_from_training(LayoutOptions(**only("A"), adapt_fraction=0.5), "B")
+    with pytest.raises(ValidationError, match="needs protocol=source_only"):
+        LayoutOptions(adapt_fraction=0.5)
+
+
+def test_so_many_labelled_subjects_keep_their_masks_and_the_rest_train_without() -> None:
+    out = assigned(release(), **only("B"), labelled_subjects=6)
+    labelled, unlabelled, *rest = counted(out)["B"]
+    assert (labelled, unlabelled) == (6, 69) and rest == list(counted(assigned(release(), **only("B")))["B"][2:])
+
+
 def test_only_a_vendor_with_which_the_protocol_can_be_had_is_offered() -> None:
     acdc = [person(f"p{n}", "Siemens", split) for n, split in enumerate(("train", "train", "validation", "test"))]
     for vendor in ("GE", "Siemens"):
