@@ -65,10 +65,10 @@ class SampleMaker:
         self._realism = None
         if plan.guard != "none":
             encode = self._reader() if plan.guard == "reencoding" else None
-            rows, codes = np.arange(len(bank)), donors.modality
+            looked_at = np.arange(len(bank))
             if plan.fa_render == "residual":  # real images, which are those of the run's own slices
-                rows = np.array(sorted(self._row_of.values()))
-            self._realism = Realism(rows, codes, self._of_row, encode)
+                looked_at = np.array(sorted(self._row_of.values()))
+            self._realism = Realism(looked_at, donors.modality, self._of_row, encode)
 
     def _reader(self) -> Encode:
         """The bank's SDNet's modality encoder, for whole images as they are drawn."""

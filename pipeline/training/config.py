@@ -37,7 +37,12 @@ class ArmConfig(BaseModel):
 
     def plan(self, plan: PlanConfig) -> PlanConfig:
         """The run's plan with what this arm sets itself."""
-        own = {"fa_policy": self.policy, "fa_render": self.render, "fa_step": self.step, "fa_guard": self.guard}
+        own: dict[str, object] = {
+            "fa_policy": self.policy,
+            "fa_render": self.render,
+            "fa_step": self.step,
+            "fa_guard": self.guard,
+        }
         own["fa_regions"] = self.regions if self.fa or self.regions else "none"
         return plan.model_copy(update={name: value for name, value in own.items() if value is not None})
 
