@@ -13,6 +13,7 @@ from experiments.cli.compare import compare
 from experiments.cli.data import inspect_data, phantom
 from experiments.cli.predict import export_model, predict
 from experiments.cli.run import Data, Layout, Preset, Run, Set, absolute, driving, settings_of, stage
+from experiments.cli.transfer import transfer
 from storage import fs
 from storage.errors import InputError, StageError
 
@@ -40,6 +41,9 @@ app.command(epilog="Example:  cardiomix compare runs/first runs/second --csv bot
 app.command(epilog="Example:  cardiomix phantom data/phantom --subjects 12 --frames 10 --seed 1 --set validation=1")(
     phantom
 )
+app.command(
+    epilog="Example:  cardiomix transfer cpu --data data/mnms --vendors A,B --arms unet_ra,unet_ra_bigaug --out runs/ab"
+)(transfer)
 app.command("inspect", epilog="Example:  cardiomix inspect data/mnms data/acdc --out inspect.html")(inspect_data)
 
 

@@ -49,3 +49,28 @@ def holm(p_values: Sequence[float]) -> list[float]:
     factors = np.arange(len(order), 0, -1)
     adjusted[order] = np.minimum(1.0, np.maximum.accumulate(p[order] * factors))
     return [float(value) for value in adjusted]
+
+
+def crossed_interval(differences_SN: Sequence[npt.NDArray[np.float64]]) -> tuple[float, float, float]:
+    """Mean of paired differences and its 95 % interval over seeds and over subjects: (mean, low, high).
+
+    Each array is (S seeds, N subjects) of one experiment, such as one direction between two vendors; of several, their
+    mean is meant. Seeds and subjects are crossed random effects: the seeds' means and the subjects' means each give the
+    mean a variance, to which Student's t belongs with the freedom of each. The half widths add up by their squares, and
+    what is left over counts in both, so that the interval is rather too wide than too narrow. From one seed it is over
+    subjects alone. NaN limits for fewer than two subjects.
+    """
+    from scipy.stats import t
+
+    mean = float(np.mean([d.mean() for d in differences_SN]))
+    if any(d.shape[1] < 2 for d in differences_SN):
+        return mean, np.nan, np.nan
+    square = 0.0
+    for axis in (1, 0):
+        means = [d.mean(axis=axis) for d in differences_SN]
+        freedom = sum(len(m) - 1 for m in means)
+        if freedom and all(len(m) > 1 for m in means):
+            variance = sum(m.var(ddof=1) / len(m) for m in means) / len(means) ** 2
+            square += float(t.ppf(0.975, freedom)) ** 2 * float(variance)
+    half = float(np.sqrt(square))
+    return mean, mean - half, mean + half

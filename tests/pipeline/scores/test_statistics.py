@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import wilcoxon
+from scipy.stats import ttest_1samp, wilcoxon
 
 from pipeline.scores.compare_arms import ALL, across_vendors, compare_arms
-from pipeline.scores.statistics import bootstrap_interval, holm, paired_test
+from pipeline.scores.statistics import bootstrap_interval, crossed_interval, holm, paired_test
 from pipeline.scores.tables import summarise
 from storage.subjects import STRUCTURES
 
@@ -136,3 +136,31 @@ def test_seeds_are_told_as_their_spread_and_subjects_stay_the_unit() -> None:
     assert (row["n"], row["seeds"]) == (8, 3)
     assert row["dice_mean"] == pytest.approx(0.78) and row["dice_seed_sd"] == pytest.approx(0.01)
     assert np.isnan(summarise(_cases("x", {"A": 0.0}))[0]["dice_seed_sd"])
+
+
+@pytest.mark.parametrize("spread", [0.2, 0.5, 1.0])
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_arms_without_a_difference_are_told_apart_no_more_often_than_promised(spread: float, seeds: int) -> None:
+    """Seeds move an arm by `spread` of what subjects do; 17 subjects; two directions in half of the draws."""
+    rng, draws, outside = np.random.default_rng(seeds), 1000, 0
+    for k in range(draws):
+        experiments = [
+            spread * rng.standard_normal((seeds, 1)) + rng.standard_normal((1, 17)) + rng.standard_normal((seeds, 17))
+            for _ in range(1 + k % 2)
+        ]
+        _, low, high = crossed_interval(experiments)
+        outside += not low <= 0 <= high
+    assert outside / draws <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / draws)
+
+
+def test_one_seed_gives_students_interval_over_subjects() -> None:
+    values = np.random.default_rng(0).normal(0.1, 1, (1, 12))
+    expected = ttest_1samp(values[0], 0).confidence_interval(0.95)
+    found = crossed_interval([values])
+    np.testing.assert_allclose(found, (values.mean(), expected.low, expected.high))
+
+
+def test_an_interval_of_several_directions_is_of_their_mean() -> None:
+    one, other = np.full((3, 5), 0.2), np.full((3, 9), -0.1)
+    assert crossed_interval([one, other]) == pytest.approx((0.05, 0.05, 0.05))
+    assert np.isnan(crossed_interval([np.ones((3, 1))])[1])

@@ -1,0 +1,154 @@
+"""Vendor to vendor: the same arms trained on one vendor's subjects and tested on another's, in every direction.
+
+Each direction is an ablation of its own in a folder of its own, so that it goes on where it stopped.
+`layouts.test_half` says which half of the test subjects is scored: arms, strengths and schedules are chosen on one,
+with one seed, and what was chosen is confirmed on the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from experiments import config
+from experiments.run import jobs
+from pipeline.scores.statistics import crossed_interval
+from storage import fs
+from storage.csv_table import csv_text
+from storage.errors import InputError
+
+if TYPE_CHECKING:
+    from experiments.config import Settings
+
+FIELDS = ("arm", "direction", "seeds", "subjects", "dice", "baseline", "difference", "low", "high")
+TABLE, MARKDOWN = "transfer.csv", "transfer.md"
+BOTH = "mean of all"
+
+Scores = dict[str, npt.NDArray[np.float64]]  # arm -> (seeds, subjects) mean Dice of the structures
+
+
+def direction_run(out: str, vendor: str) -> str:
+    """The run folder of the direction that trains on `vendor`."""
+    return fs.join(out, f"from-{vendor.replace('/', '_')}")
+
+
+def direction_settings(settings: Settings, vendor: str, sdnets: str | None) -> Settings:
+    """The settings of the direction that trains on `vendor`; `sdnets`: a folder of this module's whose SDNets serve."""
+    document = settings.model_dump()
+    document["layouts"] |= {"protocol": "source_only", "protocol_vendor": vendor}
+    if sdnets is not None:
+        document["pretrained"] = jobs.sdnet_uri(direction_run(sdnets, vendor), settings)
+    return config.validated(document, f"from {vendor}")
+
+
+def direction_scores(run: str, settings: Settings, vendor: str) -> Scores:
+    """Mean Dice of LV, MYO and RV of every test subject of the *other* vendors, of the arms whose seeds are all scored.
+
+    A subject's value is the mean over its phases of the mean over the structures that its masks or the network has.
+    """
+    from pipeline.scores.tables import read_cases
+
+    found: Scores = {}
+    runs = jobs.arm_runs(run, jobs.trainable_settings(run, settings))
+    for arm in settings.arms:
+        own = [r for r in runs if r.arm == arm]
+        if not own or not all(r.evaluated() for r in own):
+            continue
+        by_seed = []
+        for r in own:
+            cases = [c for c in read_cases(fs.join(r.job.out, "cases.csv")) if c["vendor"] != vendor]
+            dice: dict[str, list[float]] = {}
+            for case in cases:
+                if not np.isnan(case["dice"]):
+                    dice.setdefault(case["subject"], []).append(case["dice"])
+            by_seed.append([float(np.mean(dice[subject])) for subject in sorted(dice)])
+        found[arm] = np.array(by_seed)
+    return found
+
+
+def rows(scores: dict[str, Scores], baselines: Sequence[str]) -> list[dict[str, Any]]:
+    """A row with the columns of `FIELDS` for each arm, direction and baseline; then for the mean of all directions.
+
+    `dice` is the mean over seeds and subjects, `difference` that of the arm less that of the baseline, paired by seed
+    and subject, with `statistics.crossed_interval`. An arm stands without a difference beside itself.
+    """
+    table = []
+    arms = list(dict.fromkeys(arm for of in scores.values() for arm in of))
+    for arm in arms:
+        there = {direction: of[arm] for direction, of in scores.items() if arm in of}
+        groups = {direction: [direction] for direction in there}
+        if len(there) == len(scores) > 1:
+            groups[BOTH] = list(there)
+        for label, directions in groups.items():
+            dice = float(np.mean([there[d].mean() for d in directions]))
+            about = {"arm": arm, "direction": label, "seeds": min(len(there[d]) for d in directions)}
+            about |= {"subjects": sum(there[d].shape[1] for d in directions), "dice": dice}
+            for baseline in baselines:
+                if not all(baseline in scores[d] for d in directions):
+                    continue
+                values = (np.nan, np.nan, np.nan)
+                if baseline != arm:
+                    pairs = [(there[d], scores[d][baseline]) for d in directions]
+                    values = crossed_interval([a[: len(b)] - b[: len(a)] for a, b in pairs])
+                table.append(about | {"baseline": baseline} | dict(zip(FIELDS[-3:], values, strict=True)))
+    return table
+
+
+def markdown(table: Sequence[dict[str, Any]], note: str) -> str:
+    """The rows as Markdown: an arm a line, Dice and differences by direction."""
+    directions = list(dict.fromkeys(row["direction"] for row in table))
+    baselines = list(dict.fromkeys(row["baseline"] for row in table))
+    cells = {(row["arm"], row["direction"], row["baseline"]): row for row in table}
+    heads = [part for d in directions for part in (d, *(f"less {b}" for b in baselines))]
+    lines = ["| arm | " + " | ".join(heads) + " |", "|---|" + "---|" * len(heads)]
+    for arm in dict.fromkeys(row["arm"] for row in table):
+        shown = []
+        for direction in directions:
+            own = [cells.get((arm, direction, baseline)) for baseline in baselines]
+            first = next((row for row in own if row), None)
+            shown.append(f"{first['dice']:.3f}" if first else "–")
+            shown += [_difference(row) for row in own]
+        lines.append(f"| {arm} | " + " | ".join(shown) + " |")
+    return "\n".join([*lines, "", note]) + "\n"
+
+
+def _difference(row: dict[str, Any] | None) -> str:
+    if row is None or np.isnan(row["difference"]):
+        return "–"
+    interval = "" if np.isnan(row["low"]) else f" [{row['low']:+.3f}, {row['high']:+.3f}]"
+    return f"{row['difference']:+.3f}{interval}"
+
+
+def write_table(out: str, settings: Settings, vendors: Sequence[str], baselines: Sequence[str]) -> str:
+    """`transfer.csv` and `transfer.md` in `out`, of what is scored so far; returns the Markdown.
+
+    Raises InputError if no arm is scored in any direction.
+    """
+    scores = {}
+    for vendor in vendors:
+        run = direction_run(out, vendor)
+        if fs.exists(fs.join(run, config.CONFIG_FILE)):
+            own = config.load(run).model_copy(update={"arms": settings.arms, "seeds": settings.seeds})
+            if own.layouts.test_half == settings.layouts.test_half:
+                scores[f"{vendor} → others"] = direction_scores(run, own, vendor)
+    table = rows(scores, baselines)
+    if not table:
+        raise InputError(
+            fs.base_name(out), f"has no scored arm beside {', '.join(baselines)}", "see `cardiomix status`"
+        )
+    seeds = settings.seeds
+    what = (
+        f"{seeds} seeds an arm, intervals over seeds and subjects"
+        if seeds > 1
+        else ("one seed an arm: descriptive, intervals are over subjects alone")
+    )
+    sizes = ", ".join(f"{d}: {next(iter(of.values())).shape[1]}" for d, of in scores.items() if of)
+    note = f"Mean volume Dice of LV, MYO and RV on vendors not trained on; {what}. Subjects: {sizes}."
+    note += f" Test half: {settings.layouts.test_half}."
+    text = markdown(table, note)
+    fs.write_text(fs.join(out, TABLE), csv_text(FIELDS, table))
+    fs.write_text(fs.join(out, MARKDOWN), text)
+    return text
