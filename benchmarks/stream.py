@@ -95,7 +95,7 @@ class Plain(Dataset[tuple[torch.Tensor, torch.Tensor, bool, int]]):
 
     def _drawn(self, slice_id: int, donor: int) -> torch.Tensor:
         planes = unpack_planes(self.maker.anatomy(slice_id)[None], self.channels).contiguous()
-        style = torch.from_numpy(self.maker.donors.modality[donor : donor + 1])
+        style = torch.from_numpy(self.maker.drawing.donors.modality[donor : donor + 1])
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bf16"):
             return self.decoder(planes, style)[0].float().clone()
 

@@ -87,8 +87,8 @@ def batch_png(run: str, settings: Settings, arm: str) -> bytes:
     for sample, labelled in maker.plan.samples(0):
         image, mask = maker.make(sample)
         title = str(maker.store.column("vendor")[sample.slice_id])
-        if sample.donor_id is not None:
-            title += f" drawn as {maker.donors.vendor[sample.donor_id]}"
+        if sample.donor_id is not None and maker.drawing is not None:
+            title += f" drawn as {maker.drawing.donors.vendor[sample.donor_id]}"
         title += f"\n{maker.pixel_area(sample) * settings.preprocess.factor**2:.2f} mm²"
         cells.append((image, mask if labelled else None, title if labelled else f"{title}, unlabelled"))
     return labelled_grid(cells, 4)

@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.samples.appearance import bigaug, fourier
-from pipeline.samples.factor_policies import Modalities
+from pipeline.samples.drawing import Drawing
 from pipeline.samples.plan import Sample, generator
 from pipeline.samples.preprocess import WorkingSlice, centre_crop, working_slice
-from pipeline.samples.realism import Encode, Realism
+from pipeline.samples.realism import Encode
 from pipeline.samples.regions import grey_regions, label_regions, region_looks
 from pipeline.samples.rescale import linear_scale, resample_crop
 from pipeline.samples.stream_config import StreamConfig, bank_rows, keys_of, open_bank, step_plan
@@ -37,38 +37,30 @@ class SampleMaker:
         self.bank = open_bank(config, self.store)
         self.plan = step_plan(config, self.store, self.bank)
         self.working = lru_cache(maxsize=CACHED_SLICES)(lambda i: working_slice(self.store, i, config.preprocess))
-        self._rejected = 0  # of the samples made so far, by the guard of realism
+        self.drawing: Drawing | None = None
         self._labelled = self.store.column("labelled").astype(bool)
         if self.bank is not None:
             self._load_factors(self.bank, threads)
 
     def _load_factors(self, bank: FactorBank, threads: int) -> None:
-        import torch
-
-        from pipeline.networks.files import load_decoder
-
-        torch.set_num_threads(threads)
         self._anatomies = BankView(bank).anatomy  # mapped: this node holds it once
         self._place = {name: bank.index[name].to_numpy() for name in ("top", "left", "height", "width")}
         rows, ids = bank_rows(bank), np.flatnonzero(self.store.column("split") == "train")
         self._row_of = {int(i): rows[key] for i, key in zip(ids, keys_of(self.store, ids), strict=True)}
-        self._slice_of = {row: i for i, row in self._row_of.items()}
         if not self.config.fa:
             return
-        weights, decoder_config = bank.decoder()
-        self._decoder = load_decoder(weights, decoder_config)
-        self._channels = int(decoder_config["anatomy_channels"])
-        self._texture = lru_cache(maxsize=CACHED_SLICES)(self._not_decoded)
-        plan, donors = self.config.plan, modality_donors(bank)
-        self.donors, self._own_code = donors, BankView(bank).modality
-        self._modalities = Modalities(donors.modality, donors.vendor, plan.fa_policy, plan.fa_reach)
-        self._realism = None
-        if plan.guard != "none":
-            encode = self._reader() if plan.guard == "reencoding" else None
+        plan, self._own_code = self.config.plan, BankView(bank).modality
+        drawing = self.drawing = Drawing(bank, modality_donors(bank), plan, threads)
+        self._texture = lru_cache(maxsize=CACHED_SLICES)(self._texture_of)
+        if plan.guard == "none":
+            return
+        encode = self._reader() if plan.guard == "reencoding" else None
+        if plan.fa_render == "residual":  # real images, which are those of the run's own slices
+            slice_of = {row: i for i, row in self._row_of.items()}
+            drawing.judge_by(np.array(sorted(slice_of)), lambda row, _: self.working(slice_of[row]).image, encode)
+        else:
             looked_at = np.arange(len(bank))
-            if plan.fa_render == "residual":  # real images, which are those of the run's own slices
-                looked_at = np.array(sorted(self._row_of.values()))
-            self._realism = Realism(looked_at, donors.modality, self._of_row, encode)
+            drawing.judge_by(looked_at, lambda row, code: drawing.decoded(self._anatomy_at(row), code), encode)
 
     def _reader(self) -> Encode:
         """The bank's SDNet's modality encoder, for whole images as they are drawn."""
@@ -101,7 +93,7 @@ class SampleMaker:
         Beside them, for whoever watches: made_s (n,) float64, seconds that each took; made_at (n,) float64, when it was
         ready, in seconds since 1970; rejected (n,) float64, the share of drawn images that the guard turned down.
         """
-        began, rejected = time.perf_counter(), self._rejected
+        began, rejected = time.perf_counter(), self._turned_down()
         planned = [s for step in block["step"] for s in self.plan.samples(int(step), self.rank, self.world)]
         size = self.config.preprocess.size
         image = np.empty((len(planned), 1, size, size), dtype=np.float32)
@@ -117,7 +109,7 @@ class SampleMaker:
             "labelled": np.array([labelled for _, labelled in planned]),
             "slice_id": np.array([s.slice_id for s, _ in planned]),
             MADE_S: np.full(len(planned), (time.perf_counter() - began) / len(planned)),
-            REJECTED: np.full(len(planned), (self._rejected - rejected) / len(planned)),
+            REJECTED: np.full(len(planned), (self._turned_down() - rejected) / len(planned)),
             MADE_AT: np.full(len(planned), time.time()),
         }
 
@@ -178,34 +170,20 @@ class SampleMaker:
     ) -> npt.NDArray[np.float32]:
         """(h, w) → (h, w) in [-1, 1], as the scanner of the sample's modality would draw it. `image`: the real one on
         the anatomy's grid, where that is not the slice's own."""
-        assert sample.donor_id is not None
-        own, code = self._own_code[self._row_of[sample.slice_id]], self._modalities(sample)
-        if sample.step != 1.0:
-            code = own + np.float32(sample.step) * (code - own)
-        rest = None
+        assert self.drawing is not None
+        own, texture = self._own_code[self._row_of[sample.slice_id]], None
         if self.config.plan.fa_render == "residual":
-            rest = self._texture(sample.slice_id) if image is None else image - self._decoded(anatomy, own)
-        drawn = self._with_texture(self._decoded(anatomy, code), rest)
-        if self._realism is None or self._realism(drawn, code):
-            return drawn
-        self._rejected += 1
-        return self._with_texture(self._decoded(anatomy, self.donors.modality[sample.donor_id]), rest)
+            texture = self._texture(sample.slice_id) if image is None else self.drawing.texture(image, anatomy, own)
+        return self.drawing(sample, anatomy, own, texture)
 
-    def _not_decoded(self, slice_id: int) -> npt.NDArray[np.float32]:
-        """What the slice's own factors do not give back of its image: x - D(a, z), (h, w)."""
+    def _texture_of(self, slice_id: int) -> npt.NDArray[np.float32]:
+        assert self.drawing is not None
         own = self._own_code[self._row_of[slice_id]]
-        rest: npt.NDArray[np.float32] = self.working(slice_id).image - self._decoded(self.anatomy(slice_id), own)
-        return rest
+        return self.drawing.texture(self.working(slice_id).image, self.anatomy(slice_id), own)
 
-    @staticmethod
-    def _with_texture(drawn: npt.NDArray[np.float32], rest: npt.NDArray[np.float32] | None) -> npt.NDArray[np.float32]:
-        return drawn if rest is None else (drawn + rest).clip(-1.0, 1.0)
-
-    def _of_row(self, row: int, code: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """The image that stands for a row of the bank before the guard: a real one for `residual`."""
-        if self.config.plan.fa_render == "residual":
-            return self.working(self._slice_of[row]).image
-        return self._decoded(self._anatomy_at(row), code)
+    def _turned_down(self) -> int:
+        """Images drawn so far that the guard turned down."""
+        return self.drawing.rejected if self.drawing is not None else 0
 
     def _with_region_looks(self, source: WorkingSlice, sample: Sample) -> npt.NDArray[np.float32]:
         """(h, w) → (h, w) in [-1, 1]; as it is for the share that stays, and for slices without the regions."""
@@ -217,14 +195,6 @@ class SampleMaker:
             return region_looks(source.image, self.anatomy(i), rng)
         regions = label_regions(source.mask) if kind == "labels" else grey_regions(source.image)
         return region_looks(source.image, regions, rng)
-
-    def _decoded(self, anatomy: npt.NDArray[np.uint8], code: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        from pipeline.samples.synthesis import synthesize
-
-        drawn: npt.NDArray[np.float32] = synthesize(
-            self._decoder, self._channels, anatomy[None], code[None], self.config.plan.fa_precision
-        )[0]
-        return drawn
 
     def _restyled(self, image: npt.NDArray[np.float32], sample: Sample) -> npt.NDArray[np.float32]:
         """(h, w) → (h, w) in [-1, 1]; after FA where there is FA, before RA."""

@@ -292,10 +292,11 @@ def test_a_residual_image_differs_from_the_real_one_by_what_the_code_changes(run
     plan = PlanConfig(fa_render="residual", fa_share=1.0)
     maker = SampleMaker(stream_config(run, plan=plan, ra=False))
     sample = maker.plan.labelled(0)
-    assert maker.bank is not None and sample.donor_id is not None
-    own = maker.donors.modality[maker._row_of[sample.slice_id]]
+    assert maker.drawing is not None and sample.donor_id is not None
+    draw = maker.drawing.decoded
+    own = maker.drawing.donors.modality[maker._row_of[sample.slice_id]]
     anatomy, real = maker.anatomy(sample.slice_id), maker.working(sample.slice_id).image
-    change = maker._decoded(anatomy, maker.donors.modality[sample.donor_id]) - maker._decoded(anatomy, own)
+    change = draw(anatomy, maker.drawing.donors.modality[sample.donor_id]) - draw(anatomy, own)
     drawn = (real + change).clip(-1, 1)
     mask = maker.working(sample.slice_id).mask
     expected, _ = resample_crop(drawn, mask, 1.0, PREPROCESS.size, float(drawn.min()))
