@@ -82,31 +82,36 @@ def resolution_histograms(areas: Mapping[str, Sequence[float]]) -> bytes:
 def fa_mosaic(
     anatomy_AHW: npt.NDArray[np.floating[Any]],
     modality_MHW: npt.NDArray[np.floating[Any]],
-    generated_AMHW: npt.NDArray[np.floating[Any]],
+    generated: Mapping[str, npt.NDArray[np.floating[Any]]],
     anatomy_titles: Sequence[str],
     modality_titles: Sequence[str],
 ) -> bytes:
     """Factor-based augmentation as a matrix, like the paper's Fig. 1(c): rows give the anatomy, columns the modality.
 
-    Images are floats on one scale (here [-1, 1]) and are shown in one grey window, the 0.5 to 99.5 percentiles of the
-    originals.
+    `generated` has an (A, M, H, W) matrix for each way of rendering, by its title; they stand side by side. Images are
+    floats on one scale (here [-1, 1]) and are shown in one grey window, the 0.5 to 99.5 percentiles of the originals.
     """
     a, m = len(anatomy_AHW), len(modality_MHW)
     window = np.percentile(np.concatenate([anatomy_AHW.ravel(), modality_MHW.ravel()]), (0.5, 99.5))
-    # The originals stand apart from what is made of them: a narrow empty row and column between.
-    gaps = {"width_ratios": [1, 0.12] + [1] * m, "height_ratios": [1, 0.12] + [1] * a, "wspace": 0.04, "hspace": 0.04}
-    cell, margin = 1.5, 0.35  # inches
-    width, height = margin + cell * (m + 1.2), margin + cell * (a + 1.2) * anatomy_AHW.shape[1] / anatomy_AHW.shape[2]
-    with drawing(width, height, a + 2, m + 2, layout=None, gridspec_kw=gaps) as (figure, axes, png):
-        figure.subplots_adjust(left=margin / width, right=0.995, top=1 - margin / height, bottom=0.005)
+    # The originals stand apart from what is made of them: a narrow empty row, and a column before each block.
+    widths, columns = [1.0] + [0.12, *[1.0] * m] * len(generated), 1 + (m + 1) * len(generated)
+    gaps = {"width_ratios": widths, "height_ratios": [1, 0.12] + [1] * a, "wspace": 0.04, "hspace": 0.04}
+    cell, margin, head = 1.5, 0.35, 0.6  # inches
+    width = margin + cell * (sum(widths) + 0.1)
+    height = head + cell * (a + 1.2) * anatomy_AHW.shape[1] / anatomy_AHW.shape[2]
+    with drawing(width, height, a + 2, columns, layout=None, gridspec_kw=gaps) as (figure, axes, png):
+        figure.subplots_adjust(left=margin / width, right=0.995, top=1 - head / height, bottom=0.005)
         for axis in axes.flat:
             axis.set_axis_off()
         for row, image in enumerate(anatomy_AHW):
             _picture(axes[row + 2, 0], image, window, side=anatomy_titles[row])
-        for column, image in enumerate(modality_MHW):
-            _picture(axes[0, column + 2], image, window, top=modality_titles[column])
-            for row in range(a):
-                _picture(axes[row + 2, column + 2], generated_AMHW[row, column], window)
+        for block, (title, made_AMHW) in enumerate(generated.items()):
+            first = 2 + block * (m + 1)
+            for column, image in enumerate(modality_MHW):
+                _picture(axes[0, first + column], image, window, top=modality_titles[column])
+                for row in range(a):
+                    _picture(axes[row + 2, first + column], made_AMHW[row, column], window)
+            axes[0, first].text(0.0, 1.28, title, ha="left", color=INK, transform=axes[0, first].transAxes)
         axes[0, 0].text(0.98, 0.62, "modality  →", ha="right", va="center", color=MUTED, transform=axes[0, 0].transAxes)
         axes[0, 0].text(0.5, 0.02, "anatomy  ↓", ha="center", va="bottom", color=MUTED, transform=axes[0, 0].transAxes)
     return png.getvalue()

@@ -164,7 +164,7 @@ def _alternatives(run: RunFiles, found: Findings) -> dict[str, str]:
     return {
         "dice": f"Dice of every test subject by vendor, structure and arm. Mean over vendors and structures: {dice}",
         "learning": f"Validation Dice and training loss over optimiser steps. Last validation Dice: {ends}",
-        "mosaic": "Matrix of generated images: rows share an anatomy, columns share a modality",
+        "mosaic": "Matrices of generated images, decoded and residual: rows share an anatomy, columns share a modality",
         "resolutions": f"Histograms of pixel area by vendor: {ranges}",
         "agreement": f"Bland–Altman plots of volumes, ejection fraction and mass. Bias of EF: {bias}",
         "cases": f"Slices of the best, median and worst case of each arm with both masks. {shown}",

@@ -8,6 +8,7 @@ import numpy.typing as npt
 from experiments.arms import ARMS
 from experiments.config import Settings
 from experiments.run.jobs import arm_stream, bank_uri
+from pipeline.samples.plan import PlanConfig
 from pipeline.samples.preprocess import centre_crop, working_slice
 from pipeline.samples.rescale import linear_scale, resample_crop
 from storage import fs
@@ -20,11 +21,11 @@ LADDER = 5  # pixel areas of a ladder
 
 
 def mosaic_png(run: str, settings: Settings, a_vendor: int = 1) -> bytes:
-    """PNG of FA samples: anatomies (rows) × modalities (columns), `a_vendor` mid-ventricular ED slices of each
-    vendor."""
+    """PNG of FA samples, decoded and residual side by side: anatomies (rows) × modalities (columns), `a_vendor`
+    mid-ventricular ED slices of each vendor."""
     from experiments.report.figures import fa_mosaic
-    from pipeline.networks.files import load_decoder
-    from pipeline.samples.synthesis import synthesize
+    from pipeline.samples.drawing import Drawing
+    from storage.bank.styles import modality_donors
 
     bank, store = FactorBank.open(bank_uri(run, settings)), SliceStore.open(run)
     by_key = {key: i for i, key in enumerate(slice_keys(store.table))}
@@ -32,23 +33,24 @@ def mosaic_png(run: str, settings: Settings, a_vendor: int = 1) -> bytes:
     if not rows:
         raise InputError(fs.base_name(run), "shares no subject with the bank", "preview the run that the bank is of")
     factors, keys = bank.read(rows), slice_keys(bank.index)
-    weights, config = bank.decoder()
-    decoder, channels = load_decoder(weights, config), int(config["anatomy_channels"])
+    draw = Drawing(bank, modality_donors(bank), PlanConfig())
     index, size = bank.index, settings.preprocess.size
-    originals, drawn = [], []
+    originals: list[npt.NDArray[np.float32]] = []
+    decoded: list[list[npt.NDArray[np.float32]]] = []
+    residual: list[list[npt.NDArray[np.float32]]] = []
     for k, row in enumerate(rows):
-        slice_id = by_key[keys[row]]
-        image = working_slice(store, slice_id, settings.preprocess).image
-        originals.append(centre_crop(image, size, float(image.min())))
+        image = working_slice(store, by_key[keys[row]], settings.preprocess).image
+        fill = float(image.min())
+        originals.append(centre_crop(image, size, fill))
         top, left, height, width = (int(index[n][row].as_py()) for n in ("top", "left", "height", "width"))
-        anatomy = factors.anatomy[k : k + 1, top : top + height, left : left + width]
-        line = []
-        for donor in range(len(rows)):
-            image = synthesize(decoder, channels, anatomy, factors.modality[donor : donor + 1])[0]
-            line.append(centre_crop(image, size, float(image.min())))
-        drawn.append(line)
-    images: npt.NDArray[np.float32] = np.stack(originals)
-    return fa_mosaic(images, images, np.array(drawn), titles, titles)
+        anatomy = factors.anatomy[k, top : top + height, left : left + width]
+        drawn = [draw.decoded(anatomy, code) for code in factors.modality]
+        texture = image - drawn[k]
+        decoded.append([centre_crop(one, size, float(one.min())) for one in drawn])
+        residual.append([centre_crop((one + texture).clip(-1, 1), size, fill) for one in drawn])
+    images = np.stack(originals)
+    ways = {"decoded, D(a, z')": np.array(decoded), "residual, x + D(a, z') - D(a, z)": np.array(residual)}
+    return fa_mosaic(images, images, ways, titles, titles)
 
 
 def ladder_png(run: str, settings: Settings, a_vendor: int = 1) -> bytes:

@@ -96,7 +96,9 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
     """A run of three arms with its report: folder, HTML, Markdown."""
     run = _write_run(tmp_path_factory.mktemp("run"), {"fs_sdnet": 0.0, "fs_sdnet_ra": 0.1, "unet_ra": 0.05})
     pictures = np.random.default_rng(0).uniform(-1, 1, (6, 16, 16)).astype(np.float32)
-    mosaic = figures.fa_mosaic(pictures[:2], pictures[2:5], pictures.reshape(2, 3, 16, 16), ["A", "B"], ["A", "B", "C"])
+    matrix = pictures.reshape(2, 3, 16, 16)
+    ways = {"decoded": matrix, "residual": matrix}
+    mosaic = figures.fa_mosaic(pictures[:2], pictures[2:5], ways, ["A", "B"], ["A", "B", "C"])
     note = {"date": "2025-01-01", "data": "phantom", "versions": {"torch": "2.13"}}
     paths = build_report(str(run), "Demo", note, mosaic, problems={"ss_sdnet_ra": "out of memory"})
     return run / "report", Path(paths.html).read_text(), Path(paths.table_md).read_text()
