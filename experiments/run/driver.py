@@ -112,7 +112,7 @@ class Ablation:
         from actors.extraction import ExtractionActors, extract
         from actors.extractor import ExtractionSpec
 
-        if self.settings.bank:
+        if not jobs.makes_bank(self.run, self.settings):
             return
         bank = jobs.bank_uri(self.run, self.settings)
         jobs.check_pretrained(self.run, self.settings)

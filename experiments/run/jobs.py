@@ -21,14 +21,27 @@ from storage.errors import InputError
 from storage.identity import identity
 from storage.layouts import LayoutOptions
 from storage.layouts.protocols import excludes_from_training
-from storage.slices.store import SliceStore
+from storage.slices.store import TABLE, SliceStore
 
 SDNET, BANK, ARMS_FOLDER = "sdnet", "bank.zarr", "arms"
 
 
 def bank_uri(run: str, settings: Settings) -> str:
-    """The run's own bank, or the one it reuses."""
-    return settings.bank or fs.join(run, BANK)
+    """The bank that has the factors of the run's slices: its own, or the one it reuses."""
+    return settings.bank if settings.bank and not borrows_donors(run, settings) else fs.join(run, BANK)
+
+
+def borrows_donors(run: str, settings: Settings) -> bool:
+    """Whether the run's slices are encoded here and a bank from elsewhere gives the modalities: one was given with the
+    SDNet that filled it, and it lacks some of the run's training slices."""
+    if not (settings.bank and settings.pretrained and fs.exists(fs.join(run, TABLE))):
+        return False
+    return not set(slice_keys(FactorBank.open(settings.bank).index)) >= _training_slices(run)
+
+
+def makes_bank(run: str, settings: Settings) -> bool:
+    """Whether the run extracts a bank of its own."""
+    return settings.bank is None or borrows_donors(run, settings)
 
 
 def sdnet_uri(run: str, settings: Settings) -> str:
@@ -63,6 +76,7 @@ def _stream(run: str, settings: Settings, arm: ArmConfig, train: TrainConfig, se
     return StreamConfig(
         run=run,
         bank=bank_uri(run, settings) if arm.uses_bank else None,
+        donors=settings.bank if arm.fa and borrows_donors(run, settings) else None,
         sdnet=sdnet_uri(run, settings) if judged else None,
         preprocess=settings.preprocess,
         plan=plan,
@@ -89,6 +103,9 @@ def _job(
 ) -> TrainJob:
     stream = _stream(run, settings, arm, train, seed)
     bank = open_bank(stream, SliceStore.open(run))
+    fingerprint = bank.fingerprint if bank else None
+    if stream.donors is not None:
+        fingerprint = f"{fingerprint}+{FactorBank.open(stream.donors).fingerprint}"
     start = sdnet_uri(run, settings) if train.start == "pretrained" and arm.network == "sdnet" else None
     return TrainJob(
         name=name,
@@ -98,7 +115,7 @@ def _job(
         loss=loss,
         train=train,
         workers=settings.resources.train_workers,
-        bank_fingerprint=bank.fingerprint if bank else None,
+        bank_fingerprint=fingerprint,
         start=start,
         start_fingerprint=sdnet_fingerprint(start) if start else None,
         data_fingerprint=data,
@@ -173,8 +190,8 @@ def require_trainable(run: str, settings: Settings) -> None:
 def check_pretrained(run: str, settings: Settings) -> None:
     """Whether an SDNet from elsewhere may fill this run's bank.
 
-    Raises InputError if it is of another preprocessing, or saw a subject that this run tests on or excludes, or a
-    vendor that the protocol keeps out.
+    Raises InputError if it is of another preprocessing, is not that of the bank whose modalities are borrowed, or saw a
+    subject that this run tests on or excludes, or a vendor that the protocol keeps out.
     """
     if settings.pretrained is None:
         return
@@ -183,6 +200,13 @@ def check_pretrained(run: str, settings: Settings) -> None:
         raise InputError(
             where, "was trained with another preprocessing", f"set preprocess as it was: {document['preprocess']}"
         )
+    if borrows_donors(run, settings):
+        from pipeline.factors.extract import factors_name
+
+        made_by = FactorBank.open(str(settings.bank)).spec.sdnet_fingerprint
+        if factors_name(sdnet_fingerprint(settings.pretrained), settings.bank_precision) != made_by:
+            remedy = f"give the one with fingerprint {made_by}, and bank_precision as it was"
+            raise InputError(where, f"is not the SDNet that filled {fs.base_name(str(settings.bank))}", remedy)
     store = SliceStore.open(run)
     split = store.column("split")
     kept_out = set(store.column("subject")[(split == "test") | (split == "excluded")].tolist())
@@ -225,7 +249,7 @@ def stale_bank(run: str, settings: Settings) -> bool:
     from pipeline.factors.extract import factors_name
 
     bank = fs.join(run, BANK)
-    if settings.bank or not fs.exists(bank):
+    if not makes_bank(run, settings) or not fs.exists(bank):
         return False
     opened = FactorBank.open(bank, partial=True)
     made_by = factors_name(sdnet_fingerprint(sdnet_uri(run, settings)), settings.bank_precision)

@@ -44,7 +44,7 @@ def status(run: str) -> list[tuple[str, str]]:
 
 
 def _bank_lines(run: str, settings: Settings) -> list[tuple[str, str]]:
-    if settings.bank:
+    if settings.bank and not jobs.borrows_donors(run, settings):
         return [("bank", f"reused: {fs.base_name(settings.bank)}")]
     pretrained = settings.pretrained
     first = f"reused: {fs.base_name(pretrained)}" if pretrained else _training(jobs.pretrain_job(run, settings))

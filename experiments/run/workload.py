@@ -85,7 +85,8 @@ def workload(run: str, settings: Settings) -> Workload:
         pretrain = _pretrain(run, settings, contents)
         stages.append(("pretrain", pretrain.state))
     bank_slices = 0
-    if jobs.needs_bank(settings) and not settings.bank:
+    borrows = settings.bank and settings.pretrained and not contents.known  # known once its slices are
+    if jobs.needs_bank(settings) and (borrows or jobs.makes_bank(run, settings)):
         state, bank_slices = _bank(run, settings, contents, remade=bool(pretrain and pretrain.steps))
         stages.append(("extract", state))
     arms = _arms(run, settings, contents, new_sdnet=bool(pretrain and pretrain.steps), new_bank=bank_slices > 0)

@@ -37,10 +37,14 @@ class Drawing:
         self._realism: Realism | None = None
 
     def judge_by(
-        self, rows: npt.NDArray[np.integer], image: Callable[[int, Code], Image], encode: Encode | None
+        self,
+        rows: npt.NDArray[np.integer],
+        codes_NM: npt.NDArray[np.float32],
+        image: Callable[[int, Code], Image],
+        encode: Encode | None,
     ) -> None:
-        """Turn down images that are unlike what `image` gives for these rows of the bank (see `Realism`)."""
-        self._realism = Realism(rows, self.donors.modality, image, encode)
+        """Turn down images that are unlike what `image` gives for these rows, of these codes (see `Realism`)."""
+        self._realism = Realism(rows, codes_NM, image, encode)
 
     def decoded(self, anatomy_HW: Anatomy, code_M: Code) -> Image:
         """D(a, z): (H, W) in (-1, 1)."""

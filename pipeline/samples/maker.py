@@ -17,10 +17,10 @@ from pipeline.samples.preprocess import WorkingSlice, centre_crop, working_slice
 from pipeline.samples.realism import Encode
 from pipeline.samples.regions import grey_regions, label_regions, region_looks
 from pipeline.samples.rescale import linear_scale, resample_crop
-from pipeline.samples.stream_config import StreamConfig, bank_rows, keys_of, open_bank, step_plan
+from pipeline.samples.stream_config import StreamConfig, bank_rows, donor_bank, keys_of, open_bank, step_plan
 from storage.bank.bank import FactorBank
 from storage.bank.node_cache import BankView
-from storage.bank.styles import modality_donors
+from storage.bank.styles import Donors, modality_donors
 from storage.errors import InputError
 from storage.slices.store import SliceStore
 
@@ -50,17 +50,25 @@ class SampleMaker:
         if not self.config.fa:
             return
         plan, self._own_code = self.config.plan, BankView(bank).modality
-        drawing = self.drawing = Drawing(bank, modality_donors(bank), plan, threads)
+        drawing = self.drawing = Drawing(bank, self._donors(bank), plan, threads)
         self._texture = lru_cache(maxsize=CACHED_SLICES)(self._texture_of)
         if plan.guard == "none":
             return
         encode = self._reader() if plan.guard == "reencoding" else None
         if plan.fa_render == "residual":  # real images, which are those of the run's own slices
             slice_of = {row: i for i, row in self._row_of.items()}
-            drawing.judge_by(np.array(sorted(slice_of)), lambda row, _: self.working(slice_of[row]).image, encode)
+            drawing.judge_by(
+                np.array(sorted(slice_of)), self._own_code, lambda row, _: self.working(slice_of[row]).image, encode
+            )
         else:
             looked_at = np.arange(len(bank))
-            drawing.judge_by(looked_at, lambda row, code: drawing.decoded(self._anatomy_at(row), code), encode)
+            drawing.judge_by(
+                looked_at, self._own_code, lambda row, code: drawing.decoded(self._anatomy_at(row), code), encode
+            )
+
+    def _donors(self, bank: FactorBank) -> Donors:
+        lender = donor_bank(self.config, bank)
+        return modality_donors(lender if lender is not None else bank)
 
     def _reader(self) -> Encode:
         """The bank's SDNet's modality encoder, for whole images as they are drawn."""

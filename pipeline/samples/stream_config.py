@@ -13,7 +13,7 @@ from storage.bank.bank import FactorBank
 from storage.bank.index import Key, slice_keys
 from storage.bank.styles import modality_donors
 from storage.errors import InputError
-from storage.identity import identity
+from storage.identity import added, identity
 from storage.layouts import LayoutOptions
 from storage.layouts.protocols import excludes_from_training
 from storage.slices.store import SliceStore
@@ -35,6 +35,7 @@ class StreamConfig(BaseModel):
     fa: bool
     batch_size: int
     appearance: Appearance = "none"
+    donors: str | None = added(None)  # a bank from elsewhere whose codes are drawn with, in place of `bank`'s
     twins: bool = False  # every unlabelled sample a second time, drawn from the same anatomy with another modality
 
     @property
@@ -71,10 +72,11 @@ def step_plan(config: StreamConfig, store: SliceStore, bank: FactorBank | None =
             "a semi-supervised arm needs unlabelled training slices",
             "add unlabelled subjects or leave it out",
         )
-    donors = modality_donors(bank) if bank is not None and config.fa else None
+    lender = donor_bank(config, bank)
+    donors = modality_donors(lender) if lender is not None and config.fa else None
     rows = bank_rows(bank) if bank is not None and config.fa and config.plan.fa_policy == "own" else None
     # imported donors follow the bank's own
-    first_imported = len(bank) if bank is not None and config.plan.fa_policy == "styles" else 0
+    first_imported = len(lender) if lender is not None and config.plan.fa_policy == "styles" else 0
     if donors is not None and first_imported == len(donors):
         raise InputError(config.run, "the bank has no imported styles", "run `cardiomix bank import-styles`")
 
@@ -127,12 +129,37 @@ def open_bank(config: StreamConfig, store: SliceStore) -> FactorBank | None:
             "was made with another preprocessing",
             f"use --set preprocess… as in the bank: {bank.spec.preprocess}",
         )
+    _require_may_train(config, store, bank, config.bank)
+    missing = len(set(_keys_of_training(store)) - set(bank_rows(bank)))
+    if missing:
+        raise InputError(
+            config.bank,
+            f"lacks {missing} of the run's training slices",
+            "run `cardiomix extract`; or pass the SDNet that filled the bank too, with --sdnet: the run's slices are "
+            "then encoded, and the bank gives the modalities",
+        )
+    lender = donor_bank(config, bank)
+    if lender is not None and config.donors is not None:
+        for what in ("preprocess", "sdnet_fingerprint"):
+            if getattr(lender.spec, what) != getattr(bank.spec, what):
+                raise InputError(config.donors, f"was made with another {what}", "codes of two networks do not mix")
+        _require_may_train(config, store, lender, config.donors)
+    return bank
+
+
+def donor_bank(config: StreamConfig, bank: FactorBank | None) -> FactorBank | None:
+    """The bank whose codes images are drawn with: one from elsewhere, or the run's own."""
+    return FactorBank.open(config.donors) if config.donors is not None else bank
+
+
+def _require_may_train(config: StreamConfig, store: SliceStore, bank: FactorBank, where: str) -> None:
+    """Raises InputError if the bank holds whom this run validates or tests on, or a vendor that is kept out."""
     donors = modality_donors(bank)
     held_out = set(store.column("subject")[store.column("split") != "train"].tolist())
     leaked = sorted(held_out & set(donors.subject.tolist()))
     if leaked:
         raise InputError(
-            config.bank,
+            where,
             f"holds {leaked[0]}, which this run validates or tests on, or excludes",
             "use a bank made without these subjects",
         )
@@ -141,16 +168,10 @@ def open_bank(config: StreamConfig, store: SliceStore) -> FactorBank | None:
     forbidden = [vendor for vendor in sorted(set(checked.tolist())) if excludes_from_training(protocol, vendor)]
     if forbidden:
         raise InputError(
-            config.bank,
+            where,
             f"holds vendor {forbidden[0]}, which may not train under {protocol.protocol_label}",
             "use a bank, and styles, without this vendor",
         )
-    missing = len(set(_keys_of_training(store)) - set(bank_rows(bank)))
-    if missing:
-        raise InputError(
-            config.bank, f"lacks {missing} of the run's training slices", "run `cardiomix extract` on this run's slices"
-        )
-    return bank
 
 
 def keys_of(store: SliceStore, ids: npt.NDArray[np.int64]) -> list[Key]:

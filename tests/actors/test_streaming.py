@@ -270,6 +270,36 @@ def test_what_goes_beyond_the_paper_is_a_function_of_the_index_too_and_leaves_th
         assert differ.mean() > 0.1
 
 
+def test_a_bank_from_elsewhere_gives_the_modalities_to_the_runs_own_anatomies(run: str, tmp_path: Path) -> None:
+    lender = tmp_path / "lender.zarr"
+    lent = FactorBank.open(f"{run}/bank.zarr")
+    index = lent.index.set_column(
+        lent.index.column_names.index("subject"),
+        "subject",
+        pa.array([f"far{s}" for s in lent.index["subject"].to_pylist()]),
+    )
+    made = FactorBank.create(str(lender), lent.spec, index, *lent.decoder()[:1], lent.decoder()[1])
+    for shard in range(made.shards()):
+        draft = made.draft(shard)
+        rows = lent.read(list(lent.shard_rows(shard)))
+        for k in range(len(rows)):
+            draft.append(rows.anatomy[k], rows.modality[k] + 1.0, rows.mask[k])
+        draft.commit()
+    steps = {"step": np.arange(4)}
+    own, borrowed = (SampleMaker(stream_config(run, donors=donors)) for donors in (None, str(lender)))
+    assert borrowed.drawing is not None and own.drawing is not None
+    np.testing.assert_array_equal(borrowed.drawing.donors.modality, own.drawing.donors.modality + 1.0)
+    one, other = own(steps), borrowed(steps)
+    np.testing.assert_array_equal(one["mask"], other["mask"])
+    sample = next(s for i in range(9) if (s := borrowed.plan.labelled(i)).donor_id is not None)
+    expected = borrowed.drawing.decoded(
+        own.anatomy(sample.slice_id), own.drawing.donors.modality[sample.donor_id] + 1.0
+    )
+    source = own.working(sample.slice_id)
+    crop, _ = resample_crop(expected, source.mask, own.scale(sample, source), PREPROCESS.size, float(expected.min()))
+    np.testing.assert_array_equal(borrowed.make(sample)[0], crop)
+
+
 @pytest.mark.parametrize("order", ["fa_first", "ra_first"])
 def test_residual_images_with_their_own_codes_are_the_real_ones(run: str, order: Any) -> None:
     plan = PlanConfig(fa_policy="own", fa_render="residual", fa_order=order, fa_share=1.0)

@@ -216,6 +216,34 @@ def test_folders_and_headers_of_the_data_reach_no_store_page_database_or_termina
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_bank_and_its_sdnet_serve_another_hospitals_subjects(run: Path, tmp_path: Path) -> None:
+    fields = [part for a in TINY if a.startswith("phantom.") for part in ("--set", a.removeprefix("phantom."))]
+    assert cardiomix("phantom", str(tmp_path / "theirs"), "--seed", "77", *fields).returncode == 0
+    sets = [part for assignment in TINY for part in ("--set", assignment)]
+    again = tmp_path / "again"
+    command = [
+        "ablate",
+        "demo",
+        "--data",
+        str(tmp_path / "theirs"),
+        "--run",
+        str(again),
+        "--arms",
+        "unet_ra_fa_residual",
+    ]
+    refused = cardiomix(*command, "--bank", str(run / "bank.zarr"), *sets)
+    assert refused.returncode == 2 and "pass the SDNet that filled the bank too" in refused.stderr
+    done = cardiomix(*command, "--bank", str(run / "bank.zarr"), "--sdnet", str(run / "sdnet"), *sets)
+    assert done.returncode == 0, done.stderr
+    assert (again / "bank.zarr").exists() and not (again / "sdnet").exists()
+    theirs = set(pq.read_table(again / "bank.zarr" / "index.parquet")["subject"].to_pylist())
+    assert not theirs & set(pq.read_table(run / "bank.zarr" / "index.parquet")["subject"].to_pylist())
+    status = cardiomix("status", "--run", str(again))
+    assert "unet_ra_fa_residual" in status.stdout and "done" in status.stdout
+
+
+@pytest.mark.slow
 def test_a_copied_bank_trains_an_fa_arm_when_the_run_that_made_it_is_gone(
     run: Path, data: Path, tmp_path: Path
 ) -> None:
