@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from experiments import config
 from experiments.run import jobs
+from pipeline.networks.files import CONFIG as MODEL
 from pipeline.scores.statistics import crossed_interval
 from storage import fs
 from storage.csv_table import csv_text
@@ -36,11 +37,13 @@ def direction_run(out: str, vendor: str) -> str:
 
 
 def direction_settings(settings: Settings, vendor: str, sdnets: str | None) -> Settings:
-    """The settings of the direction that trains on `vendor`; `sdnets`: a folder of this module's whose SDNets serve."""
+    """The settings of the direction that trains on `vendor`; `sdnets`: a folder of this module's whose SDNet serves
+    where it has one for this direction."""
     document = settings.model_dump()
     document["layouts"] |= {"protocol": "source_only", "protocol_vendor": vendor}
-    if sdnets is not None:
-        document["pretrained"] = jobs.sdnet_uri(direction_run(sdnets, vendor), settings)
+    sdnet = jobs.sdnet_uri(direction_run(sdnets, vendor), settings) if sdnets is not None else None
+    if sdnet is not None and fs.exists(fs.join(sdnet, MODEL)):
+        document["pretrained"] = sdnet
     return config.validated(document, f"from {vendor}")
 
 
