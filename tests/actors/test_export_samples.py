@@ -118,6 +118,7 @@ def test_an_export_that_was_cut_short_goes_on_to_the_same_bytes(
     assert digests(cut) == digests(whole)
 
 
+@pytest.mark.slow
 def test_an_export_whose_actor_is_killed_ends_with_the_same_bytes(stream: StreamConfig, tmp_path: Path) -> None:
     whole, shaken = tmp_path / "a", tmp_path / "b"
     killed: list[int] = []

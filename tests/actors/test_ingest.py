@@ -214,6 +214,7 @@ def rescanned(
         nib.save(written, folder / f"{folder.name}_sa{ending}.nii.gz")
 
 
+@pytest.mark.slow
 def test_an_ingest_goes_on_after_a_kill_and_leaves_the_same_bytes(tmp_path: Path) -> None:
     count, run, data = 150, tmp_path / "run", tmp_path / "data"
     write_table(data, count)

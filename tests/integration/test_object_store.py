@@ -170,6 +170,7 @@ def test_a_second_ingest_reads_no_image_and_writes_no_array(s3_run: str, ingest:
     assert sorted(map(fs.base_name, written)) == ["skipped.csv", "slices.parquet", "splits.csv"]
 
 
+@pytest.mark.slow
 def test_a_server_that_fails_every_fourth_request_loses_nothing(
     local_run: str, data: tuple[Path, Path], ingest: Ingest, s3_proxy: Any
 ) -> None:
@@ -196,6 +197,7 @@ def test_an_image_whose_server_goes_away_is_not_called_damaged(
             file.frame(None)
 
 
+@pytest.mark.slow
 def test_whenever_the_server_goes_away_no_subject_is_skipped(
     data: tuple[Path, Path], s3_proxy: Any, s3_impatient: dict[str, Any]
 ) -> None:

@@ -58,13 +58,13 @@ def test_a_transfer_trains_in_both_directions_on_nothing_of_the_other_and_goes_o
     command += ["--baselines", "unet_ra", *(part for a in TINY for part in ("--set", a))]
     done = cardiomix(*command, "--arms", "unet_ra")
     assert done.returncode == 0, done.stderr
-    weights = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("weights.safetensors")}
+    weights = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("arms/*/seed0/model.safetensors")}
     assert len(weights) == 2
     done = cardiomix(*command, "--arms", "unet_ra,unet_ra_regions,unet_ra_fa_residual_step")
     assert done.returncode == 0, done.stderr
     assert all(p.stat().st_mtime_ns == then for p, then in weights.items())
     for vendor in "AB":
-        index = json.loads((tmp_path / "out" / f"from-{vendor}" / "sdnet" / "config.json").read_text())
+        index = json.loads((tmp_path / "out" / f"from-{vendor}" / "sdnet" / "model.json").read_text())
         assert set(index["about"]["data"]["train"]) == {vendor}
     with (tmp_path / "out" / "transfer.csv").open() as file:
         table = list(csv.DictReader(file))

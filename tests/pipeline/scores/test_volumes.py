@@ -146,6 +146,7 @@ def _dice(found: Labels, mask: Labels) -> dict[str, float]:
     return {name: float(binary.dc(found == label, mask == label)) for name, label in STRUCTURES.items()}
 
 
+@pytest.mark.slow
 def test_what_a_perfect_network_loses_on_its_grid_on_every_real_heart(real_acdc: Path) -> None:
     native, small = PreprocessConfig(size=224, field=224), PreprocessConfig(size=128, field=224)
     kept: dict[str, list[float]] = {name: [] for name in STRUCTURES}
