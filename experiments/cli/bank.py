@@ -113,6 +113,34 @@ def verify(
     typer.echo("clean")
 
 
+@bank_app.command("quality", epilog="Example:  cardiomix bank quality runs/first/bank.zarr --run runs/first")
+def quality(
+    bank: Bank,
+    run: Annotated[str, typer.Option("--run", help="Run with the bank's slices.")],
+) -> None:
+    """What the factors keep: contrasts of reconstructions to the myocardium, and what a swap of codes moves."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from pipeline.factors.quality import quality as measure
+    from storage.bank.bank import FactorBank
+
+    kept, moved = measure(run, FactorBank.open(bank))
+    console, table = Console(soft_wrap=True), Table(box=None, pad_edge=False)
+    for name in ("vendor", "slices", "error", "LV-MYO kept", "RV-MYO kept", "thin walls"):
+        table.add_column(name, justify="left" if name == "vendor" else "right")
+    for k in kept:
+        table.add_row(k.vendor, str(k.slices), *(f"{v:.3f}" for v in (k.error, k.lv_myo, k.rv_myo, k.thin)))
+    console.print(table)
+    if moved:
+        table = Table(box=None, pad_edge=False)
+        for name in ("drawn as", "structure", "real difference", "moved by the code"):
+            table.add_column(name, justify="left" if name in ("drawn as", "structure") else "right")
+        for m in moved:
+            table.add_row(f"{m.source} → {m.target}", m.structure, f"{m.real:+.3f}", f"{m.moved:+.3f}")
+        console.print(table)
+
+
 @bank_app.command("merge", epilog="Example:  cardiomix bank merge site1/bank.zarr site2/bank.zarr both.zarr")
 def merge(
     banks: Annotated[list[str], typer.Argument(help="Two or more banks of one SDNet, and last the new bank.")],

@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from storage.identity import added
+
 EPSILON = 1e-6
 MEMORY = 80  # slices of a vendor after which a running mean has forgotten about two thirds
 
@@ -45,6 +47,12 @@ class LossConfig(BaseModel):
     consistency_ramp: int = Field(
         300, ge=1, description="steps over which that weight rises, as exp(-5 (1 - t)²) (Laine and Aila 2017)"
     )
+    contrast: float = added(
+        0.0,
+        ge=0,
+        description="labelled samples: a reconstruction has the mean grey of every structure that the image has, so "
+        "that the thin myocardium is worth as much as the cavities; not in eq. 1",
+    )
     dice_form: Literal["generalised", "soft"] = Field("soft", description="sums over the batch, background included")
     focal_gamma: float = Field(2.0, ge=0)
     latent_source: Literal["sampled", "reconstruction"] = Field(
@@ -76,6 +84,15 @@ def segmentation_losses(config: LossConfig) -> Callable[[Tensor, Tensor], dict[s
 def reconstruction_loss(reconstruction: Tensor, image: Tensor) -> Tensor:
     """L1 distance, mean over pixels."""
     return F.l1_loss(reconstruction, image)
+
+
+def contrast_loss(reconstruction_N1HW: Tensor, image_N1HW: Tensor, labels_NHW: Tensor) -> Tensor:
+    """Distance of a structure's mean grey in the reconstruction from that in the image: mean over the images' LV, MYO
+    and RV that are there; 0 where none is."""
+    structures = F.one_hot(labels_NHW, 4)[..., 1:].movedim(-1, 1).float()  # (N, 3, H, W)
+    pixels = structures.sum(dim=(2, 3))
+    apart = ((reconstruction_N1HW - image_N1HW) * structures).sum(dim=(2, 3)) / pixels.clamp_min(1.0)
+    return apart.abs().sum() / (pixels > 0).sum().clamp_min(1)
 
 
 def latent_regression_loss(encoded: Tensor, sampled: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from pipeline.training.losses import (
     channel_balance,
     code_kl,
     consistency_loss,
+    contrast_loss,
     latent_regression_loss,
     ramp,
     reconstruction_loss,
@@ -55,6 +56,9 @@ class Objective(nn.Module):
             codes = model.encode_modality(image)
             reconstruction = model.decode(anatomy, codes)
             terms["reconstruction"] = self.config.reconstruction * reconstruction_loss(reconstruction.float(), image)
+            if self.config.contrast > 0:
+                labelled_part = contrast_loss(reconstruction[:count].float(), image[:count], mask[:count])
+                terms["contrast"] = self.config.contrast * labelled_part
             terms["latent"] = self.config.latent * self._latent(model, anatomy, codes, reconstruction)
             if self.config.kl > 0:
                 terms["kl"] = self.config.kl * code_kl(codes.float())

@@ -19,16 +19,16 @@ from pipeline.factors.extract import FrozenSDNet, bank_row, view
 from pipeline.networks.files import load_sdnet
 from pipeline.samples.plan import PlanConfig
 from pipeline.samples.transforms import FactorAugment, RandPixelArea, bank_preprocess, slice_sample
+from storage.bank.bank import FactorBank
 from storage.bank.index import slice_keys
 from storage.errors import InputError
 from storage.slices.store import SliceStore
 from tests.actors.tiny_runs import PREPROCESS, write_run, write_sdnet
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a run, an SDNet and the bank of both."""
-    folder = tmp_path_factory.mktemp("transforms")
+def filled_bank(folder: Path, masks: bool = True) -> tuple[FactorBank, str]:
+    """A bank in `folder` and the run that it is of, made in this process."""
+    folder.mkdir(exist_ok=True)
     work = ExtractionSpec(write_run(folder), write_sdnet(folder / "sdnet", 0), str(folder / "bank.zarr"), PREPROCESS)
     bank, store = prepare_bank(work), SliceStore.open(work.run)
     ids, network = {key: i for i, key in enumerate(slice_keys(store.table))}, FrozenSDNet(load_sdnet(work.sdnet_dir))
@@ -37,8 +37,17 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         draft = bank.draft(shard)
         for row in bank.shard_rows(shard):
             anatomy, code, mask = bank_row(network, view(store, ids[keys[row]], PREPROCESS), bank.spec.canvas)
-            draft.append(anatomy, 40 * code, mask)  # an untrained network's codes lie close together
+            # codes of an untrained network lie close together
+            draft.append(anatomy, 40 * code, mask if masks else 0 * mask)
         draft.commit()
+    return bank, work.run
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run, an SDNet and the bank of both."""
+    folder = tmp_path_factory.mktemp("transforms")
+    filled_bank(folder)
     return folder
 
 

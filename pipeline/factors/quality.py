@@ -1,0 +1,155 @@
+"""What a bank's factors keep of its slices: contrasts of the myocardium, and what a swap of codes moves.
+
+A reconstruction D(a, z) that loses the myocardium teaches a wrong heart under a right mask, and codes whose swap does
+not move grey levels by what separates two vendors cannot stand in for a scanner.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.ndimage import distance_transform_edt
+
+from pipeline.samples.drawing import Drawing
+from pipeline.samples.plan import PlanConfig, generator
+from pipeline.samples.preprocess import PreprocessConfig, working_slice
+from storage.bank.bank import FactorBank
+from storage.bank.index import slice_keys
+from storage.bank.node_cache import BankView
+from storage.bank.styles import modality_donors
+from storage.errors import InputError
+from storage.slices.store import SliceStore
+from storage.subjects import STRUCTURES
+
+FEWEST = 20  # pixels of a structure that is looked at
+REST = "rest"
+Labels = npt.NDArray[np.uint8]
+Image = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Of one vendor's reconstructions: mean absolute error in an image of [-1, 1], and what is left of the contrasts of
+    LV and RV to the myocardium, 1 being all. `thin`: LV to MYO, of the third of slices with the thinnest wall."""
+
+    vendor: str
+    slices: int
+    error: float
+    lv_myo: float
+    rv_myo: float
+    thin: float
+
+
+@dataclass(frozen=True)
+class Moved:
+    """Grey levels in [-1, 1] of one structure (or `rest`): how far `target`'s real images lie from `source`'s, and how
+    far those of `source` move when they are drawn with codes of `target`, decoded and residual alike."""
+
+    source: str
+    target: str
+    structure: str
+    real: float
+    moved: float
+
+
+@dataclass(frozen=True)
+class _Slice:
+    vendor: str
+    image: Image
+    mask: Labels
+    anatomy: Labels
+    code: npt.NDArray[np.float32]
+    drawn: Image
+
+
+def quality(run: str, bank: FactorBank, a_vendor: int = 150) -> tuple[list[Kept], list[Moved]]:
+    """Measured on up to `a_vendor` labelled slices with all three structures of each vendor, spread over the bank.
+
+    Raises InputError if the run shares no such slice with the bank.
+    """
+    store, preprocess = SliceStore.open(run), PreprocessConfig(**bank.spec.preprocess)
+    draw = Drawing(bank, modality_donors(bank), PlanConfig())
+    found = _slices(store, bank, preprocess, draw, a_vendor)
+    vendors = sorted({one.vendor for one in found})
+    if not vendors:
+        problem = "has no labelled slice with LV, MYO and RV that is in the run"
+        raise InputError(bank.uri, problem, "give the run that the bank was made from")
+    of = {vendor: [one for one in found if one.vendor == vendor] for vendor in vendors}
+    kept = [_kept(vendor, of[vendor]) for vendor in vendors]
+    pairs = [(a, b) for a in vendors for b in vendors if a != b]
+    return kept, [row for a, b in pairs for row in _moved(a, b, of[a], of[b], draw)]
+
+
+def _slices(
+    store: SliceStore, bank: FactorBank, preprocess: PreprocessConfig, draw: Drawing, a_vendor: int
+) -> list[_Slice]:
+    by_key, view = {key: i for i, key in enumerate(slice_keys(store.table))}, BankView(bank)
+    keys, index = slice_keys(bank.index), {name: bank.index[name].to_pylist() for name in bank.index.column_names}
+    usable: dict[str, list[int]] = {}
+    for row, key in enumerate(keys):
+        if index["labelled"][row] and key in by_key and _has_all(view.mask[row]):
+            usable.setdefault(index["vendor"][row], []).append(row)
+    out = []
+    for vendor, rows in usable.items():
+        for row in sorted({rows[k * len(rows) // a_vendor] for k in range(a_vendor)}):
+            working = working_slice(store, by_key[keys[row]], preprocess)
+            top, left, height, width = (index[name][row] for name in ("top", "left", "height", "width"))
+            anatomy = np.asarray(view.anatomy[row, top : top + height, left : left + width])
+            code = np.asarray(view.modality[row])
+            drawn = draw.decoded(anatomy, code)
+            out.append(_Slice(vendor, working.image, working.mask, anatomy, code, drawn))
+    return out
+
+
+def _has_all(mask: Labels) -> bool:
+    counts = np.bincount(mask.ravel(), minlength=4)
+    return bool((counts[1:4] >= FEWEST).all())
+
+
+def _levels(image: Image, mask: Labels) -> dict[str, float]:
+    return {name: float(image[mask == label].mean()) for name, label in STRUCTURES.items()} | {
+        REST: float(image[mask == 0].mean())
+    }
+
+
+def _wall(mask: Labels) -> float:
+    """Mean thickness of the myocardium in pixels: four times the mean distance to its edge, as of a strip. The nearest
+    pixel outside lies half a pixel behind the edge."""
+    inside = mask == STRUCTURES["MYO"]
+    return 4.0 * (float(distance_transform_edt(inside)[inside].mean()) - 0.5)
+
+
+def _kept(vendor: str, slices: Sequence[_Slice]) -> Kept:
+    real, drawn = ([_levels(image, one.mask) for one, image in zip(slices, images, strict=True)] for images in (
+        [one.image for one in slices], [one.drawn for one in slices],
+    ))  # fmt: skip
+    walls = np.array([_wall(one.mask) for one in slices])
+    thin = np.flatnonzero(walls <= np.quantile(walls, 1 / 3))
+
+    def share(structure: str, chosen: Sequence[int]) -> float:
+        contrasts = [np.mean([levels[k][structure] - levels[k]["MYO"] for k in chosen]) for levels in (drawn, real)]
+        return float(contrasts[0] / contrasts[1])
+
+    every = range(len(slices))
+    error = float(np.mean([np.abs(one.drawn - one.image).mean() for one in slices]))
+    return Kept(vendor, len(slices), error, share("LV", every), share("RV", every), share("LV", thin.tolist()))
+
+
+def _moved(source: str, target: str, ours: Sequence[_Slice], theirs: Sequence[_Slice], draw: Drawing) -> list[Moved]:
+    real = [
+        {n: np.mean([_levels(o.image, o.mask)[n] for o in of]) for n in (*STRUCTURES, REST)} for of in (ours, theirs)
+    ]
+    rng = generator(0, "quality")
+    changes = []
+    for one in ours:
+        code = theirs[int(rng.integers(len(theirs)))].code
+        drawn = _levels(draw.decoded(one.anatomy, code), one.mask)
+        own = _levels(one.drawn, one.mask)
+        changes.append({name: drawn[name] - own[name] for name in drawn})
+    return [
+        Moved(source, target, n, float(real[1][n] - real[0][n]), float(np.mean([c[n] for c in changes])))
+        for n in (*STRUCTURES, REST)
+    ]
