@@ -287,6 +287,8 @@ def finish_job(job: TrainJob, store: SliceStore, state: TrainState) -> None:
 
     terms = sorted({str(t) for t in store.column("terms")[store.column("split") == "train"]})
     seen = store.column("subject")[np.isin(store.column("split"), ("train", "validation"))].tolist()
+    labelled = (store.column("split") == "train") & store.column("labelled").astype(bool)
+    masks_of = store.column("subject")[labelled].tolist()
     preprocess = identity(job.stream.preprocess)
     model = state.candidate
     records = read_history(job)
@@ -298,11 +300,11 @@ def finish_job(job: TrainJob, store: SliceStore, state: TrainState) -> None:
     of = some_slices(job, store, SCALED_BY).image if scaled else None
     if of is not None and isinstance(model, SDNet):
         standardise_codes(model, of)
-    save_model(fs.join(job.out, LAST), model, job.network, preprocess, terms, seen, last)
+    save_model(fs.join(job.out, LAST), model, job.network, preprocess, terms, seen, last, masks_of)
     model.load_state_dict(state.best_weights)
     if of is not None and isinstance(model, SDNet):
         standardise_codes(model, of)
-    name = save_model(job.out, model, job.network, preprocess, terms, seen, best)
+    name = save_model(job.out, model, job.network, preprocess, terms, seen, best, masks_of)
     write_card(job.out)
     done = {
         "config_hash": job.config_hash,

@@ -214,12 +214,36 @@ def check_pretrained(run: str, settings: Settings) -> None:
     if seen:
         problem = f"was trained on {seen[0]}, which this run tests on or excludes"
         raise InputError(where, problem, "pretrain without these subjects")
+    _require_no_other_masks(store, set(document.get("masks_of", ())), where)
     protocol, data = split_options_of(run, settings), document.get("about", {}).get("data", {})
     vendors = {vendor for split in ("train", "validation") for vendor in data.get(split, ())}
     forbidden = sorted(vendor for vendor in vendors if excludes_from_training(protocol, vendor))
     if forbidden:
         problem = f"was trained on vendor {forbidden[0]}, which may not train under {protocol.protocol_label}"
         raise InputError(where, problem, "pretrain without this vendor")
+
+
+def require_bank_without_other_masks(run: str, settings: Settings) -> None:
+    """Raises InputError if a bank from elsewhere was filled with masks of subjects that this run trains on without."""
+    if settings.bank is None:
+        return
+    index = FactorBank.open(settings.bank).index.select(["subject", "labelled"]).to_pylist()
+    masks_of = {subject_key(row["subject"]) for row in index if row["labelled"]}
+    _require_no_other_masks(SliceStore.open(run), masks_of, fs.base_name(settings.bank))
+
+
+def _require_no_other_masks(store: SliceStore, masks_of: set[str], where: str) -> None:
+    """An SDNet that has seen more masks than an arm hands them on through its anatomy, and looks like a gain."""
+    train, labelled = store.column("split") == "train", store.column("labelled").astype(bool)
+    names = store.column("subject")
+    without = set(names[train].tolist()) - set(names[train & labelled].tolist())
+    leaked = sorted(name for name in without if subject_key(name) in masks_of)
+    if leaked:
+        raise InputError(
+            where,
+            f"learned from masks of {len(leaked)} subjects that this run trains on without, such as {leaked[0]}",
+            "its anatomy would hand these masks on: pretrain within this run",
+        )
 
 
 def bank_is_complete(run: str, settings: Settings) -> bool:

@@ -45,12 +45,13 @@ def save_model(
     terms: list[str],
     trained_on: Iterable[str] = (),
     about: dict[str, Any] | None = None,
+    masks_of: Iterable[str] = (),
 ) -> str:
     """Write weights and configuration; returns the fingerprint. The configuration goes last: it marks completeness.
 
-    `trained_on` names the training and validation subjects that made the weights; their keys are kept, so that a run
-    can tell that it would test on one of them. `about` is for who uses the network (see
-    `pipeline.inference.model_card`).
+    `trained_on` names the training and validation subjects that made the weights, `masks_of` those whose masks it
+    learned from; their keys are kept, so that a run can tell that it would test on one of them, or trains without a
+    mask that the network has seen. `about` is for who uses the network (see `pipeline.inference.model_card`).
     """
     weights = weights_of(model)
     kind = "sdnet" if isinstance(config, SDNetConfig) else "unet"
@@ -63,7 +64,8 @@ def save_model(
     }
     name = fingerprint(weights, _identity(document))
     fs.write_bytes(fs.join(folder, WEIGHTS), weights)
-    write_config(folder, {**document, "about": about or {}, "fingerprint": name})
+    labelled = sorted(map(subject_key, set(masks_of)))
+    write_config(folder, {**document, "about": about or {}, "masks_of": labelled, "fingerprint": name})
     return name
 
 

@@ -109,6 +109,21 @@ def test_a_dry_run_counts_slices_as_known_only_if_these_options_split_them(tmp_p
     assert workload(run, settings.model_copy(update={"layouts": LayoutOptions(**LEFT_OUT)})).contents.known
 
 
+def test_masks_that_an_sdnet_saw_and_the_run_has_not_are_refused(tmp_path: Path) -> None:
+    run, settings, _ = make_run(tmp_path)
+    store = SliceStore.open(run)
+    train, labelled = store.column("split") == "train", store.column("labelled").astype(bool)
+    with_masks = set(store.column("subject")[train & labelled].tolist())
+    without = sorted(set(store.column("subject")[train].tolist()) - with_masks)
+    assert without
+    small, preprocess = UNetConfig(width=4), PREPROCESS.model_dump(mode="json")
+    for name, masks_of in (("same", with_masks), ("more", {*with_masks, without[0]})):
+        save_model(str(tmp_path / name), UNet(4, small.classes), small, preprocess, [], masks_of=masks_of)
+    jobs.check_pretrained(run, settings.model_copy(update={"pretrained": str(tmp_path / "same")}))
+    with pytest.raises(InputError, match=rf"learned from masks of 1 subjects .* such as {without[0]}; its anatomy"):
+        jobs.check_pretrained(run, settings.model_copy(update={"pretrained": str(tmp_path / "more")}))
+
+
 def test_a_pretrained_network_that_saw_a_vendor_which_is_left_out_is_refused(tmp_path: Path) -> None:
     run, settings, _ = make_run(tmp_path)
     small = UNetConfig(width=4)
