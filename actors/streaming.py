@@ -16,7 +16,7 @@ import numpy as np
 from pipeline.samples.maker import MADE_AT, MADE_S, REJECTED, SampleMaker
 from pipeline.samples.stream_config import StreamConfig, open_bank, step_plan
 from storage.bank.node_cache import BankView
-from storage.errors import InputError
+from storage.errors import InputError, StageError, one_line
 from storage.slices.store import SliceStore
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 STEPS_PER_BLOCK = 8  # small blocks start a stream sooner, large ones cost less each; 8 steps of 8 rows measured well
 BYTES_A_PIXEL = 5  # image and mask
+NODE_DIED = "its node has died"  # in Ray's words
+MOST_DEATHS = 3  # of makers at one block, but for those whose node is lost
 
 
 def batches(
@@ -36,19 +38,19 @@ def batches(
     cpus: float = 0.25,
     device: str = "cpu",
     stream_mb: int = 256,
+    maker: type = SampleMaker,
 ) -> Iterator[dict[str, torch.Tensor]]:
     """Batches of `steps` for one train worker, in order, made by `actors` that live as long as the iteration.
 
     The same bytes for any number of actors; what a lost actor or node had made is made again. Of blocks that are made
     or being made there are never more than fit `stream_mb`, but two for each actor. Raises InputError if a step has no
-    sample for this worker, or the bank is damaged.
+    sample for this worker, or the bank is damaged; StageError if one sample ends
+    `MOST_DEATHS` makers.
     """
-    import ray
-
     store = SliceStore.open(config.run)
     bank = open_bank(config, store)
     if bank is not None:
-        BankView(bank)  # damage is found here, where it can be told
+        assert BankView(bank).anatomy is not None  # damage is found here, where it can be told
     rows = step_plan(config, store, bank).rows(rank, world)
     if rows == 0:
         raise InputError(
@@ -56,31 +58,141 @@ def batches(
             f"a step has {config.batch_size} labelled samples, none of them for worker {rank + 1} of {world}",
             "lower resources.train_workers or raise train.batch_size",
         )
-    # DEFAULT: outside the train worker's placement group
-    options: dict[str, Any] = {"num_cpus": cpus, "max_restarts": -1, "max_task_retries": -1}
-    remote: Any = ray.remote(**options, scheduling_strategy="DEFAULT")(SampleMaker)
-    makers = [remote.remote(config, rank, world) for _ in range(actors)]
     blocks = deque(
         range(steps.start, steps.stop)[i : i + STEPS_PER_BLOCK] for i in range(0, len(steps), STEPS_PER_BLOCK)
     )
     block_bytes = STEPS_PER_BLOCK * rows * config.preprocess.size**2 * (BYTES_A_PIXEL + 4 * config.twins)
     most = max(2 * actors, int(stream_mb * 1e6 / block_bytes))
-    under_way: deque[Any] = deque()
-    asked = 0
-    try:
-        while blocks or under_way:
-            while blocks and len(under_way) < most:
-                block = np.array(blocks.popleft(), dtype=np.int64)
-                under_way.append(makers[asked % actors].__call__.remote({"step": block}))
-                asked += 1
-            if len(under_way) > 1:  # have the next one brought here meanwhile
-                ray.wait([under_way[1]], timeout=0, fetch_local=True)
-            made = ray.get(under_way.popleft())
+    with _Makers(config, rank, world, actors, cpus, maker) as makers:
+        while blocks or makers:
+            while blocks and len(makers) < most:
+                makers.ask(blocks.popleft())
+            made = makers.next()
             yield from _cut(made, rows, device)
             del made
-    finally:
-        for maker in makers:
+
+
+class _Block:
+    """Steps that a maker was asked for, and how many makers ended while they were at it."""
+
+    def __init__(self, steps: range) -> None:
+        self.steps, self.deaths = steps, 0
+        self.maker = -1
+        self.reference: Any = None
+
+
+class _Makers:
+    """Actors that make blocks of steps, each its own in turn, given back in the order in which they were asked for.
+
+    A maker that dies is replaced and what it had not made is asked for again. That is blamed on the block it was at,
+    unless its whole node is gone. A block that has ended `MOST_DEATHS` makers is given up by name.
+    """
+
+    def __init__(self, config: StreamConfig, rank: int, world: int, count: int, cpus: float, maker: type) -> None:
+        import ray
+
+        # DEFAULT: outside the train worker's placement group
+        options: dict[str, Any] = {"num_cpus": cpus, "max_restarts": 0, "scheduling_strategy": "DEFAULT"}
+        self._remote: Any = ray.remote(**options)(maker)
+        self._arguments = (config, rank, world)
+        self._makers: list[Any] = [self._remote.remote(*self._arguments) for _ in range(count)]
+        self._under_way: deque[_Block] = deque()
+        self._asked = 0
+
+    def __enter__(self) -> _Makers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        import ray
+
+        for maker in self._makers:
             ray.kill(maker)
+
+    def __len__(self) -> int:
+        return len(self._under_way)
+
+    def ask(self, steps: range) -> None:
+        """Have a block made by the maker whose turn it is."""
+        block = _Block(steps)
+        block.maker = self._asked % len(self._makers)
+        self._asked += 1
+        self._under_way.append(block)
+        self._submit(block)
+
+    def next(self) -> dict[str, Any]:
+        """The block that was asked for first. Raises StageError if it ends one maker after the other."""
+        import ray
+        from ray.exceptions import ActorDiedError, ActorUnavailableError, ObjectLostError, WorkerCrashedError
+
+        lost = (ActorDiedError, ActorUnavailableError, ObjectLostError, WorkerCrashedError)
+        while True:
+            if len(self._under_way) > 1:  # have the next one brought here meanwhile
+                ray.wait([self._under_way[1].reference], timeout=0, fetch_local=True)
+            first = self._under_way[0]
+            try:
+                made: dict[str, Any] = ray.get(first.reference)
+            except lost as error:
+                if isinstance(error, ActorDiedError) and error.actor_init_failed:
+                    raise StageError(f"a maker of samples cannot start: {one_line(error, last=True)}") from error
+                self._replace(first.maker, isinstance(error, ActorDiedError) and NODE_DIED not in str(error))
+                continue
+            self._under_way.popleft()
+            return made
+
+    def _submit(self, block: _Block) -> None:
+        steps = np.array(block.steps, dtype=np.int64)
+        block.reference = self._makers[block.maker].__call__.remote({"step": steps})
+
+    def _replace(self, maker: int, blamed: bool) -> None:
+        """A new actor in the place of a dead one, with what that had not made."""
+        import ray
+
+        left = [block for block in self._under_way if block.maker == maker and not _is_made(block.reference)]
+        ray.kill(self._makers[maker])
+        if left and blamed:
+            left[0].deaths += 1
+            if left[0].deaths >= MOST_DEATHS:
+                self._try_alone(left[0])
+        self._makers[maker] = self._remote.remote(*self._arguments)
+        for block in left:
+            self._submit(block)
+
+    def _try_alone(self, block: _Block) -> None:
+        """Make the block's samples one by one. Raises StageError with the slice whose sample ends its maker again; if
+        none does, the deaths were not the block's."""
+        import ray
+        from ray.exceptions import ActorDiedError
+
+        config, rank, world = self._arguments
+        store = SliceStore.open(config.run)
+        plan = step_plan(config, store, open_bank(config, store))
+        alone = self._remote.remote(*self._arguments)
+        try:
+            for sample in (sample for step in block.steps for sample, _ in plan.samples(step, rank, world)):
+                try:
+                    ray.get(alone.make.remote(sample))
+                except ActorDiedError as error:
+                    who = [store.column(name)[sample.slice_id] for name in ("slice", "frame", "subject")]
+                    where = "slice {} of frame {} of subject {}".format(*who)
+                    remedy = "leave the subject out, or give the makers more memory"
+                    raise StageError(f"{where} ended {MOST_DEATHS + 1} makers of samples; {remedy}") from error
+        finally:
+            ray.kill(alone)
+        block.deaths = 0
+
+
+def _is_made(reference: Any) -> bool:
+    """Whether a block lies ready and whole."""
+    import ray
+    from ray.exceptions import RayError
+
+    if not ray.wait([reference], timeout=0)[0]:
+        return False
+    try:
+        ray.get(reference)
+    except RayError:
+        return False
+    return True
 
 
 def _cut(made: dict[str, Any], rows: int, device: str) -> Iterator[dict[str, torch.Tensor]]:

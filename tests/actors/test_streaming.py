@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import time
 from pathlib import Path
@@ -19,8 +20,9 @@ from pipeline.samples.preprocess import PreprocessConfig
 from pipeline.samples.rescale import resample_crop
 from pipeline.samples.stream_config import StreamConfig, open_bank, step_plan
 from storage.bank.bank import FactorBank
+from storage.bank.node_cache import FOLDER
 from storage.bank.styles import export_styles, import_styles
-from storage.errors import InputError
+from storage.errors import InputError, StageError
 from storage.layouts import LayoutOptions
 from storage.slices.store import SliceStore
 from storage.slices.writer import LAYOUTS_KEY
@@ -353,6 +355,59 @@ def test_a_policy_that_cannot_be_had_is_refused(run: str) -> None:
 def test_a_worker_for_whom_a_step_holds_nothing_is_refused(run: str) -> None:
     with pytest.raises(InputError, match="none of them for worker 1 of 5"):
         next(batches(stream_config(run, semi_supervised=False), range(4), rank=0, world=5))
+
+
+def dying(at: int, times: int, marks: Path) -> type:
+    """A maker whose process ends at a sample of slice `at`, the first `times` times that any maker gets there."""
+
+    class Dying(SampleMaker):
+        def make(self, sample: Any) -> Any:
+            if sample.slice_id == at:
+                already = len(list(marks.iterdir()))
+                if already < times:
+                    (marks / str(already)).touch()
+                    os._exit(1)
+            return super().make(sample)
+
+    return Dying
+
+
+def test_a_slice_that_ends_every_maker_is_given_up_by_name(run: str, tmp_path: Path) -> None:
+    config = stream_config(run)
+    maker = SampleMaker(config)
+    at = maker.plan.labelled(14).slice_id
+    names = [maker.store.column(name)[at] for name in ("slice", "frame", "subject")]
+    told = "slice {} of frame {} of subject {} ended 4 makers of samples".format(*names)
+    with pytest.raises(StageError, match=told):
+        list(batches(config, range(40), actors=2, cpus=0.25, maker=dying(at, 10**6, tmp_path)))
+
+
+def test_makers_that_die_now_and_then_change_nothing(run: str, tmp_path: Path) -> None:
+    config = stream_config(run)
+    at = SampleMaker(config).plan.labelled(14).slice_id
+    whole = [b["image"].numpy().copy() for b in batches(config, range(20), cpus=0.25)]
+    # two deaths at one block, and a third that the samples one by one do not repeat
+    torn = batches(config, range(20), actors=2, cpus=0.25, maker=dying(at, 3, tmp_path))
+    np.testing.assert_array_equal(np.stack(whole), np.stack([b["image"].numpy().copy() for b in torn]))
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_damaged_bank_and_a_maker_that_cannot_start_are_told_at_once(
+    run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Unable(SampleMaker):
+        def __init__(self, *_: Any) -> None:
+            raise RuntimeError("no room for the factors")
+
+    with pytest.raises(StageError, match=r"a maker of samples cannot start: .*no room for the factors"):
+        next(batches(stream_config(run), range(4), cpus=0.25, maker=Unable))
+    bank = tmp_path / "bank.zarr"
+    shutil.copytree(f"{run}/bank.zarr", bank)
+    shard = next(path for path in (bank / "anatomy").rglob("*") if path.is_file() and path.name != "zarr.json")
+    shard.write_bytes(shard.read_bytes()[:-9])
+    monkeypatch.setenv(FOLDER, str(tmp_path / "cache"))  # where the undamaged bank is not
+    with pytest.raises(InputError, match="anatomy"):
+        next(batches(stream_config(run, bank=str(bank)), range(4), cpus=0.25))
 
 
 def test_what_the_stream_did_is_told_from_its_batches() -> None:
