@@ -17,6 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from actors.ray_internals import machine_cpus, machine_gpus
 from storage.errors import InputError
 
+HIDE_UNBOOKED = "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"
+ANSWER_S = 10.0  # how long a cluster may take to accept a connection
 # Of a lane's cores, as Ray books them: the trainer's half leaves room for its data actors and for short tasks.
 TRAINER_SHARE, DATA_SHARE, TASK_CPUS = 0.5, 0.25, 0.25
 LEAST_CORES = 0.5  # of a trainer with its data actors
@@ -283,14 +285,38 @@ def inside_cluster() -> bool:
     return "RAY_ADDRESS" in os.environ
 
 
+def _require_answer(address: str) -> None:
+    """Raises InputError if nothing listens at host:port; Ray itself would go on trying for minutes."""
+    import socket
+
+    host, separator, port = address.rpartition("://")[2].rpartition(":")
+    if not separator or not port.isdigit():
+        return  # `auto` and the like, which Ray looks up
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), ANSWER_S).close()
+    except OSError as error:
+        raise _no_cluster(error.strerror or str(error)) from error
+
+
+def _no_cluster(why: str) -> InputError:
+    where = f"RAY_ADDRESS={os.environ.get('RAY_ADDRESS', '')}"
+    return InputError(
+        where, f"no Ray cluster answers there ({why})", "start it, or unset RAY_ADDRESS to use this machine"
+    )
+
+
 def start_ray(cpus: int | None = None) -> Cluster:
-    """Join the cluster this process belongs to, or start a local one on loopback, without a dashboard."""
+    """Join the cluster that RAY_ADDRESS names, as a job's driver does, or start a local one on loopback, without a
+    dashboard, whatever else runs on this machine.
+
+    Raises InputError within `ANSWER_S` seconds where RAY_ADDRESS names a cluster that does not answer.
+    """
     import logging
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
     # whoever books no GPU sees none: two lanes on one unbooked card would fight over its memory
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
+    os.environ.setdefault(HIDE_UNBOOKED, "1")
     # fractional CPUs mean more processes than cores, as planned; without this Ray warns of them one by one
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")
     if not inside_cluster():
@@ -300,8 +326,15 @@ def start_ray(cpus: int | None = None) -> Cluster:
 
     if not ray.is_initialized():
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-        if not inside_cluster():
-            options |= {"include_dashboard": False, "num_cpus": cpus}
-        ray.init(**options)
+        if inside_cluster():
+            _require_answer(os.environ["RAY_ADDRESS"])
+            # its nodes have an environment of their own
+            options["runtime_env"] = {"env_vars": {HIDE_UNBOOKED: os.environ[HIDE_UNBOOKED]}}
+        else:
+            options |= {"address": "local", "include_dashboard": False, "num_cpus": cpus}
+        try:
+            ray.init(**options)
+        except ConnectionError as error:
+            raise _no_cluster(str(error).splitlines()[0]) from error
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return Cluster(tuple(Node(float(n.get("CPU", 0.0)), float(n.get("GPU", 0.0))) for n in alive))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from actors.evaluate_arm import CASES, evaluate_job
-from actors.resources import TASK_CPUS, ResourcePlan
+from actors.resources import ResourcePlan
 from actors.train_job import FAILED, TrainJob
 from actors.trainer import run_job
 from storage import fs
@@ -48,7 +48,7 @@ def _train_and_evaluate(run: ArmRun, budget: ResourcePlan) -> None:
             fs.remove(fs.join(out, name))
         run_job(run.job, budget)
     if not fs.exists(fs.join(out, CASES)):
-        evaluate_job(run.job.stream.run, out, run.arm, run.seed, budget.threads, run.job.train.precision)
+        evaluate(run, budget)
 
 
 def run_arms(
@@ -122,10 +122,10 @@ def pretrain(job: TrainJob, budget: ResourcePlan, on_tick: Callable[[list[str]],
 
 
 def evaluate(run: ArmRun, budget: ResourcePlan) -> int:
-    """Score a trained arm again, replacing its `cases.csv`."""
+    """Score a trained arm, replacing its `cases.csv`; a task that books what a train worker does, which has ended."""
     import ray
 
-    task = ray.remote(num_cpus=TASK_CPUS, num_gpus=budget.trainer_gpus)(evaluate_job)
+    task = ray.remote(num_cpus=budget.trainer_cpus, num_gpus=budget.trainer_gpus, max_retries=2)(evaluate_job)
     precision = run.job.train.precision
     reference = task.remote(run.job.stream.run, run.job.out, run.arm, run.seed, budget.threads, precision)
     return int(ray.get(reference))

@@ -160,3 +160,65 @@ def test_a_local_ray_listens_on_loopback_alone() -> None:
     addresses = [ipaddress.ip_address(ip.removeprefix("::ffff:")) for ip in json.loads(done.stdout.splitlines()[-1])]
     assert len(addresses) >= 4  # GCS, raylet, agents
     assert [str(address) for address in addresses if not address.is_loopback] == []
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "ray://127.0.0.1:9"])
+def test_an_address_where_nothing_answers_is_one_line_within_seconds(address: str) -> None:
+    environment = os.environ | {"RAY_ADDRESS": address}
+    command = [sys.executable, "-c", "from actors.resources import start_ray; start_ray()"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, env=environment)
+    assert f"InputError: RAY_ADDRESS={address}: no Ray cluster answers there (" in done.stderr
+
+
+BOOKINGS = """
+import json, os, types
+from actors import stages
+from actors.resources import ResourceConfig, plan, start_ray
+budget = plan(ResourceConfig(), start_ray(), 1)
+import ray
+def booked(*_):
+    return [ray.get_runtime_context().get_accelerator_ids()["GPU"], os.environ.get("CUDA_VISIBLE_DEVICES")]
+found = {}
+stages.evaluate_job = lambda *_: json.dumps(booked())
+stages.int = lambda answer: answer  # of which `evaluate` otherwise makes a number of volumes
+job = types.SimpleNamespace(stream=types.SimpleNamespace(run=""), out="", train=types.SimpleNamespace(precision="fp32"))
+run = types.SimpleNamespace(arm="arm", seed=0, label="arm/seed0", job=job, evaluated=lambda: False)
+found["score"] = json.loads(stages.evaluate(run, budget))
+def body(run, budget):
+    raise RuntimeError(json.dumps(booked()))
+stages._cost, stages.fs = (lambda run: 0), types.SimpleNamespace(write_text=lambda *_: None, join=os.path.join)
+failed = stages.run_arms([run], budget, lambda _: None, body=body)["arm/seed0"]
+found["lane"] = json.loads(failed[failed.index("[") : failed.rindex("]") + 1])
+found["task"] = ray.get(ray.remote(num_cpus=0)(booked).remote())
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.slow
+def test_on_a_cluster_that_was_joined_scoring_books_the_gpu_and_a_lane_sees_none() -> None:
+    from ray.cluster_utils import Cluster as Nodes
+
+    nodes = Nodes(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 1, "include_dashboard": False})
+    try:
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {"RAY_ADDRESS": nodes.address}
+        command = [sys.executable, "-c", BOOKINGS]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    finally:
+        nodes.shutdown()
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found == {"score": [["0"], "0"], "lane": [[], ""], "task": [[], ""]}
+
+
+def test_a_ray_of_ones_own_is_started_beside_another_one() -> None:
+    """Ray notes the cluster that was started last on a machine, and would join it."""
+    code = (
+        "import os; from actors.resources import start_ray; start_ray(1); import ray; print(ray.nodes()[0]['NodeID'])"
+    )
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    script = f"import subprocess, sys; {code}\nprint(subprocess.check_output([sys.executable, '-c', sys.argv[1]], text=True))"
+    command = [sys.executable, "-c", script, code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.split()
+    assert first != second
