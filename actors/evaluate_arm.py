@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import time
 from typing import Any
 
 from storage import fs
 from storage.slices.store import SliceStore
 
 CASES, SLICES, EXAMPLES = "cases.csv", "slices.csv", "examples.npz"
+SCORING = "scoring.json"  # how many volumes are scored, while it goes on
+TELL_S = 2.0
+
+
+def scored_so_far(out: str) -> tuple[int, int] | None:
+    """(volumes scored, volumes) of an evaluation that goes on in `out`, or None."""
+    path = fs.join(out, SCORING)
+    try:
+        done, total = json.loads(fs.read_text(path)) if fs.exists(path) else (0, 0)
+    except (OSError, ValueError):  # it ended meanwhile
+        return None
+    return (done, total) if total else None
 
 
 def evaluate_job(run: str, out: str, arm: str, seed: int, threads: int, precision: str) -> int:
@@ -35,7 +49,11 @@ def evaluate_job(run: str, out: str, arm: str, seed: int, threads: int, precisio
     slices: list[dict[str, Any]] = []
     shown, dice = [], []
     volumes = [v for v in store.volumes("test") if v.labelled]
-    for volume in volumes:
+    told = time.monotonic()
+    for done, volume in enumerate(volumes):
+        if time.monotonic() - told > TELL_S:
+            told = time.monotonic()
+            fs.write_text(fs.join(out, SCORING), json.dumps([done, len(volumes)]))
         images, mask = store.volume(volume.rows)
         stats = store.statistics(volume.rows[0])
         found = predict_volume(model, images, stats, volume.spacing, preprocess, precision)
@@ -50,4 +68,5 @@ def evaluate_job(run: str, out: str, arm: str, seed: int, threads: int, precisio
     fs.write_bytes(fs.join(out, EXAMPLES), pack({kind: shown[i] for kind, i in choose(dice).items()}))
     add_test_scores(out, summarise(cases))
     write_cases(fs.join(out, CASES), cases)
+    fs.remove(fs.join(out, SCORING))
     return len(volumes)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from actors.evaluate_arm import scored_so_far
 from actors.resources import Cluster, ResourcePlan, plan, start_ray
 from experiments import config
 from experiments.config import Settings
@@ -245,7 +246,11 @@ class Ablation:
         records = self.log.follow(arm, seed, job)
         if records:
             self._warn(f"{arm}/seed{seed}", records[-1])
-            bar.update(f"Dice {records[-1]['val/dice']:.3f}", records[-1]["epoch"], job.train.epochs)
+            note, epoch = f"Dice {records[-1]['val/dice']:.3f}", records[-1]["epoch"]
+            scored = scored_so_far(job.out) if epoch == job.train.epochs else None
+            if scored is not None:
+                note += f", scored {scored[0]} of {scored[1]} volumes"
+            bar.update(note, epoch, job.train.epochs)
 
     def _warn(self, label: str, record: dict[str, Any]) -> None:
         """Say what is wrong with an SDNet's factors, each thing once an arm; it may mend itself in the first epochs."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
-from actors.evaluate_arm import CASES, EXAMPLES, SLICES, evaluate_job
+from actors import evaluate_arm
+from actors.evaluate_arm import CASES, EXAMPLES, SCORING, SLICES, evaluate_job, scored_so_far
 from pipeline.inference.predictor import predict_volume
 from pipeline.networks.files import load_model
 from pipeline.scores.examples import unpack
@@ -38,3 +40,20 @@ def test_every_labelled_test_volume_and_no_other_is_scored_on_its_own_grid(tmp_p
     assert set(shown) == {"best"}  # one volume is best, median and worst
     assert (shown["best"].subject, shown["best"].phase) == ("d1", "ED")
     assert np.array_equal(np.unique(shown["best"].reference), [0, 1, 2, 3])
+
+
+def test_how_far_it_is_is_told_while_it_goes_on_and_no_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, out = write_run(tmp_path), write_sdnet(tmp_path / "arm", seed=0)
+    told: list[tuple[int, int] | None] = []
+    write = fs.write_text
+
+    def watched(uri: str, text: str) -> None:
+        write(uri, text)
+        told.append(scored_so_far(out))
+
+    monkeypatch.setattr(evaluate_arm, "TELL_S", -1.0)
+    monkeypatch.setattr(fs, "write_text", watched)
+    evaluate_job(run, out, "fs_sdnet", 0, threads=1, precision="fp32")
+    assert told[0] == (0, 1) and scored_so_far(out) is None
+    Path(out, SCORING).write_text("[1")  # cut off by a reader that came at the wrong moment
+    assert scored_so_far(out) is None

@@ -212,11 +212,10 @@ def test_on_a_cluster_that_was_joined_scoring_books_the_gpu_and_a_lane_sees_none
 
 def test_a_ray_of_ones_own_is_started_beside_another_one() -> None:
     """Ray notes the cluster that was started last on a machine, and would join it."""
-    code = (
-        "import os; from actors.resources import start_ray; start_ray(1); import ray; print(ray.nodes()[0]['NodeID'])"
-    )
+    code = "from actors.resources import start_ray; start_ray(1); import ray; print(ray.nodes()[0]['NodeID'])"
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-    script = f"import subprocess, sys; {code}\nprint(subprocess.check_output([sys.executable, '-c', sys.argv[1]], text=True))"
+    again = "print(subprocess.check_output([sys.executable, '-c', sys.argv[1]], text=True))"
+    script = f"import subprocess, sys; {code}\n{again}"
     command = [sys.executable, "-c", script, code]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
     assert done.returncode == 0, done.stderr
