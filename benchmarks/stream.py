@@ -79,7 +79,7 @@ class Plain(Dataset[tuple[torch.Tensor, torch.Tensor, bool, int]]):
         image = torch.from_numpy(source.image)[None]
         if sample.donor_id is not None:
             image = self._drawn(sample.slice_id, sample.donor_id)
-        zoom = self.maker.scale(sample, source)
+        zoom = self.maker.scale(sample, source.area)
         zoomed = RandZoomd(
             ["image", "mask"],
             prob=1.0,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -13,10 +12,11 @@ import numpy.typing as npt
 from pipeline.samples.appearance import bigaug, fourier
 from pipeline.samples.drawing import Drawing
 from pipeline.samples.plan import Sample, generator
-from pipeline.samples.preprocess import WorkingSlice, centre_crop, working_slice
+from pipeline.samples.preprocess import WorkingSlice, centre_crop, working_mask, working_slice
 from pipeline.samples.realism import Encode
 from pipeline.samples.regions import grey_regions, label_regions, region_looks
 from pipeline.samples.rescale import linear_scale, resample_crop
+from pipeline.samples.sized_cache import SizedCache
 from pipeline.samples.stream_config import StreamConfig, bank_rows, donor_bank, keys_of, open_bank, step_plan
 from storage.bank.bank import FactorBank
 from storage.bank.node_cache import BankView
@@ -24,7 +24,7 @@ from storage.bank.styles import Donors, modality_donors
 from storage.errors import InputError
 from storage.slices.store import SliceStore
 
-CACHED_SLICES = 4096
+CACHE_BYTES = 512 * 2**20  # a maker's real slices; as much again for textures (`plan.fa_render=residual`)
 TWIN, MADE_S, MADE_AT, REJECTED = "twin", "made_s", "made_at", "rejected"
 
 
@@ -36,7 +36,11 @@ class SampleMaker:
         self.store = SliceStore.open(config.run)
         self.bank = open_bank(config, self.store)
         self.plan = step_plan(config, self.store, self.bank)
-        self.working = lru_cache(maxsize=CACHED_SLICES)(lambda i: working_slice(self.store, i, config.preprocess))
+        store, preprocess = self.store, config.preprocess
+        self.working = SizedCache(lambda i: working_slice(store, i, preprocess), _bytes, CACHE_BYTES)
+        self._masks = SizedCache(
+            lambda i: working_mask(store, i, preprocess), lambda found: found[0].nbytes, CACHE_BYTES // 4
+        )
         self.drawing: Drawing | None = None
         self._labelled = self.store.column("labelled").astype(bool)
         if self.bank is not None:
@@ -51,7 +55,7 @@ class SampleMaker:
             return
         plan, self._own_code = self.config.plan, BankView(bank).modality
         drawing = self.drawing = Drawing(bank, self._donors(bank), plan, threads)
-        self._texture = lru_cache(maxsize=CACHED_SLICES)(self._texture_of)
+        self._texture = SizedCache(self._texture_of, lambda texture: texture.nbytes, CACHE_BYTES)
         if plan.guard == "none":
             return
         encode = self._reader() if plan.guard == "reencoding" else None
@@ -131,16 +135,18 @@ class SampleMaker:
 
     def make(self, sample: Sample) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
         """Image (S, S) float32 in [-1, 1] and mask (S, S) uint8 of a planned sample: FA, then RA and crop."""
-        source = self.working(sample.slice_id)
         config = self.config.preprocess
         ra_first = self.config.plan.fa_order == "ra_first"
-        if sample.donor_id is not None and not ra_first:
-            source = replace(source, image=self._drawn(self.anatomy(sample.slice_id), sample))
+        if sample.donor_id is not None and not ra_first:  # its own image, if it is drawn whole, is not even read
+            mask, area = self._masks(sample.slice_id)
+            source = WorkingSlice(self._drawn(self.anatomy(sample.slice_id), sample), mask, area)
+        else:
+            source = self.working(sample.slice_id)
         if self.config.appearance != "none":
             source = replace(source, image=self._restyled(source.image, sample))
         if self.config.plan.fa_regions != "none":
             source = replace(source, image=self._with_region_looks(source, sample))
-        scale = self.scale(sample, source)
+        scale = self.scale(sample, source.area)
         fill = float(source.image.min())
         image, mask = resample_crop(source.image, source.mask, scale, config.size, fill, sample.flip)
         if sample.donor_id is not None and ra_first:
@@ -154,15 +160,16 @@ class SampleMaker:
 
     def pixel_area(self, sample: Sample) -> float:
         """mm² of a pixel of the sample that `make` makes."""
-        source = self.working(sample.slice_id)
-        return source.area / self.scale(sample, source) ** 2
+        _, area = self._masks(sample.slice_id)
+        return area / self.scale(sample, area) ** 2
 
-    def scale(self, sample: Sample, source: WorkingSlice) -> float:
-        """RA's linear factor on the working grid, above 1 where the image grows; 1 for a sample without RA."""
+    def scale(self, sample: Sample, area: float) -> float:
+        """RA's linear factor on the working grid for a slice whose pixels have this area in mm², above 1 where the image
+        grows; 1 for a sample without RA."""
         if sample.area is None:
             return 1.0
         plan, factor = self.config.plan, self.config.preprocess.factor
-        return linear_scale(source.area, sample.area / factor**2, plan.ra_measure)
+        return linear_scale(area, sample.area / factor**2, plan.ra_measure)
 
     def anatomy(self, slice_id: int) -> npt.NDArray[np.uint8]:
         """The slice's packed anatomy (h, w), its true extent alone: AdaIN averages over what it is given, and padding
@@ -211,3 +218,7 @@ class SampleMaker:
             return bigaug(image, rng)
         assert sample.style_id is not None
         return fourier(image, self.working(sample.style_id).image, rng)
+
+
+def _bytes(working: WorkingSlice) -> int:
+    return working.image.nbytes + working.mask.nbytes

@@ -94,18 +94,32 @@ def working_shape(height: int, width: int, row_mm: float, col_mm: float, config:
 def working_slice(store: SliceStore, i: int, config: PreprocessConfig) -> WorkingSlice:
     """Slice `i` of a store, normalised by its volume's statistics and on the working grid."""
     image = normalise(store.image(i), store.statistics(i), config)
+    grid = _grid(store, i, image.shape, config)
+    image = image[: even(image.shape[0]), : even(image.shape[1])]
+    mask, area = working_mask(store, i, config)
+    return WorkingSlice(image if grid is None else resized(image, *grid), mask, area)
+
+
+def working_mask(store: SliceStore, i: int, config: PreprocessConfig) -> tuple[npt.NDArray[np.uint8], float]:
+    """Mask (h, w) of slice `i` on the working grid, and the area of a pixel there in mm²; its image is not read."""
     mask = store.mask(i)
-    inside = np.s_[: even(image.shape[0]), : even(image.shape[1])]
-    image, mask = image[inside], mask[inside]
+    grid = _grid(store, i, mask.shape, config)
+    mask = mask[: even(mask.shape[0]), : even(mask.shape[1])]
+    area = float(store.column("row_mm")[i]) * float(store.column("col_mm")[i]) / config.factor**2
+    return mask if grid is None else resized_labels(mask, *grid), area
+
+
+def _grid(
+    store: SliceStore, i: int, native: tuple[int, ...], config: PreprocessConfig
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]] | None:
+    """What resamples the rows and columns of slice `i`, or None where the native pixels are the working ones."""
+    height, width = even(native[0]), even(native[1])
     row_mm, col_mm = float(store.column("row_mm")[i]), float(store.column("col_mm")[i])
-    area = row_mm * col_mm / config.factor**2
+    shape = working_shape(height, width, row_mm, col_mm, config)
+    if shape == (height, width):
+        return None
     scale_y, scale_x = working_scales(row_mm, col_mm, config)
-    shape = working_shape(image.shape[0], image.shape[1], row_mm, col_mm, config)
-    if shape == image.shape:
-        return WorkingSlice(image, mask, area)
-    rows = resampling_matrix(image.shape[0], shape[0], scale_y)
-    cols = resampling_matrix(image.shape[1], shape[1], scale_x)
-    return WorkingSlice(resized(image, rows, cols), resized_labels(mask, rows, cols), area)
+    return resampling_matrix(height, shape[0], scale_y), resampling_matrix(width, shape[1], scale_x)
 
 
 def canvas_size(store: SliceStore, slice_ids: Sequence[int], config: PreprocessConfig) -> tuple[int, int]:

@@ -298,7 +298,9 @@ def test_a_bank_from_elsewhere_gives_the_modalities_to_the_runs_own_anatomies(ru
         own.anatomy(sample.slice_id), own.drawing.donors.modality[sample.donor_id] + 1.0
     )
     source = own.working(sample.slice_id)
-    crop, _ = resample_crop(expected, source.mask, own.scale(sample, source), PREPROCESS.size, float(expected.min()))
+    crop, _ = resample_crop(
+        expected, source.mask, own.scale(sample, source.area), PREPROCESS.size, float(expected.min())
+    )
     np.testing.assert_array_equal(borrowed.make(sample)[0], crop)
 
 

@@ -1,0 +1,36 @@
+"""A cache that is bounded by the bytes it holds, since slices differ in size by a factor of ten."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class SizedCache(Generic[T]):
+    """What `make` gives for a number; of what was used last as much is kept as fits `budget` bytes.
+
+    `size` says how many bytes one of them holds. One that is larger than the budget is made and not kept.
+    """
+
+    def __init__(self, make: Callable[[int], T], size: Callable[[T], int], budget: int) -> None:
+        self._make, self._size, self.budget = make, size, budget
+        self._kept: OrderedDict[int, T] = OrderedDict()
+        self.held = 0
+
+    def __call__(self, key: int) -> T:
+        """The value of `key`, made if it is not kept."""
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            return self._kept[key]
+        value = self._make(key)
+        self._kept[key] = value
+        self.held += self._size(value)
+        while self.held > self.budget:
+            self.held -= self._size(self._kept.popitem(last=False)[1])
+        return value
+
+    def __len__(self) -> int:
+        return len(self._kept)
