@@ -164,8 +164,8 @@ class SampleMaker:
         return area / self.scale(sample, area) ** 2
 
     def scale(self, sample: Sample, area: float) -> float:
-        """RA's linear factor on the working grid for a slice whose pixels have this area in mm², above 1 where the image
-        grows; 1 for a sample without RA."""
+        """RA's linear factor on the working grid, above 1 where the image grows; 1 for a sample without RA. `area`: of
+        a pixel of the slice, mm²."""
         if sample.area is None:
             return 1.0
         plan, factor = self.config.plan, self.config.preprocess.factor
