@@ -50,7 +50,7 @@ class Ablation:
     ) -> None:
         self.log.close("KILLED" if kind else "FAILED" if self._failed else "FINISHED")
 
-    def plan(self, trainings: int = 1) -> ResourcePlan:
+    def budget(self, trainings: int = 1) -> ResourcePlan:
         """The budget for so many trainings on this cluster; starts Ray."""
         if self._cluster is None:
             with self.progress.stage("start Ray"):
@@ -71,7 +71,7 @@ class Ablation:
         if self.settings.layout == "auto":
             for folder in folders:  # a mistyped path is told before Ray takes its seconds to start
                 detect(folder)
-        self.plan()
+        self.budget()
         with self.progress.stage("ingest") as step:
             report = ingest(
                 folders,
@@ -120,7 +120,7 @@ class Ablation:
         if jobs.stale_bank(self.run, self.settings):
             self.progress.say("the bank is of an earlier SDNet, preprocessing or data: made anew")
             fs.remove(bank)
-        budget = self.plan()
+        budget = self.budget()
         with self.progress.stage("extract") as step:
             spec = ExtractionSpec(
                 self.run,
@@ -170,7 +170,7 @@ class Ablation:
             raise InputError(
                 self.name, "has no trained arm of this configuration", "run `cardiomix train ARM --run RUN`"
             )
-        budget = self.plan()
+        budget = self.budget()
         volumes = {run.label: stages.evaluate(run, budget) for run in trained}
         for run in trained:
             self.log.finish_arm(run, failed=False)
@@ -203,7 +203,7 @@ class Ablation:
     def _ready_to_train(self, trainings: int = 1) -> ResourcePlan:
         """The budget, once MLflow has answered: hours are not to be spent on what was never going to be logged."""
         self.log.start()
-        budget = self.plan(trainings)
+        budget = self.budget(trainings)
         self.log.require()
         return budget
 

@@ -71,15 +71,15 @@ def require_split_by(run: str, settings: Settings) -> None:
 
 
 def _stream(run: str, settings: Settings, arm: ArmConfig, train: TrainConfig, seed: int) -> StreamConfig:
-    plan = arm.plan(settings.plan)
-    judged = arm.fa and plan.guard == "reencoding"
+    augmentation = arm.augmentation(settings.plan)
+    judged = arm.fa and augmentation.guard == "reencoding"
     return StreamConfig(
         run=run,
         bank=bank_uri(run, settings) if arm.uses_bank else None,
         donors=settings.bank if arm.fa and borrows_donors(run, settings) else None,
         sdnet=sdnet_uri(run, settings) if judged else None,
         preprocess=settings.preprocess,
-        plan=plan,
+        plan=augmentation,
         seed=seed,
         semi_supervised=arm.semi_supervised,
         ra=arm.ra,

@@ -35,7 +35,7 @@ class ArmConfig(BaseModel):
         """Whether it needs a factor bank: for images to be drawn, or for the regions of anatomies."""
         return self.fa or self.regions == "anatomy"
 
-    def plan(self, plan: PlanConfig) -> PlanConfig:
+    def augmentation(self, plan: PlanConfig) -> PlanConfig:
         """The run's plan with what this arm sets itself."""
         own: dict[str, object] = {
             "fa_policy": self.policy,
