@@ -31,6 +31,8 @@ BEYOND: dict[str, ArmConfig] = {
     "ss_sdnet_ra_fa_gaussian": _with(_FA, policy="gaussian"),
     "ss_sdnet_ra_fa_styles": _with(_FA, policy="styles"),
     "ss_sdnet_ra_fa_consistency": _with(_FA, consistency=True),
+    "ss_sdnet_ra_fa_residual": _with(_FA, render="residual"),
+    "ss_sdnet_ra_fa_residual_consistency": _with(_FA, render="residual", consistency=True),
     "ss_sdnet_ra_bigaug": _with(_FA, fa=False, appearance="bigaug"),
     "ss_sdnet_ra_fa_bigaug": _with(_FA, appearance="bigaug"),
     "ss_sdnet_ra_fourier": _with(_FA, fa=False, appearance="fourier"),
