@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.samples.maker import MADE_AT, MADE_S, REJECTED, SampleMaker
+from pipeline.samples.maker import MADE_AT, MADE_S, REJECTED, TWIN, SampleMaker
 from pipeline.samples.stream_config import StreamConfig, open_bank, step_plan
 from storage.bank.node_cache import BankView
 from storage.errors import InputError, StageError, one_line
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 STEPS_PER_BLOCK = 8  # small blocks start a stream sooner, large ones cost less each; 8 steps of 8 rows measured well
 BYTES_A_PIXEL = 5  # image and mask
+UPLOADED = ("image", "mask", TWIN)
 NODE_DIED = "its node has died"  # in Ray's words
 MOST_DEATHS = 3  # of makers at one block, but for those whose node is lost
 
@@ -201,8 +202,9 @@ def _cut(made: dict[str, Any], rows: int, device: str) -> Iterator[dict[str, tor
 
     for i in range(0, len(made["image"]), rows):
         batch = {name: torch.from_numpy(values[i : i + rows].copy()) for name, values in made.items()}
-        if device != "cpu":
-            batch = {name: values.pin_memory().to(device, non_blocking=True) for name, values in batch.items()}
+        if device != "cpu":  # what the host decides by stays there
+            up = {name: batch[name].pin_memory().to(device, non_blocking=True) for name in UPLOADED if name in batch}
+            batch |= up
         yield batch
 
 

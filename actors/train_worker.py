@@ -177,7 +177,7 @@ def run_epochs(
     """The steps and epochs that are left, as worker `rank` of `world`."""
     import torch
 
-    from pipeline.training.step import Batch, train_step
+    from pipeline.training.step import Batch, settle, train_step
 
     per_epoch, total = total_steps(job, store)
     if state.step >= total:  # killed after the last epoch
@@ -198,18 +198,21 @@ def run_epochs(
         stream_mb=budget.stream_mb,
     )
     flow = StreamStats(budget.data_actors)
-    vendor_of = torch.from_numpy(np.searchsorted(training_vendors(store), store.column("vendor"))).to(device)
-    sums: dict[str, float] = {}
+    vendor_of = torch.from_numpy(np.searchsorted(training_vendors(store), store.column("vendor")))
+    sums: dict[str, torch.Tensor] = {}
     before = time.perf_counter()
     for row in stream:
         flow.add(row, time.perf_counter() - before)
-        vendor = None if state.alignment is None else vendor_of[row["slice_id"]]
+        vendor = None
+        if state.alignment is not None:
+            vendor = vendor_of[row["slice_id"]].to(device, non_blocking=True)
         batch = Batch(row["image"], row["mask"].long(), row["labelled"], row["slice_id"], vendor, row.get(TWIN))
         for name, value in train_step(objective, state, batch, job.train).items():
-            sums[name] = sums.get(name, 0.0) + value
+            sums[name] = sums[name].add_(value) if name in sums else value.double()
         if state.step % per_epoch == 0:
+            settle(state)  # before anything is kept
             seen = flow.numbers()
-            record = {f"loss/{name}": value / per_epoch for name, value in _over_workers(sums, world, device).items()}
+            record = {f"loss/{name}": value / per_epoch for name, value in _over_workers(sums, world).items()}
             record |= seen | {"samples_per_s": per_epoch * job.stream.samples_per_step / seen["train_seconds"]}
             _end_epoch(job, state, record | factors_seen(job, state, watched), held_out, history, rank, world)
             sums = {}
@@ -234,14 +237,13 @@ def _objective(job: TrainJob, state: TrainState, world: int) -> Any:
     return ray.train.torch.prepare_model(objective, parallel_strategy_kwargs=lone)
 
 
-def _over_workers(sums: dict[str, float], world: int, device: torch.device) -> dict[str, float]:
-    """Means over all workers."""
+def _over_workers(sums: dict[str, torch.Tensor], world: int) -> dict[str, float]:
+    """Means over all workers of float64 scalars, read from the device at once."""
     import torch
 
-    if world == 1:
-        return sums
-    values = torch.tensor(list(sums.values()), dtype=torch.float64, device=device)
-    torch.distributed.all_reduce(values)
+    values = torch.stack(list(sums.values()))
+    if world > 1:
+        torch.distributed.all_reduce(values)
     return dict(zip(sums, (values / world).tolist(), strict=True))
 
 

@@ -159,15 +159,17 @@ class VendorAlignment(nn.Module):
 
     @torch.no_grad()
     def _remember(self, share_NC: Tensor, vendor_N: Tensor) -> None:
-        for vendor in vendor_N.unique():
-            own = share_NC[vendor_N == vendor]
-            self.seen[vendor] += len(own)
-            rate = torch.clamp(len(own) / self.seen[vendor], min=1.0 - (1.0 - 1.0 / MEMORY) ** len(own))
-            self.mean[vendor] += rate * (own.mean(dim=0) - self.mean[vendor])
+        own = F.one_hot(vendor_N, len(self.seen)).to(share_NC.dtype)  # (N, V)
+        count = own.sum(dim=0)
+        self.seen += count
+        rate = torch.maximum(count / self.seen.clamp_min(1.0), 1.0 - (1.0 - 1.0 / MEMORY) ** count)
+        means = own.T @ share_NC / count.clamp_min(1.0)[:, None]
+        self.mean += (rate * (count > 0))[:, None] * (means - self.mean)
         within = (share_NC - self.mean[vendor_N]).square().mean(dim=0)
         self.variance += 4.0 / MEMORY * (within - self.variance)
 
 
 def sample_latent(like: Tensor, generator: torch.Generator) -> Tensor:
     """z ~ N(0, I) of the codes' shape, from a generator on the CPU, so that all devices draw the same."""
-    return torch.randn(like.shape, generator=generator).to(like)
+    drawn = torch.randn(like.shape, generator=generator)
+    return (drawn.pin_memory() if like.is_cuda else drawn).to(like, non_blocking=True)

@@ -47,7 +47,7 @@ class Objective(nn.Module):
     ) -> dict[str, Tensor]:
         """Weighted terms by name. Labelled samples come first in a batch; only they reach the segmentor, unless there
         are twins."""
-        count = int(labelled.sum())
+        count = int(labelled.sum())  # on the CPU
         model = self.model
         terms: dict[str, Tensor] = {}
         if isinstance(model, SDNet):

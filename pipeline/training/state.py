@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+from collections import deque
 from dataclasses import dataclass, field
 
 import torch
@@ -22,12 +23,25 @@ def network_seed(seed: int, name: str, *counters: int) -> int:
     return int(generator(seed, name, *counters).integers(0, 2**62))
 
 
+@dataclass(frozen=True)
+class Unread:
+    """A step of which the host does not know yet whether it was finite: the flag, on its way to the host, and what says
+    that it has arrived (None on a CPU); the step's number, slices, terms and norm of the gradient."""
+
+    step: int
+    slice_id: Tensor
+    terms: dict[str, Tensor]
+    norm: Tensor
+    finite: Tensor
+    sent: torch.cuda.Event | None
+
+
 @dataclass
 class TrainState:
     """Everything a restart needs. `model` is the raw network; a wrapper for several workers shares its weights.
 
     `average` is the running average of `model`, or None where `TrainConfig.ema` is off. `revived`: how often an anatomy
-    channel was (`channel_revival`).
+    channel was (`channel_revival`). `unread`: steps that `step.settle` has not looked at.
     """
 
     model: UNet | SDNet
@@ -43,6 +57,7 @@ class TrainState:
     best_weights: dict[str, Tensor] = field(default_factory=dict)
     average: UNet | SDNet | None = None
     alignment: VendorAlignment | None = None
+    unread: deque[Unread] = field(default_factory=deque)
 
     @classmethod
     def create(

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from pipeline.networks.sdnet import SDNet
 from pipeline.training.channel_revival import revive
 from pipeline.training.config import TrainConfig
-from pipeline.training.state import TrainState, network_seed
+from pipeline.training.state import TrainState, Unread, network_seed
+
+LAG = 4  # steps after which a loss that is not finite is told
 
 
 @dataclass(frozen=True)
 class Batch:
-    """image (N, 1, S, S) float32 in [-1, 1]; mask (N, S, S) int64; labelled (N,) bool; slice_id (N,) int64; vendor
-    (N,) int64, numbers from 0, where the loss asks for it; twin like image, for arms with consistency."""
+    """image (N, 1, S, S) float32 in [-1, 1]; mask (N, S, S) int64; labelled (N,) bool and slice_id (N,) int64, both on
+    the CPU; vendor (N,) int64, numbers from 0, where the loss asks for it; twin like image, for arms with
+    consistency."""
 
     image: Tensor
     mask: Tensor
@@ -71,11 +74,25 @@ def _memory_advice(batch: Batch, config: TrainConfig) -> Iterator[None]:
         ) from error
 
 
-def _not_finite(what: str, step: int, batch: Batch) -> NonFiniteLossError:
-    return NonFiniteLossError(
-        f"step {step}: {what}, slices {batch.slice_id.tolist()}; lower train.learning_rate or set train.gradient_clip, "
-        "and look at these slices"
-    )
+def settle(state: TrainState, lag: int = 0) -> None:
+    """Raise NonFiniteLossError for a step whose loss or gradient was not finite; the last `lag` steps are not waited
+    for. Such a step has changed no weight, but the batch-norm statistics: nothing may be kept before this was called.
+    """
+    while len(state.unread) > lag:
+        was = state.unread.popleft()
+        if was.sent is not None:
+            was.sent.synchronize()
+        if bool(was.finite.numpy()):
+            continue
+        terms = {name: float(term) for name, term in was.terms.items()}
+        loss, norm = sum(terms.values()), float(was.norm)
+        what = (
+            f"norm of the gradient is {norm}, loss {loss}" if math.isfinite(loss) else f"loss is {loss}, terms {terms}"
+        )
+        raise NonFiniteLossError(
+            f"step {was.step}: {what}, slices {was.slice_id.tolist()}; lower train.learning_rate or set "
+            "train.gradient_clip, and look at these slices"
+        )
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
@@ -83,25 +100,32 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any
     return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
-def train_step(objective: nn.Module, state: TrainState, batch: Batch, config: TrainConfig) -> dict[str, float]:
-    """One step of training: one update of the weights, or two (`TrainConfig.update`); returns the terms and `total`.
+def train_step(objective: nn.Module, state: TrainState, batch: Batch, config: TrainConfig) -> dict[str, Tensor]:
+    """One step of training: one update of the weights, or two (`TrainConfig.update`); returns the terms and `total` as
+    scalars that stay on the device: nothing here waits for it.
 
-    Where there are two, a term is the mean of those that have it. Raises NonFiniteLossError before the weights are
-    touched by what is not finite, OutOfMemoryError if the batch is too large.
+    Where there are two updates, a term is the mean of those that have it. A step whose loss or gradient is not finite
+    touches no weight; NonFiniteLossError is raised for it here at most `LAG` steps later, or by `settle`. Raises
+    OutOfMemoryError if the batch is too large.
     """
     state.model.train()
     state.latent.manual_seed(network_seed(state.seed, f"latent/{state.rank}", state.step))
     parts = batch.parts() if config.update == "separate" else [batch]
     found = [_update(objective, state, part, config) for part in parts]
     state.step += 1
+    settle(state, LAG)
     # between the ends of epochs, so that what is validated and kept has settled since
     if config.revive_every and state.step % config.revive_every == config.revive_every // 2:
         _revive(state, batch, config)
     if config.ema is not None:
         state.update_average(config.ema)
     names = dict.fromkeys(name for terms in found for name in terms)
-    means = {name: float(np.mean([terms[name] for terms in found if name in terms])) for name in names}
-    return {**means, "total": sum(means.values())}
+    means = {name: _mean([terms[name] for terms in found if name in terms]) for name in names}
+    return {**means, "total": torch.stack(list(means.values())).sum()}
+
+
+def _mean(values: list[Tensor]) -> Tensor:
+    return values[0] if len(values) == 1 else torch.stack(values).mean()
 
 
 def _revive(state: TrainState, batch: Batch, config: TrainConfig) -> None:
@@ -110,23 +134,34 @@ def _revive(state: TrainState, batch: Batch, config: TrainConfig) -> None:
             revive(state, batch.image)
 
 
-def _update(objective: nn.Module, state: TrainState, batch: Batch, config: TrainConfig) -> dict[str, float]:
+def _update(objective: nn.Module, state: TrainState, batch: Batch, config: TrainConfig) -> dict[str, Tensor]:
     """One forward, backward and optimiser step; returns the weighted terms."""
     device = batch.image.device
     with _memory_advice(batch, config):
         with autocast(device, config.precision):
             terms = objective(batch.image, batch.mask, batch.labelled, batch.vendor, batch.twin, state.step)
         total = torch.stack(list(terms.values())).sum()
-        if not torch.isfinite(total):
-            found = {name: term.item() for name, term in terms.items()}
-            raise _not_finite(f"loss is {total.item()}, terms {found}", state.step, batch)
         state.optimiser.zero_grad(set_to_none=True)
         total.backward()
         norm = _clip(state.model, config.gradient_clip)
-        if not torch.isfinite(norm):
-            raise _not_finite(f"norm of the gradient is {norm.item()}, loss {total.item()}", state.step, batch)
+        finite = total.detach().isfinite() & norm.isfinite()
+        # the fused kernel leaves weights and moments as they are where this is 1, without asking the host
+        state.optimiser.found_inf = finite.logical_not().float()  # type: ignore[attr-defined]
         state.optimiser.step()
-    return {name: float(term.detach()) for name, term in terms.items()}
+    terms = {name: term.detach() for name, term in terms.items()}
+    state.unread.append(Unread(state.step, batch.slice_id, terms, norm.detach(), *_sent(finite)))
+    return terms
+
+
+def _sent(flag: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+    """A flag on its way to the host, and what says that it has arrived."""
+    if flag.device.type != "cuda":
+        return flag, None
+    host = torch.empty((), dtype=torch.bool, pin_memory=True)
+    host.copy_(flag, non_blocking=True)
+    arrived = torch.cuda.Event()
+    arrived.record()
+    return host, arrived
 
 
 def _clip(model: nn.Module, largest: float | None) -> Tensor:

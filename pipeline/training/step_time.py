@@ -52,10 +52,10 @@ def _noise(labelled: int, unlabelled: int, size: int, device: torch.device, twin
     mask = torch.randint(0, 4, (count, size, size), generator=draw)
     order = torch.arange(count)
     image, mask, order = image.to(device), mask.to(device), order.to(device)
-    return Batch(image, mask, order < labelled, order, order % 2, image.flip(-1) if twins else None)
+    return Batch(image, mask, order.cpu() < labelled, order.cpu(), order % 2, image.flip(-1) if twins else None)
 
 
 def _timed(objective: Objective, state: TrainState, batch: Batch, config: TrainConfig) -> float:
     began = time.perf_counter()
-    train_step(objective, state, batch, config)  # returns numbers, so the device has finished
+    float(train_step(objective, state, batch, config)["total"])  # which waits for the device
     return time.perf_counter() - began

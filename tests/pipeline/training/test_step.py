@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import math
 from dataclasses import replace
+from typing import Any
 
 import monai.losses
 import numpy as np
@@ -10,13 +11,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from pipeline.networks.sdnet import SDNetConfig
+from pipeline.networks.sdnet import SDNetConfig, adain, adain_at_once
 from pipeline.networks.unet import UNetConfig
 from pipeline.training.config import TrainConfig
 from pipeline.training.losses import LossConfig, VendorAlignment, channel_balance, segmentation_losses
 from pipeline.training.objective import Objective
 from pipeline.training.state import TrainState
-from pipeline.training.step import Batch, NonFiniteLossError, OutOfMemoryError, train_step
+from pipeline.training.step import LAG, Batch, NonFiniteLossError, OutOfMemoryError, settle, train_step
 from pipeline.training.validation import ValidationVolume, validate
 
 SDNET = SDNetConfig(anatomy_width=4, modality_width=4, segmentor_width=4, decoder_width=4)
@@ -138,15 +139,35 @@ def test_the_rate_falls_at_the_second_epoch_without_improvement() -> None:
     assert state.best_dice == 0.6
 
 
-def test_a_non_finite_loss_names_the_slices_and_leaves_the_weights() -> None:
+@pytest.mark.parametrize("config", [FP32, FP32.model_copy(update={"update": "separate"})])
+def test_a_non_finite_loss_names_step_and_slices_a_few_steps_later_and_touches_no_weight(config: TrainConfig) -> None:
     state, objective = fresh()
+    train_step(objective, state, batch(), FP32)
     b = batch()
     image = b.image.clone()
     image[1] = float("nan")
     before = {k: v.clone() for k, v in state.model.named_parameters()}
-    with pytest.raises(NonFiniteLossError, match=r"slices \[0, 1, 2, 3\]"):
-        train_step(objective, state, Batch(image, b.mask, b.labelled, b.slice_id), FP32)
+    moments = {k: v["exp_avg"].clone() for k, v in state.optimiser.state.items()}
+    torn = Batch(image, b.mask, b.labelled, b.slice_id)
+    labelled = torch.ones(2, dtype=torch.bool)
+    if config.update == "separate":  # one update alone, so that another one does not change the weights
+        torn = Batch(image[:2], b.mask[:2], labelled, b.slice_id[:2])
+    train_step(objective, state, torn, config)
     assert all(torch.equal(before[k], v) for k, v in state.model.named_parameters())
+    assert all(torch.equal(moments[k], v["exp_avg"]) for k, v in state.optimiser.state.items())
+    with pytest.raises(NonFiniteLossError, match=r"^step 1: loss is nan, terms .*slices \[0, 1"):
+        for k in range(LAG):
+            train_step(objective, state, batch(seed=k), FP32)
+    assert state.step <= 2 + LAG
+
+
+def test_what_is_not_finite_is_found_before_anything_is_kept() -> None:
+    state, objective = fresh()
+    b = batch()
+    train_step(objective, state, Batch(b.image * float("inf"), b.mask, b.labelled, b.slice_id), FP32)
+    with pytest.raises(NonFiniteLossError, match="step 0"):
+        settle(state)
+    settle(state)  # told once
 
 
 def test_a_gradient_that_is_not_finite_stops_before_the_weights_are_touched() -> None:
@@ -154,9 +175,50 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights_are_touched() ->
     with torch.no_grad():
         state.model.get_parameter("head.weight")[0] = 1e30  # a finite loss, but whose gradient is past all bounds
     before = {k: v.clone() for k, v in state.model.named_parameters()}
+    train_step(objective, state, batch(), FP32)
     with pytest.raises(NonFiniteLossError, match=r"norm of the gradient is inf.*slices \[0, 1, 2, 3\]"):
-        train_step(objective, state, batch(), FP32)
+        settle(state)
     assert all(torch.equal(before[k], v) for k, v in state.model.named_parameters())
+
+
+QUESTIONS = ("aten::_local_scalar_dense", "aten::nonzero", "aten::_unique2")
+
+
+def around(event: Any) -> set[str]:
+    """Names of what an event of the profiler happened in."""
+    names, parent = set(), event.cpu_parent
+    while parent is not None:
+        names.add(parent.name)
+        parent = parent.cpu_parent
+    return names
+
+
+@pytest.mark.parametrize("network", [SDNET, UNetConfig(width=4)])
+def test_no_step_asks_the_device_for_a_number(network: SDNetConfig | UNetConfig) -> None:
+    """Each such question would wait until a GPU has done all that it was given."""
+    config = FP32.model_copy(update={"ema": 0.9, "gradient_clip": 1.0})
+    loss = LossConfig(kl=0.1, balance=0.1, align=0.1, contrast=0.1)
+    state = TrainState.create(network, config, seed=0, vendors=2)
+    objective = Objective(state.model, loss, state.latent, state.alignment)
+    b = batch()
+    ready = Batch(b.image, b.mask, b.labelled, b.slice_id, torch.tensor([0, 1, 1, 0]))
+    for _ in range(LAG + 2):
+        train_step(objective, state, ready, config)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        train_step(objective, state, ready, config)
+    asked = [around(event) for event in profile.events() if event.name in QUESTIONS]
+    # Adam's fused kernel and one_hot ask on a CPU alone
+    ours = [names for names in asked if not {"aten::_fused_adam_", "aten::one_hot"} & names]
+    assert len(ours) == 1  # `labelled.sum()`, of a tensor that lies on the CPU
+
+
+def test_adain_of_all_images_at_once_equals_that_of_each() -> None:
+    g = torch.Generator().manual_seed(0)
+    x, scale, shift = torch.randn(3, 5, 9, 7, generator=g) * 4 + 2, torch.randn(3, 5, generator=g), torch.randn(3, 5)
+    torch.testing.assert_close(adain_at_once(x, scale, shift), adain(x, scale, shift), rtol=1e-5, atol=1e-5)
+    one = (scale[:, :1], shift[:, :1])
+    torch.testing.assert_close(adain_at_once(x, *one), adain(x, *one), rtol=1e-5, atol=1e-5)
+    assert adain_at_once(x.bfloat16(), scale, shift).dtype == torch.bfloat16
 
 
 def test_a_batch_too_large_for_the_memory_says_how_large_and_what_to_try() -> None:
