@@ -16,8 +16,8 @@ from pipeline.scores.volumes import agreement, cardiac_function
 class Findings:
     """What is worked out of a run's cases; see the functions that make each."""
 
-    summary: list[dict[str, Any]]  # evaluation.summarise, arms in the paper's order
-    comparisons: list[dict[str, Any]]  # comparison.compare_arms
+    summary: list[dict[str, Any]]  # tables.summarise, arms in the paper's order
+    comparisons: list[dict[str, Any]]  # compare_arms.compare_arms
     function: list[dict[str, Any]]  # volumes.cardiac_function
     agreement: list[dict[str, Any]]  # volumes.agreement
 

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from storage.identity import identity
 from storage.slices.store import SliceStore
 
 if TYPE_CHECKING:
@@ -15,7 +16,10 @@ if TYPE_CHECKING:
     from actors.train_job import TrainJob
 
 SLICES, BANK = "slices", "factor bank"
-PROTOCOL = ("protocol", "protocol_vendor", "protocol_test_fraction", "label_fraction", "split_seed")
+PROTOCOL = (
+    *("protocol", "protocol_vendor", "protocol_test_fraction", "label_fraction", "split_seed"),
+    *("labelled_subjects", "adapt_fraction", "test_half"),
+)
 _CONTEXT = "mlflow.data.context"
 
 
@@ -29,6 +33,7 @@ def job_params(arm: str, seed: int, job: TrainJob) -> dict[str, str]:
     layouts = SliceStore.open(stream.run).layouts
     network = "sdnet" if hasattr(job.network, "anatomy_width") else "unet"
     train, loss = ("pretrain", "pretrain_loss") if job.name == "pretrain" else ("train", "loss")
+    split_by = identity(layouts) if layouts is not None else {}
     tree: dict[str, Any] = {
         "arm": arm,
         "seed": seed,
@@ -38,7 +43,7 @@ def job_params(arm: str, seed: int, job: TrainJob) -> dict[str, str]:
         "ra": stream.ra,
         "fa": stream.fa,
         network: job.network.model_dump(mode="json"),
-        "layouts": {name: getattr(layouts, name, None) for name in PROTOCOL},
+        "layouts": {name: split_by.get(name) for name in PROTOCOL},
         "preprocess": stream.preprocess.model_dump(mode="json"),
         "plan": stream.plan.model_dump(mode="json"),
         loss: job.loss.model_dump(mode="json"),

@@ -55,7 +55,7 @@ class FactorAugment:
     bank: a URI or a `FactorBank`. sdnet: folder of the SDNet that filled it, for slices that the bank lacks. plan: what
     is drawn with (`fa_share`, `fa_policy`, `fa_reach`, `fa_render`, `fa_step`, `pairs`, `fa_precision`); by default
     half of the images, residual, from half way to a donor's code to twice the way. Policies `own` and `styles`, pairs
-    `cross_vendor` and the guard belong to a run's stream and are not taken here.
+    `cross_vendor` and a guard belong to a run's stream and are not taken here.
 
     Raises InputError, when made, for such a plan, a bank that cannot be opened or an SDNet that did not fill it; when
     called, for an image that is not on the bank's grid, or is in no bank and there is no SDNet.
@@ -69,6 +69,8 @@ class FactorAugment:
         seed: int = 0,
         key: str = IMAGE,
     ) -> None:
+        if plan.guard != "none":
+            raise InputError(f"plan.fa_guard={plan.fa_guard}", "needs a run's stream", "set plan.fa_guard=none")
         refused = {"fa_policy": ("own", "styles"), "pairs": ("cross_vendor",)}
         for name, values in refused.items():
             if getattr(plan, name) in values:
@@ -91,10 +93,11 @@ class FactorAugment:
 
     def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
         """The same dictionary with another image, (h, w) or (1, h, w), in [-1, 1]; a tensor stays a tensor."""
-        sample = self._stream(_index(data))
-        out = dict(data)
-        if sample.donor_id is None:
+        index, out = _index(data), dict(data)
+        # by chance: evenly spread over indices, the same slices would be drawn in every epoch
+        if generator(self.seed, "drawn", index >> 32, index & 0xFFFFFFFF).random() >= self.plan.fa_share:
             return out
+        sample = self._stream(index)
         image = np.asarray(data[self.key], dtype=np.float32)
         plane = _plane(image, self.key)
         anatomy, own = self._factors(data, plane)
@@ -169,7 +172,7 @@ class FactorAugment:
             self.seed,
             "transform",
             np.zeros(1, dtype=np.int64),
-            fa_share=self.plan.fa_share,
+            fa_share=1.0,
             pairs=self.plan.pairs,
             donors=np.arange(len(donors)),
             donor_vendors=donors.vendor,

@@ -102,7 +102,7 @@ def _verdict(row: Mapping[str, Any]) -> str:
 def across_vendors(summary: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """How evenly each arm does: rows of arm, worst (vendor), worst_dice, best (vendor), best_dice, spread.
 
-    `summary` is that of `evaluation.summarise`. A vendor's Dice is the mean of its structures' means, `spread` the best
+    `summary` is that of `tables.summarise`. A vendor's Dice is the mean of its structures' means, `spread` the best
     vendor's less the worst's (NaN where there is only one).
     """
     found: dict[str, dict[str, list[float]]] = {}

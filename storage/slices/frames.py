@@ -67,7 +67,7 @@ def read_frames(subject: Subject) -> Iterator[Frame]:
     """Every frame with its mask, in order. Each header is checked before any data are read.
 
     A file that holds several frames is opened once and read forwards. Raises InputError for the first thing that is
-    wrong: see `nifti` for files and grids, `label_check` for the order of labels.
+    wrong: see `nifti` for files and grids, `label_order` for the order of labels.
     """
     opened: dict[str, NiftiFile] = {}
     try:
