@@ -123,7 +123,7 @@ def report(run: Run) -> None:
     epilog="Example:  cardiomix ablate cpu --data data/acdc --data data/ge --run runs/real --set train.epochs=20"
 )
 def ablate(
-    preset: Annotated[str, typer.Argument(help="demo, cpu, paper, or a config.yaml to repeat.")],
+    preset: Annotated[str, typer.Argument(help="demo, cpu, robust, paper, or a config.yaml to repeat.")],
     run: Run,
     data: Annotated[
         list[str] | None, typer.Option("--data", help="Folder of studies; repeatable. None: the phantom.")

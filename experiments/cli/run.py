@@ -32,7 +32,7 @@ def absolute(place: str | None) -> str | None:
 
 Run = Annotated[str, typer.Option("--run", callback=absolute, help="Run folder: a local path or an fsspec URI.")]
 Preset = Annotated[
-    str, typer.Option("--preset", help="Preset for a run that has no config.yaml yet: demo, cpu or paper.")
+    str, typer.Option("--preset", help="Preset for a run that has no config.yaml yet: demo, cpu, robust or paper.")
 ]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Override a field, such as train.epochs=10; repeatable.")]
 Data = Annotated[list[str] | None, typer.Argument(help="Folders of studies: M&Ms, ACDC or a table of files.")]

@@ -12,7 +12,7 @@ from storage.errors import InputError
 
 
 def transfer(
-    preset: Annotated[str, typer.Argument(help="demo, cpu, paper, or a config.yaml.")],
+    preset: Annotated[str, typer.Argument(help="demo, cpu, robust, paper, or a config.yaml.")],
     out: Annotated[str, typer.Option("--out", callback=absolute, help="Folder of the directions' runs and the table.")],
     data: Annotated[list[str], typer.Option("--data", help="Folder of studies; repeatable.")],
     vendors: Annotated[str, typer.Option("--vendors", help="Train on each of these in turn, separated by commas.")],

@@ -63,7 +63,7 @@ def test_a_protocol_is_set_by_its_fields_and_is_another_configuration() -> None:
 
 
 def test_an_unknown_preset_or_damaged_configuration_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="choose from demo, cpu, paper"):
+    with pytest.raises(InputError, match="choose from demo, cpu, robust, paper"):
         config.preset("fast")
     (tmp_path / "config.yaml").write_text("preset: [")
     with pytest.raises(InputError, match="not YAML"):
