@@ -82,7 +82,7 @@ def extract(run: Run, assignments: Set = None) -> None:
 
 @app.command(epilog="Example:  cardiomix train fs_sdnet_ra --run runs/first --seeds 2")
 def train(
-    arm: Annotated[str, typer.Argument(help="unet_ra, fs_sdnet, fs_sdnet_ra, ss_sdnet_ra or ss_sdnet_ra_fa.")],
+    arm: Annotated[str, typer.Argument(help="An arm: unet_ra, ss_sdnet_ra_fa, …; docs/experiments.md has them all.")],
     run: Run,
     seeds: Annotated[int | None, typer.Option(help="Replicates.")] = None,
     assignments: Set = None,

@@ -153,10 +153,11 @@ def _make_room(root: Path, key: str, size: int) -> None:
     """Remove other banks as the module says. Raises InputError if `size` bytes do not fit even so."""
     limit = float(os.environ.get(LIMIT, DEFAULT_LIMIT_GB)) * 1e9
     others = sorted((p for p in root.iterdir() if p.is_dir() and p.name != key), key=lambda p: p.stat().st_mtime)
+    own = sum(file.stat().st_size for file in (root / key).iterdir())  # arrays of this bank that are there already
     sizes = {place: sum(file.stat().st_size for file in place.iterdir()) for place in others}
     for place in others:
         earlier = not place.name.endswith(_boot())
-        if earlier or sum(sizes.values()) + size > limit or shutil.disk_usage(root).free < size:
+        if earlier or sum(sizes.values()) + own + size > limit or shutil.disk_usage(root).free < size:
             with _locked(root / f"{place.name}.lock", wait=False) as ours:
                 if ours:
                     shutil.rmtree(place, ignore_errors=True)

@@ -153,6 +153,20 @@ def test_banks_opened_longest_ago_go_when_the_limit_is_reached(
     assert np.array_equal(first, FACTORS.anatomy)  # whoever has it mapped keeps it
 
 
+def test_what_a_bank_has_there_already_counts_towards_the_limit(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (made(tmp_path / f"{k}.zarr", subjects=("s0", f"s{k}")) for k in (1, 2))
+    _ = BankView(first, cache=str(cache)).anatomy
+    monkeypatch.setenv(LIMIT, str(2.5 * FACTORS.anatomy.nbytes / 1e9))
+    view = BankView(second, cache=str(cache))
+    _ = view.anatomy
+    assert len([p for p in cache.iterdir() if p.is_dir()]) == 2
+    _ = view.mask  # as large as the anatomy: with both of them there is no room for the first bank
+    kept = {p.parent.name.split("-")[0] for p in cache.rglob("*.bin")}
+    assert kept == {second.fingerprint}
+
+
 @pytest.mark.parametrize("folder", ["file", "file/below"])
 def test_a_cache_that_cannot_be_is_one_clear_line(whole: Path, tmp_path: Path, folder: str) -> None:
     (tmp_path / "file").write_text("x")
