@@ -38,6 +38,7 @@ class Subject:
     `labels` maps the values in the mask files to ours: LV 1, MYO 2, RV 3 (0 stays 0); any other value is an error.
     `split` is None until `layouts.splits.assign` has run. `spacing` (slice, row, column; mm) overrides the headers.
     `check_masks`: whether masks are held against their images' place in space and against what a heart looks like.
+    `trust_mask_place` and `trust_label_order` each leave out one of these two checks.
     """
 
     subject: str
@@ -51,6 +52,8 @@ class Subject:
     terms: str
     spacing: tuple[float, float, float] | None = None
     check_masks: bool = True
+    trust_mask_place: bool = False
+    trust_label_order: bool = False
 
     @property
     def labelled(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -54,7 +55,7 @@ def read(
             remedy = "copy the file into the folder, or --set layouts.follow_links=true"
             skipped.append(Skipped(subject.subject, stray, "is a link that leaves the data folder", remedy))
         else:
-            subjects.append(replace(subject, check_masks=options.check_masks))
+            subjects.append(_with_checks(subject, options))
     return subjects, sorted(skipped, key=lambda s: (s.subject, s.file))
 
 
@@ -101,6 +102,20 @@ def same_images(digests: Mapping[str, Sequence[str]]) -> list[Skipped]:
             continue
         first |= dict.fromkeys(digests[name], name)
     return repeated
+
+
+def _with_checks(subject: Subject, options: LayoutOptions) -> Subject:
+    """The subject with the checks of masks that the options leave on for it."""
+    return replace(
+        subject,
+        check_masks=options.check_masks,
+        trust_mask_place=_named_in(options.trust_mask_place, subject.subject),
+        trust_label_order=_named_in(options.trust_label_order, subject.subject),
+    )
+
+
+def _named_in(patterns: Sequence[str], name: str) -> bool:
+    return any(name == pattern or fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _real(path: str) -> str:

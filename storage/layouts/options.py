@@ -23,7 +23,19 @@ class LayoutOptions(BaseModel):
         2, ge=1, description="evenly spaced frames of a cine that has neither ED and ES nor masks (frames=ed_es)"
     )
     check_masks: bool = Field(
-        True, description="refuse masks that lie mirrored or beside their image, or whose LV is not inside the MYO"
+        True,
+        description="refuse masks that lie mirrored or beside their image, or whose LV is not inside the MYO; false "
+        "leaves out both checks for every subject: better name subjects in trust_mask_place or trust_label_order",
+    )
+    trust_mask_place: tuple[str, ...] = added(
+        (),
+        description="subjects whose masks fit their images although the masks' headers say otherwise; names or "
+        "patterns such as p0*",
+    )
+    trust_label_order: tuple[str, ...] = added(
+        (),
+        description="subjects whose labels are right although they do not lie as LV, MYO and RV usually do; names or "
+        "patterns such as p0*",
     )
     follow_links: bool = Field(False, description="follow symbolic links that lead out of the data folder")
     acdc_vendor: str = Field("Siemens", min_length=1, description="vendor of every ACDC subject")

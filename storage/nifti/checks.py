@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -57,11 +59,17 @@ def checked_labels(frame: Array, coding: Mapping[int, int], name: str) -> npt.ND
     return np.ascontiguousarray(table[frame.astype(np.uint8)])
 
 
-def check_same_grid(image: Header, mask: Header, placement: bool = True) -> None:
+def trusting(field: str, subject: str) -> str:
+    """The option, ready for a shell, that leaves out one check of masks for one subject."""
+    names = json.dumps([subject], ensure_ascii=False)
+    return f"--set {shlex.quote(f'layouts.{field}={names}')}"
+
+
+def check_same_grid(image: Header, mask: Header, placement: bool = True, subject: str = "SUBJECT") -> None:
     """Raise InputError unless the mask has the image's matrix and voxel size (frames may differ).
 
     With `placement`, also if their headers put the two grids mirrored, turned or apart in space; headers of which one
-    has lost its directions cannot be compared, and pass.
+    has lost its directions cannot be compared, and pass. `subject` is named in the remedy.
     """
     name = fs.base_name(mask.path)
     remedy = f"resample the mask onto the grid of {fs.base_name(image.path)}"
@@ -73,7 +81,9 @@ def check_same_grid(image: Header, mask: Header, placement: bool = True) -> None
         raise InputError(name, f"the mask's voxels are {theirs} mm, the image's {ours} mm", remedy)
     problem = _misplaced(image, mask) if placement else None
     if problem is not None:
-        raise InputError(name, problem, f"{remedy}; if only its header is wrong: --set layouts.check_masks=false")
+        raise InputError(
+            name, problem, f"{remedy}; if only its header is wrong: {trusting('trust_mask_place', subject)}"
+        )
 
 
 def _misplaced(image: Header, mask: Header) -> str | None:

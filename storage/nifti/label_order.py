@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from storage.errors import InputError
+from storage.nifti.checks import trusting
 from storage.subjects import LV, MYO, RV, STRUCTURES
 
 # Shares of a border. In 58 ACDC volumes LV in MYO is .99 or more and any other pair .46 or less.
@@ -35,10 +36,10 @@ def enclosure(mask: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
     return share
 
 
-def check_coding(mask: npt.NDArray[np.uint8], coding: dict[int, int], name: str) -> None:
+def check_coding(mask: npt.NDArray[np.uint8], coding: dict[int, int], name: str, subject: str = "SUBJECT") -> None:
     """Raise InputError if another structure than LV is the enclosed one; masks without all three structures pass.
 
-    `mask` (Z, H, W) is in our labels, `coding` what the file's values were taken for.
+    `mask` (Z, H, W) is in our labels, `coding` what the file's values were taken for. `subject` is named in the remedy.
     """
     share = enclosure(mask)
     if not all(share[label].any() for label in (LV, MYO, RV)):
@@ -54,5 +55,6 @@ def check_coding(mask: npt.NDArray[np.uint8], coding: dict[int, int], name: str)
     raise InputError(
         name,
         f"the labels look like {looks} but are read as {taken}",
-        f"give a column labels, '{looks}', in a table of files; if they are right: --set layouts.check_masks=false",
+        f"give a column labels, '{looks}', in a table of files; if they are right: "
+        f"{trusting('trust_label_order', subject)}",
     )

@@ -73,9 +73,11 @@ def read_frames(subject: Subject) -> Iterator[Frame]:
     try:
         for path in dict.fromkeys(p for f in subject.frames for p in (f.image, f.mask) if p):
             opened[path] = NiftiFile(path, subject.spacing)
+        placement = subject.check_masks and not subject.trust_mask_place
         for source in subject.frames:
             if source.mask is not None:
-                check_same_grid(opened[source.image].header, opened[source.mask].header, subject.check_masks)
+                image_header, mask_header = opened[source.image].header, opened[source.mask].header
+                check_same_grid(image_header, mask_header, placement, subject.subject)
         size = opened[subject.frames[0].image].header.volume_shape[1:]
         for source in subject.frames:
             file = opened[source.image]
@@ -104,8 +106,8 @@ def _mask(file: NiftiFile, source: FrameSource, subject: Subject) -> npt.NDArray
             f"the mask is empty at {source.phase}, frame {source.frame} (from 0)" + found,
             "correct ED and ES, which say where the masks are, or leave the mask out",
         )
-    if subject.check_masks:
-        check_coding(mask, coding, file.name)
+    if subject.check_masks and not subject.trust_label_order:
+        check_coding(mask, coding, file.name, subject.subject)
     return mask
 
 

@@ -30,6 +30,7 @@ FRAMES = "frames.json"
 # Scans compress hardly better at higher levels, which take up to four times as long; masks are nearly nothing.
 IMAGE_LEVEL, MASK_LEVEL = 1, 5
 AXES = ("row", "y", "x")
+TRUSTED = ("trust_mask_place", "trust_label_order")  # of a Subject and of LayoutOptions
 GROUP_ROWS = 4096  # about, in a row group of the index: one at a time is in memory
 
 
@@ -125,6 +126,8 @@ def source_hash(subject: Subject) -> str:
         "labels": subject.labels,
         "spacing": subject.spacing,
         "check_masks": subject.check_masks,
+        # Only where they are set, so that a subject stored by an earlier version is not read again.
+        **{name: True for name in TRUSTED if getattr(subject, name)},
     }
     return hashlib.sha256(json.dumps(definition, sort_keys=True).encode()).hexdigest()
 
@@ -146,7 +149,9 @@ def _index(entered: Sequence[tuple[Subject, StoredSubject]], options: LayoutOpti
     """The index as a Parquet file, rows in the order of `entered`, put together a row group at a time."""
     out, rows, schema = io.BytesIO(), 0, SLICE_SCHEMA
     if options is not None:
-        schema = schema.with_metadata({**schema.metadata, LAYOUTS_KEY: options.model_dump_json().encode()})
+        unset = {name for name in TRUSTED if not getattr(options, name)}  # then earlier versions read the index too
+        about = options.model_dump_json(exclude=unset).encode()
+        schema = schema.with_metadata({**schema.metadata, LAYOUTS_KEY: about})
     group_of = np.cumsum([stored.slices for _, stored in entered]) // GROUP_ROWS
     with pq.ParquetWriter(out, schema, compression="zstd") as writer:
         for _, group in groupby(zip(entered, group_of, strict=True), key=itemgetter(1)):

@@ -285,7 +285,7 @@ FAULTS = [
         "mask beside the image",
         mask(np.array, moved((30, 40, 0))),
         "the mask lies 50.0 mm beside the image",
-        "check_masks=false",
+        "layouts.trust_mask_place=",
         "mask",
     ),
     Fault("ACDC's order", labels(0, 3, 2, 1), "look like RV 1, MYO 2, LV 3 but are", ORDER, "mask", CINES),

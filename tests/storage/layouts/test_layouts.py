@@ -411,6 +411,17 @@ def test_table_faults_skip_the_row_with_reason_and_remedy(table_folder: Path, ro
     assert str(table_folder) not in f"{skipped}"
 
 
+def test_masks_are_trusted_of_the_subjects_that_are_named_alone(table_folder: Path) -> None:
+    shutil.copy(table_folder / "images" / "p1_sa.nii.gz", table_folder / "images" / "p2_sa.nii.gz")
+    rows = [f"{name},images/p{n}_sa.nii.gz,,X,c,0,2" for n, name in enumerate(("p 1*", "p2"), start=1)]
+    (table_folder / "subjects.csv").write_text("\n".join([HEADER, *rows]))
+    for names, trusted in (((), []), (("p2",), ["p2"]), (("p 1*",), ["p 1*"]), (("p*",), ["p 1*", "p2"])):
+        for field in ("trust_mask_place", "trust_label_order"):
+            found = by_name(table_folder, **{field: names})[0].values()
+            assert [s.subject for s in found if getattr(s, field)] == trusted
+            assert sum(s.trust_mask_place + s.trust_label_order for s in found) == len(trusted)
+
+
 def test_table_split_spacing_and_terms_are_optional_columns(table_folder: Path) -> None:
     header = f"{HEADER},Split,Spacing,terms"
     start = "p,images/p1_sa.nii.gz,,X,c,0,2"

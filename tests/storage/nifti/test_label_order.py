@@ -83,7 +83,10 @@ def test_every_wrong_order_is_refused_with_the_right_one(order: tuple[int, ...])
         check_coding(recoded(heart(), order), coding, "m.nii")
     assert caught.value.where == "m.nii"
     assert caught.value.problem.startswith("the labels look like LV 1, MYO 2, RV 3 but are read as ")
-    assert "'LV 1, MYO 2, RV 3'" in caught.value.remedy and "check_masks=false" in caught.value.remedy
+    assert (
+        "'LV 1, MYO 2, RV 3'" in caught.value.remedy
+        and """--set 'layouts.trust_label_order=["SUBJECT"]'""" in caught.value.remedy
+    )
     names = {LV: "LV", MYO: "MYO", RV: "RV"}
     assert ", ".join(f"{names[label]} {value}" for value, label in coding.items()) in caught.value.problem
 

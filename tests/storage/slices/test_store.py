@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shlex
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,15 +13,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from storage.errors import InputError, StageError
 from storage.layouts import LayoutOptions, read, splits
 from storage.slices.intensities import quantise
-from storage.slices.store import SliceStore
+from storage.slices.store import LAYOUTS_KEY, SliceStore
 from storage.slices.writer import finalise, source_hash, write_subject
 from storage.subjects import SLICE_SCHEMA, FrameSource, Skipped, Subject
 
@@ -410,3 +413,38 @@ def test_another_file_of_the_same_name_size_and_time_is_read(tmp_path: Path, sub
     path.write_bytes(data)
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert source_hash(subject) != before
+
+
+def test_one_subjects_mask_header_is_trusted_without_trusting_labels_or_other_subjects(
+    tmp_path: Path, subject: Subject, study: Study
+) -> None:
+    """F3: `--set layouts.check_masks=false`, which the error line recommended, let in any label order of anyone."""
+    mirrored = nib.Nifti1Image(study(0)[1], np.diag([-1.25, 2.5, 8.0, 1.0]))
+    nib.save(mirrored, tmp_path / "m.nii.gz")
+    with pytest.raises(InputError, match="columns run the other way") as caught:
+        write_subject(str(tmp_path / "run"), subject)
+    name, value = shlex.split(caught.value.remedy)[-1].split("=")
+    assert (name, yaml.safe_load(value)) == ("layouts.trust_mask_place", [subject.subject])
+    swapped = replace(subject, labels=((1, 3), (2, 2), (3, 1)), trust_mask_place=True)
+    with pytest.raises(InputError, match="the labels look like") as caught:
+        write_subject(str(tmp_path / "run"), swapped)
+    assert "check_masks" not in str(caught.value) and "layouts.trust_label_order=" in caught.value.remedy
+    with pytest.raises(InputError, match="columns run the other way"):
+        write_subject(str(tmp_path / "run"), replace(swapped, trust_mask_place=False, trust_label_order=True))
+    write_subject(str(tmp_path / "run"), replace(swapped, trust_label_order=True))
+    assert (stored(tmp_path / "run", replace(subject, trust_mask_place=True)).mask(0) == 1).sum() == 36
+
+
+def test_trust_counts_in_a_subjects_hash_and_in_the_index_only_where_it_is_given(
+    tmp_path: Path, subject: Subject
+) -> None:
+    assert source_hash(replace(subject, trust_mask_place=True)) != source_hash(subject)
+    assert source_hash(replace(subject, trust_label_order=True)) != source_hash(subject)
+    rows = {subject.subject: write_subject(str(tmp_path), subject)}
+    for names in ((), ("p*",)):
+        options = LayoutOptions(trust_mask_place=names)
+        finalise(str(tmp_path), rows, [], [subject], options)
+        store = SliceStore.open(str(tmp_path))
+        about = json.loads((store.table.schema.metadata or {})[LAYOUTS_KEY])
+        assert store.layouts == options and about.get("trust_mask_place", []) == list(names)
+        assert ("trust_mask_place" in about, "trust_label_order" in about) == (bool(names), False)
