@@ -2,9 +2,9 @@
 
 Columns `subject, image, mask, vendor, centre, ed, es`; optionally `split` (train, validation, test, excluded),
 `spacing` (slice, row and column distance in mm, such as `8 1.4 1.4`, in place of the headers'), `labels` (the masks'
-values, such as `LV 3, MYO 2, RV 1, background 4`; LV 1, MYO 2, RV 3 if empty) and `terms`. Paths are relative to the
-table's folder. Images are 3D or 4D; `ed` and `es` are 0-based frames; an empty mask means unlabelled. Masks are 4D like
-their image, or 3D where only one frame is labelled.
+values, 1 to 65535, such as `LV 3, MYO 2, RV 1, background 4`; LV 1, MYO 2, RV 3 if empty) and `terms`. Paths are
+relative to the table's folder. Images are 3D or 4D; `ed` and `es` are 0-based frames; an empty mask means unlabelled.
+Masks are 4D like their image, or of one frame where only one frame is labelled.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from storage.layouts.options import LayoutOptions
 from storage.layouts.read_each import legible, read_each
 from storage.layouts.records import ROW, Record, need_columns, read_records
 from storage.layouts.terms import terms_of
+from storage.nifti.checks import LARGEST_LABEL
 from storage.nifti.file import read_header
 from storage.subjects import BACKGROUND, LV, MYO, RV, FrameSource, Skipped, Subject
 
@@ -36,6 +37,7 @@ SPLIT_NAMES = {
     "testing": "test",
     "excluded": "excluded",
 }
+DIGITS = len(str(LARGEST_LABEL))
 DRIVE = re.compile(r"[a-z]:[\\/]", re.IGNORECASE)  # of Windows
 TERMS = "not stated"
 
@@ -144,7 +146,9 @@ def _frames(
     if mask is not None:
         if not phases:
             raise InputError(where, "a mask, but neither ed nor es to say of which frame", "fill in ed or es")
-        cine = len(read_header(mask, spacing).shape) == 4
+        # A 4D mask of one frame is the labelled frame's, as a 3D one is.
+        mask_header = read_header(mask, spacing)
+        cine = len(mask_header.shape) == 4 and (mask_header.frames > 1 or header.frames == 1)
         if not cine and len(phases) > 1:
             raise InputError(where, "a mask of one frame, but both ed and es", "leave only the labelled one")
         masks = {frame: (mask, frame if cine else None) for frame in phases.values()}
@@ -163,11 +167,16 @@ def _labels(text: str, where: str) -> tuple[tuple[int, int], ...]:
     if not text:
         return LABELS
     words = re.split(r"[\s,;=:]+", text.strip(" ,;").lower())
-    coding = {}
+    coding: dict[int, int] = {}
+    form = "write name and value of each: LV 3, MYO 2, RV 1"
     for name, value in zip_longest(words[::2], words[1::2], fillvalue=""):
-        known = name in STRUCTURE_NAMES and value.isdecimal() and 0 < int(value) < 256 and int(value) not in coding
-        if not known:
-            raise InputError(where, f"labels is '{text}'", "write name and value of each: LV 3, MYO 2, RV 1")
+        if name not in STRUCTURE_NAMES:
+            raise InputError(where, f"labels is '{text}': '{name}' is none of LV, MYO, RV and background", form)
+        if not (value.isdecimal() and len(value) <= DIGITS and 0 < int(value) <= LARGEST_LABEL):
+            problem = f"labels is '{text}': '{value}' is no whole number from 1 to {LARGEST_LABEL}"
+            raise InputError(where, problem, form)
+        if int(value) in coding:
+            raise InputError(where, f"labels is '{text}': the value {int(value)} comes twice", form)
         coding[int(value)] = STRUCTURE_NAMES[name]
     return tuple(sorted(coding.items()))
 

@@ -19,6 +19,8 @@ Array = npt.NDArray[Any]
 
 ALONG = 0.999  # cosine above which an axis is the scanner's own
 PARALLEL = 0.9  # cosine above which two axes are taken for one
+LABEL_TOLERANCE = 1e-3  # from a whole number; interpolated masks are farther from one
+LARGEST_LABEL = 65535  # in a coding: NIfTI masks of 16 bits hold it
 GRID_TOLERANCE = 0.01  # relative; headers that other tools wrote round voxel sizes
 
 
@@ -40,23 +42,41 @@ def checked_image(frame: Array, name: str) -> Array:
 
 
 def checked_labels(frame: Array, coding: Mapping[int, int], name: str) -> npt.NDArray[np.uint8]:
-    """A mask (Z, H, W) as uint8 in our labels. Raises InputError for values outside the coding."""
+    """A mask (Z, H, W) as uint8 in our labels. Raises InputError for values outside the coding.
+
+    A value within `LABEL_TOLERANCE` of a whole number is that number.
+    """
     known = {0, *coding}
+    frame = rounded_labels(frame)
     low, high = frame.min(), frame.max()
     # Most masks hold nothing beyond 0, 1, 2 and 3, which is seen without sorting them.
     usual = frame.dtype.kind in "iu" and low >= 0 and high < 256 and set(range(int(high) + 1)) <= known
-    strange = [] if usual else [float(v) for v in np.unique(frame) if v not in known]
+    strange = [] if usual else [v for v in np.unique(frame) if v not in known]
     if strange:
-        shown = ", ".join(f"{v:g}" for v in strange[:4]) + (", …" if len(strange) > 4 else "")
+        # Every digit that the value has: a rounded one could look like a value of the coding.
+        shown = ", ".join(str(v).removesuffix(".0") for v in strange[:4]) + (", …" if len(strange) > 4 else "")
         raise InputError(
             name,
             f"the mask has values outside the coding: {shown}",
             f"write 0 for background and {', '.join(map(str, sorted(coding)))} for the structures",
         )
-    table = np.zeros(256, dtype=np.uint8)
+    largest = max(known)
+    table = np.zeros(largest + 1, dtype=np.uint8)
     for theirs, ours in coding.items():
         table[theirs] = ours
-    return np.ascontiguousarray(table[frame.astype(np.uint8)])
+    return np.ascontiguousarray(table[frame.astype(np.uint8 if largest < 256 else np.uint16)])
+
+
+def rounded_labels(frame: Array) -> Array:
+    """A mask's values as read; those within `LABEL_TOLERANCE` of a whole number are rounded to it.
+
+    Tools write whole numbers as 1.0000001 if they scale a mask into the range of a type.
+    """
+    if frame.dtype.kind != "f":
+        return frame
+    whole = np.rint(frame)
+    with np.errstate(invalid="ignore"):  # infinite values, which are told as they are
+        return np.where(np.abs(frame - whole) <= LABEL_TOLERANCE, whole, frame)
 
 
 def trusting(field: str, subject: str) -> str:
@@ -66,24 +86,39 @@ def trusting(field: str, subject: str) -> str:
 
 
 def check_same_grid(image: Header, mask: Header, placement: bool = True, subject: str = "SUBJECT") -> None:
-    """Raise InputError unless the mask has the image's matrix and voxel size (frames may differ).
+    """Raise InputError unless the mask has the image's matrix (frames may differ).
 
-    With `placement`, also if their headers put the two grids mirrored, turned or apart in space; headers of which one
-    has lost its directions cannot be compared, and pass. `subject` is named in the remedy.
+    With `placement`, also if their headers give other voxel sizes or put the two grids mirrored, turned or apart in
+    space; headers of which one has lost its directions cannot be compared, and pass. `subject` is named in the remedy.
     """
     name = fs.base_name(mask.path)
     remedy = f"resample the mask onto the grid of {fs.base_name(image.path)}"
     if image.shape[:3] != mask.shape[:3]:
         theirs, ours = (" × ".join(map(str, h.shape[:3])) for h in (mask, image))
         raise InputError(name, f"the mask is {theirs} voxels, the image {ours}", remedy)
-    if not np.allclose(image.spacing_mm, mask.spacing_mm, rtol=GRID_TOLERANCE):
-        theirs, ours = (" × ".join(f"{mm:g}" for mm in h.spacing_mm[::-1]) for h in (mask, image))
-        raise InputError(name, f"the mask's voxels are {theirs} mm, the image's {ours} mm", remedy)
-    problem = _misplaced(image, mask) if placement else None
+    problem = _other_voxels(image, mask) or _misplaced(image, mask) if placement else None
     if problem is not None:
         raise InputError(
             name, problem, f"{remedy}; if only its header is wrong: {trusting('trust_mask_place', subject)}"
         )
+
+
+def check_mask_frame(image: Header, mask: Header, index: int | None) -> None:
+    """Raise InputError if the mask has another number of frames than the image, and so lacks frame `index`."""
+    if index is not None and index >= mask.frames and image.frames != mask.frames:
+        theirs = f"{mask.frames} frame{'s' * (mask.frames > 1)}"
+        raise InputError(
+            fs.base_name(mask.path),
+            f"the mask has {theirs}, the image {image.frames}, and frame {index} (from 0) is wanted",
+            "give it as many frames as the image, or name one labelled frame alone and give a mask of one frame",
+        )
+
+
+def _other_voxels(image: Header, mask: Header) -> str | None:
+    if np.allclose(image.spacing_mm, mask.spacing_mm, rtol=GRID_TOLERANCE):
+        return None
+    theirs, ours = (" × ".join(f"{mm:g}" for mm in h.spacing_mm[::-1]) for h in (mask, image))
+    return f"the mask's voxels are {theirs} mm, the image's {ours} mm"
 
 
 def _misplaced(image: Header, mask: Header) -> str | None:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from storage.errors import InputError
-from storage.nifti.checks import check_same_grid, checked_image, checked_labels
+from storage.nifti.checks import check_mask_frame, check_same_grid, checked_image, checked_labels, rounded_labels
 from storage.nifti.file import NiftiFile
 from storage.nifti.header import Header
 from storage.nifti.label_order import check_coding
@@ -78,6 +78,7 @@ def read_frames(subject: Subject) -> Iterator[Frame]:
             if source.mask is not None:
                 image_header, mask_header = opened[source.image].header, opened[source.mask].header
                 check_same_grid(image_header, mask_header, placement, subject.subject)
+                check_mask_frame(image_header, mask_header, source.mask_index)
         size = opened[subject.frames[0].image].header.volume_shape[1:]
         for source in subject.frames:
             file = opened[source.image]
@@ -112,7 +113,7 @@ def _mask(file: NiftiFile, source: FrameSource, subject: Subject) -> npt.NDArray
 
 
 def _labelled_frames(file: NiftiFile) -> list[int]:
-    return [frame for frame in range(file.header.frames) if file.frame(frame).any()]
+    return [frame for frame in range(file.header.frames) if rounded_labels(file.frame(frame)).any()]
 
 
 def _by(size: tuple[int, ...]) -> str:

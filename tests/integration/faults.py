@@ -249,7 +249,7 @@ FAULTS = [
     Fault("negative label", mask(voxel(-1, np.int16)), "values outside the coding: -1", CODING, "mask"),
     Fault("label 4", mask(voxel(4, np.uint8)), "values outside the coding: 4", CODING, "mask"),
     Fault("label 255", mask(voxel(255, np.uint8)), "values outside the coding: 255", CODING, "mask"),
-    Fault("label 10^9", mask(voxel(1e9, np.int32)), r"values outside the coding: 1e\+09", CODING, "mask"),
+    Fault("label 10^9", mask(voxel(1e9, np.int32)), "values outside the coding: 1000000000", CODING, "mask"),
     Fault("nan label", mask(voxel(np.nan)), "values outside the coding: nan", CODING, "mask"),
     Fault(
         "mask at other frames",
@@ -263,8 +263,8 @@ FAULTS = [
     Fault(
         "mask of fewer frames",
         mask(lambda a: a[..., :2]),
-        "has no frame 2: its frames are 0 to 1",
-        PHASES,
+        r"the mask has 2 frames, the image 4, and frame 2 \(from 0\) is wanted",
+        "as many frames as the image",
         "mask",
         CINES,
     ),
@@ -275,7 +275,7 @@ FAULTS = [
         "mask of other voxels",
         mask(np.array, np.diag([1.5, 1.2, 8, 1])),
         "the mask's voxels are 1.5 × 1.2 × 8 mm, the image's 1.5 × 1.5 × 8 mm",
-        GRID,
+        "layouts.trust_mask_place=",
         "mask",
     ),
     Fault("mirrored mask", mask(np.array, np.diag([-1.5, 1.5, 8, 1])), "columns run the other way", GRID, "mask"),

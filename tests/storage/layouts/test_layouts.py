@@ -13,6 +13,7 @@ import pytest
 
 from storage.errors import InputError
 from storage.layouts import LayoutOptions, collect, detect, read, splits
+from storage.slices.frames import read_frames
 from storage.subjects import Skipped, Subject
 
 Write = Callable[..., Path]
@@ -420,6 +421,40 @@ def test_masks_are_trusted_of_the_subjects_that_are_named_alone(table_folder: Pa
             found = by_name(table_folder, **{field: names})[0].values()
             assert [s.subject for s in found if getattr(s, field)] == trusted
             assert sum(s.trust_mask_place + s.trust_label_order for s in found) == len(trusted)
+
+
+LABELS = {
+    "LV 500, MYO 205, RV 600": ((205, 2), (500, 1), (600, 3)),
+    "MYO 2 MYO 5 background=65535": ((2, 2), (5, 2), (65535, 0)),
+    "LV 70000": "labels is 'LV 70000': '70000' is no whole number from 1 to 65535",
+    f"LV {'9' * 5000}": "is no whole number from 1 to 65535",
+    "LV 0": "labels is 'LV 0': '0' is no whole number from 1 to 65535",
+    "LV": "labels is 'LV': '' is no whole number from 1 to 65535",
+    "3 LV": "labels is '3 LV': '3' is none of LV, MYO, RV and background",
+    "LV 1, RV 1": "labels is 'LV 1, RV 1': the value 1 comes twice",
+}
+
+
+@pytest.mark.parametrize(("cell", "wanted"), LABELS.items(), ids=range(len(LABELS)))
+def test_table_labels_say_what_is_wrong_with_them(table_folder: Path, cell: str, wanted: Any) -> None:
+    answer = one_row(table_folder, f'p,images/p1_sa.nii.gz,,X,c,0,2,"{cell}"', f"{HEADER},labels")
+    if isinstance(wanted, str):
+        assert isinstance(answer, Skipped) and wanted in answer.reason
+        assert answer.remedy == "write name and value of each: LV 3, MYO 2, RV 1"
+    else:
+        assert isinstance(answer, Subject) and answer.labels == wanted
+
+
+def test_table_mask_of_one_frame_is_the_labelled_frame_s_whether_3d_or_4d(
+    table_folder: Path, write_nifti: Write, study: Callable[..., Any]
+) -> None:
+    write_nifti(table_folder / "images" / "xyz1.nii.gz", study(0)[1][..., 2:3])
+    subject = one_row(table_folder, "p,images/p1_sa.nii.gz,images/xyz1.nii.gz,X,c,,2")
+    assert isinstance(subject, Subject)
+    (frame,) = read_frames(subject)
+    assert frame.mask is not None and np.array_equal(frame.mask, study(0)[1][..., 2].T)
+    both = one_row(table_folder, "p,images/p1_sa.nii.gz,images/xyz1.nii.gz,X,c,0,2")
+    assert isinstance(both, Skipped) and both.reason == "a mask of one frame, but both ed and es"
 
 
 def test_table_split_spacing_and_terms_are_optional_columns(table_folder: Path) -> None:

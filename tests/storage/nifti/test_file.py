@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -257,6 +259,46 @@ def test_labels_are_recoded_and_strangers_refused(tmp_path: Path, write_nifti: W
             read_labels(str(write_nifti(tmp_path / "s.nii", mask)))
 
 
+@pytest.mark.parametrize(
+    ("stored", "slope", "intercept"),
+    [
+        (np.float32([0, 0.9999, 1.9998, 2.9997]), 1, 0),
+        (np.uint8([0, 85, 170, 255]), 3 / 255, 0),  # as nibabel scales floats into bytes
+        (np.int16([-32768, -10923, 10922, 32767]), 3 / 65535, 32768 * 3 / 65535),
+    ],
+    ids=["float32 a bit off", "uint8 with a slope", "int16 with a slope"],
+)
+def test_labels_that_a_tool_scaled_are_rounded_to_the_whole_numbers_they_mean(
+    tmp_path: Path, stored: npt.NDArray[Any], slope: float, intercept: float
+) -> None:
+    path = tmp_path / "m.nii"
+    nib.save(nib.Nifti1Image(stored.reshape(4, 1, 1), np.eye(4)), path)
+    patched(path, scl_slope=slope, scl_inter=intercept)
+    assert set(np.unique(np.asarray(nib.load(path).dataobj))) != {0, 1, 2, 3}
+    assert read_labels(str(path)).ravel().tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(("value", "shown"), [(1.002, "1.002"), (12345.25, "12345.25"), (4, "4"), (2.5, "2.5")])
+def test_a_value_outside_the_coding_is_shown_with_all_its_digits(
+    tmp_path: Path, write_nifti: Write, value: float, shown: str
+) -> None:
+    mask = np.array([0, 1, 2, value], np.float32).reshape(4, 1, 1)
+    with pytest.raises(InputError, match=rf"outside the coding: {re.escape(shown)}; write 0 for background"):
+        read_labels(str(write_nifti(tmp_path / "m.nii", mask)))
+
+
+def test_labels_beyond_one_byte_are_read_by_their_coding(tmp_path: Path, write_nifti: Write) -> None:
+    coding = {500: 1, 205: 2, 600: 3, 65535: 0}
+    mask = np.array([0, 500, 205, 600, 65535], np.int32).reshape(5, 1, 1)
+    path = str(write_nifti(tmp_path / "m.nii", mask))
+    assert read_labels(path, coding=coding).ravel().tolist() == [0, 1, 2, 3, 0]
+    with pytest.raises(InputError, match="outside the coding: 500, 600, 65535"):
+        read_labels(path, coding={205: 2, 244: 1})  # 500 would be 244 in one byte
+    mask[0] = 65536 + 500
+    with pytest.raises(InputError, match="outside the coding: 66036"):
+        read_labels(str(write_nifti(tmp_path / "m.nii", mask)), coding=coding)
+
+
 def test_a_stated_spacing_stands_in_for_a_broken_one(
     tmp_path: Path, write_nifti: Write, volume: np.ndarray[Any, np.dtype[np.int16]]
 ) -> None:
@@ -350,6 +392,20 @@ def test_a_mask_turned_against_its_image_is_refused_and_one_that_lost_its_direct
             check_same_grid(placed(turned(0)), placed(turned(degrees)))
     check_same_grid(placed(turned(0)), placed(turned(1.0)))
     check_same_grid(placed(turned(0)), placed(np.diag([1.5, 1.5, 8.0, 1.0])))
+
+
+def test_a_mask_that_lost_its_voxel_size_is_let_in_by_the_option_that_its_line_names(
+    placed: Callable[..., Header],
+) -> None:
+    image, lost = placed(turned(0)), placed(np.eye(4))
+    with pytest.raises(InputError) as caught:
+        check_same_grid(image, lost, subject="p 1")
+    assert caught.value.problem == "the mask's voxels are 1 × 1 × 1 mm, the image's 1.5 × 1.5 × 8 mm"
+    option = """--set 'layouts.trust_mask_place=["p 1"]'"""
+    assert caught.value.remedy.endswith(f"if only its header is wrong: {option}")
+    check_same_grid(image, lost, placement=False)
+    with pytest.raises(InputError, match="the mask is 8 × 8 × 3 voxels, the image 8 × 9 × 3"):
+        check_same_grid(replace(image, shape=(8, 9, 3)), lost, placement=False)
 
 
 def test_grids_in_metres_and_in_millimetres_are_compared_in_millimetres(placed: Callable[..., Header]) -> None:

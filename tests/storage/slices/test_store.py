@@ -350,6 +350,11 @@ def test_masks_that_do_not_fit_their_image_are_refused(
         "matrix": (coarse, (1.25, 2.5, 8.0), "the mask is 12 × 20 × 3 voxels, the image 24 × 20 × 3"),
         "voxels": (mask, (1.25, 1.25, 8.0), "the mask's voxels are 1.25 × 1.25 × 8 mm, the image's 1.25 × 2.5 × 8 mm"),
         "coding": (strange, (1.25, 2.5, 8.0), "values outside the coding: 9"),
+        "frames": (
+            mask[..., :2],
+            (1.25, 2.5, 8.0),
+            "the mask has 2 frames, the image 4, and frame 2 .* is wanted; give",
+        ),
         "frame": (np.roll(mask, 1, axis=3), (1.25, 2.5, 8.0), "the mask is empty at ED, frame 0"),
     }
     for name, (data, zooms, reason) in cases.items():
