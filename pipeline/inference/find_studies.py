@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from storage import fs
 from storage.errors import InputError
+from storage.nifti.file import read_header
 
 ENDINGS = (".nii.gz", ".nii")
 MASK_NAME = re.compile(r"[_-](gt|mask|masks|seg|label|labels|pred)$", re.IGNORECASE)
@@ -52,8 +53,8 @@ def find_studies(places: Sequence[str], out: str) -> tuple[list[Study], list[str
     """Studies in files and folders (all below them), and the names of files left out for being named like masks.
 
     Results of a folder's files lie in `out` as the files lie in the folder; those of a file directly in `out`. 3D files
-    of one folder whose names differ in `_frameNN` alone are one study. Raises InputError for a place that is absent or
-    no NIfTI file, if there is no image at all, and if two images would give the same mask.
+    of one folder whose names differ in `_frameNN` alone are one study; a 4D file is one by itself. Raises InputError
+    for a place that is absent or no NIfTI file, if there is no image at all, or if two images would give one mask.
     """
     found: dict[str, list[str]] = {}  # folder under `out` → images
     left_out = []
@@ -103,9 +104,27 @@ def _grouped(images: Sequence[str], out: str) -> Iterator[Study]:
         key, frame = ((folder, match[1], True), int(match[2])) if match else ((folder, stem(image), False), 0)
         groups.setdefault(key, []).append((frame, image))
     for (_, name, _), members in groups.items():
-        ordered = tuple(image for _, image in sorted(members))
-        name = name if len(ordered) > 1 else stem(ordered[0])
-        yield Study(name, ordered, fs.join(out, name))
+        ordered = [image for _, image in sorted(members)]
+        cines = _cines(ordered) if len(ordered) > 1 else set()
+        for image in (image for image in ordered if image in cines):
+            yield Study(stem(image), (image,), fs.join(out, stem(image)))
+        frames = tuple(image for image in ordered if image not in cines)
+        if frames:
+            name = name if len(frames) > 1 else stem(frames[0])
+            yield Study(name, frames, fs.join(out, name))
+
+
+def _cines(images: Sequence[str]) -> set[str]:
+    """Those of the images that hold several frames. A file that cannot be read is none: its study tells of it."""
+
+    def several_frames(image: str) -> bool:
+        try:
+            return read_header(image).frames > 1
+        except InputError:
+            return False
+
+    several = fs.map_concurrently(images[0], several_frames, images)
+    return {image for image, is_cine in zip(images, several, strict=True) if is_cine}
 
 
 def check_targets(studies: Sequence[Study]) -> None:

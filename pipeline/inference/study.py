@@ -21,8 +21,8 @@ from pipeline.inference.predictor import Floats, Predictor, Segmented
 from pipeline.scores.volumes import MYOCARDIUM_G_PER_ML, ejection_fraction, volumes_ml
 from storage import fs
 from storage.errors import InputError, StageError, one_line
-from storage.nifti.checks import checked_image
-from storage.nifti.file import NiftiFile
+from storage.nifti.checks import GRID_TOLERANCE, checked_image
+from storage.nifti.file import NiftiFile, read_header
 from storage.nifti.header import Spacing
 from storage.nifti.write import write_mask_like
 from storage.slices.intensities import Statistics, statistics
@@ -82,6 +82,7 @@ def segment_study(predictor: Predictor, study: Study, models: Sequence[str]) -> 
     Each frame is normalised by its own intensities, as in training. Raises InputError for an image that cannot be used;
     nothing is written then.
     """
+    _check_frame_files(study)
     frames = [frame for image in study.images for frame in _segmented(predictor, image)]
     ml = [frame.ml for frame in frames]
     phases = guess_phases([volumes["LV"] for volumes in ml])
@@ -107,6 +108,22 @@ def segment_study(predictor: Predictor, study: Study, models: Sequence[str]) -> 
     fs.write_bytes(study.picture, picture)
     fs.write_text(study.report, json.dumps(report, indent=1, ensure_ascii=False))
     return report
+
+
+def _check_frame_files(study: Study) -> None:
+    """Raise InputError if a study's files differ in matrix or voxel size: then they are frames of several studies."""
+    if len(study.images) == 1:
+        return
+    first, *others = (read_header(image) for image in study.images)
+    remedy = "predict each in a command of its own, or rename the file that belongs to another study"
+    for header in others:
+        names = fs.base_name(header.path), fs.base_name(first.path)
+        if header.shape[:3] != first.shape[:3]:
+            theirs, ours = (" × ".join(map(str, h.shape[:3])) for h in (header, first))
+            raise InputError(names[0], f"is {theirs} voxels, but {names[1]} of the same study {ours}", remedy)
+        if not np.allclose(header.spacing_mm, first.spacing_mm, rtol=GRID_TOLERANCE):
+            theirs, ours = (" × ".join(f"{mm:g}" for mm in h.spacing_mm[::-1]) for h in (header, first))
+            raise InputError(names[0], f"has voxels of {theirs} mm, but {names[1]} of the same study {ours} mm", remedy)
 
 
 def guess_phases(lv_ml: Sequence[float]) -> tuple[int, int] | None:

@@ -1,0 +1,76 @@
+"""A study's files become one report; what is wrong with one of them is one line or a warning."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from pipeline.inference.find_studies import find_studies
+from pipeline.inference.predictor import Predictor, load_predictor
+from pipeline.inference.study import Outcome, attempt
+from tests.tiny_networks import volume_zhw, write_unet
+
+Write = Callable[..., Path]
+ZOOMS = (1.25, 1.4, 8.0)
+
+
+@pytest.fixture(scope="module")
+def predictor(tmp_path_factory: pytest.TempPathFactory) -> Predictor:
+    return load_predictor([write_unet(tmp_path_factory.mktemp("model"))])
+
+
+def volume_xyz(seed: int) -> npt.NDArray[np.int16]:
+    return volume_zhw(seed).transpose(2, 1, 0)
+
+
+def cine_xyzt(frames: int = 3) -> npt.NDArray[np.int16]:
+    return np.stack([volume_xyz(seed) for seed in range(frames)], axis=3)
+
+
+def outcomes(predictor: Predictor, place: Path, out: Path) -> dict[str, Outcome]:
+    """What becomes of every study in a folder, by its name."""
+    studies, _ = find_studies([str(place)], str(out))
+    return {study.name: attempt(predictor, study, ["name"]) for study in studies}
+
+
+def test_cines_named_like_frames_are_studies_of_their_own(
+    tmp_path: Path, write_nifti: Write, predictor: Predictor
+) -> None:
+    """F14: two cines with other pixels became one study, with an EF across them."""
+    write_nifti(tmp_path / "in" / "p2_frame01.nii.gz", cine_xyzt(), ZOOMS)
+    write_nifti(tmp_path / "in" / "p2_frame10.nii.gz", cine_xyzt(2), (1.25, 2.8, 8.0))
+    for frame in (2, 3):
+        write_nifti(tmp_path / "in" / f"p2_frame{frame:02d}.nii.gz", volume_xyz(frame), ZOOMS)
+    found = outcomes(predictor, tmp_path / "in", tmp_path / "out")
+    frames = {name: [f["image"] for f in (o.report or {})["frames"]] for name, o in found.items()}
+    assert frames == {
+        "p2_frame01": ["p2_frame01.nii.gz"] * 3,
+        "p2_frame10": ["p2_frame10.nii.gz"] * 2,
+        "p2": ["p2_frame02.nii.gz", "p2_frame03.nii.gz"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("zooms", "rows", "line"),
+    [
+        (
+            (1.25, 2.8, 8.0),
+            61,
+            "has voxels of 1.25 × 2.8 × 8 mm, but p_frame01.nii.gz of the same study 1.25 × 1.4 × 8 mm",
+        ),
+        (ZOOMS, 60, "is 50 × 60 × 5 voxels, but p_frame01.nii.gz of the same study 50 × 61 × 5"),
+    ],
+)
+def test_frame_files_of_different_grids_are_refused_in_one_line(
+    tmp_path: Path, write_nifti: Write, predictor: Predictor, zooms: tuple[float, ...], rows: int, line: str
+) -> None:
+    write_nifti(tmp_path / "in" / "p_frame01.nii.gz", volume_xyz(0), ZOOMS)
+    write_nifti(tmp_path / "in" / "p_frame12.nii.gz", volume_xyz(1)[:, :rows], zooms)
+    outcome = outcomes(predictor, tmp_path / "in", tmp_path / "out")["p"]
+    assert outcome.report is None and not (tmp_path / "out").exists()
+    remedy = "predict each in a command of its own, or rename the file that belongs to another study"
+    assert outcome.failure == f"p_frame12.nii.gz: {line}; {remedy}"
