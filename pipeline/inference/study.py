@@ -42,12 +42,16 @@ class Outcome:
 
 @dataclass(frozen=True)
 class _Frame:
-    """One segmented frame; `index` is along the file's fourth axis, None for a 3D file."""
+    """One segmented frame; `index` is along the file's fourth axis, None for a 3D file.
+
+    `unusable` says why a frame could not be segmented; it has an empty mask then.
+    """
 
     image: str
     index: int | None
     spacing: Spacing
     found: Segmented
+    unusable: InputError | None = None
 
     @property
     def ml(self) -> dict[str, float]:
@@ -79,11 +83,14 @@ def attempt(predictor: Predictor, study: Study, models: Sequence[str]) -> Outcom
 def segment_study(predictor: Predictor, study: Study, models: Sequence[str]) -> dict[str, Any]:
     """Segment every frame of a study, write its files and return its report, in which `models` names the networks.
 
-    Each frame is normalised by its own intensities, as in training. Raises InputError for an image that cannot be used;
-    nothing is written then.
+    Each frame is normalised by its own intensities, as in training. A blank frame, or one with NaN, beside others is
+    left empty with a warning. Raises InputError for an image that cannot be used; nothing is written then.
     """
     _check_frame_files(study)
     frames = [frame for image in study.images for frame in _segmented(predictor, image)]
+    unusable = [frame.unusable for frame in frames if frame.unusable is not None]
+    if len(unusable) == len(frames):
+        raise unusable[0]
     ml = [frame.ml for frame in frames]
     phases = guess_phases([volumes["LV"] for volumes in ml])
     report = {
@@ -91,7 +98,8 @@ def segment_study(predictor: Predictor, study: Study, models: Sequence[str]) -> 
         "images": [fs.base_name(image) for image in study.images],
         "masks": [fs.base_name(study.mask(image)) for image in study.images],
         "frames": [
-            {"image": fs.base_name(f.image), "frame": f.index or 0, "ml": v} for f, v in zip(frames, ml, strict=True)
+            {"image": fs.base_name(f.image), "frame": f.index or 0, "ml": v if f.unusable is None else None}
+            for f, v in zip(frames, ml, strict=True)
         ],
         **_function(ml, phases),
         "warnings": _warnings(frames, ml),
@@ -162,20 +170,36 @@ def _segmented(predictor: Predictor, image: str) -> Iterator[_Frame]:
         header = file.header
         cine = len(header.shape) == 4
         frames: list[int | None] = list(range(header.frames)) if cine else [None]
-        found = predictor.masks((_read_frame(file, index) for index in frames), header.spacing_mm)
-        for index, one in zip(frames, found, strict=True):
-            yield _Frame(image, index, header.spacing_mm, one)
+        unusable: dict[int | None, InputError] = {}
+        found = iter(list(predictor.masks(_usable_frames(file, frames, unusable), header.spacing_mm)))
+        empty = Segmented(np.zeros(header.volume_shape, np.uint8), ())
+        for index in frames:
+            problem = unusable.get(index)
+            yield _Frame(image, index, header.spacing_mm, next(found) if problem is None else empty, problem)
 
 
-def _read_frame(file: NiftiFile, index: int | None) -> tuple[Floats, Statistics]:
-    frame = checked_image(file.frame(index), file.name)
-    return frame.astype(np.float32, copy=False), statistics(frame)
+def _usable_frames(
+    file: NiftiFile, frames: Sequence[int | None], unusable: dict[int | None, InputError]
+) -> Iterator[tuple[Floats, Statistics]]:
+    """Those of the frames that can be segmented; why another cannot is put into `unusable`."""
+    for index in frames:
+        data = file.frame(index)  # a damaged file concerns all of its frames
+        try:
+            frame = checked_image(data, file.name, index)
+        except InputError as error:
+            unusable[index] = error
+        else:
+            yield frame.astype(np.float32, copy=False), statistics(frame)
 
 
 def _warnings(frames: Sequence[_Frame], ml: Sequence[dict[str, float]]) -> list[str]:
     out = []
+    unusable = [f.unusable for f in frames if f.unusable is not None]
+    if unusable:
+        more = f", and {len(unusable) - 1} more frames like it" if len(unusable) > 1 else ""
+        out.append(f"{unusable[0].where}: {unusable[0].problem}{more}: not segmented")
     for name in STRUCTURES:
-        lacking = [f.name for f, volumes in zip(frames, ml, strict=True) if volumes[name] == 0]
+        lacking = [f.name for f, v in zip(frames, ml, strict=True) if v[name] == 0 and f.unusable is None]
         if lacking:
             out.append(f"no {name} found in {_names_in_words(lacking)}")
         cut = [f.name for f in frames if name in f.found.cut]
@@ -189,13 +213,14 @@ def _names_in_words(names: Sequence[str]) -> str:
 
 
 def _picture(frames: Sequence[_Frame], report: dict[str, Any], phases: tuple[int, int] | None) -> bytes:
-    """ED and ES, or the first frame where they are not known."""
-    shown = {"first frame": 0} if phases is None else dict(zip(("ED", "ES"), phases, strict=True))
+    """ED and ES, or the first segmented frame where they are not known."""
+    first = next(i for i, frame in enumerate(frames) if frame.unusable is None)
+    shown = {"first frame": first} if phases is None else dict(zip(("ED", "ES"), phases, strict=True))
     rows = []
     for phase, number in shown.items():
         frame = frames[number]
         with NiftiFile(frame.image) as file:
-            image, _ = _read_frame(file, frame.index)
+            ((image, _),) = _usable_frames(file, [frame.index], {})
         volumes = ", ".join(f"{name} {value:.1f} ml" for name, value in report["frames"][number]["ml"].items())
         rows.append(Row(f"{phase}: {frame.name}  {volumes}", image, frame.found.mask))
     return study_png(rows, [headline(report), *report["warnings"]])
@@ -204,7 +229,7 @@ def _picture(frames: Sequence[_Frame], report: dict[str, Any], phases: tuple[int
 def headline(report: dict[str, Any]) -> str:
     """A study's numbers in one line."""
     if report["lv"] is None:
-        (first, *others) = (frame["ml"] for frame in report["frames"])
+        (first, *others) = (frame["ml"] for frame in report["frames"] if frame["ml"] is not None)
         more = f" ({len(others)} more frames)" if others else ""
         return f"{report['study']}: " + ", ".join(f"{name} {ml:.1f} ml" for name, ml in first.items()) + more
     parts = [f"LV mass {report['lv_mass_g']:.0f} g"]

@@ -24,10 +24,10 @@ LARGEST_LABEL = 65535  # in a coding: NIfTI masks of 16 bits hold it
 GRID_TOLERANCE = 0.01  # relative; headers that other tools wrote round voxel sizes
 
 
-def checked_image(frame: Array, name: str) -> Array:
+def checked_image(frame: Array, name: str, index: int | None = None) -> Array:
     """Intensities (Z, H, W), contiguous: integers of up to 32 bits as they are, else float32.
 
-    Raises InputError if any is not finite, or all are the same.
+    Raises InputError if any is not finite, or all are the same; `index` says which frame of the file `name` it is.
     """
     kept = frame.dtype.kind in "iu" and frame.dtype.itemsize <= 4  # float64, which statistics are in, holds these
     with np.errstate(over="ignore"):  # what is beyond float32 is infinite then, and told
@@ -35,14 +35,21 @@ def checked_image(frame: Array, name: str) -> Array:
     low, high = float(image.min()), float(image.max())  # NaN and infinities come through either
     if not (math.isfinite(low) and math.isfinite(high)):
         count = int(np.size(image) - np.count_nonzero(np.isfinite(image)))
-        raise InputError(name, f"{count} voxels are NaN or infinite", "export the image again")
+        raise InputError(name, f"{count} voxels are NaN or infinite{_in_frame(index)}", "export the image again")
     if low == high:
-        raise InputError(name, f"the image is constant: every voxel is {low:g}", "export the image again")
+        problem = f"the image is constant: every voxel is {low:g}{_in_frame(index)}"
+        raise InputError(name, problem, "export the image again")
     return image
 
 
-def checked_labels(frame: Array, coding: Mapping[int, int], name: str) -> npt.NDArray[np.uint8]:
-    """A mask (Z, H, W) as uint8 in our labels. Raises InputError for values outside the coding.
+def _in_frame(index: int | None) -> str:
+    return "" if index is None else f" in frame {index} (from 0)"
+
+
+def checked_labels(
+    frame: Array, coding: Mapping[int, int], name: str, index: int | None = None
+) -> npt.NDArray[np.uint8]:
+    """A mask (Z, H, W) as uint8 in our labels. Raises InputError for values outside the coding, with the frame `index`.
 
     A value within `LABEL_TOLERANCE` of a whole number is that number.
     """
@@ -57,7 +64,7 @@ def checked_labels(frame: Array, coding: Mapping[int, int], name: str) -> npt.ND
         shown = ", ".join(str(v).removesuffix(".0") for v in strange[:4]) + (", …" if len(strange) > 4 else "")
         raise InputError(
             name,
-            f"the mask has values outside the coding: {shown}",
+            f"the mask has values outside the coding: {shown}{_in_frame(index)}",
             f"write 0 for background and {', '.join(map(str, sorted(coding)))} for the structures",
         )
     largest = max(known)

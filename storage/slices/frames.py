@@ -89,7 +89,7 @@ def read_frames(subject: Subject) -> Iterator[Frame]:
                     "list the frames as subjects of their own in a table",
                 )
             mask = None if source.mask is None else _mask(opened[source.mask], source, subject)
-            image = checked_image(file.frame(source.image_index), file.name)
+            image = checked_image(file.frame(source.image_index), file.name, source.image_index)
             yield Frame(source, file.header, quantise(image), statistics(image), mask)
     finally:
         for file in opened.values():
@@ -98,7 +98,7 @@ def read_frames(subject: Subject) -> Iterator[Frame]:
 
 def _mask(file: NiftiFile, source: FrameSource, subject: Subject) -> npt.NDArray[np.uint8]:
     coding = dict(subject.labels)
-    mask = checked_labels(file.frame(source.mask_index), coding, file.name)
+    mask = checked_labels(file.frame(source.mask_index), coding, file.name, source.mask_index)
     if not mask.any():
         elsewhere = _labelled_frames(file) if source.mask_index is not None else []
         found = f"; it has labels at frames {', '.join(map(str, elsewhere))}" if elsewhere else ""

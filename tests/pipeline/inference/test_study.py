@@ -74,3 +74,36 @@ def test_frame_files_of_different_grids_are_refused_in_one_line(
     assert outcome.report is None and not (tmp_path / "out").exists()
     remedy = "predict each in a command of its own, or rename the file that belongs to another study"
     assert outcome.failure == f"p_frame12.nii.gz: {line}; {remedy}"
+
+
+@pytest.mark.parametrize("spoilt", [0.0, np.nan], ids=["blank", "nan"])
+def test_a_cine_with_a_frame_that_cannot_be_used_is_measured_without_it(
+    tmp_path: Path, write_nifti: Write, predictor: Predictor, spoilt: float
+) -> None:
+    """F15: one blank frame lost the whole cine, and the line did not say which frame it was."""
+    cine = cine_xyzt().astype(np.float32)
+    write_nifti(tmp_path / "whole" / "c.nii.gz", cine[..., [0, 2]], ZOOMS)
+    cine[..., 1] = spoilt
+    write_nifti(tmp_path / "in" / "c.nii.gz", cine, ZOOMS)
+    report = outcomes(predictor, tmp_path / "in", tmp_path / "out")["c"].report
+    whole = outcomes(predictor, tmp_path / "whole", tmp_path / "out")["c"].report
+    assert report is not None and whole is not None
+    volumes = [frame["ml"] for frame in report["frames"]]
+    assert volumes[1] is None and [volumes[0], volumes[2]] == [frame["ml"] for frame in whole["frames"]]
+    assert report["lv"] == whole["lv"] and report["ed"] in (0, 2)
+    what = (
+        "the image is constant: every voxel is 0" if spoilt == 0 else f"{cine[..., 1].size} voxels are NaN or infinite"
+    )
+    assert report["warnings"][0] == f"c.nii.gz: {what} in frame 1 (from 0): not segmented"
+    assert not any("frame 1" in warning for warning in report["warnings"][1:])
+
+
+def test_a_cine_without_any_frame_to_use_fails_and_the_line_names_a_frame(
+    tmp_path: Path, write_nifti: Write, predictor: Predictor
+) -> None:
+    write_nifti(tmp_path / "in" / "c.nii.gz", np.zeros((9, 8, 3, 2), np.int16), ZOOMS)
+    write_nifti(tmp_path / "in" / "v.nii.gz", np.full((9, 8, 3), 7, np.int16), ZOOMS)
+    found = outcomes(predictor, tmp_path / "in", tmp_path / "out")
+    constant = "the image is constant: every voxel is"
+    assert found["c"].failure == f"c.nii.gz: {constant} 0 in frame 0 (from 0); export the image again"
+    assert found["v"].failure == f"v.nii.gz: {constant} 7; export the image again"

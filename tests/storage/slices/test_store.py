@@ -345,11 +345,11 @@ def test_masks_that_do_not_fit_their_image_are_refused(
 ) -> None:
     _, mask = study(0)
     coarse, strange = mask[::2], mask.copy()
-    strange[0, 0, 0, 0] = 9
+    strange[0, 0, 0, 2] = 9
     cases: dict[str, tuple[Any, tuple[float, ...], str]] = {
         "matrix": (coarse, (1.25, 2.5, 8.0), "the mask is 12 × 20 × 3 voxels, the image 24 × 20 × 3"),
         "voxels": (mask, (1.25, 1.25, 8.0), "the mask's voxels are 1.25 × 1.25 × 8 mm, the image's 1.25 × 2.5 × 8 mm"),
-        "coding": (strange, (1.25, 2.5, 8.0), "values outside the coding: 9"),
+        "coding": (strange, (1.25, 2.5, 8.0), r"values outside the coding: 9 in frame 2 \(from 0\); write 0"),
         "frames": (
             mask[..., :2],
             (1.25, 2.5, 8.0),
@@ -453,3 +453,14 @@ def test_trust_counts_in_a_subjects_hash_and_in_the_index_only_where_it_is_given
         about = json.loads((store.table.schema.metadata or {})[LAYOUTS_KEY])
         assert store.layouts == options and about.get("trust_mask_place", []) == list(names)
         assert ("trust_mask_place" in about, "trust_label_order" in about) == (bool(names), False)
+
+
+@pytest.mark.parametrize(("value", "problem"), [(7, "every voxel is 7"), (np.nan, "1440 voxels are NaN or infinite")])
+def test_an_image_s_bad_frame_is_named(
+    tmp_path: Path, subject: Subject, write_nifti: Write, study: Study, value: float, problem: str
+) -> None:
+    image = study(0)[0].astype(np.float32)
+    image[..., 2] = value
+    write_nifti(tmp_path / "i.nii.gz", image, (1.25, 2.5, 8.0))
+    with pytest.raises(InputError, match=rf"^i\.nii\.gz: .*{problem} in frame 2 \(from 0\); export"):
+        write_subject(str(tmp_path / "run"), subject)
