@@ -53,8 +53,8 @@ def predict(
     )
     progress, folders = Progress(), model_folders([model, *(models or [])])
     studies, left_out = find_studies(images, out)
-    if left_out:
-        progress.say(f"{len(left_out)} files left out, named like masks: {left_out[0]}, …")
+    for line in left_out.lines():
+        progress.say(line)
     failed = sum(not _print_outcome(outcome) for outcome in segmented(folders, studies, config, workers, progress))
     typer.echo(f"{len(studies) - failed} of {len(studies)} studies in {out}")
     if failed:

@@ -13,7 +13,18 @@ from storage.errors import InputError
 from storage.nifti.file import read_header
 
 ENDINGS = (".nii.gz", ".nii")
-MASK_NAME = re.compile(r"[_-](gt|mask|masks|seg|label|labels|pred)$", re.IGNORECASE)
+OTHER_ENDINGS = (
+    *(".hdr", ".img", ".hdr.gz", ".img.gz", ".dcm", ".ima", ".mha", ".mhd", ".nrrd", ".nhdr", ".mgh", ".mgz"),
+    *(".nii.bz2", ".nii.xz", ".nii.zst", ".nii.zip"),
+)  # of images that cardiomix does not read
+# A word for masks at the end of a name or alone, perhaps with a word about its version: p9-seg, SEG, p9_gt_corrected.
+MASK_NAME = re.compile(
+    r"(^|[_. -])(gt|ground_?truth|masks?|segs?|segmentations?|labels?|labelmap|preds?|predictions?)"
+    r"([_. -](corrected|edited|final|fixed|manual|auto|new|old|copy|ed|es|frame\d+|v?\d+))*$",
+    re.IGNORECASE,
+)
+NNUNET_MASKS = re.compile(r"labels(Tr|Ts|Val)", re.IGNORECASE)  # folders of nnU-Net
+MASK_FOLDER = re.compile(r"masks?|segs?|segmentations?|labels?|ground_?truth", re.IGNORECASE)
 FRAME_NAME = re.compile(r"(.+)_frame(\d+)$", re.IGNORECASE)  # ACDC's: one 3D file a frame
 
 
@@ -43,21 +54,47 @@ class Study:
         return f"{self.out}_pred.png"
 
 
+@dataclass(frozen=True)
+class LeftOut:
+    """Names of the files in folders that are not segmented: `masks` are named like masks, `others` are no NIfTI."""
+
+    masks: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
+
+    def lines(self) -> list[str]:
+        """What to tell of them, a line for each kind."""
+        told = []
+        if self.masks:
+            told.append(f"{_files(self.masks)} left out, named like masks: {_first(self.masks)}")
+        if self.others:
+            what = f"{_files(self.others)} left out, images of other formats: {_first(self.others)}"
+            told.append(f"{what}; to segment them, convert them to .nii.gz")
+        return told
+
+
+def _files(names: Sequence[str]) -> str:
+    return "1 file" if len(names) == 1 else f"{len(names)} files"
+
+
+def _first(names: Sequence[str]) -> str:
+    return names[0] + (", …" if len(names) > 1 else "")
+
+
 def stem(path: str) -> str:
     """A NIfTI file's name without its folder and ending."""
     name = fs.base_name(path)
     return next((name[: -len(end)] for end in ENDINGS if name.lower().endswith(end)), name)
 
 
-def find_studies(places: Sequence[str], out: str) -> tuple[list[Study], list[str]]:
-    """Studies in files and folders (all below them), and the names of files left out for being named like masks.
+def find_studies(places: Sequence[str], out: str) -> tuple[list[Study], LeftOut]:
+    """Studies in files and folders (all below them), and the files of these folders that are left out.
 
     Results of a folder's files lie in `out` as the files lie in the folder; those of a file directly in `out`. 3D files
     of one folder whose names differ in `_frameNN` alone are one study; a 4D file is one by itself. Raises InputError
     for a place that is absent or no NIfTI file, if there is no image at all, or if two images would give one mask.
     """
     found: dict[str, list[str]] = {}  # folder under `out` → images
-    left_out = []
+    masks, others = [], []
     for place in map(fs.absolute, places):
         if not fs.exists(place):
             raise InputError(fs.base_name(place), "no such file or folder", "check the path")
@@ -67,22 +104,41 @@ def find_studies(places: Sequence[str], out: str) -> tuple[list[Study], list[str
             found.setdefault("", []).append(place)
             continue
         for folder, image in _images(place):
-            if MASK_NAME.search(stem(image)):
-                left_out.append(fs.base_name(image))
+            if not image.lower().endswith(ENDINGS):
+                others.append(fs.base_name(image))
+            elif MASK_NAME.search(stem(image)) or _in_mask_folder(fs.base_name(place), folder):
+                masks.append(fs.base_name(image))
             else:
                 found.setdefault(folder, []).append(image)
+    left_out = LeftOut(tuple(masks), tuple(others))
     if not found:
-        masks = f"; {len(left_out)} are named like masks" if left_out else ""
-        raise InputError(fs.base_name(places[0]), f"holds no image ending in .nii or .nii.gz{masks}", "name images")
+        raise _no_image(fs.base_name(places[0]), left_out)
     out = fs.absolute(out)
     studies = [study for folder, images in sorted(found.items()) for study in _grouped(images, fs.join(out, folder))]
     check_targets(studies)
     return studies, left_out
 
 
+def _in_mask_folder(place: str, below: str) -> bool:
+    """Whether a file's folder, `below` the place that was named, says that it holds masks."""
+    folders = below.split("/")
+    named = any(MASK_FOLDER.fullmatch(folder) or NNUNET_MASKS.fullmatch(folder) for folder in folders)
+    return named or NNUNET_MASKS.fullmatch(place) is not None
+
+
+def _no_image(place: str, left_out: LeftOut) -> InputError:
+    problem, remedy = "holds no image ending in .nii or .nii.gz", "name images"
+    if left_out.masks:
+        problem += f"; {len(left_out.masks)} are named like masks"
+    if left_out.others:
+        problem += f"; {len(left_out.others)} are of other formats, such as {left_out.others[0]}"
+        remedy = "convert them to .nii.gz"
+    return InputError(place, problem, remedy)
+
+
 def _images(place: str, below: str = "", above: frozenset[str] = frozenset()) -> Iterator[tuple[str, str]]:
-    """(folder under `place`, file) of every NIfTI file, in order of their names. `above`: real folders on the way, to
-    which a link does not lead back."""
+    """(folder under `place`, file) of every image, first those of NIfTI, in order of their names. `above`: real folders
+    on the way, to which a link does not lead back."""
     here = fs.join(place, below)
     above |= {os.path.realpath(fs.local_path(here)) if fs.is_local(here) else here}
     names = [name for name in fs.list_names(here) if not name.startswith(".")]
@@ -91,7 +147,11 @@ def _images(place: str, below: str = "", above: frozenset[str] = frozenset()) ->
             yield below, fs.join(here, name)
     for name in names:
         inside = fs.join(here, name)
-        if name.lower().endswith(ENDINGS) or not fs.is_folder(inside):
+        if name.lower().endswith(ENDINGS):
+            continue
+        if not fs.is_folder(inside):
+            if name.lower().endswith(OTHER_ENDINGS):
+                yield below, inside
             continue
         if not fs.is_local(inside) or os.path.realpath(fs.local_path(inside)) not in above:
             yield from _images(place, f"{below}/{name}" if below else name, above)

@@ -18,7 +18,7 @@ from storage.errors import InputError
 from storage.layouts.frames import cine_frames, frame_number, nifti_name
 from storage.layouts.options import LayoutOptions
 from storage.layouts.read_each import read_each
-from storage.layouts.records import Record, need_columns, read_records
+from storage.layouts.records import Record, check_row, need_columns, read_records
 from storage.layouts.terms import terms_of
 from storage.nifti.file import read_header
 from storage.subjects import LV, MYO, RV, FrameSource, Skipped, Subject
@@ -86,6 +86,7 @@ def read(folder: str, options: LayoutOptions) -> tuple[list[Subject], list[Skipp
         if len(rows) != 1:
             problem = f"has {len(rows) or 'no'} row{'s' * (len(rows) > 1)} for this subject"
             raise InputError(fs.base_name(source), problem, "leave one of them" if rows else "add the row")
+        check_row(rows[0], fs.base_name(source))
         return _subject(code, place, places[code], rows[0], fs.base_name(source), terms, options)
 
     subjects, skipped = read_each(folder, subject, [(code, code) for code in places])

@@ -12,11 +12,16 @@ from storage.parquet import read_parquet
 
 Record = dict[str, str]
 ROW = ""  # key of a row's number in its file, as a spreadsheet shows it; no column has an empty name
+BEYOND = " "  # key of a row's text behind its last column, if there is any; names of columns have no spaces around them
 
 
 def read_records(source: str) -> list[Record]:
-    """All rows that hold anything. Columns without a name, such as a saved index, are dropped. Raises InputError."""
+    """All rows that hold anything. Columns without a name, such as a saved index, are dropped. Raises InputError.
+
+    A row of a CSV file with text behind the last column has it under `BEYOND`: see `check_row`.
+    """
     name = fs.base_name(source)
+    is_text = not name.lower().endswith((".parquet", ".xlsx"))
     try:
         if name.lower().endswith(".parquet"):
             rows = _parquet(source)
@@ -27,7 +32,17 @@ def read_records(source: str) -> list[Record]:
     except (OSError, ValueError, KeyError, csv.Error) as error:
         problem = f"cannot be read as a table ({one_line(error)})"
         raise InputError(name, problem, "save it again as UTF-8 CSV") from error
-    return _named(rows, name)
+    return _named(rows, name, is_text)
+
+
+def check_row(record: Record, where: str) -> None:
+    """Raise InputError if a row has more cells than its table has columns: then some cells are not what they seem."""
+    if BEYOND in record:
+        raise InputError(
+            where,
+            f"has more cells than the table has columns; '{record[BEYOND]}' is left over",
+            'put a cell that holds the separator into quotes, such as "LV 1, MYO 2, RV 3"',
+        )
 
 
 def need_columns(source: str, records: Sequence[Record], needed: Iterable[str]) -> None:
@@ -38,7 +53,7 @@ def need_columns(source: str, records: Sequence[Record], needed: Iterable[str]) 
     if missing:
         raise InputError(
             fs.base_name(source),
-            f"has no column {', '.join(missing)} (it has {', '.join(filter(None, records[0]))})",
+            f"has no column {', '.join(missing)} (it has {', '.join(filter(str.strip, records[0]))})",
             "add the column; cells may be empty where there is nothing to say",
         )
 
@@ -68,7 +83,7 @@ def _parquet(source: str) -> list[Sequence[object]]:
     return [table.column_names, *zip(*(column.to_pylist() for column in table.columns), strict=True)]
 
 
-def _named(rows: Sequence[Iterable[object]], source: str) -> list[Record]:
+def _named(rows: Sequence[Iterable[object]], source: str, is_text: bool) -> list[Record]:
     lines = [[_text(cell) for cell in row] for row in rows]
     if not lines:
         return []
@@ -76,10 +91,15 @@ def _named(rows: Sequence[Iterable[object]], source: str) -> list[Record]:
     repeated = {n for n in names if n and names.count(n) > 1}
     if repeated:
         raise InputError(source, f"has the column {', '.join(sorted(repeated))} twice", "rename one of them")
-    filled = ((n, line + [""] * (len(names) - len(line))) for n, line in enumerate(lines[1:], start=2) if any(line))
-    return [
-        {ROW: str(n), **{name: cell for name, cell in zip(names, line, strict=False) if name}} for n, line in filled
-    ]
+    width = max((n for n, name in enumerate(names, start=1) if name), default=0)
+    records = []
+    for n, line in enumerate(lines[1:], start=2):
+        if any(line):
+            cells = line + [""] * (width - len(line))
+            record = {ROW: str(n), **{name: cell for name, cell in zip(names, cells, strict=False) if name}}
+            beyond = ", ".join(filter(None, line[width:])) if is_text else ""
+            records.append({**record, BEYOND: beyond} if beyond else record)
+    return records
 
 
 def _text(cell: object) -> str:

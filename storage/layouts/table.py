@@ -18,7 +18,7 @@ from storage.errors import InputError
 from storage.layouts.frames import cine_frames, frame_number
 from storage.layouts.options import LayoutOptions
 from storage.layouts.read_each import legible, read_each
-from storage.layouts.records import ROW, Record, need_columns, read_records
+from storage.layouts.records import ROW, Record, check_row, need_columns, read_records
 from storage.layouts.terms import terms_of
 from storage.nifti.checks import LARGEST_LABEL
 from storage.nifti.file import read_header
@@ -102,6 +102,7 @@ def _table(folder: str) -> str:
 
 
 def _subject(base: str, record: Record, where: str, terms: str, options: LayoutOptions) -> Subject:
+    check_row(record, where)
     for column in ("subject", "image", "vendor"):
         if not record[column]:
             raise InputError(where, f"{column} is empty", f"fill in the {column}")

@@ -155,7 +155,7 @@ def test_images_that_would_give_one_file_are_refused(tmp_path: Path) -> None:
         find_studies([f"{place}/e/notes.txt"], out)
     (tmp_path / "a" / "back").symlink_to(tmp_path / "a")
     studies, left_out = find_studies([f"{place}/a", f"{place}/c"], str(tmp_path / "out"))
-    assert [study.name for study in studies] == ["x"] and left_out == ["x_pred.nii.gz"]
+    assert [study.name for study in studies] == ["x"] and left_out.masks == ("x_pred.nii.gz",)
 
 
 @pytest.mark.parametrize(

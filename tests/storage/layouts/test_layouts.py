@@ -195,6 +195,16 @@ def test_mnms_faults_skip_the_subject_and_the_rest_goes_on(mnms_folder: Build) -
     assert all(s.remedy for s in skipped)
 
 
+def test_mnms_row_with_a_cell_too_many_is_skipped(mnms_folder: Build) -> None:
+    folder = mnms_folder(RELEASE)
+    (table,) = folder.glob("*.csv")
+    table.write_text(table.read_text().replace(",A1,some,A,1,", ",A1,some, maker,A,1,"))
+    subjects, skipped = by_name(folder)
+    assert sorted(subjects) == sorted(set(RELEASE) - {"A1"})
+    reason = "has more cells than the table has columns; '70' is left over"
+    assert [(s.subject, s.reason) for s in skipped] == [("A1", reason)]
+
+
 def test_mnms_subject_in_two_parts_enters_once(mnms_folder: Build) -> None:
     folder = mnms_folder(RELEASE)
     copy = folder / "OpenDataset" / "Testing" / "A1"
@@ -443,6 +453,20 @@ def test_table_labels_say_what_is_wrong_with_them(table_folder: Path, cell: str,
         assert answer.remedy == "write name and value of each: LV 3, MYO 2, RV 1"
     else:
         assert isinstance(answer, Subject) and answer.labels == wanted
+
+
+@pytest.mark.parametrize("end", ["", ","])  # a header that ends in a comma has a column without a name
+def test_table_row_with_a_cell_beyond_its_columns_is_skipped_alone(table_folder: Path, end: str) -> None:
+    """F16: `labels` without quotes kept `LV 1`; a comma in a centre's name moved `train` out of `split`."""
+    shutil.copy(table_folder / "images" / "p1_sa.nii.gz", table_folder / "images" / "p2_sa.nii.gz")
+    rows = ["p,images/p1_sa.nii.gz,,X,c,0,2,LV 3, MYO 2, RV 1", "q,images/p2_sa.nii.gz,,X,c,0,2,,,"]
+    (table_folder / "subjects.csv").write_text("\n".join([f"{HEADER},labels{end}", *rows]))
+    subjects, skipped = by_name(table_folder)
+    assert sorted(subjects) == ["q"]
+    ((name, file, reason, remedy),) = [(s.subject, s.file, s.reason, s.remedy) for s in skipped]
+    assert (name, file) == ("p", "subjects.csv row 2")
+    assert reason == "has more cells than the table has columns; 'MYO 2, RV 1' is left over"
+    assert remedy.startswith("put a cell that holds the separator into quotes")
 
 
 def test_table_mask_of_one_frame_is_the_labelled_frame_s_whether_3d_or_4d(

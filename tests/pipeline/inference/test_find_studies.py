@@ -1,0 +1,73 @@
+"""Which files of a folder are images to segment, and what is told of the others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.inference.find_studies import find_studies
+from storage.errors import InputError
+
+IMAGES = (
+    *("cine", "patient001_frame01", "ges_01", "p1_label_free_cine", "unmasked", "GE_sa", "gtx", "presegmented"),
+    *("imagesTr/heart_001_0000", "study/masked/a", "SA_ES"),
+)
+MASKS = (
+    *("x_gt", "x-mask", "x_seg", "x_labels", "x_pred", "patient001_frame01_gt"),  # as before
+    *(
+        "SEG",
+        "p9-segmentation",
+        "p9_gt_corrected",
+        "p9_seg_v2",
+        "mask",
+        "Segmentation",
+        "p9.label.final",
+        "p_gt_frame01",
+    ),
+    *("labelsTr/heart_001", "labelsTs/sub/heart_002", "study/masks/a", "p/Segmentation/cine"),
+)
+
+
+def touched(place: Path, *names: str) -> str:
+    for name in names:
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).touch()
+    return str(place)
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_an_image_is_segmented(tmp_path: Path, name: str) -> None:
+    studies, left_out = find_studies([touched(tmp_path / "in", f"{name}.nii.gz")], str(tmp_path / "out"))
+    assert [study.name for study in studies] == [name.rpartition("/")[2]] and left_out.lines() == []
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_a_mask_in_a_folder_is_left_out_and_told_but_segmented_if_it_is_named_itself(tmp_path: Path, name: str) -> None:
+    place, file = touched(tmp_path / "in", "cine.nii", f"{name}.nii.gz"), f"{name}.nii.gz".rpartition("/")[2]
+    studies, left_out = find_studies([place], str(tmp_path / "out"))
+    assert [study.name for study in studies] == ["cine"]
+    assert left_out.lines() == [f"1 file left out, named like masks: {file}"]
+    studies, left_out = find_studies([f"{place}/{name}.nii.gz"], str(tmp_path / "out"))
+    assert [study.images for study in studies] == [(f"{place}/{name}.nii.gz",)] and left_out.lines() == []
+
+
+def test_images_of_other_formats_are_left_out_and_told(tmp_path: Path) -> None:
+    place = touched(
+        tmp_path / "in", "a.nii", "pair.hdr", "pair.img", "s/1.DCM", "p.ima/b.nii", "notes.txt", "mask.nrrd"
+    )
+    studies, left_out = find_studies([place], str(tmp_path / "out"))
+    assert [study.name for study in studies] == ["a", "b"]
+    what = "4 files left out, images of other formats: mask.nrrd, …"
+    assert left_out.lines() == [f"{what}; to segment them, convert them to .nii.gz"]
+
+
+def test_a_folder_without_an_image_to_segment_says_what_it_holds(tmp_path: Path) -> None:
+    pairs, labels = touched(tmp_path / "pairs", "p.hdr", "p.img"), touched(tmp_path / "labelsTr", "a.nii", "b.nii")
+    with pytest.raises(
+        InputError, match=r"^pairs: .*; 2 are of other formats, such as p\.hdr; convert them to \.nii\.gz"
+    ):
+        find_studies([pairs], str(tmp_path / "out"))
+    with pytest.raises(InputError, match=r"^labelsTr: .*; 2 are named like masks; name images"):
+        find_studies([labels], str(tmp_path / "out"))
+    assert len(find_studies([touched(tmp_path / "labels", "a.nii")], str(tmp_path / "out"))[0]) == 1
