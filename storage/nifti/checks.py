@@ -19,6 +19,9 @@ Array = npt.NDArray[Any]
 
 ALONG = 0.999  # cosine above which an axis is the scanner's own
 PARALLEL = 0.9  # cosine above which two axes are taken for one
+# Voxels between two origins, along columns, rows and slices. A tool may take a voxel's corner for its centre, which is
+# half a voxel. A pixel more is 1 to 2 mm; a slice more is another slice.
+MOST_APART = (1.0, 1.0, 0.6)
 LABEL_TOLERANCE = 1e-3  # from a whole number; interpolated masks are farther from one
 LARGEST_LABEL = 65535  # in a coding: NIfTI masks of 16 bits hold it
 GRID_TOLERANCE = 0.01  # relative; headers that other tools wrote round voxel sizes
@@ -145,8 +148,11 @@ def _misplaced(image: Header, mask: Header) -> str | None:
     if flipped:
         return f"the mask's {' and '.join(flipped)} run the other way than the image's"
     apart = np.array(mask.affine)[:, 3] - np.array(image.affine)[:, 3]
-    voxels = np.abs(apart @ ours) / np.array(image.spacing_mm[::-1])
-    return f"the mask lies {np.linalg.norm(apart):.1f} mm beside the image" if voxels.max() > 1 else None
+    voxels = np.abs(apart @ ours) / np.array(image.spacing_mm[::-1])  # along columns, rows and slices
+    if (voxels <= MOST_APART).all():
+        return None
+    slices = f" ({voxels[2]:.1f} slices)" if voxels[2] > MOST_APART[2] else ""
+    return f"the mask lies {np.linalg.norm(apart):.1f} mm beside the image{slices}"
 
 
 def _upright(directions: npt.NDArray[np.float64]) -> bool:

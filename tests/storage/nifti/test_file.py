@@ -414,3 +414,28 @@ def test_grids_in_metres_and_in_millimetres_are_compared_in_millimetres(placed: 
     check_same_grid(placed(far, "meter"), placed(far))
     with pytest.raises(InputError, match=r"86\.6 mm beside"):
         check_same_grid(placed(turned(0), "meter"), placed(far, "meter"))
+
+
+@pytest.mark.parametrize(
+    ("voxels_xyz", "line"),
+    [
+        ((0, 0, 0.5), None),
+        ((0.5, 0.5, 0.5), None),
+        ((0.9, 0.9, 0), None),
+        ((0, 0, 0.99), r"lies 7\.9 mm beside the image \(1\.0 slices\)"),
+        ((0, 0, -1), r"lies 8\.0 mm beside the image \(1\.0 slices\)"),
+        ((0, 0, 2), r"lies 16\.0 mm beside the image \(2\.0 slices\)"),
+        ((0, 1.5, 0), r"lies 2\.2 mm beside the image;"),
+    ],
+)
+def test_a_mask_a_slice_beside_its_image_is_refused_as_one_some_pixels_beside_it_is(
+    placed: Callable[..., Header], voxels_xyz: tuple[float, ...], line: str | None
+) -> None:
+    """F13: paired by index, such a mask labelled every slice with its neighbour's heart."""
+    image, beside = turned(0), turned(0)
+    beside[:3, 3] = image[:3, :3] @ np.array(voxels_xyz)
+    if line is None:
+        check_same_grid(placed(image), placed(beside))
+    else:
+        with pytest.raises(InputError, match=line):
+            check_same_grid(placed(image), placed(beside))
