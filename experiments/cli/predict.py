@@ -30,6 +30,10 @@ def predict(
         float | None,
         typer.Option(help="mm²: rescale so that the network sees pixels of this area, such as 1.8."),
     ] = None,
+    spacing: Annotated[
+        str | None,
+        typer.Option(help="Slice, row and column distance in mm, such as '8 1.4 1.4', in place of the headers'."),
+    ] = None,
     flips: Annotated[bool, typer.Option("--flips", help="Average over the image and its mirror images.")] = False,
     keep_all: Annotated[
         bool, typer.Option("--keep-all", help="Keep every part of a structure, not only the largest connected one.")
@@ -45,11 +49,16 @@ def predict(
     from experiments.progress import Progress
     from pipeline.inference.find_studies import find_studies
     from pipeline.inference.predictor import InferenceConfig
+    from storage.nifti.header import parsed_spacing, stated_spacing
 
     if pixel_area is not None and not 0.05 <= pixel_area <= 100:
         raise InputError(f"--pixel-area {pixel_area:g}", "is no area of a pixel", "give mm², such as 1.8")
     config = InferenceConfig(
-        pixel_area=pixel_area, flips=flips, keep_largest=not keep_all, precision="bf16" if bf16 else "fp32"
+        pixel_area=pixel_area,
+        flips=flips,
+        keep_largest=not keep_all,
+        precision="bf16" if bf16 else "fp32",
+        spacing=None if spacing is None else stated_spacing(parsed_spacing(spacing, "--spacing"), "--spacing"),
     )
     progress, folders = Progress(), model_folders([model, *(models or [])])
     studies, left_out = find_studies(images, out)

@@ -23,6 +23,7 @@ MASK_NAME = re.compile(
     r"([_. -](corrected|edited|final|fixed|manual|auto|new|old|copy|ed|es|frame\d+|v?\d+))*$",
     re.IGNORECASE,
 )
+ANY_SPACING = (1.0, 1.0, 1.0)  # stands in for a header's voxel size where that does not matter
 NNUNET_MASKS = re.compile(r"labels(Tr|Ts|Val)", re.IGNORECASE)  # folders of nnU-Net
 MASK_FOLDER = re.compile(r"masks?|segs?|segmentations?|labels?|ground_?truth", re.IGNORECASE)
 FRAME_NAME = re.compile(r"(.+)_frame(\d+)$", re.IGNORECASE)  # ACDC's: one 3D file a frame
@@ -179,7 +180,7 @@ def _cines(images: Sequence[str]) -> set[str]:
 
     def several_frames(image: str) -> bool:
         try:
-            return read_header(image).frames > 1
+            return read_header(image, ANY_SPACING).frames > 1
         except InputError:
             return False
 

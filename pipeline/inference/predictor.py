@@ -20,6 +20,7 @@ from pipeline.samples.rescale import linear_scale, resampling_matrix, resized
 from pipeline.training.step import autocast
 from storage import fs
 from storage.errors import InputError
+from storage.identity import added
 from storage.nifti.header import Spacing
 from storage.slices.intensities import Statistics
 from storage.subjects import STRUCTURES
@@ -56,6 +57,9 @@ class InferenceConfig(BaseModel):
     )
     keep_largest: bool = Field(True, description="of each structure only its largest connected part in 3D")
     precision: Literal["fp32", "bf16"] = "fp32"
+    spacing: Spacing | None = added(
+        None, description="slice, row and column distance in mm, in place of those of the images' headers"
+    )
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,15 @@ import numpy as np
 
 from pipeline.inference.find_studies import Study
 from pipeline.inference.overlay import Row, study_png
+from pipeline.inference.plausible import header_warnings, volume_warnings
 from pipeline.inference.predictor import Floats, Predictor, Segmented
 from pipeline.scores.volumes import MYOCARDIUM_G_PER_ML, ejection_fraction, volumes_ml
 from storage import fs
 from storage.errors import InputError, StageError, one_line
+from storage.identity import identity
 from storage.nifti.checks import GRID_TOLERANCE, checked_image
 from storage.nifti.file import NiftiFile, read_header
-from storage.nifti.header import Spacing
+from storage.nifti.header import Header, Spacing
 from storage.nifti.write import write_mask_like
 from storage.slices.intensities import Statistics, statistics
 from storage.subjects import STRUCTURES
@@ -86,14 +88,16 @@ def segment_study(predictor: Predictor, study: Study, models: Sequence[str]) -> 
     Each frame is normalised by its own intensities, as in training. A blank frame, or one with NaN, beside others is
     left empty with a warning. Raises InputError for an image that cannot be used; nothing is written then.
     """
-    _check_frame_files(study)
+    spacing = predictor.config.spacing
+    headers = [read_header(image, spacing) for image in study.images]
+    _check_frame_files(headers)
     frames = [frame for image in study.images for frame in _segmented(predictor, image)]
     unusable = [frame.unusable for frame in frames if frame.unusable is not None]
     if len(unusable) == len(frames):
         raise unusable[0]
     ml = [frame.ml for frame in frames]
     phases = guess_phases([volumes["LV"] for volumes in ml])
-    report = {
+    report: dict[str, Any] = {
         "study": study.name,
         "images": [fs.base_name(image) for image in study.images],
         "masks": [fs.base_name(study.mask(image)) for image in study.images],
@@ -102,27 +106,29 @@ def segment_study(predictor: Predictor, study: Study, models: Sequence[str]) -> 
             for f, v in zip(frames, ml, strict=True)
         ],
         **_function(ml, phases),
-        "warnings": _warnings(frames, ml),
+        "warnings": [],
         "models": list(models),
-        "inference": predictor.config.model_dump(mode="json"),
+        "inference": identity(predictor.config),
         "made_by": f"cardiomix {version('cardiomix')}",
         "use": USE,
     }
-    picture = _picture(frames, report, phases)
+    doubts = (
+        [] if spacing else next(filter(None, map(header_warnings, headers)), [])
+    )  # of files of one grid the first's
+    report["warnings"] = [*_warnings(frames, ml), *doubts, *volume_warnings(report)]
+    picture = _picture(frames, report, phases, spacing)
     for image in study.images:
         own = [frame for frame in frames if frame.image == image]
         mask = own[0].found.mask if own[0].index is None else np.stack([frame.found.mask for frame in own])
-        write_mask_like(study.mask(image), mask, image)
+        write_mask_like(study.mask(image), mask, image, spacing)
     fs.write_bytes(study.picture, picture)
     fs.write_text(study.report, json.dumps(report, indent=1, ensure_ascii=False))
     return report
 
 
-def _check_frame_files(study: Study) -> None:
+def _check_frame_files(headers: Sequence[Header]) -> None:
     """Raise InputError if a study's files differ in matrix or voxel size: then they are frames of several studies."""
-    if len(study.images) == 1:
-        return
-    first, *others = (read_header(image) for image in study.images)
+    first, *others = headers
     remedy = "predict each in a command of its own, or rename the file that belongs to another study"
     for header in others:
         names = fs.base_name(header.path), fs.base_name(first.path)
@@ -166,7 +172,7 @@ def _ventricle(edv: float, esv: float) -> dict[str, float | None]:
 
 
 def _segmented(predictor: Predictor, image: str) -> Iterator[_Frame]:
-    with NiftiFile(image) as file:
+    with NiftiFile(image, predictor.config.spacing) as file:
         header = file.header
         cine = len(header.shape) == 4
         frames: list[int | None] = list(range(header.frames)) if cine else [None]
@@ -212,14 +218,16 @@ def _names_in_words(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def _picture(frames: Sequence[_Frame], report: dict[str, Any], phases: tuple[int, int] | None) -> bytes:
+def _picture(
+    frames: Sequence[_Frame], report: dict[str, Any], phases: tuple[int, int] | None, spacing: Spacing | None
+) -> bytes:
     """ED and ES, or the first segmented frame where they are not known."""
     first = next(i for i, frame in enumerate(frames) if frame.unusable is None)
     shown = {"first frame": first} if phases is None else dict(zip(("ED", "ES"), phases, strict=True))
     rows = []
     for phase, number in shown.items():
         frame = frames[number]
-        with NiftiFile(frame.image) as file:
+        with NiftiFile(frame.image, spacing) as file:
             ((image, _),) = _usable_frames(file, [frame.index], {})
         volumes = ", ".join(f"{name} {value:.1f} ml" for name, value in report["frames"][number]["ml"].items())
         rows.append(Row(f"{phase}: {frame.name}  {volumes}", image, frame.found.mask))

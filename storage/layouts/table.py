@@ -22,6 +22,7 @@ from storage.layouts.records import ROW, Record, check_row, need_columns, read_r
 from storage.layouts.terms import terms_of
 from storage.nifti.checks import LARGEST_LABEL
 from storage.nifti.file import read_header
+from storage.nifti.header import parsed_spacing
 from storage.subjects import BACKGROUND, LV, MYO, RV, FrameSource, Skipped, Subject
 
 LABELS = ((1, LV), (2, MYO), (3, RV))
@@ -112,7 +113,8 @@ def _subject(base: str, record: Record, where: str, terms: str, options: LayoutO
     split = record.get("split", "").lower()
     if split and split not in SPLIT_NAMES:
         raise InputError(where, f"split is '{split}'", "write train, validation, test, excluded or nothing")
-    spacing = _spacing(record.get("spacing", ""), where)
+    stated = record.get("spacing", "")
+    spacing = parsed_spacing(stated, where) if stated else None
     return Subject(
         subject=record["subject"],
         layout="table",
@@ -180,14 +182,3 @@ def _labels(text: str, where: str) -> tuple[tuple[int, int], ...]:
             raise InputError(where, f"labels is '{text}': the value {int(value)} comes twice", form)
         coding[int(value)] = STRUCTURE_NAMES[name]
     return tuple(sorted(coding.items()))
-
-
-def _spacing(text: str, where: str) -> tuple[float, float, float] | None:
-    if not text:
-        return None
-    words = text.lower().replace("×", " ").replace("x", " ").replace(",", " ").replace(";", " ").split()
-    try:
-        slice_mm, row_mm, col_mm = (float(word) for word in words)
-    except ValueError as error:
-        raise InputError(where, f"spacing is '{text}'", "write slice, row and column in mm: 8 1.4 1.4") from error
-    return slice_mm, row_mm, col_mm

@@ -109,7 +109,7 @@ def checked_header(raw: nib.Nifti1Header, path: str, spacing: Spacing | None) ->
     offset = float(raw["vox_offset"])
     if not (math.isfinite(offset) and offset >= int(raw["sizeof_hdr"])):
         raise InputError(name, f"its header says that data start at byte {offset:g}", "export it again")
-    spacing_mm = _voxel_size(raw, name) if spacing is None else _stated(spacing, name)
+    spacing_mm = _voxel_size(raw, name) if spacing is None else stated_spacing(spacing, name)
     return Header(shape, spacing_mm, dtype.str, path, _affine(raw))
 
 
@@ -140,12 +140,24 @@ def _voxel_size(raw: nib.Nifti1Header, name: str) -> Spacing:
         raise InputError(
             name,
             f"voxel size is {x:g} × {y:g} × {z:g} mm",
-            "fix the header, or list the file in a table with a column spacing (slice row column, mm)",
+            "fix the header, or give slice, row and column distance in mm: predict --spacing '8 1.4 1.4', or a column "
+            "spacing in a table for ingest",
         )
     return z, y, x
 
 
-def _stated(spacing: Spacing, name: str) -> Spacing:
+def parsed_spacing(text: str, where: str) -> Spacing:
+    """Slice, row and column distance in mm from text such as `8 1.4 1.4` or `8 x 1.4 x 1.4`. Raises InputError."""
+    words = text.lower().replace("×", " ").replace("x", " ").replace(",", " ").replace(";", " ").split()
+    try:
+        slice_mm, row_mm, col_mm = (float(word) for word in words)
+    except ValueError as error:
+        raise InputError(where, f"spacing is '{text}'", "write slice, row and column in mm: 8 1.4 1.4") from error
+    return slice_mm, row_mm, col_mm
+
+
+def stated_spacing(spacing: Spacing, name: str) -> Spacing:
+    """The spacing (slice, row, column; mm) that somebody gives for `name`. Raises InputError for one that cannot be."""
     if not all(SMALLEST_MM <= mm <= LARGEST_MM for mm in spacing):
         shown = " × ".join(f"{mm:g}" for mm in spacing)
         raise InputError(name, f"the spacing given for it is {shown} mm", "give slice, row and column distance in mm")

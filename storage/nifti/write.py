@@ -35,13 +35,13 @@ def write_volume(path: str, data: Array, spacing: Spacing, dtype: npt.DTypeLike)
     _write(path, header, data, np.dtype(dtype))
 
 
-def write_mask_like(path: str, mask: npt.NDArray[np.uint8], reference: str) -> None:
+def write_mask_like(path: str, mask: npt.NDArray[np.uint8], reference: str, spacing: Spacing | None = None) -> None:
     """Write a mask (Z, H, W), or (T, Z, H, W) for a 4D reference, on the reference image's own grid; atomic.
 
-    Voxel size, units and both transforms are the reference's, bit by bit; its free-text fields are not copied. Raises
-    InputError if the shapes do not fit.
+    Voxel size, units and both transforms are the reference's, bit by bit; its free-text fields are not copied. With a
+    `spacing`, the reference's voxel size may be one that cannot be. Raises InputError if the shapes do not fit.
     """
-    with NiftiFile(reference) as file:
+    with NiftiFile(reference, spacing) as file:
         header, shape, name = file._nifti, file.header.shape, file.name
     wanted = shape[::-1] if mask.ndim == 4 else shape[2::-1]
     if mask.shape != wanted:

@@ -126,6 +126,8 @@ def test_again_with_other_options_replaces_what_is_there(done: tuple[Done, Path]
         (("cine.nii.gz", "--flips"), "does not know a mirrored heart"),
         (("cine.nii.gz", "absent.nii.gz"), "no such file"),
         (("cine.nii.gz", "--pixel-area", "0"), "no area"),
+        (("cine.nii.gz", "--spacing", "8 1.4"), "--spacing: spacing is '8 1.4'; write slice, row and column in mm"),
+        (("cine.nii.gz", "--spacing", "8 0 0"), "--spacing: the spacing given for it is 8 × 0 × 0 mm; give slice"),
         (("cine.nii.gz", "--model", "absent"), "no trained network here"),
     ],
 )

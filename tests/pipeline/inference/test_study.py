@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 import pytest
 
 from pipeline.inference.find_studies import find_studies
-from pipeline.inference.predictor import Predictor, load_predictor
+from pipeline.inference.plausible import header_warnings, volume_warnings
+from pipeline.inference.predictor import InferenceConfig, Predictor, load_predictor
 from pipeline.inference.study import Outcome, attempt
+from storage.nifti.file import read_header
 from tests.tiny_networks import volume_zhw, write_unet
 
 Write = Callable[..., Path]
@@ -107,3 +111,86 @@ def test_a_cine_without_any_frame_to_use_fails_and_the_line_names_a_frame(
     constant = "the image is constant: every voxel is"
     assert found["c"].failure == f"c.nii.gz: {constant} 0 in frame 0 (from 0); export the image again"
     assert found["v"].failure == f"v.nii.gz: {constant} 7; export the image again"
+
+
+def write_header(
+    path: Path, data: npt.NDArray[np.int16], pixdim: Sequence[float], affine: npt.ArrayLike | None
+) -> Path:
+    """A file whose voxel size and transform may contradict each other; without an `affine` it has no transform."""
+    image = nib.Nifti1Image(data, np.eye(4) if affine is None else np.asarray(affine))
+    image.header.set_qform(None, 0)
+    if affine is None:
+        image.header.set_sform(None, 0)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    block = image.to_bytes()
+    header = nib.Nifti1Header(block[:348], check=False)
+    header["pixdim"][1:4] = pixdim
+    path.write_bytes(header.binaryblock + block[348:])
+    return path
+
+
+TRUE = np.diag([-1.25, -1.4, 8.0, 1.0])
+FOLLOW = "volumes follow from it; if it is wrong, use --spacing"
+HEADERS: dict[str, tuple[tuple[float, ...], npt.ArrayLike | None, list[str]]] = {
+    "right": (ZOOMS, TRUE, []),
+    "no transform": (ZOOMS, None, []),
+    "ACDC's transform without a scale": (ZOOMS, np.diag([-1, -1, 1, 1.0]), []),
+    "sheared transform": (ZOOMS, TRUE + np.array([[0, 0, 2, 0], [0, 0, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]]), []),
+    "voxel size lost, transform right": (
+        (1, 1, 1),
+        TRUE,
+        [
+            "c.nii: its header contradicts itself: pixdim gives voxels of 1 × 1 × 1 mm, the transform 1.25 × 1.4 × 8 mm"
+            "; volumes follow pixdim; if that is wrong, use --spacing",
+            f"c.nii: the distance of slices is 1 mm, outside 4 to 15; {FOLLOW}",
+        ],
+    ),
+    "both lost": ((1, 1, 1), np.eye(4), [f"c.nii: the distance of slices is 1 mm, outside 4 to 15; {FOLLOW}"]),
+    "in centimetres": (
+        (0.125, 0.14, 0.8),
+        None,
+        [
+            f"c.nii: the distance of slices is 0.8 mm, outside 4 to 15; {FOLLOW}",
+            f"c.nii: the area of a pixel is 0.0175 mm², outside 0.3 to 4; {FOLLOW}",
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize(("pixdim", "affine", "lines"), HEADERS.values(), ids=HEADERS)
+def test_a_header_that_contradicts_itself_or_cannot_be_true_is_told(
+    tmp_path: Path, pixdim: tuple[float, ...], affine: npt.ArrayLike | None, lines: list[str]
+) -> None:
+    """F5: LV EDV 4 ml from a header that had lost its voxel size, without a warning."""
+    assert header_warnings(read_header(str(write_header(tmp_path / "c.nii", volume_xyz(0), pixdim, affine)))) == lines
+
+
+def report_of(edv: float, esv: float, rv_edv: float, rv_esv: float) -> dict[str, Any]:
+    return {"lv": {"edv_ml": edv, "esv_ml": esv}, "rv": {"edv_ml": rv_edv, "esv_ml": rv_esv}}
+
+
+def test_volumes_that_no_heart_has_are_told() -> None:
+    assert volume_warnings(report_of(84.0, 31.0, 114.0, 55.0)) == []
+    assert volume_warnings({"lv": None, "rv": None}) == []
+    (small,) = volume_warnings(report_of(0.08, 0.03, 0.1, 0.05))
+    assert small == "LV at ED is 0.08 ml, outside 30 to 500 ml: a wrong voxel size or a wrong mask"
+    (negative,) = volume_warnings(report_of(183.0, 60.0, 23.0, 46.7))
+    assert negative == "RV is larger at ES (47 ml) than at ED (23 ml): its EF is not to be used"
+
+
+def test_a_stated_spacing_stands_in_for_a_broken_header_in_predict(tmp_path: Path, write_nifti: Write) -> None:
+    model = write_unet(tmp_path / "model")
+    write_nifti(tmp_path / "right" / "c.nii", cine_xyzt(2), ZOOMS)
+    write_header(tmp_path / "broken" / "c.nii", cine_xyzt(2), (0, 0, 0), TRUE)
+    plain, stated = (load_predictor([model], InferenceConfig(spacing=mm)) for mm in (None, (8.0, 1.4, 1.25)))
+    wanted = outcomes(plain, tmp_path / "right", tmp_path / "out")["c"].report
+    refused = outcomes(plain, tmp_path / "broken", tmp_path / "out")["c"].failure
+    assert refused.startswith("c.nii: voxel size is 0 × 0 × 0 mm; fix the header, or give") and "--spacing" in refused
+    report = outcomes(stated, tmp_path / "broken", tmp_path / "out")["c"].report
+    assert report is not None and wanted is not None
+    assert report["lv"] == wanted["lv"] and report["frames"] == wanted["frames"]
+    assert report["inference"]["spacing"] == [8.0, 1.4, 1.25] and "spacing" not in wanted["inference"]
+    assert not any("header" in warning or "slices" in warning for warning in report["warnings"])
+    write_header(tmp_path / "lost" / "c.nii", cine_xyzt(2), (1, 1, 1), TRUE)
+    lost = outcomes(plain, tmp_path / "lost", tmp_path / "out")["c"].report
+    assert lost is not None and any("contradicts itself" in warning for warning in lost["warnings"])
