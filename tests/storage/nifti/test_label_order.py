@@ -98,6 +98,37 @@ def test_masks_that_lack_a_structure_pass_in_any_order(absent: tuple[int, ...]) 
         check_coding(recoded(mask, order), OURS, "m.nii")
 
 
+def scarred(inner_mm: float, outer_mm: float) -> Mask:
+    """A heart without an RV; the right half of its wall between these distances from the LV (0 to 8) is called 3."""
+    mask = heart()
+    mask[mask == RV] = 0
+    y, x = np.mgrid[: mask.shape[1], : mask.shape[2]] - mask.shape[1] / 2
+    for z, plane in enumerate(mask):
+        from_lv = np.hypot(y, x) - (14 - 2 * z)
+        plane[(plane == MYO) & (x > 0) & (from_lv >= inner_mm) & (from_lv < outer_mm)] = RV
+    return mask
+
+
+@pytest.mark.parametrize(
+    ("inner_mm", "outer_mm"), [(0, 8), (0, 4), (2, 6)], ids=["transmural", "subendocardial", "mid-wall"]
+)
+def test_a_scar_read_as_the_right_ventricle_is_refused_with_the_labels_that_fit(
+    inner_mm: float, outer_mm: float
+) -> None:
+    """F12: EMIDEC's infarct, 3, came in as an RV of 29 ml."""
+    with pytest.raises(InputError, match=r"^m\.nii: what is read as RV, 3, lies in the wall of the LV") as caught:
+        check_coding(scarred(inner_mm, outer_mm), OURS, "m.nii", "p1")
+    assert caught.value.remedy == (
+        "if it is a scar, give a column labels, 'LV 1, MYO 2, MYO 3', in a table of files; if it is the RV: "
+        """--set 'layouts.trust_label_order=["p1"]'"""
+    )
+
+
+def test_a_scar_called_myocardium_passes() -> None:
+    mask = scarred(0, 4)
+    check_coding(np.where(mask == RV, MYO, mask).astype(np.uint8), {1: LV, 2: MYO, 3: MYO}, "m.nii")
+
+
 def test_slices_beyond_the_ends_of_the_ventricle_do_not_matter() -> None:
     whole = heart()
     base, apex = np.zeros_like(whole[:2]), np.zeros_like(whole[:1])
