@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -253,6 +254,9 @@ def _finish(failed: dict[str, str]) -> None:
 
 def main() -> None:
     """Console script. Exit status: 0, 1 failed, 2 bad usage or input."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot show is no reason to end
+            stream.reconfigure(errors="backslashreplace")
     try:
         app(standalone_mode=True)
     except InputError as error:
