@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from experiments.report.paper_table import ARM_LABELS, BEYOND_LABELS
+from experiments.report.paper_table import ARM_LABELS, BEYOND_LABELS, FACTOR_LABELS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,6 +33,8 @@ _PAPER_STYLE = dict(
 _OTHER_COLOURS = ("#56B4E9", "#D55E00", "#332288", "#882255")
 _OTHER_STYLES = tuple((_OTHER_COLOURS[i % 4], marker) for i, marker in enumerate("PX<>*phHd8"))
 _BEYOND_STYLE = dict(zip(BEYOND_LABELS, _OTHER_STYLES, strict=True))
+_SPARE_STYLES = ((c, m) for m in "oDv^sPX<>*phHd8" for c in _OTHER_COLOURS if (c, m) not in _OTHER_STYLES)
+_FACTOR_STYLE = dict(zip(FACTOR_LABELS, _SPARE_STYLES, strict=False))  # more pairs than arms
 OUTLINES = (("#D55E00", "solid"), ("#56B4E9", "dashed"), ("#F0E442", "dotted"))  # LV, MYO, RV
 _VENDOR_COLOUR = "#3B6EA5"
 INK, MUTED, GRID = "#1F2933", "#6B7280", "#E5E7EB"
@@ -57,7 +59,8 @@ _RC: Any = {
 
 def arm_style(arm: str) -> tuple[str, str]:
     """Colour and marker of an arm, the same in every figure; an unknown name takes a spare pair by its spelling."""
-    return _PAPER_STYLE.get(arm) or _BEYOND_STYLE.get(arm) or _OTHER_STYLES[sum(arm.encode()) % len(_OTHER_STYLES)]
+    known = _PAPER_STYLE | _BEYOND_STYLE | _FACTOR_STYLE
+    return known.get(arm) or _OTHER_STYLES[sum(arm.encode()) % len(_OTHER_STYLES)]
 
 
 def resolution_histograms(areas: Mapping[str, Sequence[float]]) -> bytes:

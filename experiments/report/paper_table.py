@@ -29,6 +29,31 @@ BEYOND_LABELS = {
     "ss_sdnet_ra_fa_fourier": "RA+FA+Fourier",
 }
 
+_LOOKS = {
+    "fa": "FA",
+    "fa_step": "FA steps",
+    "fa_residual": "residual FA",
+    "fa_residual_step": "residual FA steps",
+    "fa_residual_step_guarded": "guarded residual FA steps",
+    "regions": "regions",
+    "label_regions": "label regions",
+    "grey_regions": "grey regions",
+    "fa_residual_step_regions": "residual FA steps+regions",
+}
+_BASES = {name: ARM_LABELS[name] for name in ("unet_ra", "fs_sdnet_ra")}
+# Arms that use factors as data, for any network.
+FACTOR_LABELS = {
+    f"{base}_{look}{suffix}": f"{label}+{words}{more}"
+    for base, label in _BASES.items()
+    for suffix, more in (("", ""), ("_bigaug", "+BigAug-like"))
+    for look, words in _LOOKS.items()
+}
+FACTOR_LABELS |= {f"{base}_bigaug": f"{label}+BigAug-like" for base, label in _BASES.items()}
+FACTOR_LABELS |= {
+    "ss_sdnet_ra_fa_residual": "SS SDNet+RA+residual FA",
+    "ss_sdnet_ra_fa_residual_consistency": "SS SDNet+RA+residual FA+consistency",
+}
+
 REFERENCE_NOTE = (
     "The paper's numbers are its Table 1, measured on the challenge's hidden set of 80 subjects (20 a vendor), which "
     "was never released. They are a reference for orientation, not a target that can be hit exactly."
@@ -89,7 +114,8 @@ def phantom_note(beside: bool) -> str:
 
 def arm_label(arm: str) -> str:
     """The paper's name of an arm, or one in its manner; an arm that is neither keeps its own name."""
-    return ARM_LABELS.get(arm) or (f"SS SDNet+{BEYOND_LABELS[arm]}" if arm in BEYOND_LABELS else arm)
+    beyond = f"SS SDNet+{BEYOND_LABELS[arm]}" if arm in BEYOND_LABELS else arm
+    return ARM_LABELS.get(arm) or FACTOR_LABELS.get(arm) or beyond
 
 
 def arm_order(arm: str) -> tuple[int, str]:
