@@ -45,13 +45,13 @@ def batches(
 
     The same bytes for any number of actors; what a lost actor or node had made is made again. Of blocks that are made
     or being made there are never more than fit `stream_mb`, but two for each actor. Raises InputError if a step has no
-    sample for this worker, or the bank is damaged; StageError if one sample ends
-    `MOST_DEATHS` makers.
+    sample for this worker, or the bank is damaged; StageError if one sample ends one maker after the other, or a maker
+    cannot start.
     """
     store = SliceStore.open(config.run)
     bank = open_bank(config, store)
     if bank is not None:
-        assert BankView(bank).anatomy is not None  # damage is found here, where it can be told
+        _ = BankView(bank).anatomy  # damage is found here, where it can be told
     rows = step_plan(config, store, bank).rows(rank, world)
     if rows == 0:
         raise InputError(
@@ -123,9 +123,9 @@ class _Makers:
     def next(self) -> dict[str, Any]:
         """The block that was asked for first. Raises StageError if it ends one maker after the other."""
         import ray
-        from ray.exceptions import ActorDiedError, ActorUnavailableError, ObjectLostError, WorkerCrashedError
+        from ray.exceptions import ActorDiedError, ActorUnavailableError, ObjectLostError, OutOfMemoryError
 
-        lost = (ActorDiedError, ActorUnavailableError, ObjectLostError, WorkerCrashedError)
+        lost = (ActorDiedError, ActorUnavailableError, ObjectLostError, OutOfMemoryError)
         while True:
             if len(self._under_way) > 1:  # have the next one brought here meanwhile
                 ray.wait([self._under_way[1].reference], timeout=0, fetch_local=True)
@@ -135,7 +135,8 @@ class _Makers:
             except lost as error:
                 if isinstance(error, ActorDiedError) and error.actor_init_failed:
                     raise StageError(f"a maker of samples cannot start: {one_line(error, last=True)}") from error
-                self._replace(first.maker, isinstance(error, ActorDiedError) and NODE_DIED not in str(error))
+                died = isinstance(error, (ActorDiedError, OutOfMemoryError))
+                self._replace(first.maker, blamed=died and NODE_DIED not in str(error))
                 continue
             self._under_way.popleft()
             return made
@@ -162,7 +163,7 @@ class _Makers:
         """Make the block's samples one by one. Raises StageError with the slice whose sample ends its maker again; if
         none does, the deaths were not the block's."""
         import ray
-        from ray.exceptions import ActorDiedError
+        from ray.exceptions import ActorDiedError, OutOfMemoryError
 
         config, rank, world = self._arguments
         store = SliceStore.open(config.run)
@@ -172,7 +173,7 @@ class _Makers:
             for sample in (sample for step in block.steps for sample, _ in plan.samples(step, rank, world)):
                 try:
                     ray.get(alone.make.remote(sample))
-                except ActorDiedError as error:
+                except (ActorDiedError, OutOfMemoryError) as error:
                     who = [store.column(name)[sample.slice_id] for name in ("slice", "frame", "subject")]
                     where = "slice {} of frame {} of subject {}".format(*who)
                     remedy = "leave the subject out, or give the makers more memory"

@@ -67,6 +67,10 @@ class Header:
 
 
 def read_raw_header(stream: BinaryIO, name: str) -> nib.Nifti1Header:
+    """The header block of a NIfTI-1 or NIfTI-2 file, from the start of an uncompressed stream; `name` is for errors.
+
+    Raises InputError if the file is no NIfTI file, is cut off, or is one half of a .hdr/.img pair.
+    """
     not_nifti = InputError(name, "is not a NIfTI file", "convert it, for instance with dcm2niix, or remove it")
     try:
         block = stream.read(4)
@@ -90,6 +94,10 @@ def read_raw_header(stream: BinaryIO, name: str) -> nib.Nifti1Header:
 
 
 def checked_header(raw: nib.Nifti1Header, path: str, spacing: Spacing | None) -> Header:
+    """What is needed of a raw header: shape, voxel size in mm (`spacing` overrides it), transform, directions.
+
+    Raises InputError for shapes, data types and voxel sizes that cannot be those of a short-axis stack.
+    """
     name = fs.base_name(path)
     axes = int(raw["dim"][0])
     if axes not in (3, 4):

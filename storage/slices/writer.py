@@ -19,6 +19,7 @@ import zarr
 
 from storage import fs
 from storage.csv_table import csv_text
+from storage.identity import identity
 from storage.layouts import LayoutOptions
 from storage.nifti.file import not_opened
 from storage.sharded_array import write_array
@@ -149,8 +150,7 @@ def _index(entered: Sequence[tuple[Subject, StoredSubject]], options: LayoutOpti
     """The index as a Parquet file, rows in the order of `entered`, put together a row group at a time."""
     out, rows, schema = io.BytesIO(), 0, SLICE_SCHEMA
     if options is not None:
-        unset = {name for name in TRUSTED if not getattr(options, name)}  # then earlier versions read the index too
-        about = options.model_dump_json(exclude=unset).encode()
+        about = json.dumps(identity(options), separators=(",", ":"), ensure_ascii=False).encode()
         schema = schema.with_metadata({**schema.metadata, LAYOUTS_KEY: about})
     group_of = np.cumsum([stored.slices for _, stored in entered]) // GROUP_ROWS
     with pq.ParquetWriter(out, schema, compression="zstd") as writer:
