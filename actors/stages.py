@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from actors.evaluate_arm import CASES, evaluate_job
+from actors.evaluate_arm import CASES, SCORING, evaluate_job
 from actors.resources import ResourcePlan
 from actors.train_job import FAILED, TrainJob
 from actors.trainer import run_job
@@ -44,7 +44,7 @@ def _train_and_evaluate(run: ArmRun, budget: ResourcePlan) -> None:
     from."""
     out = run.job.out
     if not run.job.finished():
-        for name in (CASES, FAILED):
+        for name in (CASES, FAILED, SCORING):
             fs.remove(fs.join(out, name))
         run_job(run.job, budget)
     if not fs.exists(fs.join(out, CASES)):

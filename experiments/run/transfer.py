@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from actors.evaluate_arm import CASES
 from experiments import config
 from experiments.run import jobs
 from pipeline.networks.files import CONFIG as MODEL
@@ -62,7 +63,7 @@ def direction_scores(run: str, settings: Settings, vendor: str) -> Scores:
             continue
         by_seed = []
         for r in own:
-            cases = [c for c in read_cases(fs.join(r.job.out, "cases.csv")) if c["vendor"] != vendor]
+            cases = [c for c in read_cases(fs.join(r.job.out, CASES)) if c["vendor"] != vendor]
             dice: dict[str, list[float]] = {}
             for case in cases:
                 if not np.isnan(case["dice"]):
