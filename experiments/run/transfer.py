@@ -51,7 +51,8 @@ def direction_settings(settings: Settings, vendor: str, sdnets: str | None) -> S
 def direction_scores(run: str, settings: Settings, vendor: str) -> Scores:
     """Mean Dice of LV, MYO and RV of every test subject of the *other* vendors, of the arms whose seeds are all scored.
 
-    A subject's value is the mean over its phases of the mean over the structures that its masks or the network has.
+    A subject's value is the mean over its phases and structures. A structure that neither mask nor prediction has is
+    left out.
     """
     from pipeline.scores.tables import read_cases
 
