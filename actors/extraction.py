@@ -88,8 +88,9 @@ def extract(
 def prepare_bank(work: ExtractionSpec) -> FactorBank:
     """The bank that this run, network and preprocessing make: created, found, or found and extended by the slices that
     it lacks; see `extract` for what is refused."""
-    from pipeline.factors.extract import factors_name
-    from pipeline.networks.files import decoder_state, load_sdnet, sdnet_fingerprint
+    from pipeline.factors.names import factors_name
+    from pipeline.networks.description import sdnet_fingerprint
+    from pipeline.networks.files import decoder_state, load_sdnet
 
     store = SliceStore.open(work.run)
     model = load_sdnet(work.sdnet_dir)

@@ -26,7 +26,7 @@ from storage.slices.store import SliceStore
 
 if TYPE_CHECKING:
     from pipeline.factors.extract import NetworkView
-    from pipeline.samples.synthesis import Precision
+    from pipeline.networks.config import Precision
     from storage.bank.shard_builder import ShardDraft
 
 IN_FLIGHT = 3  # shards of an actor: one is read, one encoded, one written
@@ -65,8 +65,10 @@ class Extractor:
         import ray
         import torch
 
-        from pipeline.factors.extract import FrozenSDNet, factors_name
-        from pipeline.networks.files import load_sdnet, sdnet_fingerprint
+        from pipeline.factors.extract import FrozenSDNet
+        from pipeline.factors.names import factors_name
+        from pipeline.networks.description import sdnet_fingerprint
+        from pipeline.networks.files import load_sdnet
 
         work = self._work
         torch.set_num_threads(work.threads)

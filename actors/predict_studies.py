@@ -8,8 +8,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from actors.resources import Cluster, Node
+from pipeline.inference.config import InferenceConfig
 from pipeline.inference.find_studies import Study
-from pipeline.inference.predictor import InferenceConfig, load_predictor
+from pipeline.inference.predictor import load_predictor
 from pipeline.inference.study import Outcome, attempt
 from storage.errors import InputError
 

@@ -27,12 +27,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from pipeline.networks.files import WEIGHTS, read_config
-from pipeline.networks.sdnet import SDNetConfig
-from pipeline.networks.unet import UNetConfig
+from pipeline.networks.config import SDNetConfig, UNetConfig
+from pipeline.networks.description import WEIGHTS, read_config
 from pipeline.samples.stream_config import StreamConfig
-from pipeline.training.config import TrainConfig
-from pipeline.training.losses import LossConfig
+from pipeline.training.config import LossConfig, TrainConfig
 from storage import fs
 from storage.errors import InputError
 from storage.identity import identity

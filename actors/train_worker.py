@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from actors.streaming import StreamStats, batches
 from actors.train_job import DONE, HISTORY, LAST, TrainJob, WorkerBudget, read_history
-from pipeline.networks.files import WEIGHTS
+from pipeline.networks.description import WEIGHTS
 from pipeline.samples.maker import TWIN
 from storage import fs
 from storage.errors import InputError
@@ -58,7 +58,7 @@ def validation_volumes(job: TrainJob, store: SliceStore) -> list[ValidationVolum
 
 def watched_slices(job: TrainJob, store: SliceStore) -> WatchedSlices | None:
     """Training slices for what is watched, see `some_slices`; None where nothing is."""
-    from pipeline.networks.sdnet import SDNetConfig
+    from pipeline.networks.config import SDNetConfig
 
     if not (job.train.watched_slices and isinstance(job.network, SDNetConfig)):
         return None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from actors.ray_internals import is_train_error, waited_for_a_node
 from actors.resources import ResourcePlan
 from actors.train_job import DONE, TrainJob, WorkerBudget, read_history
-from pipeline.training.step import NonFiniteLossError, OutOfMemoryError
+from pipeline.training.errors import NonFiniteLossError, OutOfMemoryError
 from storage import fs
 from storage.errors import FinalError, InputError, StageError, one_line
 

@@ -23,14 +23,14 @@ from actors.extraction_pool import ExtractorPool
 from actors.extractor import ExtractionSpec
 from benchmarks import cluster, data, timing
 from pipeline.factors.extract import FrozenSDNet, NetworkView, view
+from pipeline.networks.config import Precision, SDNetConfig
 from pipeline.networks.files import load_sdnet, save_model
-from pipeline.networks.sdnet import SDNet, SDNetConfig
+from pipeline.networks.sdnet import SDNet
 from pipeline.phantom import PhantomConfig, write_phantom
 from pipeline.samples.preprocess import PreprocessConfig, working_slice
 from pipeline.samples.rescale import resample_crop
-from pipeline.samples.synthesis import Precision, synthesize
-from pipeline.training.config import TrainConfig
-from pipeline.training.losses import LossConfig
+from pipeline.samples.synthesis import synthesize
+from pipeline.training.config import LossConfig, TrainConfig
 from pipeline.training.objective import Objective
 from pipeline.training.state import TrainState
 from pipeline.training.step import Batch, train_step

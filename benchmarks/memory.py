@@ -55,8 +55,9 @@ def extract(folder: str, run: str) -> None:
 def prepare_extract(root: Path) -> None:
     """Slice stores and an SDNet for it. Extraction is to be measured, not what comes before."""
     from benchmarks.extract import slice_store
+    from pipeline.networks.config import SDNetConfig
     from pipeline.networks.files import save_model
-    from pipeline.networks.sdnet import SDNet, SDNetConfig
+    from pipeline.networks.sdnet import SDNet
 
     for name in ("drawn", *VARIANTS):
         slice_store(root / name, root / f"{name}.run")

@@ -18,8 +18,8 @@ from actors.predict_studies import predict_studies
 from actors.resources import Cluster, Node
 from benchmarks import cluster, data
 from experiments.config import cpu
+from pipeline.inference.config import InferenceConfig
 from pipeline.inference.find_studies import Study, find_studies
-from pipeline.inference.predictor import InferenceConfig
 from pipeline.networks.files import save_model
 from pipeline.networks.sdnet import SDNet
 

@@ -33,13 +33,14 @@ from actors.trainer import run_job
 from benchmarks import cluster
 from benchmarks.timing import ratio
 from experiments.config import cpu
+from pipeline.networks.config import Precision
 from pipeline.networks.files import load_decoder, save_model
 from pipeline.networks.sdnet import SDNet
 from pipeline.phantom import PhantomConfig, write_phantom
 from pipeline.samples.maker import SampleMaker
 from pipeline.samples.stream_config import StreamConfig
-from pipeline.samples.synthesis import Precision, unpack_planes
-from pipeline.training.losses import LossConfig
+from pipeline.samples.synthesis import unpack_planes
+from pipeline.training.config import LossConfig
 from pipeline.training.objective import Objective
 from pipeline.training.state import TrainState
 from pipeline.training.step import Batch, train_step

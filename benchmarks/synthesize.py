@@ -13,8 +13,9 @@ import numpy as np
 import torch
 
 from benchmarks.timing import rates, ratio
-from pipeline.networks.sdnet import SDNet, SDNetConfig
-from pipeline.samples.synthesis import Precision, synthesize
+from pipeline.networks.config import Precision, SDNetConfig
+from pipeline.networks.sdnet import SDNet
+from pipeline.samples.synthesis import synthesize
 from storage.bank.anatomy_codec import pack
 
 SIZE, SAMPLES = 224, 2

@@ -10,10 +10,8 @@ from typing import Any
 import torch
 
 from benchmarks.timing import rates, ratio
-from pipeline.networks.sdnet import SDNetConfig
-from pipeline.networks.unet import UNetConfig
-from pipeline.training.config import TrainConfig
-from pipeline.training.losses import LossConfig
+from pipeline.networks.config import SDNetConfig, UNetConfig
+from pipeline.training.config import LossConfig, TrainConfig
 from pipeline.training.objective import Objective
 from pipeline.training.state import TrainState
 from pipeline.training.step import Batch, train_step

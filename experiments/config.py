@@ -6,20 +6,18 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from actors.resources import ResourceConfig
 from experiments.arms import ARMS, PAPER
-from pipeline.networks.sdnet import SDNetConfig
-from pipeline.networks.unet import UNetConfig
+from pipeline.networks.config import Precision, SDNetConfig, UNetConfig
 from pipeline.phantom import PhantomConfig
 from pipeline.samples.plan import PlanConfig
 from pipeline.samples.preprocess import PreprocessConfig
-from pipeline.training.config import TrainConfig
-from pipeline.training.losses import LossConfig
+from pipeline.training.config import LossConfig, TrainConfig
 from storage import fs
 from storage.errors import InputError
 from storage.identity import identity
@@ -65,7 +63,7 @@ class Settings(BaseModel):
     pretrain: TrainConfig = _for_bank(TrainConfig())
     resources: ResourceConfig = ResourceConfig()
     bank_shard: int = Field(64, ge=1, description="slices in a shard of the factor bank")
-    bank_precision: Literal["fp32", "bf16"] = Field("fp32", description="of the encoders that fill the bank")
+    bank_precision: Precision = Field("fp32", description="of the encoders that fill the bank")
     bank: str | None = Field(None, description="a factor bank from elsewhere; nothing is pretrained or extracted then")
     pretrained: str | None = Field(None, description="folder of a trained SDNet from elsewhere")
 

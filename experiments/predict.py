@@ -13,8 +13,8 @@ __all__ = ["model_folders", "rows", "segmented"]  # models that were logged earl
 
 if TYPE_CHECKING:
     from experiments.progress import Progress
+    from pipeline.inference.config import InferenceConfig
     from pipeline.inference.find_studies import Study
-    from pipeline.inference.predictor import InferenceConfig
     from pipeline.inference.study import Outcome
 
 
@@ -23,7 +23,7 @@ def model_folders(places: Sequence[str]) -> list[str]:
 
     Raises InputError if there is no network in a place, or one is named twice.
     """
-    from pipeline.networks.files import CONFIG, read_config
+    from pipeline.networks.description import CONFIG, read_config
 
     found: list[str] = []
     for place in map(fs.absolute, places):
@@ -46,7 +46,7 @@ def segmented(
     """
     from pipeline.inference.predictor import load_predictor
     from pipeline.inference.study import attempt
-    from pipeline.networks.files import read_config
+    from pipeline.networks.description import read_config
 
     names = [str(read_config(folder)["fingerprint"]) for folder in folders]
     predictor = load_predictor(folders, config)

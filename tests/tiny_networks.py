@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from pipeline.networks.config import UNetConfig
 from pipeline.networks.files import save_model
-from pipeline.networks.unet import UNet, UNetConfig
+from pipeline.networks.unet import UNet
 from pipeline.samples.preprocess import PreprocessConfig
 
 PREPROCESS = PreprocessConfig(size=32, field=48)

@@ -47,8 +47,8 @@ def predict(
     """
     from experiments.predict import model_folders, segmented
     from experiments.progress import Progress
+    from pipeline.inference.config import InferenceConfig
     from pipeline.inference.find_studies import find_studies
-    from pipeline.inference.predictor import InferenceConfig
     from storage.nifti.header import parsed_spacing, stated_spacing
 
     if pixel_area is not None and not 0.05 <= pixel_area <= 100:

@@ -9,11 +9,10 @@ from actors.stages import ArmRun
 from actors.train_job import TrainJob
 from experiments.arms import ARMS, PRETRAIN
 from experiments.config import Settings
-from pipeline.networks.files import CONFIG as MODEL
-from pipeline.networks.files import read_config, sdnet_fingerprint, subject_key
+from pipeline.networks.description import CONFIG as MODEL
+from pipeline.networks.description import read_config, sdnet_fingerprint, subject_key
 from pipeline.samples.stream_config import StreamConfig, open_bank, step_plan
-from pipeline.training.config import ArmConfig, TrainConfig
-from pipeline.training.losses import LossConfig
+from pipeline.training.config import ArmConfig, LossConfig, TrainConfig
 from storage import fs
 from storage.bank.bank import FactorBank
 from storage.bank.index import Key, slice_keys
@@ -201,7 +200,7 @@ def check_pretrained(run: str, settings: Settings) -> None:
             where, "was trained with another preprocessing", f"set preprocess as it was: {document['preprocess']}"
         )
     if borrows_donors(run, settings):
-        from pipeline.factors.extract import factors_name
+        from pipeline.factors.names import factors_name
 
         made_by = FactorBank.open(str(settings.bank)).spec.sdnet_fingerprint
         if factors_name(sdnet_fingerprint(settings.pretrained), settings.bank_precision) != made_by:
@@ -270,7 +269,7 @@ def trainable_settings(run: str, settings: Settings) -> Settings:
 def stale_bank(run: str, settings: Settings) -> bool:
     """Whether the run's own bank is of another SDNet or preprocessing than the run's now, or holds slices that the run
     no longer trains on. Slices that it lacks are appended by an extraction."""
-    from pipeline.factors.extract import factors_name
+    from pipeline.factors.names import factors_name
 
     bank = fs.join(run, BANK)
     if not makes_bank(run, settings) or not fs.exists(bank):

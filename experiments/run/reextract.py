@@ -23,8 +23,10 @@ def reextract(bank: FactorBank, run: str, sdnet: str, seed: int | None = None) -
 
     Raises InputError if `sdnet` is not the network that made the bank, or the run lacks slices of the shard.
     """
-    from pipeline.factors.extract import FrozenSDNet, bank_rows, precision_of, view
-    from pipeline.networks.files import load_sdnet, sdnet_fingerprint
+    from pipeline.factors.extract import FrozenSDNet, bank_rows, view
+    from pipeline.factors.names import precision_of
+    from pipeline.networks.description import sdnet_fingerprint
+    from pipeline.networks.files import load_sdnet
     from pipeline.samples.preprocess import PreprocessConfig
 
     found = sdnet_fingerprint(sdnet)

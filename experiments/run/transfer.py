@@ -16,7 +16,7 @@ import numpy.typing as npt
 from actors.evaluate_arm import CASES
 from experiments import config
 from experiments.run import jobs
-from pipeline.networks.files import CONFIG as MODEL
+from pipeline.networks.description import CONFIG as MODEL
 from pipeline.scores.statistics import crossed_interval
 from storage import fs
 from storage.csv_table import csv_text

@@ -14,10 +14,8 @@ from actors.train_job import DONE, read_history
 from experiments import config
 from experiments.arms import ARMS, PRETRAIN
 from experiments.run import jobs
-from pipeline.networks.sdnet import SDNetConfig
-from pipeline.networks.unet import UNetConfig
-from pipeline.training.config import ArmConfig, TrainConfig
-from pipeline.training.losses import LossConfig
+from pipeline.networks.config import SDNetConfig, UNetConfig
+from pipeline.training.config import ArmConfig, LossConfig, TrainConfig
 from storage import fs
 from storage.bank.bank import FactorBank
 from storage.errors import InputError

@@ -36,7 +36,7 @@ def log_model(run_id: str, tracking_uri: str, model_folder: str) -> str:
     from mlflow import MlflowClient
     from mlflow.entities import LoggedModelOutput
 
-    from pipeline.networks.files import read_config
+    from pipeline.networks.description import read_config
 
     name = str(read_config(model_folder)["fingerprint"])
     client = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
@@ -62,7 +62,7 @@ def save_model(target: str, model_folder: str, **identity: Any) -> str:
     import mlflow.pyfunc
     from mlflow.models import Model
 
-    from pipeline.networks.files import CONFIG, WEIGHTS
+    from pipeline.networks.description import CONFIG, WEIGHTS
 
     model = Model(**identity)
     with TemporaryDirectory() as scratch:

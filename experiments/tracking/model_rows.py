@@ -17,10 +17,11 @@ def rows(folder: str, images: Sequence[str], params: dict[str, Any]) -> list[dic
 
     Each image is a study of its own. Volumes that are not known are NaN.
     """
+    from pipeline.inference.config import InferenceConfig
     from pipeline.inference.find_studies import check_targets, find_studies
-    from pipeline.inference.predictor import InferenceConfig, load_predictor
+    from pipeline.inference.predictor import load_predictor
     from pipeline.inference.study import attempt
-    from pipeline.networks.files import read_config
+    from pipeline.networks.description import read_config
 
     area = float(params.get("pixel_area") or 0.0)
     config = InferenceConfig(

@@ -9,33 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from pipeline.networks.config import Precision
 from pipeline.networks.folding import folded
 from pipeline.networks.sdnet import SDNet
 from pipeline.samples.preprocess import PreprocessConfig, canvas_size, centre_on, working_slice
 from pipeline.samples.rescale import resample_crop
-from pipeline.samples.synthesis import Precision
 from storage.bank.anatomy_codec import pack
 from storage.bank.bank import PackedBank
 from storage.slices.store import SliceStore
-
-
-def factors_name(sdnet_fingerprint: str, precision: Precision) -> str:
-    """Names the network as it is run. In bfloat16 its weights are other numbers and a few bits come out otherwise, so
-    that its factors are another network's and never stand in one bank with those of float32."""
-    return sdnet_fingerprint if precision == "fp32" else f"{sdnet_fingerprint}-{precision}"
-
-
-def precision_of(name: str, sdnet_fingerprint: str) -> Precision | None:
-    """How the network of that fingerprint is run to make the factors of that name; None if they are another's."""
-    choices: tuple[Precision, ...] = get_args(Precision)
-    return next((p for p in choices if factors_name(sdnet_fingerprint, p) == name), None)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.networks.files import count_parameters, load_model, read_config, write_config
+from pipeline.networks.description import read_config, write_config
+from pipeline.networks.files import count_parameters, load_model
 from storage import fs
 from storage.slices.store import SliceStore
 from storage.subjects import STRUCTURES

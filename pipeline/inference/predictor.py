@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
+from pipeline.inference.config import InferenceConfig
 from pipeline.networks.sdnet import SDNet
 from pipeline.networks.unet import UNet
 from pipeline.samples.plan import Flips
@@ -20,7 +20,6 @@ from pipeline.samples.rescale import linear_scale, resampling_matrix, resized
 from pipeline.training.step import autocast
 from storage import fs
 from storage.errors import InputError
-from storage.identity import added
 from storage.nifti.header import Spacing
 from storage.slices.intensities import Statistics
 from storage.subjects import STRUCTURES
@@ -36,30 +35,6 @@ MIRRORS: dict[str, tuple[tuple[int, ...], ...]] = {
     "both": ((), (2,), (3,), (2, 3)),
 }
 BATCH = 32  # slices at once: enough for a GPU, and what a 64 wide network at 224² has memory for
-
-
-class InferenceConfig(BaseModel):
-    """How networks are applied to a volume; the defaults of `cardiomix predict`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    pixel_area: float | None = Field(
-        None,
-        ge=0.05,
-        le=100,
-        description="mm²: rescale each image so that the network sees native pixels of this area (RA's own measure, "
-        "`plan.area_range_mm2`); None: the image's own",
-    )
-    flips: bool = Field(
-        False,
-        description="average over the image and its mirror images, of the kinds that the network was trained with: it "
-        "knows no other mirrored heart",
-    )
-    keep_largest: bool = Field(True, description="of each structure only its largest connected part in 3D")
-    precision: Literal["fp32", "bf16"] = "fp32"
-    spacing: Spacing | None = added(
-        None, description="slice, row and column distance in mm, in place of those of the images' headers"
-    )
 
 
 @dataclass(frozen=True)

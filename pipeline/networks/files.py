@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,15 +9,20 @@ import torch
 from safetensors.torch import load, save
 from torch import nn
 
-from pipeline.networks.sdnet import Decoder, SDNet, SDNetConfig, fingerprint
-from pipeline.networks.unet import UNet, UNetConfig
+from pipeline.networks.config import SDNetConfig, UNetConfig
+from pipeline.networks.description import (
+    WEIGHTS,
+    fingerprint,
+    identity_of,
+    read_config,
+    subject_key,
+    write_config,
+)
+from pipeline.networks.sdnet import Decoder, SDNet
+from pipeline.networks.unet import UNet
 from storage import fs
 from storage.errors import InputError
 from storage.identity import identity
-
-WEIGHTS, CONFIG = "model.safetensors", "model.json"
-# Of the description, what the network's fingerprint is taken over; all else may be added to later.
-IDENTITY = ("kind", "network", "preprocess", "terms", "trained_on")
 
 
 def build(config: UNetConfig | SDNetConfig) -> UNet | SDNet:
@@ -30,11 +33,6 @@ def build(config: UNetConfig | SDNetConfig) -> UNet | SDNet:
 def weights_of(model: nn.Module) -> bytes:
     """The model's state as safetensors bytes, contiguous, on the CPU, in a stable order."""
     return save({k: v.detach().cpu().contiguous() for k, v in sorted(model.state_dict().items())})
-
-
-def subject_key(subject: str) -> str:
-    """Names a subject in a network's description without giving its code away: 12 hex digits of SHA-256."""
-    return hashlib.sha256(subject.encode()).hexdigest()[:12]
 
 
 def save_model(
@@ -62,34 +60,11 @@ def save_model(
         "terms": terms,
         "trained_on": sorted(map(subject_key, set(trained_on))),
     }
-    name = fingerprint(weights, _identity(document))
+    name = fingerprint(weights, identity_of(document))
     fs.write_bytes(fs.join(folder, WEIGHTS), weights)
     labelled = sorted(map(subject_key, set(masks_of)))
     write_config(folder, {**document, "about": about or {}, "masks_of": labelled, "fingerprint": name})
     return name
-
-
-def write_config(folder: str, document: dict[str, Any]) -> None:
-    """Write `model.json`."""
-    fs.write_text(fs.join(folder, CONFIG), json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False))
-
-
-def _identity(document: dict[str, Any]) -> str:
-    return json.dumps({key: document[key] for key in IDENTITY if key in document}, sort_keys=True)
-
-
-def read_config(folder: str) -> dict[str, Any]:
-    """The document `model.json`. Raises InputError if absent or not ours."""
-    path = fs.join(folder, CONFIG)
-    if not fs.exists(path):
-        raise InputError(path, "no trained network here", "train it first, or give the folder that holds model.json")
-    try:
-        document = json.loads(fs.read_text(path))
-        if document["kind"] not in ("sdnet", "unet"):
-            raise KeyError("kind")
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(path, "not a cardiomix model description", "train again or restore the file") from error
-    return dict(document)
 
 
 def load_model(folder: str) -> tuple[UNet | SDNet, dict[str, Any]]:
@@ -99,7 +74,7 @@ def load_model(folder: str) -> tuple[UNet | SDNet, dict[str, Any]]:
     model = build(config)
     try:
         weights = fs.read_bytes(path)
-        if fingerprint(weights, _identity(document)) != document["fingerprint"]:
+        if fingerprint(weights, identity_of(document)) != document["fingerprint"]:
             raise InputError(
                 path, "weights are not the ones model.json names", "restore both files from the same training"
             )
@@ -115,11 +90,6 @@ def load_sdnet(folder: str) -> SDNet:
     if not isinstance(model, SDNet):
         raise InputError(folder, "holds a U-Net, not an SDNet", "give the folder of a pretrained SDNet")
     return model
-
-
-def sdnet_fingerprint(folder: str) -> str:
-    """The name of the network by its content, as `model.json` records it."""
-    return str(read_config(folder)["fingerprint"])
 
 
 def decoder_state(model: SDNet) -> tuple[bytes, dict[str, Any]]:

@@ -2,40 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-from typing import Literal
-
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipeline.networks.config import SDNetConfig
 from pipeline.networks.unet import UNet
 
 EPSILON = 1e-5  # of instance norm
-
-
-class SDNetConfig(BaseModel):
-    """Widths and factor sizes. The authors' are the defaults; the decoder's width is not given by the paper."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    anatomy_width: int = Field(64, ge=1, description="first level of the anatomy encoder's U-Net")
-    anatomy_channels: int = Field(8, ge=1, le=8)
-    modality_width: int = Field(64, ge=1, description="first convolution of the modality encoder; then 2 and 4 times")
-    modality_size: int = Field(8, ge=1)
-    anatomy_gain: float = Field(
-        30.0, gt=0, description="multiplies the anatomy head's initial weights; at 1 no channel fires at first"
-    )
-    segmentor_width: int = Field(64, ge=1)
-    decoder_width: int = Field(16, ge=1)
-    modulation: Literal["adain", "adain_relu", "scalars", "none"] = Field(
-        "adain",
-        description="how the modality enters the decoder: AdaIN of every channel (paper); that after a ReLU, so that "
-        "no scale is negative (DGNet); one scale and shift an image (GaNDLF); not at all (the authors' published code)",
-    )
-    style_width: int = Field(64, ge=1, description="hidden layer of the MLP from modality to AdaIN's scale and shift")
-    classes: int = Field(4, ge=2)
 
 
 def binarise(soft: Tensor) -> Tensor:
@@ -184,8 +158,3 @@ class SDNet(nn.Module):
     def forward(self, image_N1HW: Tensor) -> Tensor:
         """Logits (N, classes, H, W) of an image."""
         return self.segment(self.encode_anatomy(image_N1HW))
-
-
-def fingerprint(weights: bytes, config_json: str) -> str:
-    """Name of a network by its content: first 16 hex digits of SHA-256 over configuration and safetensors bytes."""
-    return hashlib.sha256(config_json.encode() + b"\0" + weights).hexdigest()[:16]

@@ -3,17 +3,7 @@
 from __future__ import annotations
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
-
-
-class UNetConfig(BaseModel):
-    """Width of the first level; the others are 2, 4, 8 and 8 times as wide."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    width: int = Field(64, ge=1)
-    classes: int = Field(4, ge=2, description="background, LV, MYO, RV")
 
 
 def double_conv(inputs: int, outputs: int, middle: int | None = None) -> nn.Sequential:

@@ -78,7 +78,8 @@ class SampleMaker:
         """The bank's SDNet's modality encoder, for whole images as they are drawn."""
         import torch
 
-        from pipeline.networks.files import load_sdnet, sdnet_fingerprint
+        from pipeline.networks.description import sdnet_fingerprint
+        from pipeline.networks.files import load_sdnet
 
         assert self.bank is not None
         folder = self.config.sdnet

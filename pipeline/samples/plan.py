@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from pipeline.networks.config import Precision
 from storage.identity import added
 
 PairPolicy = Literal["uniform", "vendor_balanced", "cross_vendor"]
@@ -69,7 +70,7 @@ class PlanConfig(BaseModel):
         description="FA, policies whose codes no slice has: an image is kept if its intensities are like the bank's "
         "and, `reencoding`, the SDNet reads the code again from it; else the donor's own code is taken",
     )
-    fa_precision: Literal["fp32", "bf16"] = Field("fp32", description="FA: of the decoder that draws the samples")
+    fa_precision: Precision = Field("fp32", description="FA: of the decoder that draws the samples")
     fa_render: FaRender = added(
         "decode",
         description="FA: `decode` draws the whole image, D(a, z') (paper); `residual` adds to the real image what the "

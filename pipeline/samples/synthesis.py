@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pipeline.networks.config import Precision
 from pipeline.networks.sdnet import Decoder
-
-Precision = Literal["fp32", "bf16"]
 
 # A decoder's bits depend a little on the batch size: a fixed chunk makes a sample's bytes independent of its
 # neighbours.

@@ -84,7 +84,7 @@ class FactorAugment:
             self._require_fills_bank(sdnet)
 
     def _require_fills_bank(self, sdnet: str) -> None:
-        from pipeline.networks.files import sdnet_fingerprint
+        from pipeline.networks.description import sdnet_fingerprint
 
         made_by = self._bank.spec.sdnet_fingerprint.partition("-")[0]
         if sdnet_fingerprint(sdnet) != made_by:

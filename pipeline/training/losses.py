@@ -4,61 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from storage.identity import added
+from pipeline.training.config import LossConfig
 
 EPSILON = 1e-6
 MEMORY = 80  # slices of a vendor after which a running mean has forgotten about two thirds
-
-
-class LossConfig(BaseModel):
-    """Weights and forms of the terms. All four weights of the paper are 1."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    reconstruction: float = Field(1.0, ge=0)
-    latent: float = Field(1.0, ge=0, description="latent regression")
-    dice: float = Field(1.0, ge=0)
-    focal: float = Field(1.0, ge=0)
-    kl: float = Field(0.0, ge=0, description="KL of the modality codes' batch statistics from N(0, 1); not in eq. 1")
-    balance: float = Field(
-        0.0,
-        ge=0,
-        description="anatomy: channels used alike, each pixel by one; not in eq. 1",
-    )
-    balance_temperature: float = Field(
-        4.0, gt=0, description="of the shares that are balanced: a channel near 0 gets some gradient"
-    )
-    align: float = Field(
-        0.0,
-        ge=0,
-        description="anatomy: channels cover like shares of the images of every vendor, so that the anatomy does not "
-        "tell who made the image; not in eq. 1",
-    )
-    consistency: float = Field(
-        1.0, ge=0, description="of arms with twins: two modalities of one anatomy segment alike; not in eq. 1"
-    )
-    consistency_ramp: int = Field(
-        300, ge=1, description="steps over which that weight rises, as exp(-5 (1 - t)²) (Laine and Aila 2017)"
-    )
-    contrast: float = added(
-        0.0,
-        ge=0,
-        description="labelled samples: a reconstruction has the mean grey of every structure that the image has, so "
-        "that the thin myocardium is worth as much as the cavities; not in eq. 1",
-    )
-    dice_form: Literal["generalised", "soft"] = Field("soft", description="sums over the batch, background included")
-    focal_gamma: float = Field(2.0, ge=0)
-    latent_source: Literal["sampled", "reconstruction"] = Field(
-        "sampled",
-        description="regress a sampled vector (paper), or the image's own from its reconstruction (authors' code)",
-    )
 
 
 def segmentation_losses(config: LossConfig) -> Callable[[Tensor, Tensor], dict[str, Tensor]]:

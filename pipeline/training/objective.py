@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from pipeline.networks.sdnet import SDNet, binarise
 from pipeline.networks.unet import UNet
+from pipeline.training.config import LossConfig
 from pipeline.training.losses import (
-    LossConfig,
     VendorAlignment,
     channel_balance,
     code_kl,

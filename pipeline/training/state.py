@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from pipeline.networks.config import SDNetConfig, UNetConfig
 from pipeline.networks.files import build, default_device
-from pipeline.networks.sdnet import SDNet, SDNetConfig
-from pipeline.networks.unet import UNet, UNetConfig
+from pipeline.networks.sdnet import SDNet
+from pipeline.networks.unet import UNet
 from pipeline.samples.plan import generator
 from pipeline.training.config import TrainConfig
 from pipeline.training.losses import VendorAlignment

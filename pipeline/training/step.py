@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pipeline.networks.sdnet import SDNet
 from pipeline.training.channel_revival import revive
 from pipeline.training.config import TrainConfig
+from pipeline.training.errors import NonFiniteLossError, OutOfMemoryError
 from pipeline.training.state import TrainState, Unread, network_seed
 
 LAG = 4  # steps after which a loss that is not finite is told
@@ -47,14 +48,6 @@ class Batch:
             )
             for c in taken
         ]
-
-
-class NonFiniteLossError(RuntimeError):
-    """The loss or its gradient is NaN or infinite; names the step and the slices of the batch."""
-
-
-class OutOfMemoryError(RuntimeError):
-    """A batch does not fit the memory; says how large it was and what to try."""
 
 
 @contextmanager

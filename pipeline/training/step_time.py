@@ -6,10 +6,8 @@ import time
 
 import torch
 
-from pipeline.networks.sdnet import SDNetConfig
-from pipeline.networks.unet import UNetConfig
-from pipeline.training.config import TrainConfig
-from pipeline.training.losses import LossConfig
+from pipeline.networks.config import SDNetConfig, UNetConfig
+from pipeline.training.config import LossConfig, TrainConfig
 from pipeline.training.objective import Objective
 from pipeline.training.state import TrainState
 from pipeline.training.step import Batch, train_step

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from actors.predict_studies import booking, predict_studies
 from actors.resources import Cluster, Node
+from pipeline.inference.config import InferenceConfig
 from pipeline.inference.find_studies import Study, find_studies
-from pipeline.inference.predictor import InferenceConfig, load_predictor
+from pipeline.inference.predictor import load_predictor
 from pipeline.inference.study import Outcome, attempt
 from storage.errors import InputError
 from tests.actors.tiny_runs import digests, own_processes

@@ -38,8 +38,9 @@ def run(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> str:
     from actors.extraction import ExtractionActors, extract
     from actors.extractor import ExtractionSpec
     from actors.ingest import ingest
+    from pipeline.networks.config import SDNetConfig
     from pipeline.networks.files import save_model
-    from pipeline.networks.sdnet import SDNet, SDNetConfig
+    from pipeline.networks.sdnet import SDNet
 
     folder = tmp_path_factory.mktemp("stream")
     small = PhantomConfig(labelled_a=2, labelled_b=2, unlabelled_c=2, testing=1, frames=3, slices=(3, 3))

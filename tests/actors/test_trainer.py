@@ -19,15 +19,14 @@ from actors.resources import ResourcePlan
 from actors.train_job import DONE, HISTORY, LAST, TrainJob, WorkerBudget, read_history
 from actors.train_worker import finish_job, first_state, run_epochs, some_slices
 from actors.trainer import run_job
+from pipeline.networks.config import SDNetConfig, UNetConfig
 from pipeline.networks.files import load_model
-from pipeline.networks.sdnet import SDNet, SDNetConfig
-from pipeline.networks.unet import UNetConfig
+from pipeline.networks.sdnet import SDNet
 from pipeline.samples.maker import SampleMaker
 from pipeline.samples.plan import PlanConfig
 from pipeline.samples.preprocess import PreprocessConfig
 from pipeline.samples.stream_config import StreamConfig
-from pipeline.training.config import TrainConfig
-from pipeline.training.losses import LossConfig
+from pipeline.training.config import LossConfig, TrainConfig
 from pipeline.training.objective import Objective
 from pipeline.training.state import TrainState, network_seed
 from storage.errors import InputError

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from pipeline.networks.config import SDNetConfig
 from pipeline.networks.files import save_model
-from pipeline.networks.sdnet import SDNet, SDNetConfig
+from pipeline.networks.sdnet import SDNet
 from pipeline.samples.preprocess import PreprocessConfig
 from storage.nifti.write import write_volume
 from storage.slices.writer import finalise, write_subject

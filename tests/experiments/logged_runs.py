@@ -17,7 +17,8 @@ from actors.train_job import DONE, HISTORY, TrainJob
 from experiments import config
 from experiments.config import Settings
 from experiments.run import jobs
-from pipeline.networks.files import WEIGHTS, build, save_model
+from pipeline.networks.description import WEIGHTS
+from pipeline.networks.files import build, save_model
 from pipeline.scores.tables import CASE_FIELDS, write_cases
 from tests.actors.tiny_runs import PREPROCESS, write_run
 

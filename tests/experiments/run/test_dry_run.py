@@ -13,10 +13,8 @@ from experiments.cli.main import app
 from experiments.config import demo, override, validated
 from experiments.run.dry_run import require_space, storage_needed
 from experiments.run.workload import workload
-from pipeline.networks.sdnet import SDNetConfig
-from pipeline.networks.unet import UNetConfig
-from pipeline.training.config import TrainConfig
-from pipeline.training.losses import LossConfig
+from pipeline.networks.config import SDNetConfig, UNetConfig
+from pipeline.training.config import LossConfig, TrainConfig
 from pipeline.training.step_time import seconds_a_step
 from storage.errors import InputError
 

@@ -14,8 +14,9 @@ from experiments.cli.main import app
 from experiments.run import jobs
 from experiments.run.workload import workload
 from experiments.tracking.lineage import job_params
+from pipeline.networks.config import UNetConfig
 from pipeline.networks.files import save_model
-from pipeline.networks.unet import UNet, UNetConfig
+from pipeline.networks.unet import UNet
 from storage.errors import InputError
 from storage.layouts import LayoutOptions
 from storage.slices.store import SliceStore

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from pipeline.factors.code_scale import standardise_codes
-from pipeline.networks.sdnet import SDNet, SDNetConfig
+from pipeline.networks.config import SDNetConfig
+from pipeline.networks.sdnet import SDNet
 from tests.pipeline.training.test_channel_revival import images
 
 

@@ -14,7 +14,8 @@ from pipeline.factors.disentanglement import (
     warnings,
     watch,
 )
-from pipeline.networks.sdnet import SDNet, SDNetConfig
+from pipeline.networks.config import SDNetConfig
+from pipeline.networks.sdnet import SDNet
 
 SMALL = SDNetConfig(anatomy_width=4, modality_width=4, segmentor_width=4, decoder_width=4)
 

@@ -10,10 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from pipeline.factors.extract import FrozenSDNet, NetworkView, bank_rows, factors_name, precision_of, view
+from pipeline.factors.extract import FrozenSDNet, NetworkView, bank_rows, view
+from pipeline.factors.names import factors_name, precision_of
+from pipeline.networks.config import SDNetConfig
 from pipeline.networks.files import load_sdnet
 from pipeline.networks.folding import folded
-from pipeline.networks.sdnet import SDNet, SDNetConfig
+from pipeline.networks.sdnet import SDNet
 from storage.bank.anatomy_codec import unpack
 from storage.slices.store import SliceStore
 from tests.actors.tiny_runs import PREPROCESS, write_run, write_sdnet

@@ -9,7 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.inference.predictor import InferenceConfig, Predictor, keep_largest, load_predictor, network_input
+from pipeline.inference.config import InferenceConfig
+from pipeline.inference.predictor import Predictor, keep_largest, load_predictor, network_input
 from pipeline.samples.preprocess import PreprocessConfig
 from pipeline.samples.rescale import resampling_matrix, resized
 from storage.errors import InputError

@@ -11,9 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from pipeline.inference.config import InferenceConfig
 from pipeline.inference.find_studies import find_studies
 from pipeline.inference.plausible import header_warnings, volume_warnings
-from pipeline.inference.predictor import InferenceConfig, Predictor, load_predictor
+from pipeline.inference.predictor import Predictor, load_predictor
 from pipeline.inference.study import Outcome, attempt
 from storage.nifti.file import read_header
 from tests.tiny_networks import volume_zhw, write_unet

@@ -11,9 +11,10 @@ import torch
 
 from pipeline.inference import onnx as onnx_export
 from pipeline.inference.model_card import add_test_scores, describe_training
-from pipeline.networks.files import load_model, read_config, save_model
-from pipeline.networks.sdnet import SDNet, SDNetConfig
-from pipeline.networks.unet import UNetConfig
+from pipeline.networks.config import SDNetConfig, UNetConfig
+from pipeline.networks.description import read_config
+from pipeline.networks.files import load_model, save_model
+from pipeline.networks.sdnet import SDNet
 from storage.errors import InputError, StageError
 from storage.slices.store import SliceStore
 from tests.actors.tiny_runs import write_run, write_sdnet

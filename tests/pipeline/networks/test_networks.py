@@ -6,17 +6,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from pipeline.networks.files import (
-    count_parameters,
-    decoder_state,
-    load_decoder,
-    load_model,
-    load_sdnet,
-    save_model,
-    sdnet_fingerprint,
-)
-from pipeline.networks.sdnet import SDNet, SDNetConfig, adain
-from pipeline.networks.unet import UNet, UNetConfig
+from pipeline.networks.config import SDNetConfig, UNetConfig
+from pipeline.networks.description import sdnet_fingerprint
+from pipeline.networks.files import count_parameters, decoder_state, load_decoder, load_model, load_sdnet, save_model
+from pipeline.networks.sdnet import SDNet, adain
+from pipeline.networks.unet import UNet
 from storage.errors import InputError
 
 SMALL = SDNetConfig(anatomy_width=4, modality_width=4, segmentor_width=4, decoder_width=4)

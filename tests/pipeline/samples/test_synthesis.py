@@ -7,7 +7,8 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from pipeline.networks.sdnet import Decoder, SDNetConfig
+from pipeline.networks.config import SDNetConfig
+from pipeline.networks.sdnet import Decoder
 from pipeline.samples.synthesis import synthesize, unpack_planes
 from storage.bank.anatomy_codec import unpack
 

@@ -7,11 +7,10 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from pipeline.networks.sdnet import SDNet, SDNetConfig
-from pipeline.networks.unet import UNetConfig
+from pipeline.networks.config import SDNetConfig, UNetConfig
+from pipeline.networks.sdnet import SDNet
 from pipeline.training.channel_revival import revive
-from pipeline.training.config import TrainConfig
-from pipeline.training.losses import LossConfig
+from pipeline.training.config import LossConfig, TrainConfig
 from pipeline.training.objective import Objective
 from pipeline.training.state import TrainState
 from pipeline.training.step import Batch, train_step

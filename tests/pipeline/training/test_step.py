@@ -11,13 +11,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from pipeline.networks.sdnet import SDNetConfig, adain, adain_at_once
-from pipeline.networks.unet import UNetConfig
-from pipeline.training.config import TrainConfig
-from pipeline.training.losses import LossConfig, VendorAlignment, channel_balance, segmentation_losses
+from pipeline.networks.config import SDNetConfig, UNetConfig
+from pipeline.networks.sdnet import adain, adain_at_once
+from pipeline.training.config import LossConfig, TrainConfig
+from pipeline.training.errors import NonFiniteLossError, OutOfMemoryError
+from pipeline.training.losses import VendorAlignment, channel_balance, segmentation_losses
 from pipeline.training.objective import Objective
 from pipeline.training.state import TrainState
-from pipeline.training.step import LAG, Batch, NonFiniteLossError, OutOfMemoryError, settle, train_step
+from pipeline.training.step import LAG, Batch, settle, train_step
 from pipeline.training.validation import ValidationVolume, validate
 
 SDNET = SDNetConfig(anatomy_width=4, modality_width=4, segmentor_width=4, decoder_width=4)

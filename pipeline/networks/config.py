@@ -1,0 +1,41 @@
+"""Widths and factor sizes of the networks. Without torch, so that a command can read its settings at once."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Precision = Literal["fp32", "bf16"]  # in which a network is run
+
+
+class UNetConfig(BaseModel):
+    """Width of the first level; the others are 2, 4, 8 and 8 times as wide."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    width: int = Field(64, ge=1)
+    classes: int = Field(4, ge=2, description="background, LV, MYO, RV")
+
+
+class SDNetConfig(BaseModel):
+    """Widths and factor sizes. The authors' are the defaults; the decoder's width is not given by the paper."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    anatomy_width: int = Field(64, ge=1, description="first level of the anatomy encoder's U-Net")
+    anatomy_channels: int = Field(8, ge=1, le=8)
+    modality_width: int = Field(64, ge=1, description="first convolution of the modality encoder; then 2 and 4 times")
+    modality_size: int = Field(8, ge=1)
+    anatomy_gain: float = Field(
+        30.0, gt=0, description="multiplies the anatomy head's initial weights; at 1 no channel fires at first"
+    )
+    segmentor_width: int = Field(64, ge=1)
+    decoder_width: int = Field(16, ge=1)
+    modulation: Literal["adain", "adain_relu", "scalars", "none"] = Field(
+        "adain",
+        description="how the modality enters the decoder: AdaIN of every channel (paper); that after a ReLU, so that "
+        "no scale is negative (DGNet); one scale and shift an image (GaNDLF); not at all (the authors' published code)",
+    )
+    style_width: int = Field(64, ge=1, description="hidden layer of the MLP from modality to AdaIN's scale and shift")
+    classes: int = Field(4, ge=2)
