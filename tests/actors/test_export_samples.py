@@ -45,18 +45,33 @@ def stream(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> StreamC
     )
 
 
+@pytest.fixture(scope="module")
+def nnunet_folder(stream: StreamConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An export of twelve labelled samples as nnU-Net's raw data set."""
+    out = tmp_path_factory.mktemp("nnunet") / "Dataset503_Tiny"
+    assert export(stream, str(out), "nnunet", 12, cpus=0.5) == 12
+    return out
+
+
+@pytest.fixture(scope="module")
+def slices_folder(stream: StreamConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An export of sixteen samples as a slice store."""
+    out = tmp_path_factory.mktemp("slices") / "samples"
+    assert export(stream, str(out), "slices", 16, cpus=0.5) == 16
+    return out
+
+
 def listed(out: Path) -> list[dict[str, str]]:
     with (out / "samples.csv").open() as file:
         return list(csv.DictReader(file))
 
 
 def test_an_nnunet_data_set_holds_the_streams_labelled_samples_on_their_own_grid(
-    stream: StreamConfig, tmp_path: Path
+    stream: StreamConfig, nnunet_folder: Path
 ) -> None:
-    out = tmp_path / "Dataset501_Tiny"
-    assert export(stream, str(out), "nnunet", 10, cpus=0.5) == 10
+    out = nnunet_folder
     document = json.loads((out / "dataset.json").read_text())
-    assert document["numTraining"] == 10 and document["labels"] == {"background": 0, "LV": 1, "MYO": 2, "RV": 3}
+    assert document["numTraining"] == 12 and document["labels"] == {"background": 0, "LV": 1, "MYO": 2, "RV": 3}
     maker = SampleMaker(stream)
     for i, row in enumerate(listed(out)):
         sample = maker.plan.labelled(i)
@@ -72,24 +87,20 @@ def test_an_nnunet_data_set_holds_the_streams_labelled_samples_on_their_own_grid
         assert (row["kind"] == "fa") == (sample.donor_id is not None) and row["labelled"] == "1"
 
 
-def test_no_subject_is_in_both_parts_of_an_nnunet_fold(stream: StreamConfig, tmp_path: Path) -> None:
-    out = tmp_path / "Dataset502_Tiny"
-    export(stream, str(out), "nnunet", 12, cpus=0.5)
-    subject = {row["case"]: row["subject"] for row in listed(out)}
-    for fold in json.loads((out / nnunet.SPLITS).read_text()):
+def test_no_subject_is_in_both_parts_of_an_nnunet_fold(nnunet_folder: Path) -> None:
+    subject = {row["case"]: row["subject"] for row in listed(nnunet_folder)}
+    for fold in json.loads((nnunet_folder / nnunet.SPLITS).read_text()):
         assert fold["train"] and fold["val"] and len(fold["train"]) + len(fold["val"]) == 12
         assert not {subject[c] for c in fold["train"]} & {subject[c] for c in fold["val"]}
 
 
 def test_a_slice_store_of_samples_reads_as_the_samples_whatever_the_normalisation(
-    stream: StreamConfig, tmp_path: Path
+    stream: StreamConfig, slices_folder: Path
 ) -> None:
-    out = tmp_path / "samples"
-    export(stream, str(out), "slices", 16, cpus=0.5)
-    store, maker = SliceStore.open(str(out)), SampleMaker(stream)
+    store, maker = SliceStore.open(str(slices_folder)), SampleMaker(stream)
     planned = [p for step in range(2) for p in maker.plan.samples(step)]
     assert len(store) == 16 and store.column("labelled").sum() == sum(ok for _, ok in planned)
-    vendors = {int(row["case"][-6:]): row["vendor"] for row in listed(out)}
+    vendors = {int(row["case"][-6:]): row["vendor"] for row in listed(slices_folder)}
     for i in range(len(store)):
         number = int(store.column("frame")[i])
         sample, labelled = planned[number]
@@ -103,7 +114,8 @@ def test_a_slice_store_of_samples_reads_as_the_samples_whatever_the_normalisatio
     assert same.area == pytest.approx(float(store.column("pixel_area_mm2")[0]))
 
 
-@pytest.mark.parametrize("kind", ["nnunet", pytest.param("slices", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["nnunet", "slices"])
 def test_an_export_that_was_cut_short_goes_on_to_the_same_bytes(
     stream: StreamConfig, tmp_path: Path, kind: Any
 ) -> None:
@@ -134,12 +146,13 @@ def test_an_export_whose_actor_is_killed_ends_with_the_same_bytes(stream: Stream
     assert killed and digests(shaken) == digests(whole)
 
 
-def test_an_export_refuses_a_folder_that_is_not_its_own(stream: StreamConfig, tmp_path: Path) -> None:
+def test_an_export_refuses_a_folder_that_is_not_its_own(
+    stream: StreamConfig, slices_folder: Path, tmp_path: Path
+) -> None:
     with pytest.raises(InputError, match="Dataset501_Heart"):
         export(stream, str(tmp_path / "heart"), "nnunet", 1)
-    export(stream, str(tmp_path / "samples"), "slices", 2, cpus=0.5)
     with pytest.raises(InputError, match="another export"):
-        export(stream, str(tmp_path / "samples"), "slices", 3)
+        export(stream, str(slices_folder), "slices", 3)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").touch()
     with pytest.raises(InputError, match="not empty"):
@@ -147,8 +160,6 @@ def test_an_export_refuses_a_folder_that_is_not_its_own(stream: StreamConfig, tm
     assert open_bank(stream, SliceStore.open(stream.run)) is not None
 
 
-def test_nnunets_own_check_accepts_the_data_set(stream: StreamConfig, tmp_path: Path) -> None:
+def test_nnunets_own_check_accepts_the_data_set(nnunet_folder: Path) -> None:
     verify = pytest.importorskip("nnunetv2.experiment_planning.verify_dataset_integrity")
-    out = tmp_path / "Dataset504_Tiny"
-    export(stream, str(out), "nnunet", 8, cpus=0.5)
-    verify.verify_dataset_integrity(str(out), num_processes=1)
+    verify.verify_dataset_integrity(str(nnunet_folder), num_processes=1)

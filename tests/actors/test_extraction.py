@@ -188,6 +188,7 @@ def test_a_finished_bank_is_left_as_it_is(fill: Extract, whole: Path) -> None:
     assert (report.shards_done, report.shards_reused) == (0, 5)
 
 
+@pytest.mark.slow
 def test_bank_is_byte_identical_after_a_killed_extractor(fill: Extract, whole: Path, tmp_path: Path) -> None:
     killed: list[int] = []
     told: list[int] = []
@@ -258,6 +259,7 @@ def test_a_cluster_too_small_is_told_at_once(fill: Extract, tmp_path: Path) -> N
         fill(tmp_path / "bank.zarr", cpus=64.0)
 
 
+@pytest.mark.slow
 def test_more_actors_than_the_cluster_holds_are_not_waited_for(fill: Extract, whole: Path, tmp_path: Path) -> None:
     fill(tmp_path / "bank.zarr", count=5, cpus=3.0)
     assert digests(tmp_path / "bank.zarr") == digests(whole)

@@ -148,6 +148,7 @@ def test_mlflow_holds_a_parent_and_a_child_for_each_arm(run: Path) -> None:
     assert len(client.get_metric_history(children["unet_ra"].info.run_id, "val/dice")) == 2
 
 
+@pytest.mark.slow
 def test_a_second_start_reuses_every_stage_and_gives_the_same_table(run: Path) -> None:
     table = (run / "report" / "table.csv").read_bytes()
     kept = {p: p.stat().st_mtime_ns for p in run.glob("arms/*/seed0/model.safetensors")}

@@ -111,14 +111,10 @@ def local_run(data: tuple[Path, Path], ingest: Ingest, tmp_path_factory: pytest.
 
 
 @pytest.fixture(scope="module")
-def s3_run(data: tuple[Path, Path], s3_proxy: Any, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A run in the bucket, made from the bucket by the command line."""
-    run = f"{BUCKET}/run"
-    cwd = tmp_path_factory.mktemp("nothing")
-    done = cardiomix(s3_proxy.url, cwd, "ingest", *SOURCES, "--run", run)
-    assert done.returncode == 0, done.stderr
-    assert list(cwd.iterdir()) == []
-    return run
+def s3_run(data: tuple[Path, Path], ingest: Ingest) -> str:
+    """A run in the bucket, made from the bucket."""
+    assert ingest(*SOURCES, f"{BUCKET}/run") == [4, 22, 0]
+    return f"{BUCKET}/run"
 
 
 def arrays(run: str) -> dict[str, bytes]:
@@ -145,7 +141,19 @@ def assert_same(run: str, expected: str) -> None:
 def test_ingest_within_a_bucket_gives_the_bytes_of_ingest_within_folders(s3_run: str, local_run: str) -> None:
     assert len(arrays(s3_run)) == 4 * 4 + 1
     assert_same(s3_run, local_run)
-    assert fs.list_names(s3_run) == sorted([*fs.list_names(local_run), "config.yaml"])  # and no lock
+    assert fs.list_names(s3_run) == fs.list_names(local_run)  # and no lock
+
+
+@pytest.mark.slow
+def test_ingest_by_the_command_line_leaves_nothing_on_the_machine(
+    data: tuple[Path, Path], local_run: str, s3_proxy: Any, tmp_path: Path
+) -> None:
+    run = f"{BUCKET}/by_command"
+    done = cardiomix(s3_proxy.url, tmp_path, "ingest", *SOURCES, "--run", run)
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.iterdir()) == []
+    assert_same(run, local_run)
+    assert fs.list_names(run) == sorted([*fs.list_names(local_run), "config.yaml"])  # and no lock
 
 
 def test_a_slice_store_in_a_bucket_gives_the_images_and_masks_of_one_in_a_folder(s3_run: str, local_run: str) -> None:
