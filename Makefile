@@ -33,7 +33,7 @@ demo: .venv/.installed
 	$(BIN)/cardiomix ablate demo --run runs/demo
 
 test: .venv/.installed
-	$(BIN)/python -m pytest -n 3 --dist loadscope -m "not slow and not gpu" --durations=10
+	$(BIN)/python -m pytest -n 3 --dist loadscope --no-loadscope-reorder -m "not slow and not gpu" --durations=10
 
 test-slow: .venv/.installed
 	$(BIN)/python -m pytest -m "slow and not gpu"

@@ -32,6 +32,11 @@ settings.load_profile("quick")
 REALDATA = Path(__file__).resolve().parents[2] / "shared" / "realdata"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest file first, so that no process works on it alone at the end (with `--no-loadscope-reorder`)."""
+    items.sort(key=lambda item: item.path.name != "test_ablation.py")
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Processes share the tests by file, so that a module's fixtures are made once; all files that use the one

@@ -37,8 +37,11 @@ def test_every_verb_has_help_with_an_example(verb: str) -> None:
     assert "Example" in done.stdout
 
 
-def test_help_imports_nothing_heavy() -> None:
-    code = f"import sys, experiments.cli.main; print([m for m in {HEAVY} if m in sys.modules])"
+@pytest.mark.parametrize(
+    "modules", ["experiments.cli.main", "experiments.config, experiments.run.driver, experiments.run.status"]
+)
+def test_help_settings_and_plans_import_nothing_heavy(modules: str) -> None:
+    code = f"import sys, {modules}; print([m for m in {HEAVY} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "[]"
 
