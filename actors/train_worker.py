@@ -256,28 +256,40 @@ def _end_epoch(
     rank: int,
     world: int,
 ) -> None:
-    import torch
-
-    from pipeline.training.validation import validate
-
     started = time.perf_counter()
-    scores = [validate(state.candidate, held_out, job.train.precision) if rank == 0 else {}]
-    if world > 1:
-        torch.distributed.broadcast_object_list(scores, src=0)
+    scores = _validated(job, state, held_out, rank, world)
     rate = float(state.optimiser.param_groups[0]["lr"])
-    state.end_epoch(scores[0]["dice"])
+    state.end_epoch(scores["dice"])
     if rank != 0:
         return
     record = {
         "epoch": state.epoch,
         "step": state.step,
         **record,
-        **{f"val/{name}": value for name, value in scores[0].items()},
+        **{f"val/{name}": value for name, value in scores.items()},
         "lr": rate,
         "validation_seconds": time.perf_counter() - started,
     }
     history.append(record)  # first: an epoch in the history without a checkpoint is run again, never the reverse
     fs.write_bytes(job.checkpoint, state.to_bytes())
+
+
+def _validated(
+    job: TrainJob, state: TrainState, held_out: list[ValidationVolume], rank: int, world: int
+) -> dict[str, float]:
+    """Scores of the held-out volumes, each of them looked at by one worker, with the first worker's network."""
+    import torch.distributed
+
+    from pipeline.training.validation import mean_scores, volume_scores
+
+    if world > 1:
+        for buffer in state.candidate.buffers():  # batch-norm's means, which every worker keeps of its own share
+            torch.distributed.broadcast(buffer, src=0)
+    mine = volume_scores(state.candidate, held_out[rank::world], job.train.precision)
+    parts = [mine] * world
+    if world > 1:
+        torch.distributed.all_gather_object(parts, mine)
+    return mean_scores([parts[i % world][i // world] for i in range(len(held_out))])
 
 
 def finish_job(job: TrainJob, store: SliceStore, state: TrainState) -> None:

@@ -48,7 +48,7 @@ def plain_arm(run: str, out: str) -> None:
     from pipeline.samples.maker import SampleMaker
     from pipeline.training.objective import Objective
     from pipeline.training.step import Batch, train_step
-    from pipeline.training.validation import validate
+    from pipeline.training.validation import mean_scores, volume_scores
     from storage.slices.store import SliceStore
 
     torch.set_num_threads(2)
@@ -68,7 +68,7 @@ def plain_arm(run: str, out: str) -> None:
             looked = time.perf_counter()
             factors_seen(job, state, watched)
             apart += time.perf_counter() - looked  # the history counts it nowhere
-            state.end_epoch(validate(state.candidate, held_out, job.train.precision)["dice"])
+            state.end_epoch(mean_scores(volume_scores(state.candidate, held_out, job.train.precision))["dice"])
             Path(out, "checkpoint").write_bytes(state.to_bytes())
     print(json.dumps({"epochs_s": time.perf_counter() - began - apart}))
     finish_job(job, store, state)

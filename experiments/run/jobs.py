@@ -169,21 +169,26 @@ def require_trainable(run: str, settings: Settings) -> None:
         )
     if starts_from_sdnet(settings):
         check_pretrained(run, settings)
-    workers = settings.resources.train_workers
+    if needs_sdnet(settings) and settings.pretrained is None and settings.bank is None:
+        _require_even_shares(step_plan(pretrain_job(run, settings).stream, store), settings, "pretrain.batch_size")
     for name in settings.arms:
-        arm = ARMS[name]
-        stream = _stream(run, settings, arm, settings.train, settings.seed)
+        stream = _stream(run, settings, ARMS[name], settings.train, settings.seed)
         try:
             step = step_plan(stream, store)
         except InputError as error:
             raise InputError(f"arm {name}", error.problem, error.remedy) from error
-        if step.labelled_per_step % workers or step.unlabelled_per_step % workers:
-            raise InputError(
-                "resources.train_workers",
-                f"{workers} workers cannot share {step.labelled_per_step} labelled and {step.unlabelled_per_step} "
-                "unlabelled samples evenly",
-                "choose train.batch_size and plan.unlabelled_ratio as multiples",
-            )
+        _require_even_shares(step, settings, "train.batch_size")
+
+
+def _require_even_shares(step: StepPlan, settings: Settings, batch_size: str) -> None:
+    workers = settings.resources.train_workers
+    if step.labelled_per_step % workers or step.unlabelled_per_step % workers:
+        raise InputError(
+            "resources.train_workers",
+            f"{workers} workers cannot share {step.labelled_per_step} labelled and {step.unlabelled_per_step} "
+            "unlabelled samples evenly",
+            f"choose {batch_size} and plan.unlabelled_ratio as multiples",
+        )
 
 
 def check_pretrained(run: str, settings: Settings) -> None:

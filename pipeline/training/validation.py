@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,25 +23,34 @@ class ValidationVolume:
     mask: npt.NDArray[np.uint8]
 
 
-def validate(model: UNet | SDNet, volumes: list[ValidationVolume], precision: str, chunk: int = 16) -> dict[str, float]:
-    """Mean volume Dice on the network's grid: `dice` over structures, `dice_LV`, `dice_MYO`, `dice_RV`; 0 to 1.
+def volume_scores(
+    model: UNet | SDNet, volumes: Sequence[ValidationVolume], precision: str, chunk: int = 16
+) -> list[dict[str, float]]:
+    """Dice (0 to 1) by structure of every volume, on the network's grid.
 
     A structure absent from mask and prediction is left out.
     """
     model.eval()
     device = next(model.parameters()).device
-    scores: dict[str, list[float]] = {name: [] for name in STRUCTURES}
+    scores = []
     for volume in volumes:
         parts = []
         with torch.inference_mode(), autocast(device, precision):
             for i in range(0, len(volume.image), chunk):
                 image = torch.from_numpy(volume.image[i : i + chunk, None]).to(device)
                 parts.append(model(image.contiguous(memory_format=torch.channels_last)).argmax(1).cpu().numpy())
-        found = np.concatenate(parts)
+        predicted, dice = np.concatenate(parts), {}
         for name, label in STRUCTURES.items():
-            ours, theirs = found == label, volume.mask == label
+            ours, theirs = predicted == label, volume.mask == label
             size = int(ours.sum() + theirs.sum())
             if size:
-                scores[name].append(2.0 * int((ours & theirs).sum()) / size)
-    means = {f"dice_{name}": float(np.mean(values)) if values else 0.0 for name, values in scores.items()}
+                dice[name] = 2.0 * int((ours & theirs).sum()) / size
+        scores.append(dice)
+    return scores
+
+
+def mean_scores(scores: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Means over volumes, `dice_LV`, `dice_MYO` and `dice_RV`, and their mean, `dice`; 0 where no volume has any."""
+    by_name = {name: [dice[name] for dice in scores if name in dice] for name in STRUCTURES}
+    means = {f"dice_{name}": float(np.mean(values)) if values else 0.0 for name, values in by_name.items()}
     return {"dice": float(np.mean(list(means.values()))), **means}

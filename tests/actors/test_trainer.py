@@ -143,6 +143,27 @@ def test_a_killed_worker_leaves_the_weights_and_the_history_of_a_run_that_nothin
         assert record["data_wait_fraction"] <= 1
 
 
+@pytest.mark.slow
+def test_one_of_two_workers_killed_leaves_the_weights_of_a_run_that_nothing_befell(
+    run: str, tmp_path: Path, ray_local: None
+) -> None:
+    two, killed = replace(PLAN, train_workers=2, trainer_cpus=0.25), []
+    jobs = [training(run, tmp_path / name, workers=2, batch_size=4) for name in ("undisturbed", "shaken")]
+    stages.pretrain(jobs[0], two, lambda _: None)
+
+    def kill(_: list[str]) -> None:
+        if not killed and len(read_history(jobs[1])) == 1:
+            killed.append(max(train_workers(os.getpid())))
+            os.kill(killed[0], signal.SIGKILL)
+
+    stages.pretrain(jobs[1], two, kill, tick_s=0.05)
+    assert len(killed) == 1
+    for name in ("model.safetensors", f"{LAST}/model.safetensors"):
+        one, other = ((Path(job.out) / name).read_bytes() for job in jobs)
+        assert one == other
+    assert epochs(Path(jobs[0].out)) == epochs(Path(jobs[1].out))
+
+
 def test_a_finished_job_holds_its_best_and_its_last_network(run: str, undisturbed: Path) -> None:
     best, last = (load_model(str(undisturbed / part))[1] for part in ("", LAST))
     assert best["network"] == last["network"]

@@ -19,7 +19,7 @@ from pipeline.training.losses import VendorAlignment, channel_balance, segmentat
 from pipeline.training.objective import Objective
 from pipeline.training.state import TrainState
 from pipeline.training.step import LAG, Batch, settle, train_step
-from pipeline.training.validation import ValidationVolume, validate
+from pipeline.training.validation import ValidationVolume, mean_scores, volume_scores
 
 SDNET = SDNetConfig(anatomy_width=4, modality_width=4, segmentor_width=4, decoder_width=4)
 FP32 = TrainConfig(precision="fp32")
@@ -293,9 +293,9 @@ def test_validation_dice_is_by_volume_and_leaves_out_what_is_absent_from_both() 
     mask[2, 4:9, 4:9] = 2
     wrong = mask.copy()
     wrong[1] = 0
-    scores = validate(Perfect(), [ValidationVolume(mask.astype(np.float32), mask)], "fp32")  # type: ignore[arg-type]
+    scores = mean_scores(volume_scores(Perfect(), [ValidationVolume(mask.astype(np.float32), mask)], "fp32"))  # type: ignore[arg-type]
     assert scores["dice_LV"] == scores["dice_MYO"] == 1.0
-    scores = validate(Perfect(), [ValidationVolume(wrong.astype(np.float32), mask)], "fp32")  # type: ignore[arg-type]
+    scores = mean_scores(volume_scores(Perfect(), [ValidationVolume(wrong.astype(np.float32), mask)], "fp32"))  # type: ignore[arg-type]
     assert scores["dice_LV"] == 0.0
 
 
