@@ -11,6 +11,7 @@ from experiments.arms import ARMS, PRETRAIN
 from experiments.config import Settings
 from pipeline.networks.description import CONFIG as MODEL
 from pipeline.networks.description import read_config, sdnet_fingerprint, subject_key
+from pipeline.samples.plan import StepPlan
 from pipeline.samples.stream_config import StreamConfig, open_bank, step_plan
 from pipeline.training.config import ArmConfig, LossConfig, TrainConfig
 from storage import fs

@@ -19,6 +19,7 @@ from experiments.run.status import status
 from pipeline.networks.sdnet import SDNet
 from storage.bank.bank import FactorBank
 from storage.bank.verify import verify
+from storage.errors import InputError
 from tests.tiny_networks import write_cine
 
 MADE = Path(__file__).parents[2] / "data" / "run_0_1_0.tar.xz"
@@ -50,6 +51,13 @@ def test_what_a_changed_setting_makes_anew_is_known_before_it_is_made(run: Path)
     assert not any(arm.job.replaces_a_result() for arm in jobs.arm_runs(str(run), settings))
     assert all(arm.job.replaces_a_result() for arm in jobs.arm_runs(str(run), longer))
     assert not jobs.pretrain_job(str(run), longer).replaces_a_result()
+
+
+def test_train_workers_that_cannot_share_the_pretraining_s_steps_are_refused(run: Path) -> None:
+    settings = config.override(config.load(str(run)), ["resources.train_workers=2", "train.batch_size=4"])
+    jobs.require_trainable(str(run), config.override(settings, ["pretrain.batch_size=4"]))
+    with pytest.raises(InputError, match=r"2 workers cannot share 3 labelled .*pretrain\.batch_size"):
+        jobs.require_trainable(str(run), config.override(settings, ["pretrain.batch_size=3"]))
 
 
 def test_its_bank_is_whole_and_draws(run: Path) -> None:
