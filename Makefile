@@ -10,12 +10,13 @@ export RAY_USAGE_STATS_ENABLED := 0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help .venv demo test test-slow check format bench clean
+.PHONY: help .venv demo test test-slow test-gpu check format bench clean
 
 help:
 	@echo 'make demo       the five arms on the phantom, then a report (runs/demo)'
 	@echo 'make test       the tests, without the slow ones'
 	@echo 'make test-slow  the slow tests, and the properties on more examples'
+	@echo 'make test-gpu   the tests that need an NVIDIA GPU'
 	@echo 'make check      ruff and mypy --strict'
 	@echo 'make format     let ruff mend what it can'
 	@echo 'make bench      every benchmark, one line of JSON each'
@@ -38,6 +39,9 @@ test: .venv/.installed
 test-slow: .venv/.installed
 	$(BIN)/python -m pytest -m "slow and not gpu"
 	$(BIN)/python -m pytest -n 2 --dist loadscope -m "hypothesis and not gpu" --hypothesis-profile=thorough
+
+test-gpu: .venv/.installed
+	$(BIN)/python -m pytest -m gpu
 
 check: .venv/.installed
 	$(BIN)/ruff check .

@@ -16,6 +16,7 @@ NAMES = (
     "bank-read",
     "bank-size",
     "extract",
+    "gpu",
     "ingest",
     "memory",
     "overhead",

@@ -1,0 +1,93 @@
+"""What a card does with the `paper` preset: a training step as the stream gives it, extraction, synthesis, scoring.
+
+`ours` is the time of a U-Net step of four images at width 64 and 224², `reference` that of the same step in plain eager
+PyTorch; the other figures are printed. Without a card it says so and measures the CPU at a quarter of the width.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.timing import rates, ratio
+from benchmarks.train_step import sides
+from pipeline.factors.extract import FrozenSDNet, NetworkView
+from pipeline.inference.config import InferenceConfig
+from pipeline.inference.predictor import Predictor
+from pipeline.networks.config import SDNetConfig, UNetConfig
+from pipeline.networks.files import build, default_device
+from pipeline.networks.sdnet import Decoder, SDNet
+from pipeline.samples.preprocess import PreprocessConfig
+from pipeline.samples.synthesis import synthesize
+from pipeline.training.config import LossConfig, TrainConfig
+from pipeline.training.objective import Objective
+from pipeline.training.state import TrainState
+from pipeline.training.step import Batch, settle, train_step
+
+SIZE, WARM, STEPS, SLICES = 224, 20, 100, 128
+
+
+def told(text: str) -> None:
+    """A figure beside the ratio."""
+    print(text, file=sys.stderr)
+
+
+def batch(labelled: int, unlabelled: int, device: torch.device) -> Batch:
+    """A step's samples as the stream uploads them: images and masks on the device, counts and names on the CPU."""
+    count, draw = labelled + unlabelled, torch.Generator().manual_seed(0)
+    image = torch.rand((count, 1, SIZE, SIZE), generator=draw) * 2 - 1
+    mask = torch.randint(0, 4, (count, SIZE, SIZE), generator=draw)
+    order = torch.arange(count)
+    return Batch(image.to(device), mask.to(device), order < labelled, order)
+
+
+def milliseconds_a_step(network: UNetConfig | SDNetConfig, labelled: int, unlabelled: int, steps: int) -> float:
+    """Of a long run of steps, the device waited for only at its end."""
+    state = TrainState.create(network, TrainConfig(), seed=0)
+    objective = Objective(state.model, LossConfig(), state.latent)
+    samples = batch(labelled, unlabelled, next(state.model.parameters()).device)
+    for _ in range(min(WARM, steps)):
+        train_step(objective, state, samples, TrainConfig())
+    settle(state)
+    began = time.perf_counter()
+    for _ in range(steps):
+        train_step(objective, state, samples, TrainConfig())
+    settle(state)
+    return 1000 * (time.perf_counter() - began) / steps
+
+
+def a_second(work: Callable[[], int]) -> float:
+    """Items a second of the second call."""
+    work()
+    began = time.perf_counter()
+    return work() / (time.perf_counter() - began)
+
+
+def run() -> dict[str, Any]:
+    """Steps a minute of a U-Net; all else on standard error."""
+    device = default_device()
+    card = device.type == "cuda"
+    width, steps, slices = (64, STEPS, SLICES) if card else (16, 3, 4)
+    told(torch.cuda.get_device_name(device) if card else "no GPU: the CPU, at width 16 and with a few items")
+    unet, sdnet = UNetConfig(width=width), SDNetConfig(anatomy_width=width, modality_width=width, segmentor_width=width)
+    for name, network, labelled, unlabelled in (("U-Net", unet, 4, 0), ("SDNet", sdnet, 4, 0), ("SDNet", sdnet, 4, 4)):
+        ms = milliseconds_a_step(network, labelled, unlabelled, steps)
+        told(f"{name}, a step of {labelled} + {unlabelled}: {ms:.1f} ms")
+    rng = np.random.default_rng(0)
+    images = (rng.random((slices, 256, 256)) * 2 - 1).astype(np.float32)
+    views = [NetworkView(x, np.s_[:256, :256], x[:SIZE, :SIZE], np.zeros((256, 256), np.uint8)) for x in images]
+    frozen = FrozenSDNet(SDNet(sdnet).eval(), device=device)
+    told(f"extraction, one slice at a time: {a_second(lambda: len([frozen.factors(v) for v in views])):.0f} slices/s")
+    decoder = Decoder(sdnet).eval().to(device)
+    anatomy, modality = (1 << rng.integers(0, 8, images.shape)).astype(np.uint8), rng.random((slices, 8), np.float32)
+    drawn = a_second(lambda: len(synthesize(decoder, sdnet.anatomy_channels, anatomy, modality)))
+    told(f"synthesis, one sample at a time: {drawn:.0f} samples/s")
+    predictor = Predictor([build(unet).to(device)], PreprocessConfig(size=SIZE), InferenceConfig())
+    told(f"segmentation: {a_second(lambda: len(predictor.shares(images[:, :SIZE, :SIZE]))):.0f} slices/s")
+    samples = batch(4, 0, device)
+    return ratio(rates(sides(unet, samples), rounds=3), "steps/minute")

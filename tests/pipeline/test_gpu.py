@@ -1,0 +1,137 @@
+"""What a GPU computes is what a CPU does, and a step does not wait for it. Needs torch and a card, no Ray.
+
+`python -m pytest -m gpu tests/pipeline`
+"""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.factors.extract import FrozenSDNet, NetworkView
+from pipeline.networks.config import SDNetConfig, UNetConfig
+from pipeline.networks.files import build, default_device
+from pipeline.networks.sdnet import Decoder, SDNet
+from pipeline.samples.synthesis import synthesize
+from pipeline.training.config import LossConfig, TrainConfig
+from pipeline.training.objective import Objective
+from pipeline.training.state import TrainState
+from pipeline.training.step import LAG, Batch, settle, train_step
+from pipeline.training.validation import ValidationVolume, volume_scores
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
+
+GPU = torch.device("cuda")
+SDNET = SDNetConfig(anatomy_width=8, modality_width=8, segmentor_width=8, decoder_width=8)
+UNET = UNetConfig(width=8)
+
+
+@pytest.fixture(autouse=True)
+def full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Convolutions in float32: in TF32 they have ten bits of mantissa."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
+def noise(count: int, size: int = 64, seed: int = 0) -> torch.Tensor:
+    return torch.rand(count, 1, size, size, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def batch(device: torch.device, labelled: int = 4, unlabelled: int = 4) -> Batch:
+    """As the stream gives it: what only counts and names stays on the CPU."""
+    image, count = noise(labelled + unlabelled), labelled + unlabelled
+    mask = (image[:, 0] > 0).long()
+    return Batch(image.to(device), mask.to(device), torch.arange(count) < labelled, torch.arange(count))
+
+
+def test_networks_run_where_the_card_is() -> None:
+    assert default_device().type == "cuda"
+    assert next(TrainState.create(UNET, TrainConfig(), seed=0).model.parameters()).device.type == "cuda"
+
+
+@pytest.mark.parametrize("network", [UNET, SDNET])
+def test_a_network_s_logits_are_the_cpu_s(network: UNetConfig | SDNetConfig) -> None:
+    torch.manual_seed(0)
+    model, image = build(network).eval(), noise(3)
+    with torch.inference_mode():
+        expected = model(image)
+        found = copy.deepcopy(model).to(GPU)(image.to(GPU)).cpu()
+    # an anatomy pixel near one half may round the other way, and moves its surroundings
+    assert ((found - expected).abs() < 1e-3).float().mean() > 0.99
+
+
+def test_drawn_images_are_the_cpu_s() -> None:
+    torch.manual_seed(0)
+    decoder = Decoder(SDNET).eval()
+    rng = np.random.default_rng(0)
+    anatomy = (1 << rng.integers(0, 8, (3, 64, 64))).astype(np.uint8)
+    modality = rng.normal(size=(3, 8)).astype(np.float32)
+    here, there = (synthesize(decoder.to(device), 8, anatomy, modality) for device in (torch.device("cpu"), GPU))
+    np.testing.assert_allclose(there, here, rtol=0, atol=1e-5)
+
+
+def test_factors_are_the_cpu_s() -> None:
+    torch.manual_seed(0)
+    model = SDNet(SDNET).eval()
+    image = noise(1)[0, 0].numpy()
+    seen = NetworkView(image, np.s_[:64, :64], image, np.zeros((64, 64), np.uint8))
+    (anatomy, modality), (ours, code) = (
+        FrozenSDNet(copy.deepcopy(model), device=d).factors(seen) for d in ("cpu", GPU)
+    )
+    assert (anatomy == ours).mean() > 0.999
+    np.testing.assert_allclose(code, modality, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("network", [UNET, SDNET])
+def test_the_first_step_has_the_cpu_s_losses(
+    network: UNetConfig | SDNetConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, terms = TrainConfig(precision="fp32"), []
+    for device in (torch.device("cpu"), GPU):
+        monkeypatch.setattr("pipeline.training.state.default_device", lambda device=device: device)
+        state = TrainState.create(network, config, seed=0)
+        objective = Objective(state.model, LossConfig(latent=0.0), state.latent)
+        rows = batch(device, 4, 4 if network is SDNET else 0)
+        terms.append({name: float(term) for name, term in train_step(objective, state, rows, config).items()})
+    assert terms[1] == pytest.approx(terms[0], abs=2e-3)
+
+
+@pytest.mark.parametrize("network", [UNET, SDNET])
+def test_no_step_waits_for_the_card(network: UNetConfig | SDNetConfig) -> None:
+    config = TrainConfig(ema=0.9, gradient_clip=1.0)
+    state = TrainState.create(network, config, seed=0)
+    objective = Objective(state.model, LossConfig(), state.latent)
+    rows = batch(GPU, 4, 4 if network is SDNET else 0)
+    for _ in range(LAG + 2):
+        train_step(objective, state, rows, config)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        train_step(objective, state, rows, config)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    settle(state)
+
+
+def test_a_state_that_was_kept_goes_on_with_the_same_losses() -> None:
+    config, rows = TrainConfig(precision="fp32"), batch(GPU)
+    state = TrainState.create(SDNET, config, seed=0)
+    train_step(Objective(state.model, LossConfig(), state.latent), state, rows, config)
+    settle(state)
+    again = TrainState.create(SDNET, config, seed=0)
+    again.restore(state.to_bytes())
+    losses = [
+        {k: float(v) for k, v in train_step(Objective(s.model, LossConfig(), s.latent), s, rows, config).items()}
+        for s in (state, again)
+    ]
+    assert losses[1] == pytest.approx(losses[0], abs=1e-4)
+
+
+def test_validation_scores_are_the_cpu_s() -> None:
+    torch.manual_seed(0)
+    model = build(UNET)
+    image = noise(5)[:, 0].numpy()
+    volumes = [ValidationVolume(image, (image > 0).astype(np.uint8))]
+    (here,), (there,) = (volume_scores(copy.deepcopy(model).to(d), volumes, "fp32") for d in (torch.device("cpu"), GPU))
+    assert there == pytest.approx(here, abs=1e-2)
