@@ -78,22 +78,26 @@ class ShardFile:
         return bytes(Zstd(level=LEVEL).encode(whole))
 
 
-def decoded_rows(name: str, stored: bytes, spec: BankSpec, rows: int) -> Iterator[Values]:
-    """A shard's first `rows` rows from its file, decoded one by one.
+def decoded_rows(name: str, stored: bytes, spec: BankSpec, rows: int, out: Values | None = None) -> Iterator[Values]:
+    """A shard's first `rows` rows from its file, decoded one by one; into the rows of `out` if that is given.
 
     Raises ValueError or RuntimeError for damage that decoding detects. Does not verify the checksum; the ledger does.
     """
     codec, shape = Zstd(), row_shape(name, spec)
+    targets = (np.empty(shape, dtype=dtype(name)) for _ in range(rows)) if out is None else out
     if name == "modality":
         whole = np.empty((spec.shard_slices, *shape), dtype=dtype(name))
         codec.decode(stored, whole)
-        yield from whole[:rows]
+        for target, vector in zip(targets, whole[:rows], strict=True):
+            target[...] = vector
+            yield target
         return
-    for chunk in chunks(stored, spec.shard_slices)[:rows]:
-        values = np.zeros(shape, dtype=dtype(name)) if chunk is None else np.empty(shape, dtype=dtype(name))
-        if chunk is not None:
-            codec.decode(chunk, values)
-        yield values
+    for target, chunk in zip(targets, chunks(stored, spec.shard_slices)[:rows], strict=True):
+        if chunk is None:
+            target[...] = 0
+        else:
+            codec.decode(chunk, target)
+        yield target
 
 
 def write_metadata(bank: str, name: str, spec: BankSpec, rows: int) -> None:

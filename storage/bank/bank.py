@@ -209,14 +209,14 @@ class FactorBank:
     def read_array(self, name: str, shard: int) -> npt.NDArray[Any]:
         """One array's rows of a shard, as `read_rows` reads them."""
         out = np.empty((len(self.shard_rows(shard)), *row_shape(name, self.spec)), dtype=dtype(name))
-        for target, values in zip(out, self.read_rows(name, shard), strict=True):
-            target[...] = values
+        for _ in self.read_rows(name, shard, out):
+            pass
         return out
 
-    def read_rows(self, name: str, shard: int) -> Iterator[npt.NDArray[Any]]:
-        """One array's rows of a shard, decoded one by one; its file is checked against the ledger before the first.
+    def read_rows(self, name: str, shard: int, out: npt.NDArray[Any] | None = None) -> Iterator[npt.NDArray[Any]]:
+        """One array's rows of a shard, decoded one by one; into the rows of `out` if that is given.
 
-        Raises InputError if it is missing or damaged.
+        The file is checked against the ledger before the first row. Raises InputError if it is missing or damaged.
         """
         rows = self.shard_rows(shard)
         where = f"{fs.base_name(self.uri)}, shard {shard}"
@@ -229,7 +229,7 @@ class FactorBank:
             # A tenth of the values' bytes; that the two agree is for `verify` to see.
             if sha256(stored) != entry.files_sha256.get(name):
                 raise InputError(where, f"its {name} is not what the ledger says", remedy)
-            yield from decoded_rows(name, stored, self.spec, len(rows))
+            yield from decoded_rows(name, stored, self.spec, len(rows), out)
         except (OSError, ValueError, RuntimeError) as error:
             raise InputError(where, f"its {name} cannot be read ({type(error).__name__})", remedy) from error
 

@@ -60,6 +60,9 @@ def test_anatomies_of_any_size_come_back_through_a_shard(binary: npt.NDArray[np.
     stored = encoded("anatomy", pack(binary), of)
     found = np.stack(list(decoded_rows("anatomy", stored, of, len(binary))))
     assert np.array_equal(unpack(found, of.channels), binary)
+    out = np.full_like(found, 7)
+    assert all(row.base is out for row in decoded_rows("anatomy", stored, of, len(binary), out))
+    assert np.array_equal(out, found)
 
 
 @settings(max_examples=15)
