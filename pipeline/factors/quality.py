@@ -96,9 +96,7 @@ def _slices(
     for vendor, rows in usable.items():
         for row in sorted({rows[k * len(rows) // a_vendor] for k in range(a_vendor)}):
             working = working_slice(store, by_key[keys[row]], preprocess)
-            top, left, height, width = (index[name][row] for name in ("top", "left", "height", "width"))
-            anatomy = np.asarray(view.anatomy[row, top : top + height, left : left + width])
-            code = np.asarray(view.modality[row])
+            anatomy, code = view.anatomy[row], view.modality[row]
             drawn = draw.decoded(anatomy, code)
             out.append(_Slice(vendor, working.image, working.mask, anatomy, code, drawn))
     return out

@@ -48,7 +48,6 @@ class SampleMaker:
 
     def _load_factors(self, bank: FactorBank, threads: int) -> None:
         self._anatomies = BankView(bank).anatomy  # mapped: this node holds it once
-        self._place = {name: bank.index[name].to_numpy() for name in ("top", "left", "height", "width")}
         rows, ids = bank_rows(bank), np.flatnonzero(self.store.column("split") == "train")
         self._row_of = {int(i): rows[key] for i, key in zip(ids, keys_of(self.store, ids), strict=True)}
         if not self.config.fa:
@@ -67,7 +66,7 @@ class SampleMaker:
         else:
             looked_at = np.arange(len(bank))
             drawing.judge_by(
-                looked_at, self._own_code, lambda row, code: drawing.decoded(self._anatomy_at(row), code), encode
+                looked_at, self._own_code, lambda row, code: drawing.decoded(self._anatomies[row], code), encode
             )
 
     def _donors(self, bank: FactorBank) -> Donors:
@@ -175,11 +174,7 @@ class SampleMaker:
     def anatomy(self, slice_id: int) -> npt.NDArray[np.uint8]:
         """The slice's packed anatomy (h, w), its true extent alone: AdaIN averages over what it is given, and padding
         is no part of the image."""
-        return self._anatomy_at(self._row_of[slice_id])
-
-    def _anatomy_at(self, row: int) -> npt.NDArray[np.uint8]:
-        top, left, height, width = (int(self._place[name][row]) for name in ("top", "left", "height", "width"))
-        return self._anatomies[row, top : top + height, left : left + width]
+        return self._anatomies[self._row_of[slice_id]]
 
     def _drawn(
         self, anatomy: npt.NDArray[np.uint8], sample: Sample, image: npt.NDArray[np.float32] | None = None

@@ -114,14 +114,12 @@ class FactorAugment:
         key = (str(data["subject"]), int(data["frame"]), int(data["slice"])) if named else None
         row = self._row_of.get(key) if key is not None else None
         if row is not None:
-            top, left, height, width = (int(self._place[name][row]) for name in ("top", "left", "height", "width"))
-            if (height, width) != image.shape:
-                raise InputError(
-                    f"image of {key}",
-                    f"is {image.shape[0]} × {image.shape[1]}, in the bank it is {height} × {width}",
-                    "transform slices on the working grid, as `slice_sample` gives them, before cropping",
-                )
-            return self._view.anatomy[row, top : top + height, left : left + width], self._view.modality[row]
+            anatomy = self._view.anatomy[row]
+            if anatomy.shape != image.shape:
+                theirs, ours = ("{} × {}".format(*array.shape) for array in (image, anatomy))
+                remedy = "transform slices on the working grid, as `slice_sample` gives them, before cropping"
+                raise InputError(f"image of {key}", f"is {theirs}, in the bank it is {ours}", remedy)
+            return anatomy, self._view.modality[row]
         if self.sdnet is None:
             who = f"slice {key}" if key else "an image without subject, frame and slice"
             raise InputError(who, "is not in the bank", "pass sdnet=, the folder of the SDNet that filled the bank")
@@ -147,10 +145,6 @@ class FactorAugment:
     @cached_property
     def _view(self) -> BankView:
         return BankView(self._bank)
-
-    @cached_property
-    def _place(self) -> dict[str, npt.NDArray[Any]]:
-        return {name: self._bank.index[name].to_numpy() for name in ("top", "left", "height", "width")}
 
     @cached_property
     def _row_of(self) -> dict[Key, int]:

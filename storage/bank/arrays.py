@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from typing import Any, Final
 
 import numpy as np
@@ -77,25 +78,26 @@ class ShardFile:
         return bytes(Zstd(level=LEVEL).encode(whole))
 
 
-def decoded(name: str, stored: bytes, spec: BankSpec, rows: int, out: Values | None = None) -> Values:
-    """The values of a shard's first `rows` rows from its file, in `out` if that is given.
+def decoded_rows(name: str, stored: bytes, spec: BankSpec, rows: int, out: Values | None = None) -> Iterator[Values]:
+    """A shard's first `rows` rows from its file, decoded one by one; into the rows of `out` if that is given.
 
-    Raises ValueError or RuntimeError if it is damaged and that shows; that it is whole is for the ledger to say.
+    Raises ValueError or RuntimeError for damage that decoding detects. Does not verify the checksum; the ledger does.
     """
     codec, shape = Zstd(), row_shape(name, spec)
+    targets = (np.empty(shape, dtype=dtype(name)) for _ in range(rows)) if out is None else out
     if name == "modality":
         whole = np.empty((spec.shard_slices, *shape), dtype=dtype(name))
         codec.decode(stored, whole)
-        values = whole[:rows] if out is None else out
-        values[...] = whole[:rows]
-        return values
-    values = np.empty((rows, *shape), dtype=dtype(name)) if out is None else out
-    for row, chunk in enumerate(chunks(stored, spec.shard_slices)[:rows]):
+        for target, vector in zip(targets, whole[:rows], strict=True):
+            target[...] = vector
+            yield target
+        return
+    for target, chunk in zip(targets, chunks(stored, spec.shard_slices)[:rows], strict=True):
         if chunk is None:
-            values[row] = 0
+            target[...] = 0
         else:
-            codec.decode(chunk, values[row])
-    return values
+            codec.decode(chunk, target)
+        yield target
 
 
 def write_metadata(bank: str, name: str, spec: BankSpec, rows: int) -> None:

@@ -16,7 +16,7 @@ indexing into shards, which costs Zarr many times more than a contiguous read. F
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -30,7 +30,7 @@ from storage.bank import ledger
 from storage.bank.arrays import (
     ARRAYS,
     check_metadata,
-    decoded,
+    decoded_rows,
     dtype,
     row_shape,
     shard_uri,
@@ -41,6 +41,7 @@ from storage.bank.index import (
     append_missing_slices,
     index_digest,
     read_index,
+    require_on_canvas,
     row_digests,
     rows_where,
     validated_index,
@@ -122,6 +123,7 @@ class FactorBank:
         """
         spec, decoder = read_root(bank)
         found = cls(bank, spec, read_index(bank), decoder)
+        require_on_canvas(found.index, spec.canvas, fs.base_name(bank))
         for name in ARRAYS:
             check_metadata(bank, name, spec, len(found))
         missing = found.shards() - len(found.committed())
@@ -204,10 +206,17 @@ class FactorBank:
         """One whole shard, its files checked against the ledger. Raises InputError if it is missing or damaged."""
         return PackedBank(**{name: self.read_array(name, shard) for name in ARRAYS})
 
-    def read_array(self, name: str, shard: int, out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
-        """One array's rows of a shard, its file checked against the ledger; in `out` if that is given.
+    def read_array(self, name: str, shard: int) -> npt.NDArray[Any]:
+        """One array's rows of a shard, as `read_rows` reads them."""
+        out = np.empty((len(self.shard_rows(shard)), *row_shape(name, self.spec)), dtype=dtype(name))
+        for _ in self.read_rows(name, shard, out):
+            pass
+        return out
 
-        Raises InputError if it is missing or damaged.
+    def read_rows(self, name: str, shard: int, out: npt.NDArray[Any] | None = None) -> Iterator[npt.NDArray[Any]]:
+        """One array's rows of a shard, decoded one by one; into the rows of `out` if that is given.
+
+        The file is checked against the ledger before the first row. Raises InputError if it is missing or damaged.
         """
         rows = self.shard_rows(shard)
         where = f"{fs.base_name(self.uri)}, shard {shard}"
@@ -220,7 +229,7 @@ class FactorBank:
             # A tenth of the values' bytes; that the two agree is for `verify` to see.
             if sha256(stored) != entry.files_sha256.get(name):
                 raise InputError(where, f"its {name} is not what the ledger says", remedy)
-            return decoded(name, stored, self.spec, len(rows), out)
+            yield from decoded_rows(name, stored, self.spec, len(rows), out)
         except (OSError, ValueError, RuntimeError) as error:
             raise InputError(where, f"its {name} cannot be read ({type(error).__name__})", remedy) from error
 

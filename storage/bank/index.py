@@ -95,6 +95,16 @@ def append_missing_slices(index: pa.Table, wanted: pa.Table, canvas: tuple[int, 
     return centred_on_canvas(pa.concat_tables([index, added]), canvas)
 
 
+def require_on_canvas(index: pa.Table, canvas: tuple[int, int], bank: str) -> None:
+    """Raises InputError if an image's extent is empty or reaches beyond the canvas."""
+    for corner, extent, length in zip(("top", "left"), ("height", "width"), canvas, strict=True):
+        begin, size = (index[name].to_numpy() for name in (corner, extent))
+        wrong = np.flatnonzero((begin < 0) | (size < 1) | (begin > length - size))
+        if len(wrong):
+            problem = f"the image of row {wrong[0]} is not on the canvas of {canvas[0]} × {canvas[1]}"
+            raise InputError(f"{bank}, {INDEX}", problem, "restore it, or extract again")
+
+
 def rows_where(index: pa.Table, wanted: dict[str, Any]) -> npt.NDArray[np.int64]:
     """Rows in which every named column has the value, or one of the values in a list, tuple or set.
 

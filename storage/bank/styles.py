@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from storage import fs
 from storage.bank.bank import FactorBank
-from storage.bank.node_cache import map_array
+from storage.bank.node_cache import map_modality
 from storage.bank.spec import STYLES, as_json, code_version, sha256
 from storage.errors import InputError
 from storage.parquet import read_parquet
@@ -54,7 +54,7 @@ def modality_donors(bank: FactorBank, cache: str | None = None) -> Donors:
     Raises InputError if a shard or a file of styles is missing or damaged.
     """
     tables = [read_styles(bank, name) for name in fs.list_names(fs.join(bank.uri, STYLES))]
-    vectors = [map_array(bank, "modality", cache), *(_vectors(table) for table in tables)]
+    vectors = [map_modality(bank, cache), *(_vectors(table) for table in tables)]
     text = [np.array([v for t in (bank.index, *tables) for v in t[name].to_pylist()]) for name in ("vendor", "subject")]
     return Donors(np.concatenate(vectors), *text)
 

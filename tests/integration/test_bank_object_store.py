@@ -19,7 +19,7 @@ from storage.bank.styles import export_styles, import_styles, modality_donors
 from storage.bank.verify import verify
 from storage.errors import InputError, StageError
 from tests.integration.s3_faults import FAULTS, every_fourth
-from tests.storage.banks import factors, made, same
+from tests.storage.banks import factors, made, same, viewed
 
 BUCKET = "s3://bucket"
 ROOT = Path(__file__).resolve().parents[2]
@@ -76,7 +76,7 @@ def test_a_server_that_fails_every_fourth_request_loses_nothing(patient: Any, lo
     made(bank, subjects=THREE)
     opened = FactorBank.open(bank)
     assert verify(opened) == []
-    assert same(BankView(opened, cache=str(tmp_path)), slice(None), factors(THREE))
+    assert same(viewed(BankView(opened, cache=str(tmp_path))), slice(None), factors(THREE))
     patient.mend()
     assert set(failed) == set(FAULTS)
     assert files(bank) == files(local)
@@ -99,7 +99,7 @@ def test_whenever_the_server_goes_away_it_is_one_line_and_nothing_is_called_dama
         made(bank, subjects=begin)
         opened = made(bank, subjects=THREE)
         assert verify(opened) == []
-        assert same(BankView(opened, cache=str(tmp_path / fs.base_name(bank))), slice(None), factors(THREE))
+        assert same(viewed(BankView(opened, cache=str(tmp_path / fs.base_name(bank)))), slice(None), factors(THREE))
 
     s3_proxy.mend()
     work(f"{BUCKET}/unhurried")

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from storage.bank.bank import ARRAYS, BANK_INDEX_SCHEMA, BankSpec, FactorBank, PackedBank
+from storage.bank.node_cache import BankView
 
 N, SHARD, CANVAS, MODALITY = 10, 4, (32, 48), 8
 DECODER, DECODER_CONFIG = b"weights", {"anatomy_channels": 8, "modality_size": MODALITY}
@@ -102,6 +103,12 @@ def digests(folder: Path) -> dict[str, str]:
     """Every file's path and SHA-256."""
     files = sorted(p for p in folder.rglob("*") if p.is_file())
     return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def viewed(view: BankView) -> PackedBank:
+    """What a view gives slice by slice."""
+    items = [view[i] for i in range(len(view))]
+    return PackedBank(**{name: np.stack([item[name] for item in items]) for name in ARRAYS})
 
 
 def same(found: Any, rows: Any, expected: PackedBank = FACTORS) -> bool:

@@ -18,7 +18,7 @@ from zarr.codecs import ZstdCodec
 
 from storage import fs
 from storage.bank.anatomy_codec import pack, unpack
-from storage.bank.arrays import LEVEL, ShardFile, decoded, metadata, shard_uri, write_metadata
+from storage.bank.arrays import LEVEL, ShardFile, decoded_rows, metadata, shard_uri, write_metadata
 from storage.bank.ledger import array_sha256
 from storage.bank.spec import BankSpec
 from tests.storage.banks import spec
@@ -58,10 +58,11 @@ def by_zarr(path: Path, name: str, values: npt.NDArray[Any], slots: int) -> None
 def test_anatomies_of_any_size_come_back_through_a_shard(binary: npt.NDArray[np.bool_], spare: int) -> None:
     of = spec(canvas=binary.shape[2:], shard_slices=len(binary) + spare, channels=binary.shape[1])
     stored = encoded("anatomy", pack(binary), of)
-    assert np.array_equal(unpack(decoded("anatomy", stored, of, len(binary)), of.channels), binary)
-    out = np.full((len(binary), *of.canvas), 7, dtype=np.uint8)
-    assert decoded("anatomy", stored, of, len(binary), out) is out
-    assert np.array_equal(out, pack(binary))
+    found = np.stack(list(decoded_rows("anatomy", stored, of, len(binary))))
+    assert np.array_equal(unpack(found, of.channels), binary)
+    out = np.full_like(found, 7)
+    assert all(row.base is out for row in decoded_rows("anatomy", stored, of, len(binary), out))
+    assert np.array_equal(out, found)
 
 
 @settings(max_examples=15)
@@ -87,4 +88,4 @@ def test_the_bytes_are_zarr_s_own(binary: npt.NDArray[np.bool_], spare: int, siz
 def test_a_file_of_something_else_is_an_error(name: str) -> None:
     for content in (b"", b"x", b"x" * 1000, bytes(1000)):
         with pytest.raises((ValueError, RuntimeError)):
-            decoded(name, content, spec(), 4)
+            list(decoded_rows(name, content, spec(), 4))

@@ -27,6 +27,7 @@ from tests.storage.banks import (
     index,
     made,
     same,
+    spec,
     write,
 )
 
@@ -320,6 +321,13 @@ def test_rows_are_found_by_what_the_index_says(whole: Path, columns: dict[str, A
 def test_a_column_that_no_index_has_is_refused(whole: Path) -> None:
     with pytest.raises(InputError, match="where colour: an index has no such column"):
         FactorBank.open(str(whole)).where(colour="red")
+
+
+@pytest.mark.parametrize("wrong", [{"top": -1}, {"left": 9}, {"height": 33}, {"width": 0}])
+def test_an_index_whose_images_are_not_on_the_canvas_is_refused(tmp_path: Path, wrong: dict[str, int]) -> None:
+    FactorBank.create(str(tmp_path / "b"), spec(), index(**wrong), DECODER, DECODER_CONFIG)
+    with pytest.raises(InputError, match=r"b, index\.parquet: the image of row 0 is not on the canvas of 32 × 48"):
+        FactorBank.open(str(tmp_path / "b"), partial=True)
 
 
 def test_the_fingerprint_names_the_content(whole: Path, tmp_path: Path, copy: Path) -> None:

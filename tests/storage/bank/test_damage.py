@@ -15,7 +15,7 @@ from storage.bank.node_cache import BankView
 from storage.bank.styles import export_styles, import_styles, modality_donors
 from storage.bank.verify import verify
 from storage.errors import InputError
-from tests.storage.banks import factors, made, same
+from tests.storage.banks import factors, made, same, viewed
 
 PARTS = ("s0", "s1"), ("s2", "s3"), ("s4", "s5")
 HOWS = ("truncate", "flip", "delete", "empty", "swap", "exchange", "grow", "folder", "zero")
@@ -88,7 +88,7 @@ def test_whatever_happens_to_a_file_it_is_one_clear_line_or_the_right_factors(
                 rows = found.shard_rows(shard)
                 assert same(read, slice(rows.start, rows.stop), expected)
         whole = FactorBank.open(str(bank))
-        assert same(BankView(whole, cache=cache), slice(None), expected)
+        assert same(viewed(BankView(whole, cache=cache)), slice(None), expected)
         assert len(modality_donors(whole, cache)) in (10, 20)  # a file of styles that is gone is not missed
         whole.decoder()
 
