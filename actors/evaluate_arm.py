@@ -34,7 +34,7 @@ def evaluate_job(run: str, out: str, arm: str, seed: int, threads: int, precisio
     from pipeline.inference.model_card import add_test_scores
     from pipeline.inference.predictor import predict_volume
     from pipeline.networks.files import default_device, load_model
-    from pipeline.samples.preprocess import PreprocessConfig
+    from pipeline.samples.preprocess import PreprocessConfig, stored_statistics
     from pipeline.scores.examples import choose, example, mean_dice, pack
     from pipeline.scores.metrics import score_slices, score_volume
     from pipeline.scores.tables import case_rows, slice_rows, summarise, write_cases, write_slices
@@ -55,7 +55,7 @@ def evaluate_job(run: str, out: str, arm: str, seed: int, threads: int, precisio
             told = time.monotonic()
             fs.write_text(fs.join(out, SCORING), json.dumps([done, len(volumes)]))
         images, mask = store.volume(volume.rows)
-        stats = store.statistics(volume.rows[0])
+        stats = stored_statistics(store, volume.rows[0], preprocess)
         found = predict_volume(model, images, stats, volume.spacing, preprocess, precision)
         scores = score_volume(found, mask, volume.spacing)
         whose = {"arm": arm, "seed": seed, "subject": volume.subject, "vendor": volume.vendor}

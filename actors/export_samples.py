@@ -24,7 +24,7 @@ from storage.csv_table import csv_text
 from storage.errors import InputError
 from storage.identity import identity
 from storage.nifti import nnunet
-from storage.slices.store import SliceStore
+from storage.slices.store import SAMPLES_LAYOUT, SliceStore
 from storage.slices.writer import StoredSubject, SubjectArrays, finalise, write_made
 from storage.subjects import Subject
 
@@ -234,7 +234,9 @@ def _source(unit: ExportChunk, out: str) -> str:
 
 def _subject(unit: ExportChunk, store: SliceStore) -> Subject:
     reason = "samples of an export"
-    return Subject(unit.name, "export", unit.vendor, "-", (), "train", reason, (), "; ".join(_training_terms(store)))
+    return Subject(
+        unit.name, SAMPLES_LAYOUT, unit.vendor, "-", (), "train", reason, (), "; ".join(_training_terms(store))
+    )
 
 
 def _absent() -> SubjectArrays:

@@ -43,12 +43,14 @@ def predict(
 ) -> None:
     """Segment studies: masks on the images' own grids (LV 1, MYO 2, RV 3), volumes and EF as JSON, a PNG overlay.
 
-    A study that fails is one line; the others are written, and the exit status is 1.
+    volumes.csv lists all studies of the folder. A study that fails is one line; the others are written, and the exit
+    status is 1.
     """
     from experiments.predict import model_folders, segmented
     from experiments.progress import Progress
     from pipeline.inference.config import InferenceConfig
     from pipeline.inference.find_studies import find_studies
+    from pipeline.inference.volumes_table import write_table
     from storage.nifti.header import parsed_spacing, stated_spacing
 
     if pixel_area is not None and not 0.05 <= pixel_area <= 100:
@@ -64,8 +66,10 @@ def predict(
     studies, left_out = find_studies(images, out)
     for line in left_out.lines():
         progress.say(line)
-    failed = sum(not _print_outcome(outcome) for outcome in segmented(folders, studies, config, workers, progress))
-    typer.echo(f"{len(studies) - failed} of {len(studies)} studies in {out}")
+    outcomes = segmented(folders, studies, config, workers, progress)
+    failed = [(outcome.study, outcome.failure) for outcome in outcomes if not _print_outcome(outcome)]
+    write_table(out, failed)
+    typer.echo(f"{len(studies) - len(failed)} of {len(studies)} studies in {out}")
     if failed:
         raise typer.Exit(FAILED)
 

@@ -23,6 +23,7 @@ MASK_NAME = re.compile(
     r"([_. -](corrected|edited|final|fixed|manual|auto|new|old|copy|ed|es|frame\d+|v?\d+))*$",
     re.IGNORECASE,
 )
+REPORT_ENDING = "_pred.json"
 ANY_SPACING = (1.0, 1.0, 1.0)  # stands in for a header's voxel size where that does not matter
 NNUNET_MASKS = re.compile(r"labels(Tr|Ts|Val)", re.IGNORECASE)  # folders of nnU-Net
 MASK_FOLDER = re.compile(r"masks?|segs?|segmentations?|labels?|ground_?truth", re.IGNORECASE)
@@ -47,7 +48,7 @@ class Study:
     @property
     def report(self) -> str:
         """Where its volumes go."""
-        return f"{self.out}_pred.json"
+        return f"{self.out}{REPORT_ENDING}"
 
     @property
     def picture(self) -> str:

@@ -11,10 +11,15 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.scores.volumes import MYOCARDIUM_G_PER_ML
 from storage import fs
 from storage.nifti.header import Header
-from storage.survey.flags import LV_ED_ML, PIXEL_AREA_MM2, SLICE_DISTANCE_MM, Range
+from storage.survey.flags import LV_ED_ML, MYO_ED_ML, PIXEL_AREA_MM2, SLICE_DISTANCE_MM, Range, short
 
+# Choices where no source is given, wide enough for dilated, failing and hypertrophied hearts.
+EDV_ML: dict[str, Range] = {"LV": LV_ED_ML, "RV": LV_ED_ML}
+EF_PERCENT: Range = (10.0, 85.0)
+LV_MASS_G: Range = (MYOCARDIUM_G_PER_ML * MYO_ED_ML[0], MYOCARDIUM_G_PER_ML * MYO_ED_ML[1])
 SCALE_TOLERANCE = 0.1  # relative; sheared transforms, which are not orthonormal, differ by some per cent
 
 
@@ -40,17 +45,32 @@ def header_warnings(header: Header) -> list[str]:
 
 
 def volume_warnings(report: Mapping[str, Any]) -> list[str]:
-    """What is strange about a report's EDV and EF; nothing where ED and ES are not known."""
+    """What is strange about a report's EDV, EF and LV mass, or without ED and ES about its largest LV.
+
+    A structure that was not found (0 ml) has its own warning.
+    """
+    if report["lv"] is None:
+        largest = max((frame["ml"]["LV"] for frame in report["frames"] if frame["ml"] is not None), default=0.0)
+        return [_volume_line("LV", largest, LV_ED_ML)] if largest > LV_ED_ML[1] else []
     out = []
     for side in ("LV", "RV"):
         values = report[side.lower()]
-        if values is not None and values["esv_ml"] > values["edv_ml"]:
-            ed, es = (f"{values[name]:.0f}" for name in ("edv_ml", "esv_ml"))
-            out.append(f"{side} is larger at ES ({es} ml) than at ED ({ed} ml): its EF is not to be used")
-    if report["lv"] is not None and _outside(report["lv"]["edv_ml"], LV_ED_ML):
-        edv = f"{report['lv']['edv_ml']:.3g}"
-        out.append(f"LV at ED is {edv} ml, outside {_span(LV_ED_ML)} ml: a wrong voxel size or a wrong mask")
+        edv, esv, ef = values["edv_ml"], values["esv_ml"], values["ef_percent"]
+        if esv > edv:
+            out.append(f"{side} is larger at ES ({esv:.0f} ml) than at ED ({edv:.0f} ml): its EF is not to be used")
+        elif ef is not None and _outside(ef, EF_PERCENT):
+            where = "frames that are not ED and ES, or a wrong mask"
+            out.append(f"{side} EF is {ef:.0f} %, outside {_span(EF_PERCENT)} %: {where}")
+        if edv > 0 and _outside(edv, EDV_ML[side]):
+            out.append(_volume_line(f"{side} at ED", edv, EDV_ML[side]))
+    if report["lv_mass_g"] > 0 and _outside(report["lv_mass_g"], LV_MASS_G):
+        mass = short(report["lv_mass_g"])
+        out.append(f"LV mass is {mass} g, outside {_span(LV_MASS_G)} g: a wrong voxel size or a wrong mask")
     return out
+
+
+def _volume_line(what: str, ml: float, limits: Range) -> str:
+    return f"{what} is {short(ml)} ml, outside {_span(limits)} ml: a wrong voxel size or a wrong mask"
 
 
 def _transform_scale(header: Header) -> tuple[float, ...] | None:

@@ -14,11 +14,13 @@ from importlib.metadata import version
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from pipeline.inference.find_studies import Study
 from pipeline.inference.overlay import Row, study_png
 from pipeline.inference.plausible import header_warnings, volume_warnings
 from pipeline.inference.predictor import Floats, Predictor, Segmented
+from pipeline.samples.preprocess import volume_statistics
 from pipeline.scores.volumes import MYOCARDIUM_G_PER_ML, ejection_fraction, volumes_ml
 from storage import fs
 from storage.errors import InputError, StageError, one_line
@@ -27,7 +29,6 @@ from storage.nifti.checks import GRID_TOLERANCE, checked_image
 from storage.nifti.file import NiftiFile, read_header
 from storage.nifti.header import Header, Spacing
 from storage.nifti.write import write_mask_like
-from storage.slices.intensities import Statistics, statistics
 from storage.subjects import STRUCTURES
 
 USE = "Research software, not a medical device."
@@ -177,7 +178,11 @@ def _segmented(predictor: Predictor, image: str) -> Iterator[_Frame]:
         cine = len(header.shape) == 4
         frames: list[int | None] = list(range(header.frames)) if cine else [None]
         unusable: dict[int | None, InputError] = {}
-        found = iter(list(predictor.masks(_usable_frames(file, frames, unusable), header.spacing_mm)))
+        seen = (
+            (_as_float(frame), volume_statistics(frame, header.spacing_mm, predictor.preprocess))
+            for frame in _usable_frames(file, frames, unusable)
+        )
+        found = iter(list(predictor.masks(seen, header.spacing_mm)))
         empty = Segmented(np.zeros(header.volume_shape, np.uint8), ())
         for index in frames:
             problem = unusable.get(index)
@@ -186,7 +191,7 @@ def _segmented(predictor: Predictor, image: str) -> Iterator[_Frame]:
 
 def _usable_frames(
     file: NiftiFile, frames: Sequence[int | None], unusable: dict[int | None, InputError]
-) -> Iterator[tuple[Floats, Statistics]]:
+) -> Iterator[npt.NDArray[Any]]:
     """Those of the frames that can be segmented; why another cannot is put into `unusable`."""
     for index in frames:
         data = file.frame(index)  # a damaged file concerns all of its frames
@@ -195,7 +200,11 @@ def _usable_frames(
         except InputError as error:
             unusable[index] = error
         else:
-            yield frame.astype(np.float32, copy=False), statistics(frame)
+            yield frame
+
+
+def _as_float(frame: npt.NDArray[Any]) -> Floats:
+    return frame.astype(np.float32, copy=False)
 
 
 def _warnings(frames: Sequence[_Frame], ml: Sequence[dict[str, float]]) -> list[str]:
@@ -228,9 +237,9 @@ def _picture(
     for phase, number in shown.items():
         frame = frames[number]
         with NiftiFile(frame.image, spacing) as file:
-            ((image, _),) = _usable_frames(file, [frame.index], {})
+            (image,) = _usable_frames(file, [frame.index], {})
         volumes = ", ".join(f"{name} {value:.1f} ml" for name, value in report["frames"][number]["ml"].items())
-        rows.append(Row(f"{phase}: {frame.name}  {volumes}", image, frame.found.mask))
+        rows.append(Row(f"{phase}: {frame.name}  {volumes}", _as_float(image), frame.found.mask))
     return study_png(rows, [headline(report), *report["warnings"]])
 
 

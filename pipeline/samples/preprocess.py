@@ -9,16 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pipeline.samples.rescale import resampling_matrix, resized, resized_labels
+from storage.nifti.header import Spacing
+from storage.slices.foreground import ForegroundStatistics, foreground_box, foreground_statistics
 from storage.slices.intensities import Statistics, statistics
 
 if TYPE_CHECKING:
+    from typing import Self
+
     from storage.slices.store import SliceStore
 
 T = TypeVar("T", bound=np.generic)
@@ -33,24 +37,48 @@ class PreprocessConfig(BaseModel):
 
     size: int = Field(224, ge=32, multiple_of=16, description="network input, pixels a side")
     field: int = Field(224, ge=32, description="native pixels that `size` stands for (paper: 224)")
-    normalisation: Literal["zscore", "minmax", "percentile"] = "zscore"
+    normalisation: Literal["zscore", "minmax", "percentile", "foreground"] = Field(
+        "zscore", description="foreground: z-score over the central 160 mm, which padding and hot pixels do not move"
+    )
     statistics: Literal["volume", "slice"] = Field(
         "volume", description="what intensities are normalised by; `slice` as in the authors' code"
     )
-    clip_sigma: float = Field(3.0, gt=0, description="zscore: clip at ± this many σ, then divide by it")
+    clip_sigma: float = Field(3.0, gt=0, description="zscore, foreground: clip at ± this many σ, then divide by it")
 
     @property
     def factor(self) -> float:
         """Linear shrink from native to working pixels, dimensionless."""
         return self.size / self.field
 
+    @model_validator(mode="after")
+    def _check_foreground(self) -> Self:
+        if self.normalisation == "foreground" and self.statistics == "slice":
+            raise ValueError("normalisation foreground has statistics of the volume; leave out statistics=slice")
+        return self
+
+
+def volume_statistics(volume_ZHW: npt.NDArray[Any], spacing: Spacing, config: PreprocessConfig) -> Statistics:
+    """The statistics by which a volume in the scanner's intensities is normalised; `spacing` in mm."""
+    if config.normalisation == "foreground":
+        return foreground_statistics(volume_ZHW, spacing)
+    return statistics(volume_ZHW)
+
+
+def stored_statistics(store: SliceStore, i: int, config: PreprocessConfig) -> Statistics:
+    """The statistics by which slice `i` of a store is normalised."""
+    return store.foreground(i) if config.normalisation == "foreground" else store.statistics(i)
+
 
 def normalise(image: npt.NDArray[np.float32], stats: Statistics, config: PreprocessConfig) -> npt.NDArray[np.float32]:
     """Map the intensities of a slice (H, W) or a volume (Z, H, W) to [-1, 1], float32, same shape.
 
     `zscore` (Baumgartner et al. 2017, as the paper cites, then clipped to the range of tanh), `minmax`, or `percentile`
-    (0.5 % to 99.5 %), by the volume's `stats` or by each slice's own.
+    (0.5 % to 99.5 %), by the volume's `stats` or by each slice's own. `foreground`: z-score by the foreground's
+    statistics; what is darker than its 0.5 % becomes that value, so that a background of -1024 is as dark as air, and
+    constant padding becomes the slice's own minimum. `stats` are those of `volume_statistics` or `stored_statistics`.
     """
+    if config.normalisation == "foreground":
+        return _normalised_foreground(image, stats, config)
     if config.statistics == "slice":
         if image.ndim > 2:
             return np.stack([normalise(one, stats, config) for one in image])
@@ -62,6 +90,23 @@ def normalise(image: npt.NDArray[np.float32], stats: Statistics, config: Preproc
         scaled = (image - low) * (2.0 / max(high - low, 1e-8)) - 1.0
     clipped: npt.NDArray[np.float32] = np.clip(scaled, -1.0, 1.0).astype(np.float32)
     return clipped
+
+
+def _normalised_foreground(
+    image: npt.NDArray[np.float32], stats: Statistics, config: PreprocessConfig
+) -> npt.NDArray[np.float32]:
+    if not isinstance(stats, ForegroundStatistics):
+        raise ValueError("normalisation foreground needs the statistics of the foreground, see volume_statistics")
+    if image.ndim > 2:
+        return np.stack([_normalised_foreground(one, stats, config) for one in image])
+    box = foreground_box(image)
+    inside = image[box] if box is not None else np.full((1, 1), stats.p005, dtype=np.float32)
+    scaled = (np.maximum(inside, np.float32(stats.p005)) - stats.mean) / (max(stats.std, 1e-8) * config.clip_sigma)
+    scaled = np.clip(scaled, -1.0, 1.0).astype(np.float32)
+    out = np.full(image.shape, scaled.min(), dtype=np.float32)
+    if box is not None:
+        out[box] = scaled
+    return out
 
 
 @dataclass(frozen=True)
@@ -93,7 +138,7 @@ def working_shape(height: int, width: int, row_mm: float, col_mm: float, config:
 
 def working_slice(store: SliceStore, i: int, config: PreprocessConfig) -> WorkingSlice:
     """Slice `i` of a store, normalised by its volume's statistics and on the working grid."""
-    image = normalise(store.image(i), store.statistics(i), config)
+    image = normalise(store.image(i), stored_statistics(store, i, config), config)
     grid = _grid(store, i, image.shape, config)
     image = image[: even(image.shape[0]), : even(image.shape[1])]
     mask, area = working_mask(store, i, config)

@@ -11,7 +11,7 @@ Written by `storage.slices.writer`, which readers need not import.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 from urllib.parse import quote
 
@@ -26,6 +26,7 @@ from storage.layouts import LayoutOptions
 from storage.nifti.header import Spacing
 from storage.parquet import read_parquet
 from storage.sharded_array import ShardedArray
+from storage.slices.foreground import ForegroundStatistics, foreground_statistics
 from storage.slices.intensities import Statistics
 from storage.subjects import SLICE_SCHEMA, SLICES_VERSION
 
@@ -34,6 +35,7 @@ GROUP = "zarr.json"  # beside the subjects' folders
 LONGEST_NAME = 200  # bytes; file systems end at 255
 LAYOUTS_KEY = b"cardiomix_layouts"  # in the index's metadata
 VERSION_KEY = b"cardiomix_slices"
+SAMPLES_LAYOUT = "export"  # of stores that hold training samples, whose intensities are normalised already
 
 
 def subject_folder(run: str, subject: str) -> str:
@@ -73,6 +75,7 @@ class SliceStore:
         self.table = table
         self._columns: dict[str, npt.NDArray[Any]] = {}
         self._arrays: dict[tuple[str, str], ShardedArray] = {}
+        self._foreground: dict[int, ForegroundStatistics] = {}
 
     @classmethod
     def open(cls, run: str) -> SliceStore:
@@ -129,6 +132,23 @@ class SliceStore:
         """Of the whole volume that slice `i` is in, in the scanner's intensities."""
         names = ("volume_mean", "volume_std", "volume_min", "volume_max", "volume_p005", "volume_p995")
         return Statistics(*(float(self.column(name)[i]) for name in names))
+
+    def foreground(self, i: int) -> ForegroundStatistics:
+        """Of what is image in the volume that slice `i` is in; worked out from its slices when first asked for.
+
+        The index does not hold them, so that stores of every age have them.
+        """
+        if self.column("layout")[i] == SAMPLES_LAYOUT:
+            return ForegroundStatistics(*astuple(self.statistics(i)))
+        first = i - int(self.column("slice")[i])  # a volume's slices follow one another in the table
+        if first not in self._foreground:
+            stop = first + 1
+            while stop < len(self) and self.column("slice")[stop] > 0:
+                stop += 1
+            slice_mm, row_mm, col_mm = (float(self.column(name)[i]) for name in ("slice_mm", "row_mm", "col_mm"))
+            volume_ZHW, _ = self.volume(range(first, stop))
+            self._foreground[first] = foreground_statistics(volume_ZHW, (slice_mm, row_mm, col_mm))
+        return self._foreground[first]
 
     def volume(self, rows: Sequence[int]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
         """Images and masks (Z, H, W) of the given slices of one frame, such as `Volume.rows`."""

@@ -17,7 +17,7 @@ from actors.extraction import ExtractionActors, extract
 from actors.extractor import ExtractionSpec
 from pipeline.samples.maker import SampleMaker
 from pipeline.samples.plan import PlanConfig
-from pipeline.samples.preprocess import normalise, working_slice
+from pipeline.samples.preprocess import normalise, stored_statistics, working_slice
 from pipeline.samples.stream_config import StreamConfig, open_bank
 from storage.errors import InputError
 from storage.nifti import nnunet
@@ -105,9 +105,10 @@ def test_a_slice_store_of_samples_reads_as_the_samples_whatever_the_normalisatio
         number = int(store.column("frame")[i])
         sample, labelled = planned[number]
         image, mask = maker.make(sample)
-        for kind in ("zscore", "minmax", "percentile"):
+        for kind in ("zscore", "minmax", "percentile", "foreground"):
             config = PREPROCESS.model_copy(update={"normalisation": kind})
-            np.testing.assert_allclose(normalise(store.image(i), store.statistics(i), config), image, atol=1e-4)
+            stats = stored_statistics(store, i, config)
+            np.testing.assert_allclose(normalise(store.image(i), stats, config), image, atol=1e-4)
         np.testing.assert_array_equal(store.mask(i), mask if labelled else 0 * mask)
         assert store.column("vendor")[i] == vendors[number]
     same = working_slice(store, 0, PREPROCESS.model_copy(update={"size": 48}))

@@ -68,7 +68,9 @@ def test_a_bad_study_fails_alone_in_one_line(done: tuple[Done, Path], folder: Pa
     assert result.stdout.splitlines()[-1] == f"2 of 3 studies in {out}"
     found = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
     wanted = ["cine_pred.json", "cine_pred.nii.gz", "cine_pred.png", "sub/p1_frame01_pred.nii.gz"]
-    assert found == [*wanted, "sub/p1_frame12_pred.nii.gz", "sub/p1_pred.json", "sub/p1_pred.png"]
+    assert found == [*wanted, "sub/p1_frame12_pred.nii.gz", "sub/p1_pred.json", "sub/p1_pred.png", "volumes.csv"]
+    table = (out / "volumes.csv").read_text(encoding="utf-8-sig").splitlines()
+    assert [line.split(",")[0] for line in table] == ["study", "cine", "sub/broken", "sub/p1"]
 
 
 def test_a_mask_lies_on_its_image_s_very_grid(done: tuple[Done, Path], folder: Path) -> None:

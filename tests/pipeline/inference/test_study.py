@@ -166,17 +166,50 @@ def test_a_header_that_contradicts_itself_or_cannot_be_true_is_told(
     assert header_warnings(read_header(str(write_header(tmp_path / "c.nii", volume_xyz(0), pixdim, affine)))) == lines
 
 
-def report_of(edv: float, esv: float, rv_edv: float, rv_esv: float) -> dict[str, Any]:
-    return {"lv": {"edv_ml": edv, "esv_ml": esv}, "rv": {"edv_ml": rv_edv, "esv_ml": rv_esv}}
+def report_of(
+    edv: float, esv: float, rv_edv: float = 114.0, rv_esv: float = 55.0, mass_g: float = 90.0
+) -> dict[str, Any]:
+    sides = {
+        side: {"edv_ml": ed, "esv_ml": es, "ef_percent": 100 * (ed - es) / ed if ed else None}
+        for side, ed, es in (("lv", edv, esv), ("rv", rv_edv, rv_esv))
+    }
+    return {**sides, "lv_mass_g": mass_g, "frames": []}
 
 
-def test_volumes_that_no_heart_has_are_told() -> None:
-    assert volume_warnings(report_of(84.0, 31.0, 114.0, 55.0)) == []
-    assert volume_warnings({"lv": None, "rv": None}) == []
-    (small,) = volume_warnings(report_of(0.08, 0.03, 0.1, 0.05))
-    assert small == "LV at ED is 0.08 ml, outside 30 to 500 ml: a wrong voxel size or a wrong mask"
-    (negative,) = volume_warnings(report_of(183.0, 60.0, 23.0, 46.7))
-    assert negative == "RV is larger at ES (47 ml) than at ED (23 ml): its EF is not to be used"
+WRONG = "a wrong voxel size or a wrong mask"
+IMPOSSIBLE: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "a heart": (report_of(84.0, 31.0), []),
+    "a failing heart": (report_of(310.0, 265.0, 190.0, 160.0, 260.0), []),
+    "EDV of 4 ml": (report_of(4.0, 1.5), [f"LV at ED is 4 ml, outside 30 to 500 ml: {WRONG}"]),
+    "RV of 2 l": (report_of(84.0, 31.0, 2000.0, 900.0), [f"RV at ED is 2000 ml, outside 30 to 500 ml: {WRONG}"]),
+    "EF of -103 %": (
+        report_of(183.0, 60.0, 23.0, 46.7),
+        [
+            "RV is larger at ES (47 ml) than at ED (23 ml): its EF is not to be used",
+            f"RV at ED is 23 ml, outside 30 to 500 ml: {WRONG}",
+        ],
+    ),
+    "EF of 98 %": (
+        report_of(84.0, 2.0),
+        ["LV EF is 98 %, outside 10 to 85 %: frames that are not ED and ES, or a wrong mask"],
+    ),
+    "F6: upside down, EF of 5.6 %": (
+        report_of(113.0, 106.7),
+        ["LV EF is 6 %, outside 10 to 85 %: frames that are not ED and ES, or a wrong mask"],
+    ),
+    "mass": (report_of(84.0, 31.0, mass_g=3.0), [f"LV mass is 3 g, outside 21 to 472.5 g: {WRONG}"]),
+    "no RV, which has a warning of its own": (report_of(84.0, 31.0, 0.0, 0.0), []),
+    "one frame, F6's sum over time": (
+        {"lv": None, "frames": [{"ml": None}, {"ml": {"LV": 1261.0}}]},
+        [f"LV is 1261 ml, outside 30 to 500 ml: {WRONG}"],
+    ),
+    "one frame, at ES": ({"lv": None, "frames": [{"ml": {"LV": 12.0}}]}, []),
+}
+
+
+@pytest.mark.parametrize(("report", "lines"), IMPOSSIBLE.values(), ids=IMPOSSIBLE)
+def test_volumes_that_no_heart_has_are_told(report: dict[str, Any], lines: list[str]) -> None:
+    assert volume_warnings(report) == lines
 
 
 def test_a_stated_spacing_stands_in_for_a_broken_header_in_predict(tmp_path: Path, write_nifti: Write) -> None:

@@ -12,6 +12,7 @@ from pipeline.samples.preprocess import (
     centre_crop,
     centre_on,
     normalise,
+    volume_statistics,
     working_scales,
     working_shape,
 )
@@ -20,10 +21,11 @@ from storage.slices.intensities import statistics
 SPACING = (8.0, 1.4, 1.4)
 
 
-@pytest.mark.parametrize("kind", ["zscore", "minmax", "percentile"])
+@pytest.mark.parametrize("kind", ["zscore", "minmax", "percentile", "foreground"])
 @given(volume=arrays(np.float32, (2, 5, 6), elements=st.floats(-50, 7000, width=32)))
 def test_intensities_lie_in_the_range_of_tanh_whatever_the_scanner_wrote(kind: str, volume: np.ndarray) -> None:
-    out = normalise(volume, statistics(volume), PreprocessConfig(normalisation=kind))  # type: ignore[arg-type]
+    config = PreprocessConfig(normalisation=kind)  # type: ignore[arg-type]
+    out = normalise(volume, volume_statistics(volume, SPACING, config), config)
     assert out.dtype == np.float32
     assert np.all(np.abs(out) <= 1)
 
@@ -43,6 +45,45 @@ def test_by_its_own_statistics_a_slice_depends_on_no_other_slice(kind: str) -> N
     for found, image in zip(whole, volume, strict=True):
         by_volume = own.model_copy(update={"statistics": "volume"})
         np.testing.assert_array_equal(found, normalise(image, statistics(image), by_volume))
+
+
+@given(
+    st.integers(0, 20),
+    st.tuples(st.integers(0, 12), st.integers(0, 12)),
+    st.tuples(st.integers(0, 2), st.integers(0, 2)),
+    st.sampled_from((0, -1024, 255, 32767)),
+)
+def test_a_network_sees_the_same_bits_of_an_image_that_was_padded(
+    seed: int, widths: tuple[int, int], slices: tuple[int, int], value: int
+) -> None:
+    config = PreprocessConfig(size=32, field=32, normalisation="foreground")
+    volume = np.random.default_rng(seed).gamma(2, 100, (3, 24, 40)).astype(np.float32)
+    around = [(n, n) for n in widths]  # the network looks at the array's centre, which stays
+    whole = np.pad(volume, [slices, *around], constant_values=value)
+    first, second = (network_input(v, volume_statistics(v, SPACING, config), SPACING, config) for v in (volume, whole))
+    np.testing.assert_array_equal(second[slices[0] : slices[0] + 3], first)
+    blank = np.delete(second, range(slices[0], slices[0] + 3), axis=0)
+    assert (blank == first.min()).all()
+
+
+def test_a_background_of_minus_1024_is_as_dark_as_air() -> None:
+    config = PreprocessConfig(normalisation="foreground")
+    air = np.random.default_rng(0).gamma(2, 5, (3, 144, 144)).astype(np.float32)
+    air[:, 12:132, 12:132] += np.random.default_rng(1).gamma(2, 100, (3, 120, 120)).astype(np.float32)
+    dark = np.where(air < 12, np.float32(-1024), air)
+    first, second = (normalise(v, volume_statistics(v, SPACING, config), config) for v in (air, dark))
+    assert np.abs(first - second).max() < 0.02
+    plain = PreprocessConfig()
+    first, second = (normalise(v, statistics(v), plain) for v in (air, dark))
+    assert np.abs(first - second).max() > 0.5
+
+
+def test_foreground_refuses_other_statistics_and_slices_on_their_own() -> None:
+    volume = np.random.default_rng(0).gamma(2, 100, (3, 24, 40)).astype(np.float32)
+    with pytest.raises(ValueError, match="volume_statistics"):
+        normalise(volume, statistics(volume), PreprocessConfig(normalisation="foreground"))
+    with pytest.raises(ValueError, match="leave out statistics=slice"):
+        PreprocessConfig(normalisation="foreground", statistics="slice")
 
 
 def test_scaling_a_scanner_s_intensities_changes_nothing() -> None:

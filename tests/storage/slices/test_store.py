@@ -22,6 +22,7 @@ import yaml
 
 from storage.errors import InputError, StageError
 from storage.layouts import LayoutOptions, read, splits
+from storage.slices.foreground import foreground_statistics
 from storage.slices.intensities import quantise
 from storage.slices.store import LAYOUTS_KEY, SliceStore
 from storage.slices.writer import finalise, source_hash, write_subject
@@ -107,6 +108,18 @@ def test_a_volume_is_its_slices_in_order(tmp_path: Path, subject: Subject, study
     assert np.array_equal(images, image[:, :, [2, 0], 2].T)
     with pytest.raises(ValueError, match="2 volumes"):
         store.volume([0, 3])
+
+
+def test_a_store_has_the_foreground_s_statistics_of_each_frame_though_its_index_does_not(
+    tmp_path: Path, subject: Subject, study: Study
+) -> None:
+    """So that stores that were written before there were such statistics have them."""
+    image, _ = study(0)
+    store = stored(tmp_path / "run", subject)
+    assert not [name for name in store.table.column_names if "foreground" in name]
+    for i in (4, 0, 2, 5):
+        volume = image[..., (0, 2)[i // 3]].transpose(2, 1, 0)
+        assert store.foreground(i) == foreground_statistics(volume, (8.0, 2.5, 1.25))
 
 
 def test_the_view_feeds_torchs_data_loader_in_processes(tmp_path: Path, subject: Subject) -> None:
