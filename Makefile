@@ -10,7 +10,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help .venv demo test test-slow test-gpu check format bench clean
+.PHONY: help .venv demo test test-slow test-gpu check format bench docs clean
 
 help:
 	@echo 'make demo       the five arms on the phantom, then a report (runs/demo)'
@@ -20,6 +20,7 @@ help:
 	@echo 'make check      ruff and mypy --strict'
 	@echo 'make format     let ruff mend what it can'
 	@echo 'make bench      every benchmark, one line of JSON each'
+	@echo 'make docs       the documents as a site (build/site)'
 	@echo 'make .venv      only the environment'
 
 .venv: .venv/.installed
@@ -54,6 +55,10 @@ format: .venv/.installed
 
 bench: .venv/.installed
 	$(BIN)/python -m benchmarks all
+
+docs: .venv/.installed
+	$(BIN)/python -m pip install --quiet --editable '.[docs]' --constraint constraints.txt
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --config-file docs/site/mkdocs.yml
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache build *.egg-info

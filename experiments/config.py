@@ -19,11 +19,13 @@ from pipeline.samples.plan import PlanConfig
 from pipeline.samples.preprocess import PreprocessConfig
 from pipeline.training.config import LossConfig, TrainConfig
 from storage import fs
+from storage.bank.spec import code_version
 from storage.errors import InputError
 from storage.identity import identity
 from storage.layouts import LayoutOptions
 
 CONFIG_FILE = "config.yaml"
+MADE_BY = "# made by cardiomix "  # and the version: the first line of a configuration file
 ROBUST = ("unet_ra", "unet_ra_bigaug")
 
 
@@ -187,13 +189,15 @@ def validated(document: Any, where: str) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"])) or "settings"
-        message = str(first["msg"]).removeprefix("Value error, ")
+        unknown = first["type"] == "extra_forbidden"
+        message = "there is no such field" if unknown else str(first["msg"]).removeprefix("Value error, ")
         raise InputError(where, f"{field}: {message}", f"given: {str(first['input'])[:60]}") from None
 
 
 def as_yaml(settings: Settings) -> str:
-    """The text of `config.yaml`."""
-    return str(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+    """The text of `config.yaml`: a comment with our version, then the settings."""
+    text = yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return f"{MADE_BY}{code_version()}\n{text}"
 
 
 def save(settings: Settings, run: str) -> None:
@@ -207,12 +211,22 @@ def shareable(settings: Settings) -> Settings:
 
 
 def load(run: str) -> Settings:
-    """Settings of an existing run folder, or of a YAML file. Raises InputError if absent or wrong."""
+    """Settings of an existing run folder, or of a YAML file. Raises InputError if absent or wrong; if another version
+    of cardiomix made the file, the error says so."""
     path = run if run.endswith((".yaml", ".yml")) else fs.join(run, CONFIG_FILE)
     if not fs.exists(path):
         raise InputError(path, "no such run configuration", "start with `cardiomix ingest` or `cardiomix ablate`")
     try:
-        document = yaml.safe_load(fs.read_text(path))
+        text = fs.read_text(path)
+        document = yaml.safe_load(text)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(path, "is not YAML", "restore it, or start a new run") from error
-    return validated(document, path)
+    try:
+        return validated(document, path)
+    except InputError as error:
+        first, ours = text.partition("\n")[0].strip(), code_version()
+        maker = first.removeprefix(MADE_BY)
+        if maker in (first, ours):
+            raise
+        problem = f"made by cardiomix {maker}, this is {ours}: {error.problem}"
+        raise InputError(path, problem, f"use cardiomix {maker}, or start a new run") from None

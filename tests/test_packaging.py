@@ -47,9 +47,10 @@ def pins() -> dict[str, Version]:
 
 
 def requirements(project: dict[str, Any]) -> list[Requirement]:
-    """The direct requirements of cardiomix[dev,s3]."""
+    """The direct requirements of cardiomix[dev,s3,docs]."""
     extras = project["project"]["optional-dependencies"]
-    return [Requirement(r) for r in [*project["project"]["dependencies"], *extras["dev"], *extras["s3"]]]
+    listed = [*project["project"]["dependencies"], *(r for extra in ("dev", "s3", "docs") for r in extras[extra])]
+    return [Requirement(r) for r in listed]
 
 
 def closure(roots: list[Requirement]) -> dict[str, list[Requirement]]:

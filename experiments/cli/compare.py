@@ -38,8 +38,9 @@ def compare(
         typer.echo(json.dumps({"dice": table, "differences": comparison.differences(found)}, indent=1))
         return
     console = Console(width=None if sys.stdout.isatty() else 60 + 30 * len(found))  # a pipe has no width of its own
-    console.print("[bold]Dice[/bold], mean ± sd over seeds (difference to the first run)")
+    console.print("[bold]Dice[/bold], mean ± sd over seeds" + (" (difference to the first run)" if found[1:] else ""))
     console.print(comparison.dice_table(found))
     if len(found) > 1:
         console.print("\n[bold]What differs[/bold]")
-        console.print(comparison.difference_table(found))
+        differs = comparison.differences(found)
+        console.print(comparison.difference_table(found) if differs else "Nothing in settings, data, bank or code.")

@@ -22,12 +22,21 @@ if TYPE_CHECKING:
     from experiments.run.driver import Ablation
 
 FAILED, BAD_INPUT = 1, 2
+FIRST_SCREEN = """\
+cardiomix: cardiac MR segmentation for scanners never seen. Start with these:
+
+  cardiomix phantom data/phantom                                       draw a synthetic data set of four vendors
+  cardiomix ablate demo --data data/phantom --run runs/first           train the paper's arms and compare them
+  cardiomix status --run runs/first                                    see what is done and what is missing
+  cardiomix report --run runs/first                                    write the tables, the figures and the page
+  cardiomix predict runs/first/arms/unet_ra/seed0 STUDIES --out masks  segment new studies
+
+All commands: cardiomix --help. One of them: cardiomix ablate --help."""
 
 app = typer.Typer(
     name="cardiomix",
     help="Cardiac MR segmentation for scanners never seen: training samples mixed from anatomy and modality.",
-    no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},  # which the verbs inherit
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
@@ -46,6 +55,25 @@ app.command(
     epilog="Example:  cardiomix transfer cpu --data data/mnms --vendors A,B --arms unet_ra,unet_ra_bigaug --out runs/ab"
 )(transfer)
 app.command("inspect", epilog="Example:  cardiomix inspect data/mnms data/acdc --out inspect.html")(inspect_data)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        from storage.bank.spec import code_version
+
+        typer.echo(f"cardiomix {code_version()}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def start(
+    context: typer.Context,
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(FIRST_SCREEN)
 
 
 @app.command(epilog="Example:  cardiomix ingest data/mnms --run runs/first --preset paper")

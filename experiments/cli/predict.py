@@ -91,7 +91,7 @@ def export_model(
     model: Annotated[str, typer.Argument(help=FOLDER_HELP)],
     onnx: Annotated[str, typer.Option("--onnx", help="File to write.")],
 ) -> None:
-    """Write a network's segmentation path as ONNX, once ONNX Runtime agrees with torch; needs cardiomix[onnx]."""
+    """Write a network's segmentation path as ONNX, once ONNX Runtime agrees with torch; needs the extra `onnx`."""
     from pipeline.inference.onnx import export_onnx
 
     check = export_onnx(model, onnx)

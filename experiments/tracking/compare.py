@@ -171,7 +171,7 @@ def dice_table(compared: Sequence[Compared]) -> Table:
     from rich.table import Table
 
     table = Table(box=None)
-    for name in ("arm", "vendor", ""):
+    for name in ("arm", "vendor", "structure"):
         table.add_column(name, no_wrap=True)
     for run in compared:
         seeds = "–".join(map(str, sorted({len(values) for values in run.dice.values()})))

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from experiments import config
+from storage.bank.spec import code_version
 from storage.errors import InputError
 
 
@@ -70,3 +71,24 @@ def test_an_unknown_preset_or_damaged_configuration_is_one_line(tmp_path: Path) 
         config.load(str(tmp_path))
     with pytest.raises(InputError, match="no such run"):
         config.load(str(tmp_path / "absent"))
+
+
+def test_a_configuration_of_another_version_is_named_as_such(tmp_path: Path) -> None:
+    path, ours = tmp_path / "config.yaml", code_version()
+    config.save(config.preset("demo"), str(tmp_path))
+    text = path.read_text()
+    assert text.startswith(f"# made by cardiomix {ours}\npreset: demo\n")
+    with_field = text.replace("\ntrain:\n", "\ntrain:\n  warmth: 3\n")
+
+    path.write_text(with_field)
+    with pytest.raises(InputError, match=r"config.yaml: train.warmth: there is no such field; given: 3$"):
+        config.load(str(tmp_path))
+    path.write_text(with_field.replace(f"cardiomix {ours}", "cardiomix 9.1", 1))
+    expected = f"made by cardiomix 9.1, this is {ours}: train.warmth: there is no such field; use cardiomix 9.1"
+    with pytest.raises(InputError, match=expected) as caught:
+        config.load(str(tmp_path))
+    assert "\n" not in str(caught.value)
+    # What is understood is read, whoever wrote it; files of before the comment have none.
+    for header in ("# made by cardiomix 9.1\n", ""):
+        path.write_text(header + text.partition("\n")[2])
+        assert config.load(str(tmp_path)) == config.preset("demo")

@@ -101,6 +101,14 @@ def test_the_verb_prints_json_alone_and_writes_a_csv(runs: list[str], tmp_path: 
     assert plain.exit_code == 0 and "train.epochs" in plain.stdout
 
 
+def test_no_heading_is_empty_and_none_stands_above_nothing(runs: list[str]) -> None:
+    assert [column.header for column in dice_table(find(runs)).columns][:3] == ["arm", "vendor", "structure"]
+    alone = CliRunner().invoke(app, ["compare", runs[0]])
+    assert "first run" not in alone.stdout and "What differs" not in alone.stdout
+    twice = CliRunner().invoke(app, ["compare", runs[0], runs[0]])
+    assert twice.stdout.rstrip().endswith("What differs\nNothing in settings, data, bank or code.")
+
+
 def test_runs_of_a_shared_store_are_found_by_folder_experiment_or_id(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
