@@ -99,7 +99,7 @@ def _normalised_foreground(
         raise ValueError("normalisation foreground needs the statistics of the foreground, see volume_statistics")
     if image.ndim > 2:
         return np.stack([_normalised_foreground(one, stats, config) for one in image])
-    box = foreground_box(image)
+    box = foreground_box(image) if stats.padding else (slice(None), slice(None))
     inside = image[box] if box is not None else np.full((1, 1), stats.p005, dtype=np.float32)
     scaled = (np.maximum(inside, np.float32(stats.p005)) - stats.mean) / (max(stats.std, 1e-8) * config.clip_sigma)
     scaled = np.clip(scaled, -1.0, 1.0).astype(np.float32)

@@ -24,7 +24,12 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class ForegroundStatistics(Statistics):
-    """As `Statistics`, but of the foreground alone, with the lowest and highest 0.5 % of its intensities clipped."""
+    """As `Statistics`, but of the foreground alone, with the lowest and highest 0.5 % of its intensities clipped.
+
+    `padding`: whether constants at the edge of its slices are padding. In stores of samples they are part of a sample.
+    """
+
+    padding: bool = True
 
 
 def foreground_box(image_HW: Array) -> tuple[slice, slice] | None:

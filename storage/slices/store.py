@@ -11,7 +11,7 @@ Written by `storage.slices.writer`, which readers need not import.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 from urllib.parse import quote
 
@@ -139,7 +139,7 @@ class SliceStore:
         The index does not hold them, so that stores of every age have them.
         """
         if self.column("layout")[i] == SAMPLES_LAYOUT:
-            return ForegroundStatistics(*astuple(self.statistics(i)))
+            return ForegroundStatistics(**asdict(self.statistics(i)), padding=False)
         first = i - int(self.column("slice")[i])  # a volume's slices follow one another in the table
         if first not in self._foreground:
             stop = first + 1
