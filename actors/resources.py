@@ -7,8 +7,11 @@ place for it. Ray decides itself which of the places a trainer takes.
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -305,6 +308,20 @@ def _no_cluster(why: str) -> InputError:
     )
 
 
+@contextmanager
+def _signal_handlers_kept() -> Iterator[None]:
+    """`ray.init` replaces SIGTERM's handler twice: with one of its own in Python, and below it with one in C++ that
+    prints its stack. Afterwards both are replaced by the handler from before."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def start_ray(cpus: int | None = None) -> Cluster:
     """Join the cluster that RAY_ADDRESS names, as a job's driver does, or start a local one on loopback, without a
     dashboard, whatever else runs on this machine.
@@ -333,7 +350,8 @@ def start_ray(cpus: int | None = None) -> Cluster:
         else:
             options |= {"address": "local", "include_dashboard": False, "num_cpus": cpus}
         try:
-            ray.init(**options)
+            with _signal_handlers_kept():
+                ray.init(**options)
         except ConnectionError as error:
             raise _no_cluster(str(error).splitlines()[0]) from error
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]

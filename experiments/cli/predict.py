@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from experiments.cli.run import interruptible
 from storage.errors import InputError
 
 if TYPE_CHECKING:
@@ -64,7 +65,8 @@ def predict(
     studies, left_out = find_studies(images, out)
     for line in left_out.lines():
         progress.say(line)
-    failed = sum(not _print_outcome(outcome) for outcome in segmented(folders, studies, config, workers, progress))
+    with interruptible(progress.say, "stopped; the masks that are written are whole"):
+        failed = sum(not _print_outcome(outcome) for outcome in segmented(folders, studies, config, workers, progress))
     typer.echo(f"{len(studies) - failed} of {len(studies)} studies in {out}")
     if failed:
         raise typer.Exit(FAILED)
