@@ -18,7 +18,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from actors.ray_internals import machine_cpus, machine_gpus
+from actors.waiting import MINUTES
 from storage.errors import InputError
+from storage.identity import added
 
 HIDE_UNBOOKED = "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"
 ANSWER_S = 10.0  # how long a cluster may take to accept a connection
@@ -48,6 +50,9 @@ class ResourceConfig(BaseModel):
     extract_actors: int | None = Field(None, ge=1, description="None: one a core, or one a GPU")
     gpus: bool | None = Field(None, description="None: use them if there are any; True: fail without")
     arm_retries: int = Field(1, ge=0, description="how often a failed arm is tried again before it is reported")
+    wait_minutes: float = added(
+        MINUTES, gt=0, description="how long work that no node has room for waits before it is given up"
+    )
 
 
 @dataclass(frozen=True)
@@ -112,6 +117,7 @@ class ResourcePlan:
     extract_cpus: float
     extract_gpus: float
     arm_retries: int = 1
+    wait_minutes: float = MINUTES
     shares: tuple[NodeShare, ...] = ()
 
     def describe(self) -> str:
@@ -161,6 +167,7 @@ def plan(config: ResourceConfig, cluster: Cluster, jobs: int = 1) -> ResourcePla
         extract_cpus=extract_cpus,
         extract_gpus=1.0 if use_gpu else 0.0,
         arm_retries=config.arm_retries,
+        wait_minutes=config.wait_minutes,
         shares=tuple(NodeShare(*share) for share in zip(nodes, seats, data, strict=True)),
     )
 
