@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import deque
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from actors.progress import Progress
+from actors.waiting import PATIENCE, Patience, Wait
 from pipeline.samples.maker import SampleMaker
 from pipeline.samples.plan import Sample, StepPlan
 from pipeline.samples.stream_config import StreamConfig, open_bank, step_plan
@@ -63,12 +65,14 @@ def export(
     actors: int = 1,
     cpus: float = 0.25,
     progress: Progress | None = None,
+    patience: Patience = PATIENCE,
 ) -> int:
     """Write the first `samples` samples of a stream to the folder `out`; returns how many are there. Ray must run.
 
     `nnunet`: labelled samples alone, as a raw data set of nnU-Net v2, a case a slice. `slices`: labelled and unlabelled
     ones as the stream mixes them, as a slice store; the vendor is that of the scanner that drew the image.
-    `samples.csv` says what each was made from. Raises InputError if `out` holds something else.
+    `samples.csv` says what each was made from. Raises InputError if `out` holds something else; FinalError if no node
+    has room for an actor.
     """
     if kind == "nnunet":
         nnunet.check_name(out)
@@ -84,7 +88,7 @@ def export(
     request = {"format": kind, "samples": samples, "stream": _identity(stream), "bank": bank and bank.fingerprint}
     _begin(out, request)
     units = _units(planned, vendors, together=kind == "nnunet")
-    _run((stream, out, kind), units, actors, cpus, progress)
+    _run((stream, out, kind), units, actors, cpus, progress, patience)
     fs.write_text(fs.join(out, SAMPLES), _samples_csv(planned, vendors, store))
     if kind == "nnunet":
         groups = [(_case(p.number), str(store.column("subject")[p.sample.slice_id])) for p in planned]
@@ -165,16 +169,23 @@ def _run(
     actors: int,
     cpus: float,
     progress: Progress | None,
+    patience: Patience,
 ) -> None:
     """Hand the units out to a pool of actors; a unit whose actor dies is begun again by its successor."""
     import ray
-    from ray.util import ActorPool
 
     remote: Any = ray.remote(num_cpus=cpus, max_restarts=MOST_DEATHS, max_task_retries=MOST_DEATHS)(_Exporter)
-    pool = ActorPool([remote.remote(*arguments) for _ in range(min(actors, len(units)))])
+    idle = [remote.remote(*arguments) for _ in range(min(actors, len(units)))]
+    waiting, running = deque(units), dict[Any, Any]()
+    wait = Wait(patience, "export", "an export actor", {"CPU": cpus})
     total, done = sum(len(unit.samples) for unit in units), 0
-    for count in pool.map_unordered(lambda actor, unit: actor.write.remote(unit), units):
-        done += count
+    while waiting or running:
+        while waiting and idle:
+            actor = idle.pop()
+            running[actor.write.remote(waiting.popleft())] = actor
+        ready = wait.first(running)
+        idle.append(running.pop(ready))
+        done += ray.get(ready)
         if progress is not None:
             progress("", done, total)
 

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from actors.extraction_pool import ExtractorPool
 from actors.extractor import ExtractionSpec
 from actors.progress import Progress
+from actors.waiting import PATIENCE, Patience
 from pipeline.samples.preprocess import PreprocessConfig, canvas_size, working_shape
 from storage import fs
 from storage.bank.anatomy_codec import check_channels
@@ -55,14 +56,18 @@ class ExtractionActors:
 
 
 def extract(
-    spec: ExtractionSpec, actors: ExtractionActors = ExtractionActors(), progress: Progress | None = None
+    spec: ExtractionSpec,
+    actors: ExtractionActors = ExtractionActors(),
+    progress: Progress | None = None,
+    patience: Patience = PATIENCE,
 ) -> ExtractionReport:
     """Fill the spec's bank from its run's training slices. Committed shards stay; slices that the run has gained are
     appended. Ray must be initialised.
 
     progress is called with (note, slices done, slices).
     Raises InputError if the bank there is of another SDNet, preprocessing or data, if somebody else is filling it, if
-    there are no training slices, or if the cluster is too small; StageError if a shard cannot be made.
+    there are no training slices, or if the cluster is too small; StageError if a shard cannot be made, or no node has
+    room for an actor.
     """
     began = time.perf_counter()
     run, sdnet_dir, bank_uri = map(fs.absolute, (spec.run, spec.sdnet_dir, spec.bank))
@@ -77,7 +82,8 @@ def extract(
             todo = sorted(set(range(bank.shards())) - bank.committed())
             if not todo:
                 break
-            with ExtractorPool(work, min(actors.count, len(todo)), actors.cpus, actors.gpus) as pool:
+            size = min(actors.count, len(todo))
+            with ExtractorPool(work, size, actors.cpus, actors.gpus, patience=patience) as pool:
                 pool.run(bank, todo, told.since(len(bank) - sum(len(bank.shard_rows(k)) for k in todo)))
             bank.tidy()
         else:

@@ -14,11 +14,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from actors.extractor import IN_FLIGHT, ExtractionSpec, Extractor
+from actors.ray_internals import any_placed
+from actors.waiting import PATIENCE, Patience, Wait
 from storage import fs
 from storage.bank.bank import FactorBank
 from storage.errors import InputError, StageError, one_line
 
-START_TIMEOUT_S = 300.0
 TICK_S = 2.0  # between two looks at how far the actors are
 MOST_DEATHS = 4  # with one shard; of the first another shard may be guilty
 MOST_FAILED_STARTS = 5  # one after the other
@@ -44,7 +45,13 @@ class ExtractorPool:
     """
 
     def __init__(
-        self, work: ExtractionSpec, size: int, num_cpus: float, num_gpus: float, actor: type[Extractor] = Extractor
+        self,
+        work: ExtractionSpec,
+        size: int,
+        num_cpus: float,
+        num_gpus: float,
+        actor: type[Extractor] = Extractor,
+        patience: Patience = PATIENCE,
     ) -> None:
         self.size, self._actor = _that_fit(size, num_cpus, num_gpus), actor
         self._work, self._num_cpus, self._num_gpus = work, num_cpus, num_gpus
@@ -53,7 +60,7 @@ class ExtractorPool:
         self._waiting: deque[int] = deque()
         self._deaths: Counter[int] = Counter()
         self._failed_starts = 0
-        self._started = time.monotonic()  # when an actor was last known to have started
+        self._wait = Wait(patience, "extract", "an extraction actor", {"CPU": num_cpus, "GPU": num_gpus})
 
     def __enter__(self) -> ExtractorPool:
         return self
@@ -71,11 +78,12 @@ class ExtractorPool:
     def run(self, bank: FactorBank, shards: Sequence[int], told: Callable[[int], None]) -> None:
         """Extract these shards of the bank that `work` names; `told` hears every few seconds how many slices are done.
 
-        Raises InputError for what an actor finds wrong with the input, or if no actor can start; StageError, naming the
-        shard, if its actors die again and again or if it fails otherwise.
+        Raises InputError for what an actor finds wrong with the input; FinalError if no node has room for an actor;
+        StageError, naming the shard, if its actors die again and again or if it fails otherwise.
         """
         self._bank, self._waiting, self._left, self._slices = bank, deque(shards), len(shards), 0
-        self._started = asked = time.monotonic()
+        asked = time.monotonic()
+        self._wait.over()
         while self._left:
             busy = sum(bool(worker.shards) for worker in self._workers)
             self._hire(min(self.size, busy + len(self._waiting)))
@@ -127,11 +135,9 @@ class ExtractorPool:
 
         ready, _ = ray.wait(list(self._calls), num_returns=1, timeout=TICK_S)
         if any(worker.node is not None for worker in self._workers):
-            self._started = time.monotonic()
-        elif not ready and time.monotonic() - self._started > START_TIMEOUT_S:
-            needs = f"{self._num_cpus:g} CPUs" + (f" and {self._num_gpus:g} GPUs" if self._num_gpus else "")
-            problem = f"no extraction actor has started in {START_TIMEOUT_S:.0f} s, each needs {needs}"
-            raise InputError("resources", problem, "end what else uses the cluster, or add nodes")
+            self._wait.over()
+        else:
+            self._wait.check(lambda: any_placed({call: worker.actor for call, (worker, *_) in self._calls.items()}))
         for reference in ready:
             worker, method, shard = self._calls.pop(reference)
             try:

@@ -9,6 +9,7 @@ from itertools import islice
 from typing import Any
 
 from actors.progress import Progress
+from actors.waiting import PATIENCE, Patience, Wait
 from storage import fs
 from storage.errors import InputError, StageError, one_line
 from storage.layouts import LayoutOptions, collect, same_images, splits
@@ -49,13 +50,15 @@ def ingest(
     progress: Progress | None = None,
     strict: bool = False,
     num_cpus: float = TASK_CPUS,
+    patience: Patience = PATIENCE,
 ) -> IngestReport:
     """Read data folders of any layouts into `run`'s slice store. Ray must be initialised.
 
     Subjects that cannot enter are skipped with a reason (`skipped.csv`), or fail the whole with `strict`. Finished
     subjects are kept over a kill and not read again; the store's bytes do not depend on the number of workers or the
     order of `data`'s files. `progress` is called with (label, done, total). Raises InputError for a folder that cannot
-    be used at all, a protocol that cannot be had with these subjects, or if no subject came in.
+    be used at all, a protocol that cannot be had with these subjects, or if no subject came in; StageError if a
+    subject's task fails, or no node has room for one.
     """
     chosen, run = options or LayoutOptions(), fs.absolute(run)
     subjects, skipped = collect(data, chosen, layout)
@@ -66,7 +69,7 @@ def ingest(
 
     def read(wanted: Sequence[Subject]) -> list[Skipped]:
         nonlocal before
-        left_out = _convert_subjects(run, wanted, stored, num_cpus, strict, progress, before)
+        left_out = _convert_subjects(run, wanted, stored, num_cpus, strict, progress, before, patience)
         before += len(wanted)
         return left_out
 
@@ -87,13 +90,14 @@ def _convert_subjects(
     strict: bool,
     progress: Progress | None,
     before: int,
+    patience: Patience,
 ) -> list[Skipped]:
     """Convert subjects and put them into `stored`; those that cannot enter are returned, and are not in it.
 
     `before` were converted in earlier passes: progress counts on from there.
     """
     skipped = []
-    for done, (name, outcome) in enumerate(_converted(run, wanted, num_cpus), start=1):
+    for done, (name, outcome) in enumerate(_converted(run, wanted, num_cpus, patience), start=1):
         if isinstance(outcome, Skipped):
             if strict:
                 raise _strictly(outcome)
@@ -111,7 +115,9 @@ def _convert_subjects(
     return skipped + repeated
 
 
-def _converted(run: str, subjects: Sequence[Subject], num_cpus: float) -> Iterator[tuple[str, StoredSubject | Skipped]]:
+def _converted(
+    run: str, subjects: Sequence[Subject], num_cpus: float, patience: Patience
+) -> Iterator[tuple[str, StoredSubject | Skipped]]:
     """What is stored of each subject, or why nothing is, as they get done; only a few at a time."""
     import ray
     from ray.exceptions import RayError
@@ -122,6 +128,7 @@ def _converted(run: str, subjects: Sequence[Subject], num_cpus: float) -> Iterat
     task = ray.remote(num_cpus=num_cpus, max_retries=2)(_task)
     waiting = iter(subjects)
     running: dict[Any, str] = {}
+    wait = Wait(patience, "ingest", "a subject", {"CPU": num_cpus})
 
     def submit(count: int) -> None:
         for subject in islice(waiting, count):
@@ -130,7 +137,7 @@ def _converted(run: str, subjects: Sequence[Subject], num_cpus: float) -> Iterat
     submit(int(cluster / num_cpus) + QUEUED)
     try:
         while running:
-            (ready,), _ = ray.wait(list(running), num_returns=1)
+            ready = wait.first(dict.fromkeys(running))
             name = running.pop(ready)
             try:
                 outcome = ray.get(ready)

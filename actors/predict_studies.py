@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from actors.resources import Cluster, Node
+from actors.waiting import PATIENCE, Patience, Wait
 from pipeline.inference.config import InferenceConfig
 from pipeline.inference.find_studies import Study
 from pipeline.inference.predictor import load_predictor
@@ -39,12 +40,13 @@ def predict_studies(
     config: InferenceConfig,
     studies: Sequence[Study],
     workers: int,
+    patience: Patience = PATIENCE,
 ) -> Iterator[Outcome]:
     """What became of each study, as they get done, with `workers` actors that share the cluster's cores and GPUs.
 
     `models` are the networks' folders, named `names` in the reports. A study at which an actor dies is tried again; if
     its actors die `MOST_DEATHS` times, that study alone has failed. Ray must run. Raises InputError if the cluster is
-    too small.
+    too small; FinalError if no node has room for an actor.
     """
     import ray
     from ray.exceptions import RayError, RayTaskError
@@ -56,11 +58,13 @@ def predict_studies(
     deaths: dict[str, int] = {}
     waiting, idle = deque(studies), [remote.remote(models, config, threads) for _ in range(workers)]
     running: dict[Any, tuple[Any, Study]] = {}
+    need = {"CPU": booked["num_cpus"], "GPU": booked["num_gpus"]}
+    wait = Wait(patience, "predict", "a prediction actor", need)
     while waiting or running:
         while waiting and idle:
             actor, study = idle.pop(), waiting.popleft()
             running[actor.segment.remote(study, names)] = actor, study
-        (done,), _ = ray.wait(list(running), num_returns=1)
+        done = wait.first({reference: actor for reference, (actor, _) in running.items()})
         actor, study = running.pop(done)
         try:
             outcome: Outcome = ray.get(done)

@@ -5,6 +5,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 
 def machine_cpus() -> int:
     """CPUs that `ray.init` would find on this machine, a container's limit included; Ray need not run."""
@@ -19,6 +22,35 @@ def machine_gpus() -> int:
 
     manager = get_accelerator_manager_for_resource("GPU")
     return int(manager.get_current_node_num_accelerators()) if manager is not None else 0
+
+
+def any_placed(calls: Mapping[Any, Any]) -> bool:
+    """Whether Ray has found a node for any of these calls. The key is a call's reference; the value is its actor, None
+    for a task. A task of which Ray knows nothing counts as placed."""
+    from ray._private import state
+
+    actors = {actor for actor in calls.values() if actor is not None}
+    if any(_actor_placed(state.actors(actor._actor_id.hex())) for actor in actors):
+        return True
+    tasks = {reference.task_id().binary() for reference, actor in calls.items() if actor is None}
+    return bool(tasks) and not tasks <= _pending_tasks()
+
+
+def _actor_placed(facts: dict[str, Any]) -> bool:
+    return not facts or facts["State"] == "DEAD" or bool(facts["Address"]["IPAddress"])
+
+
+def _pending_tasks() -> set[bytes]:
+    """Ids of tasks whose last attempt has no worker yet. Ray's public question needs a dashboard."""
+    from ray._private.state import state
+    from ray.core.generated import common_pb2
+
+    statuses: Any = common_pb2
+    last: dict[bytes, tuple[int, int]] = {}  # attempt, the furthest that it has come
+    for event in state._get_all_task_events():
+        if event.HasField("state_updates") and event.attempt_number >= last.get(event.task_id, (-1, 0))[0]:
+            last[event.task_id] = event.attempt_number, max(event.state_updates.state_ts_ns, default=0)
+    return {task for task, (_, reached) in last.items() if reached < statuses.SUBMITTED_TO_WORKER}
 
 
 def is_train_error(error: BaseException) -> bool:

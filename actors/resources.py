@@ -7,15 +7,20 @@ place for it. Ray decides itself which of the places a trainer takes.
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from actors.ray_internals import machine_cpus, machine_gpus
+from actors.waiting import MINUTES
 from storage.errors import InputError
+from storage.identity import added
 
 HIDE_UNBOOKED = "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"
 ANSWER_S = 10.0  # how long a cluster may take to accept a connection
@@ -45,6 +50,9 @@ class ResourceConfig(BaseModel):
     extract_actors: int | None = Field(None, ge=1, description="None: one a core, or one a GPU")
     gpus: bool | None = Field(None, description="None: use them if there are any; True: fail without")
     arm_retries: int = Field(1, ge=0, description="how often a failed arm is tried again before it is reported")
+    wait_minutes: float = added(
+        MINUTES, gt=0, description="how long work that no node has room for waits before it is given up"
+    )
 
 
 @dataclass(frozen=True)
@@ -109,6 +117,7 @@ class ResourcePlan:
     extract_cpus: float
     extract_gpus: float
     arm_retries: int = 1
+    wait_minutes: float = MINUTES
     shares: tuple[NodeShare, ...] = ()
 
     def describe(self) -> str:
@@ -158,6 +167,7 @@ def plan(config: ResourceConfig, cluster: Cluster, jobs: int = 1) -> ResourcePla
         extract_cpus=extract_cpus,
         extract_gpus=1.0 if use_gpu else 0.0,
         arm_retries=config.arm_retries,
+        wait_minutes=config.wait_minutes,
         shares=tuple(NodeShare(*share) for share in zip(nodes, seats, data, strict=True)),
     )
 
@@ -305,6 +315,20 @@ def _no_cluster(why: str) -> InputError:
     )
 
 
+@contextmanager
+def _signal_handlers_kept() -> Iterator[None]:
+    """`ray.init` replaces SIGTERM's handler twice: with one of its own in Python, and below it with one in C++ that
+    prints its stack. Afterwards both are replaced by the handler from before."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def start_ray(cpus: int | None = None) -> Cluster:
     """Join the cluster that RAY_ADDRESS names, as a job's driver does, or start a local one on loopback, without a
     dashboard, whatever else runs on this machine.
@@ -333,7 +357,8 @@ def start_ray(cpus: int | None = None) -> Cluster:
         else:
             options |= {"address": "local", "include_dashboard": False, "num_cpus": cpus}
         try:
-            ray.init(**options)
+            with _signal_handlers_kept():
+                ray.init(**options)
         except ConnectionError as error:
             raise _no_cluster(str(error).splitlines()[0]) from error
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from actors.evaluate_arm import CASES, SCORING, evaluate_job
+from actors.ray_internals import any_placed
 from actors.resources import ResourcePlan
-from actors.train_job import FAILED, TrainJob
+from actors.train_job import FAILED, WAITING, TrainJob
 from actors.trainer import run_job
+from actors.waiting import Patience, Wait
 from storage import fs
 from storage.errors import FinalError, InputError, StageError, one_line
 
@@ -71,12 +73,19 @@ def run_arms(
     running: dict[Any, ArmRun] = {}
     tries: Counter[str] = Counter()
     failed: dict[str, str] = {}
+    patience = Patience(budget.wait_minutes, lambda line: next(iter(running.values())).job.say_waiting(line))
+    wait = Wait(patience, "train", "a process for an arm")
     while queue or running:
         while queue and len(running) < budget.lanes:
             run = queue.pop(0)
             tries[run.label] += 1
+            fs.remove(fs.join(run.job.out, WAITING))
             running[lane.options(name=run.label).remote(run, budget)] = run
         finished, _ = ray.wait(list(running), timeout=tick_s)
+        if finished:
+            wait.over()
+        else:
+            wait.check(lambda: any_placed(dict.fromkeys(running)))
         for reference in finished:
             run = running.pop(reference)
             try:
@@ -111,8 +120,11 @@ def pretrain(job: TrainJob, budget: ResourcePlan, on_tick: Callable[[list[str]],
 
     if job.finished():
         return
+    fs.remove(fs.join(job.out, WAITING))
+    wait = Wait(Patience(budget.wait_minutes, job.say_waiting), "pretrain", "a process for the training")
     reference = ray.remote(num_cpus=0, max_retries=2)(run_job).remote(job, budget)
     while not ray.wait([reference], timeout=tick_s)[0]:
+        wait.check(lambda: any_placed({reference: None}))
         on_tick(["pretrain"])
     try:
         ray.get(reference)
@@ -121,11 +133,13 @@ def pretrain(job: TrainJob, budget: ResourcePlan, on_tick: Callable[[list[str]],
     on_tick([])
 
 
-def evaluate(run: ArmRun, budget: ResourcePlan) -> int:
+def evaluate(run: ArmRun, budget: ResourcePlan, say: Callable[[str], None] | None = None) -> int:
     """Score a trained arm, replacing its `cases.csv`; a task that books what a train worker does, which has ended."""
     import ray
 
     task = ray.remote(num_cpus=budget.trainer_cpus, num_gpus=budget.trainer_gpus, max_retries=2)(evaluate_job)
     precision = run.job.train.precision
     reference = task.remote(run.job.stream.run, run.job.out, run.arm, run.seed, budget.threads, precision)
-    return int(ray.get(reference))
+    patience = Patience(budget.wait_minutes, say or run.job.say_waiting)
+    need = {"CPU": budget.trainer_cpus, "GPU": budget.trainer_gpus}
+    return int(ray.get(Wait(patience, "score", "its scoring", need).first({reference: None})))

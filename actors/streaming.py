@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from actors.ray_internals import any_placed
+from actors.waiting import PATIENCE, Patience, Wait
 from pipeline.samples.maker import MADE_AT, MADE_S, REJECTED, TWIN, SampleMaker
 from pipeline.samples.stream_config import StreamConfig, open_bank, step_plan
 from storage.bank.node_cache import BankView
@@ -40,13 +42,14 @@ def batches(
     device: str = "cpu",
     stream_mb: int = 256,
     maker: type = SampleMaker,
+    patience: Patience = PATIENCE,
 ) -> Iterator[dict[str, torch.Tensor]]:
     """Batches of `steps` for one train worker, in order, made by `actors` that live as long as the iteration.
 
     The same bytes for any number of actors; what a lost actor or node had made is made again. Of blocks that are made
     or being made there are never more than fit `stream_mb`, but two for each actor. Raises InputError if a step has no
-    sample for this worker, or the bank is damaged; StageError if one sample ends one maker after the other, or a maker
-    cannot start.
+    sample for this worker, or the bank is damaged; StageError if one sample ends one maker after the other, a maker
+    cannot start, or no node has room for one.
     """
     store = SliceStore.open(config.run)
     bank = open_bank(config, store)
@@ -64,7 +67,7 @@ def batches(
     )
     block_bytes = STEPS_PER_BLOCK * rows * config.preprocess.size**2 * (BYTES_A_PIXEL + 4 * config.twins)
     most = max(2 * actors, int(stream_mb * 1e6 / block_bytes))
-    with _Makers(config, rank, world, actors, cpus, maker) as makers:
+    with _Makers(config, rank, world, actors, cpus, maker, patience) as makers:
         while blocks or makers:
             while blocks and len(makers) < most:
                 makers.ask(blocks.popleft())
@@ -89,7 +92,9 @@ class _Makers:
     unless its whole node is gone. A block that has ended `MOST_DEATHS` makers is given up by name.
     """
 
-    def __init__(self, config: StreamConfig, rank: int, world: int, count: int, cpus: float, maker: type) -> None:
+    def __init__(
+        self, config: StreamConfig, rank: int, world: int, count: int, cpus: float, maker: type, patience: Patience
+    ) -> None:
         import ray
 
         # DEFAULT: outside the train worker's placement group
@@ -99,6 +104,8 @@ class _Makers:
         self._makers: list[Any] = [self._remote.remote(*self._arguments) for _ in range(count)]
         self._under_way: deque[_Block] = deque()
         self._asked = 0
+        self._place = Wait(patience, "samples", "a maker of samples", {"CPU": cpus})
+        self._room = Wait(patience, "samples", "room in this node's object store")
 
     def __enter__(self) -> _Makers:
         return self
@@ -123,15 +130,26 @@ class _Makers:
     def next(self) -> dict[str, Any]:
         """The block that was asked for first. Raises StageError if it ends one maker after the other."""
         import ray
-        from ray.exceptions import ActorDiedError, ActorUnavailableError, ObjectLostError, OutOfMemoryError
+        from ray.exceptions import (
+            ActorDiedError,
+            ActorUnavailableError,
+            GetTimeoutError,
+            ObjectLostError,
+            OutOfMemoryError,
+        )
 
         lost = (ActorDiedError, ActorUnavailableError, ObjectLostError, OutOfMemoryError)
+        self._place.over()
+        self._room.over()
         while True:
             if len(self._under_way) > 1:  # have the next one brought here meanwhile
                 ray.wait([self._under_way[1].reference], timeout=0, fetch_local=True)
             first = self._under_way[0]
             try:
-                made: dict[str, Any] = ray.get(first.reference)
+                made: dict[str, Any] = ray.get(first.reference, timeout=self._place.look_s)
+            except GetTimeoutError:
+                self._check_room(first)
+                continue
             except lost as error:
                 if isinstance(error, ActorDiedError) and error.actor_init_failed:
                     raise StageError(f"a maker of samples cannot start: {one_line(error, last=True)}") from error
@@ -140,6 +158,14 @@ class _Makers:
                 continue
             self._under_way.popleft()
             return made
+
+    def _check_room(self, block: _Block) -> None:
+        """A block has not come for a while. Raises FinalError where its maker has had no place for too long, or the
+        block has been made but finds no room here."""
+        import ray
+
+        self._place.check(lambda: any_placed({block.reference: self._makers[block.maker]}))
+        self._room.check(lambda: not ray.wait([block.reference], timeout=0, fetch_local=False)[0])
 
     def _submit(self, block: _Block) -> None:
         steps = np.array(block.steps, dtype=np.int64)
@@ -172,7 +198,7 @@ class _Makers:
         try:
             for sample in (sample for step in block.steps for sample, _ in plan.samples(step, rank, world)):
                 try:
-                    ray.get(alone.make.remote(sample))
+                    ray.get(self._place.first({alone.make.remote(sample): alone}))
                 except (ActorDiedError, OutOfMemoryError) as error:
                     who = [store.column(name)[sample.slice_id] for name in ("slice", "frame", "subject")]
                     where = "slice {} of frame {} of subject {}".format(*who)

@@ -27,6 +27,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from actors.waiting import MINUTES
 from pipeline.networks.config import SDNetConfig, UNetConfig
 from pipeline.networks.description import WEIGHTS, read_config
 from pipeline.samples.stream_config import StreamConfig
@@ -36,10 +37,12 @@ from storage.errors import InputError
 from storage.identity import identity
 
 HISTORY, DONE, FAILED, LAST = "history.jsonl", "done.json", "failed.json", "last"
+WAITING = "waiting.txt"  # what a job last waited for
 
 
 class WorkerBudget(BaseModel):
-    """What one train worker may use: torch threads; data actors and CPUs for each; MB of blocks in flight; GPUs."""
+    """What one train worker may use: torch threads; data actors and CPUs for each; MB of blocks in flight; GPUs;
+    minutes that it waits for room."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -48,6 +51,7 @@ class WorkerBudget(BaseModel):
     data_cpus: float
     stream_mb: int
     gpus: float
+    wait_minutes: float = MINUTES
 
 
 class TrainJob(BaseModel):
@@ -87,6 +91,15 @@ class TrainJob(BaseModel):
             return bool(done == done | named | {"weights_bytes": weights_bytes})
         except (FileNotFoundError, ValueError, TypeError, InputError):  # absent or half copied
             return False
+
+    def say_waiting(self, line: str) -> None:
+        """Leave a line for the driver, from wherever the job runs."""
+        fs.write_text(fs.join(self.out, WAITING), line)
+
+    def waiting(self) -> str | None:
+        """The last line of `say_waiting`."""
+        path = fs.join(self.out, WAITING)
+        return fs.read_text(path) if fs.exists(path) else None
 
     def replaces_a_result(self) -> bool:
         """Whether training would make anew what `out` holds: a result of another configuration, data or bank."""

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from actors.streaming import StreamStats, batches
 from actors.train_job import DONE, HISTORY, LAST, TrainJob, WorkerBudget, read_history
+from actors.waiting import Patience
 from pipeline.networks.description import WEIGHTS
 from pipeline.samples.maker import TWIN
 from storage import fs
@@ -197,6 +198,7 @@ def run_epochs(
         cpus=budget.data_cpus,
         device=str(device),
         stream_mb=budget.stream_mb,
+        patience=Patience(budget.wait_minutes, job.say_waiting),
     )
     flow = StreamStats(budget.data_actors)
     vendor_of = torch.from_numpy(np.searchsorted(training_vendors(store), store.column("vendor")))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 from actors.ray_internals import is_train_error, waited_for_a_node
 from actors.resources import ResourcePlan
 from actors.train_job import DONE, TrainJob, WorkerBudget, read_history
+from actors.waiting import Patience, Wait
 from pipeline.training.errors import NonFiniteLossError, OutOfMemoryError
 from storage import fs
 from storage.errors import FinalError, InputError, StageError, one_line
@@ -22,9 +24,9 @@ MAX_DEATHS = 3  # in a row, without a new epoch in between
 def run_job(job: TrainJob, budget: ResourcePlan) -> None:
     """Train a job to its end. Workers may die as often as they like, as long as there is a new epoch now and then.
 
-    Raises FinalError if the loss is not finite or memory runs out; StageError if the loop itself fails, or workers die
-    `MAX_DEATHS` times in a row without a new epoch; InputError if Ray has GPUs that this torch cannot use, or the loop
-    met bad input. Only deaths are tried again.
+    Raises FinalError if the loss is not finite, memory runs out, or no node has room; StageError if the loop itself
+    fails, or workers die `MAX_DEATHS` times in a row without a new epoch; InputError if Ray has GPUs that this torch
+    cannot use, or the loop met bad input. Only deaths are tried again.
     """
     import torch
     from ray.exceptions import RayActorError
@@ -37,6 +39,9 @@ def run_job(job: TrainJob, budget: ResourcePlan) -> None:
             "install a CUDA build, or pass --set resources.gpus=false",
         )
     fs.remove(fs.join(job.out, DONE))
+    need = {"CPU": budget.trainer_cpus * budget.train_workers, "GPU": budget.trainer_gpus * budget.train_workers}
+    wait = Wait(Patience(budget.wait_minutes, job.say_waiting), "train", "its train workers", need)
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = f"{wait.look_s}"
     deaths, reached = 0, -1
     while True:
         try:
@@ -47,7 +52,9 @@ def run_job(job: TrainJob, budget: ResourcePlan) -> None:
             if job.finished():  # its worker died with nothing left to do
                 return
             if waited_for_a_node(getattr(error, "controller_failure", None)):
-                continue  # a lost machine's successor is not there yet
+                wait.check(lambda: False)  # a lost machine's successor is not there yet
+                continue
+            wait.over()
             errors = list(getattr(error, "worker_failures", {}).values()) or [error]
             _raise_ours(job, budget, errors)
             epoch = len(read_history(job))
@@ -67,7 +74,7 @@ def _raise_ours(job: TrainJob, budget: ResourcePlan, errors: Iterable[Exception]
 
     for error in errors:
         cause = getattr(error, "cause", None) or error
-        if isinstance(cause, InputError):
+        if isinstance(cause, (InputError, FinalError)):
             raise cause
         lost = isinstance(error, (RayError, StageError, OSError)) or is_train_error(error)
         lost = lost and not isinstance(error, RayTaskError)
@@ -96,6 +103,7 @@ def _trainer(job: TrainJob, budget: ResourcePlan, scratch: str) -> TorchTrainer:
                 data_actors=budget.data_actors,
                 data_cpus=budget.data_cpus,
                 stream_mb=budget.stream_mb,
+                wait_minutes=budget.wait_minutes,
                 gpus=budget.trainer_gpus,
             ).model_dump(),
         },

@@ -53,11 +53,12 @@ def segmented(
     if workers > 1 and len(studies) > 1:
         from actors.predict_studies import predict_studies
         from actors.resources import start_ray
+        from actors.waiting import Patience
 
         del predictor  # the actors load their own; here it was to find out whether it can be
         with progress.stage("start Ray"):
             cluster = start_ray()
-        outcomes = predict_studies(cluster, folders, names, config, studies, workers)
+        outcomes = predict_studies(cluster, folders, names, config, studies, workers, Patience(say=progress.say))
     else:
         outcomes = (attempt(predictor, study, names) for study in studies)
     with progress.stage("predict") as step:

@@ -73,6 +73,17 @@ def ray_local() -> Iterator[None]:
         ray.shutdown()
 
 
+@pytest.fixture
+def no_room(ray_local: None) -> Iterator[None]:
+    """All CPUs of the local Ray are booked by somebody else."""
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    booked = placement_group([{"CPU": 4}])
+    assert booked.wait(120)
+    yield
+    remove_placement_group(booked)
+
+
 @pytest.fixture(scope="session")
 def s3_endpoint() -> Iterator[str]:
     """URL of a real S3 server on loopback, with a bucket `bucket`; it serves `s3://` in this process till the end."""

@@ -23,6 +23,7 @@ ORDER = (
     *(
         "actors.progress",
         "actors.ray_internals",
+        "actors.waiting",
         "actors.resources",
         "actors.streaming",
         "actors.ingest",

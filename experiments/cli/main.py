@@ -13,7 +13,7 @@ from experiments.cli.bank import bank_app
 from experiments.cli.compare import compare
 from experiments.cli.data import inspect_data, phantom
 from experiments.cli.predict import export_model, predict
-from experiments.cli.run import Data, Layout, Preset, Run, Set, absolute, driving, settings_of, stage
+from experiments.cli.run import Data, Layout, Preset, Run, Set, absolute, driving, interruptible, settings_of, stage
 from experiments.cli.transfer import transfer
 from storage import fs
 from storage.errors import InputError, StageError
@@ -251,12 +251,14 @@ def export(
     assignments: Set = None,
 ) -> None:
     """Write augmented samples (FA and RA) for those who train elsewhere; goes on where it stopped."""
+    from experiments.progress import Progress
     from experiments.run.driver import require_data
     from experiments.run.export import write_samples
 
     settings = settings_of(run, "cpu", assignments)
     require_data(run, settings)
-    typer.echo(write_samples(run, settings, out, kind, samples, arm))
+    with interruptible(Progress().say):
+        typer.echo(write_samples(run, settings, out, kind, samples, arm))
 
 
 def _show(html: str, run: str, driver: Ablation) -> None:

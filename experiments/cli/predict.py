@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from experiments.cli.run import interruptible
 from storage.errors import InputError
 
 if TYPE_CHECKING:
@@ -67,7 +68,8 @@ def predict(
     for line in left_out.lines():
         progress.say(line)
     outcomes = segmented(folders, studies, config, workers, progress)
-    failed = [(outcome.study, outcome.failure) for outcome in outcomes if not _print_outcome(outcome)]
+    with interruptible(progress.say, "stopped; the masks that are written are whole"):
+        failed = [(outcome.study, outcome.failure) for outcome in outcomes if not _print_outcome(outcome)]
     write_table(out, failed)
     typer.echo(f"{len(studies) - len(failed)} of {len(studies)} studies in {out}")
     if failed:

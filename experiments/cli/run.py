@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -53,28 +53,42 @@ def settings_of(run: str, preset: str, assignments: list[str] | None) -> Setting
 def driving(run: str, settings: Settings) -> Iterator[Ablation]:
     """The run, locked, with a driver; the settings become the run's.
 
-    SIGTERM, with which `ray job stop` and preempted machines end a process, ends the body as an exception does:
-    MLflow's runs are closed and the lock is given up.
+    An interrupt ends the body as an exception does: MLflow's runs are closed and the lock is given up.
     """
     from experiments import config
     from experiments.progress import Progress
     from experiments.run.driver import Ablation
     from storage.lock import run_lock
 
-    stop = _Stop()
-    signal.signal(signal.SIGTERM, stop)  # as Ray's own, from before Ray starts
     progress = Progress()
+    with interruptible(progress.say) as stop, run_lock(run), Ablation(run, settings, progress) as driver:
+        try:
+            config.save(settings, run)
+            yield driver
+        finally:
+            stop.heard()
+
+
+@contextmanager
+def interruptible(
+    say: Callable[[str], None], line: str = "stopped; the same command goes on from here"
+) -> Iterator[_Stop]:
+    """Ctrl-C, and SIGTERM, with which `ray job stop` and preempted machines end a process, end the body as an exception
+    does and print one line. The exit status is a shell's: 128 and the signal's number."""
+    stop = _Stop()
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        with run_lock(run), Ablation(run, settings, progress) as driver:
-            try:
-                config.save(settings, run)
-                yield driver
-            finally:
-                stop.heard()
-    except (SystemExit, KeyboardInterrupt):
-        stop.heard()  # where it came before the body
-        progress.say("stopped; the same command goes on from here")
-        raise
+        yield stop
+    except SystemExit:
+        if stop.number is None:
+            raise
+        stop.heard()
+        say(line)
+        raise SystemExit(128 + stop.number) from None  # while Ray waits, it makes a 1 of any status
+    finally:
+        if stop.number is None:  # a second interrupt finds the handler still there
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 class _Stop:
@@ -82,13 +96,15 @@ class _Stop:
     raised in a destructor or in a callback of its garbage collector."""
 
     def __init__(self) -> None:
+        self.number: int | None = None
         self._again: threading.Timer | None = None
 
     def __call__(self, number: int, _frame: object) -> None:
+        self.number = number
         self._again = threading.Timer(1.0, os.kill, (os.getpid(), number))
         self._again.daemon = True
         self._again.start()
-        sys.exit(number)
+        sys.exit()
 
     def heard(self) -> None:
         """What follows is not to be disturbed."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from actors.evaluate_arm import scored_so_far
 from actors.resources import Cluster, ResourcePlan, plan, start_ray
+from actors.waiting import Patience
 from experiments import config
 from experiments.config import Settings
 from experiments.progress import Progress
@@ -41,6 +42,7 @@ class Ablation:
         self._cluster: Cluster | None = None
         self._failed: dict[str, str] = {}
         self._warned: set[tuple[str, str]] = set()
+        self._last_wait: dict[str, str] = {}
 
     def __enter__(self) -> Ablation:
         return self
@@ -80,6 +82,7 @@ class Ablation:
                 self.settings.layout,
                 progress=lambda _, done, total: step.update("", done, total),
                 strict=strict,
+                patience=self._patience(),
             )
         self.progress.ingested(report)
 
@@ -131,7 +134,7 @@ class Ablation:
                 shard_slices=self.settings.bank_shard,
             )
             actors = ExtractionActors(budget.extract_actors, budget.extract_cpus, budget.extract_gpus)
-            extract(spec, actors, step.update)
+            extract(spec, actors, step.update, self._patience())
 
     def train(self) -> dict[str, str]:
         """All arms and seeds, trained and scored; returns label → reason for those that failed."""
@@ -171,7 +174,7 @@ class Ablation:
                 self.name, "has no trained arm of this configuration", "run `cardiomix train ARM --run RUN`"
             )
         budget = self.budget()
-        volumes = {run.label: stages.evaluate(run, budget) for run in trained}
+        volumes = {run.label: stages.evaluate(run, budget, self.progress.say) for run in trained}
         for run in trained:
             self.log.finish_arm(run, failed=False)
         return volumes
@@ -199,6 +202,9 @@ class Ablation:
         self._log_what_is_there(runs)
         self._failed = self._failed or problems
         return paths
+
+    def _patience(self) -> Patience:
+        return Patience(self.settings.resources.wait_minutes, self.progress.say)
 
     def _ready_to_train(self, trainings: int = 1) -> ResourcePlan:
         """The budget, once MLflow has answered: hours are not to be spent on what was never going to be logged."""
@@ -243,6 +249,10 @@ class Ablation:
             return None
 
     def _follow(self, arm: str, seed: int, job: TrainJob, bar: ProgressBar) -> None:
+        line = job.waiting()
+        if line is not None and line != self._last_wait.get(job.out):
+            self._last_wait[job.out] = line
+            self.progress.say(f"{arm}/seed{seed}, {line}")
         records = self.log.follow(arm, seed, job)
         if records:
             self._warn(f"{arm}/seed{seed}", records[-1])

@@ -18,6 +18,7 @@ def write_samples(run: str, settings: Settings, out: str, kind: str, samples: in
     """
     from actors.export_samples import Format, export
     from actors.resources import plan, start_ray
+    from actors.waiting import Patience
 
     if kind not in get_args(Format):
         raise InputError(f"--format {kind}", "there is no such format", f"choose from {', '.join(get_args(Format))}")
@@ -36,5 +37,6 @@ def write_samples(run: str, settings: Settings, out: str, kind: str, samples: in
             actors=budget.extract_actors,
             cpus=budget.extract_cpus,
             progress=step.update,
+            patience=Patience(settings.resources.wait_minutes, progress.say),
         )
     return f"{count} samples in {out}"

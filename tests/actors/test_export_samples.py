@@ -15,11 +15,12 @@ import pytest
 from actors.export_samples import UNIT, export
 from actors.extraction import ExtractionActors, extract
 from actors.extractor import ExtractionSpec
+from actors.waiting import Patience
 from pipeline.samples.maker import SampleMaker
 from pipeline.samples.plan import PlanConfig
 from pipeline.samples.preprocess import normalise, stored_statistics, working_slice
 from pipeline.samples.stream_config import StreamConfig, open_bank
-from storage.errors import InputError
+from storage.errors import FinalError, InputError
 from storage.nifti import nnunet
 from storage.nifti.file import NiftiFile
 from storage.slices.store import SliceStore
@@ -159,6 +160,14 @@ def test_an_export_refuses_a_folder_that_is_not_its_own(
     with pytest.raises(InputError, match="not empty"):
         export(stream, str(tmp_path / "full"), "slices", 2)
     assert open_bank(stream, SliceStore.open(stream.run)) is not None
+
+
+@pytest.mark.slow
+def test_actors_that_no_node_has_room_for_are_given_up(stream: StreamConfig, no_room: None, tmp_path: Path) -> None:
+    lines: list[str] = []
+    with pytest.raises(FinalError, match=r"export: waited .* for 0.5 CPUs for an export actor"):
+        export(stream, str(tmp_path / "x"), "slices", 2, cpus=0.5, patience=Patience(0.05, lines.append))
+    assert lines
 
 
 def test_nnunets_own_check_accepts_the_data_set(nnunet_folder: Path) -> None:

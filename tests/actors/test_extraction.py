@@ -17,6 +17,7 @@ import torch
 
 from actors.extraction import ExtractionActors, ExtractionReport, extract
 from actors.extractor import ExtractionSpec, Extractor
+from actors.waiting import Patience
 from pipeline.networks.files import load_decoder, load_sdnet, save_model
 from pipeline.samples.preprocess import canvas_size, centre_on, working_slice
 from pipeline.samples.rescale import resample_crop
@@ -51,8 +52,8 @@ def fill(ray_local: None, run: str, sdnet: str) -> Extract:
     spec = ExtractionSpec(run, sdnet, "", PREPROCESS, shard_slices=SHARD)
 
     def call(bank: Path | str, count: int = 1, cpus: float = 0.5, **changes: Any) -> ExtractionReport:
-        progress = changes.pop("progress", None)
-        return extract(replace(spec, bank=str(bank), **changes), ExtractionActors(count, cpus), progress)
+        told = {name: changes.pop(name) for name in ("progress", "patience") if name in changes}
+        return extract(replace(spec, bank=str(bank), **changes), ExtractionActors(count, cpus), **told)
 
     return call
 
@@ -273,3 +274,11 @@ def test_a_run_with_nothing_to_train_on_is_refused(fill: Extract, tmp_path: Path
     with pytest.raises(InputError, match="no training slices"):
         fill(tmp_path / "bank.zarr", run=run)
     assert not (tmp_path / "bank.zarr").exists()
+
+
+@pytest.mark.slow
+def test_extraction_actors_that_no_node_has_room_for_are_given_up(fill: Extract, no_room: None, tmp_path: Path) -> None:
+    lines: list[str] = []
+    with pytest.raises(StageError, match=r"extract: waited .* for 0.5 CPUs for an extraction actor"):
+        fill(tmp_path / "bank.zarr", patience=Patience(0.05, lines.append))
+    assert lines

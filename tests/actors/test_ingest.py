@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -317,3 +318,21 @@ def test_real_data_come_in_with_the_ventricles_in_their_places(
         "skipped.csv",
         "splits.csv",
     }
+
+
+@pytest.mark.slow
+def test_subjects_that_no_node_has_room_for_are_given_up(
+    no_room: None, tmp_path: Path, mnms_folder: Callable[..., Path]
+) -> None:
+    import ray
+
+    folder = mnms_folder({"A0A0A0": ("Training/Labeled", "A")})
+    command = [sys.executable, "-m", "experiments", "ingest", str(folder), "--run", str(tmp_path / "run")]
+    environment = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    done = subprocess.run(
+        [*command, "--set", "resources.wait_minutes=0.1"], env=environment, capture_output=True, text=True, timeout=300
+    )
+    needs = "1 CPU for a subject; the cluster has 4 CPUs, 0 free"
+    assert re.search(rf"^ingest: waiting \d seconds for {needs}$", done.stderr, re.MULTILINE), done.stderr
+    assert re.search(rf"^failed: ingest: waited \d seconds for {needs}; .*wait_minutes$", done.stderr, re.MULTILINE)
+    assert done.returncode == 1

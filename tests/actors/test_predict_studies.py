@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 
 from actors.predict_studies import booking, predict_studies
 from actors.resources import Cluster, Node
+from actors.waiting import Patience
 from pipeline.inference.config import InferenceConfig
 from pipeline.inference.find_studies import Study, find_studies
 from pipeline.inference.predictor import load_predictor
 from pipeline.inference.study import Outcome, attempt
-from storage.errors import InputError
+from storage.errors import InputError, StageError
 from tests.actors.tiny_runs import digests, own_processes
 from tests.tiny_networks import write_cine, write_unet
 
@@ -130,3 +131,12 @@ def test_every_worker_finds_a_place(nodes: list[tuple[int, int]], workers: int) 
         fit = int(cpus / booked["num_cpus"] + 1e-6)
         placed += min(fit, gpus * int(1 / booked["num_gpus"] + 1e-6)) if booked["num_gpus"] else fit
     assert placed >= workers
+
+
+@pytest.mark.slow
+def test_actors_that_no_node_has_room_for_are_given_up(no_room: None, model: str, folder: Path, tmp_path: Path) -> None:
+    lines: list[str] = []
+    todo, patience = studies(folder, tmp_path), Patience(0.05, lines.append)
+    with pytest.raises(StageError, match=r"predict: waited .* for \d CPUs? for a prediction actor"):
+        list(predict_studies(CLUSTER, [model], ["name"], InferenceConfig(), todo, 2, patience))
+    assert lines

@@ -187,12 +187,13 @@ def booked(*_):
 found = {}
 stages.evaluate_job = lambda *_: json.dumps(booked())
 stages.int = lambda answer: answer  # of which `evaluate` otherwise makes a number of volumes
-job = types.SimpleNamespace(stream=types.SimpleNamespace(run=""), out="", train=types.SimpleNamespace(precision="fp32"))
-run = types.SimpleNamespace(arm="arm", seed=0, label="arm/seed0", job=job, evaluated=lambda: False)
+some = types.SimpleNamespace
+job = some(stream=some(run=""), out="", train=some(precision="fp32"), say_waiting=print)
+run = some(arm="arm", seed=0, label="arm/seed0", job=job, evaluated=lambda: False)
 found["score"] = json.loads(stages.evaluate(run, budget))
 def body(run, budget):
     raise RuntimeError(json.dumps(booked()))
-stages._cost, stages.fs = (lambda run: 0), types.SimpleNamespace(write_text=lambda *_: None, join=os.path.join)
+stages._cost, stages.fs = (lambda run: 0), some(write_text=print, remove=print, join=os.path.join)
 failed = stages.run_arms([run], budget, lambda _: None, body=body)["arm/seed0"]
 found["lane"] = json.loads(failed[failed.index("[") : failed.rindex("]") + 1])
 found["task"] = ray.get(ray.remote(num_cpus=0)(booked).remote())

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from actors.streaming import StreamStats, batches
+from actors.waiting import Patience
 from pipeline.phantom import PhantomConfig, write_phantom
 from pipeline.samples.maker import MADE_AT, MADE_S, REJECTED, SampleMaker
 from pipeline.samples.plan import PlanConfig
@@ -21,7 +22,7 @@ from pipeline.samples.stream_config import StreamConfig, open_bank, step_plan
 from storage.bank.bank import FactorBank
 from storage.bank.node_cache import FOLDER
 from storage.bank.styles import export_styles, import_styles
-from storage.errors import InputError, StageError
+from storage.errors import FinalError, InputError, StageError
 from storage.layouts import LayoutOptions
 from storage.slices.store import SliceStore
 from storage.slices.writer import LAYOUTS_KEY
@@ -423,6 +424,14 @@ def test_a_damaged_bank_and_a_maker_that_cannot_start_are_told_at_once(
     monkeypatch.setenv(FOLDER, str(tmp_path / "cache"))  # where the undamaged bank is not
     with pytest.raises(InputError, match="anatomy"):
         next(batches(stream_config(run, bank=str(bank)), range(4), cpus=0.25))
+
+
+@pytest.mark.slow
+def test_makers_that_no_node_has_room_for_are_given_up(run: str, no_room: None) -> None:
+    lines: list[str] = []
+    with pytest.raises(FinalError, match=r"samples: waited .* for 0.25 CPUs for a maker of samples"):
+        next(batches(stream_config(run), range(4), cpus=0.25, patience=Patience(0.05, lines.append)))
+    assert lines
 
 
 def test_what_the_stream_did_is_told_from_its_batches() -> None:

@@ -29,7 +29,7 @@ from pipeline.samples.stream_config import StreamConfig
 from pipeline.training.config import LossConfig, TrainConfig
 from pipeline.training.objective import Objective
 from pipeline.training.state import TrainState, network_seed
-from storage.errors import InputError
+from storage.errors import InputError, StageError
 from storage.nifti.write import write_volume
 from storage.slices.store import SliceStore
 from storage.slices.writer import finalise, write_subject
@@ -359,3 +359,16 @@ def test_an_arm_starts_from_the_pretrained_weights_where_asked_to(run: str, tmp_
     other = started.model_copy(update={"network": SDNetConfig(anatomy_width=8)})
     with pytest.raises(InputError, match="another SDNet"):
         first_state(other, store, 0)
+
+
+@pytest.mark.slow
+def test_train_workers_that_no_node_has_room_for_are_given_up(no_room: None, tmp_path: Path) -> None:
+    job = training(write_run(tmp_path), tmp_path / "out")
+    lines: list[str] = []
+
+    def tick(_: list[str]) -> None:
+        lines.append(job.waiting() or "")
+
+    with pytest.raises(StageError, match=r"train: waited .* for 0.5 CPUs for its train workers"):
+        stages.pretrain(job, replace(PLAN, wait_minutes=1), tick)
+    assert any(line.startswith("train: waiting ") for line in lines)

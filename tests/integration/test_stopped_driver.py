@@ -1,4 +1,4 @@
-"""SIGTERM, with which job servers and preempted machines end a driver, at any time from the first second on."""
+"""SIGTERM, with which job servers and preempted machines end a driver, and Ctrl-C, from the first second on."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 
 def test_a_driver_that_is_told_to_stop_gives_the_lock_up_and_says_how_to_go_on(tmp_path: Path) -> None:
@@ -54,7 +57,38 @@ def test_a_driver_stops_where_python_swallows_the_exception(tmp_path: Path) -> N
     run = tmp_path / "first"
     command = [sys.executable, "-c", STOPPED_IN_A_DESTRUCTOR, str(run)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert done.returncode == signal.SIGTERM
+    assert done.returncode == 128 + signal.SIGTERM
     assert "went on" not in done.stdout
     assert done.stderr.splitlines()[-1] == "stopped; the same command goes on from here"
     assert not (run / ".lock").exists()
+
+
+STOPPED_WHILE_RAY_RUNS = """
+import sys, time
+from actors.resources import start_ray
+from experiments.cli.run import driving
+from experiments.config import demo
+
+with driving(sys.argv[1], demo()):
+    start_ray(2)
+    import ray
+
+    task = ray.remote(lambda: time.sleep(600)).remote()
+    ray.wait([task], timeout=2)
+    print("waits", flush=True)
+    ray.get(task)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_interrupt_prints_one_line_and_no_stack_of_rays(tmp_path: Path, number: signal.Signals) -> None:
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    command = [sys.executable, "-c", STOPPED_WHILE_RAY_RUNS, str(tmp_path / "first")]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    driver = subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
+    assert driver.stdout is not None and driver.stdout.readline() == "waits\n", driver.communicate()
+    os.killpg(driver.pid, number)  # as a terminal does: all processes of the foreground
+    _, said = driver.communicate(timeout=120)
+    assert said == "stopped; the same command goes on from here\n"
+    assert driver.returncode == 128 + number
