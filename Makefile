@@ -38,7 +38,7 @@ test: .venv/.installed
 	$(BIN)/python -m pytest -n 3 --dist loadscope --no-loadscope-reorder -m "not slow and not gpu" --durations=10
 
 test-slow: .venv/.installed
-	$(BIN)/python -m pytest -m "slow and not gpu"
+	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder -m "slow and not gpu" --durations=10
 	$(BIN)/python -m pytest -n 2 --dist loadscope -m "hypothesis and not gpu" --hypothesis-profile=thorough
 
 test-gpu: .venv/.installed

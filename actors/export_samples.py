@@ -175,19 +175,22 @@ def _run(
     import ray
 
     remote: Any = ray.remote(num_cpus=cpus, max_restarts=MOST_DEATHS, max_task_retries=MOST_DEATHS)(_Exporter)
-    idle = [remote.remote(*arguments) for _ in range(min(actors, len(units)))]
-    waiting, running = deque(units), dict[Any, Any]()
+    hired = [remote.remote(*arguments) for _ in range(min(actors, len(units)))]
+    # with its actor, whether it is a unit: none is given to an actor before that has a place
+    running: dict[Any, tuple[Any, bool]] = {actor.__ray_ready__.remote(): (actor, False) for actor in hired}
     wait = Wait(patience, "export", "an export actor", {"CPU": cpus})
+    waiting, left = deque(units), len(units)
     total, done = sum(len(unit.samples) for unit in units), 0
-    while waiting or running:
-        while waiting and idle:
-            actor = idle.pop()
-            running[actor.write.remote(waiting.popleft())] = actor
-        ready = wait.first(running)
-        idle.append(running.pop(ready))
-        done += ray.get(ready)
-        if progress is not None:
-            progress("", done, total)
+    while left:
+        ready = wait.first({reference: actor for reference, (actor, _) in running.items()})
+        actor, is_unit = running.pop(ready)
+        count = ray.get(ready)
+        if waiting:
+            running[actor.write.remote(waiting.popleft())] = actor, True
+        if is_unit:
+            left, done = left - 1, done + count
+            if progress is not None:
+                progress("", done, total)
 
 
 def _planned(steps: StepPlan, count: int, labelled_alone: bool) -> list[PlannedSample]:

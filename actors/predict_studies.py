@@ -57,15 +57,18 @@ def predict_studies(
     threads = max(1, int(booked["num_cpus"]))
     deaths: dict[str, int] = {}
     waiting, idle = deque(studies), [remote.remote(models, config, threads) for _ in range(workers)]
-    running: dict[Any, tuple[Any, Study]] = {}
+    running: dict[Any, tuple[Any, Study | None]] = {}  # None: a successor that starts
     need = {"CPU": booked["num_cpus"], "GPU": booked["num_gpus"]}
     wait = Wait(patience, "predict", "a prediction actor", need)
-    while waiting or running:
+    while waiting or any(study is not None for _, study in running.values()):
         while waiting and idle:
-            actor, study = idle.pop(), waiting.popleft()
-            running[actor.segment.remote(study, names)] = actor, study
+            actor, given = idle.pop(), waiting.popleft()
+            running[actor.segment.remote(given, names)] = actor, given
         done = wait.first({reference: actor for reference, (actor, _) in running.items()})
         actor, study = running.pop(done)
+        if study is None:
+            idle.append(actor)  # if its start has failed, its first study says so
+            continue
         try:
             outcome: Outcome = ray.get(done)
         except RayTaskError as error:  # nothing that another try would mend
@@ -77,8 +80,9 @@ def predict_studies(
             again = deaths[study.out] < MOST_DEATHS
             if again:
                 waiting.appendleft(study)
-            if waiting:
-                idle.append(remote.remote(models, config, threads))
+            if waiting:  # no study for it before it has a place: the others may well be free before that
+                successor = remote.remote(models, config, threads)
+                running[successor.__ray_ready__.remote()] = successor, None
             if again:
                 continue
             outcome = Outcome(study, None, f"{study.name}: {_reason(error)}")

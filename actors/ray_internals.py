@@ -26,7 +26,14 @@ def machine_gpus() -> int:
 
 def any_placed(calls: Mapping[Any, Any]) -> bool:
     """Whether Ray has found a node for any of these calls. The key is a call's reference; the value is its actor, None
-    for a task. A task of which Ray knows nothing counts as placed."""
+    for a task. What Ray knows nothing of, or does not tell, counts as placed: a look that fails ends no work."""
+    try:
+        return _any_placed(calls)
+    except Exception:
+        return True
+
+
+def _any_placed(calls: Mapping[Any, Any]) -> bool:
     from ray._private import state
 
     actors = {actor for actor in calls.values() if actor is not None}

@@ -142,4 +142,8 @@ def evaluate(run: ArmRun, budget: ResourcePlan, say: Callable[[str], None] | Non
     reference = task.remote(run.job.stream.run, run.job.out, run.arm, run.seed, budget.threads, precision)
     patience = Patience(budget.wait_minutes, say or run.job.say_waiting)
     need = {"CPU": budget.trainer_cpus, "GPU": budget.trainer_gpus}
-    return int(ray.get(Wait(patience, "score", "its scoring", need).first({reference: None})))
+    try:
+        return int(ray.get(Wait(patience, "score", "its scoring", need).first({reference: None})))
+    except FinalError:
+        ray.cancel(reference)  # or it would run as soon as there is room
+        raise

@@ -15,8 +15,8 @@ nothing that outlives a try, and a run in an object store needs no other credent
 
 With several workers, `batch_size` is of all together. Each takes an equal share of a step's labelled and of its
 unlabelled samples, the loss is the mean of the shares' losses (Dice is over a share, not over the whole batch), and the
-first validates. Batch norm is over the whole batch on GPUs; on CPUs, where torch has no synchronised one, it is over
-each worker's share, and the first worker's running statistics are kept.
+validation volumes are shared among them. Batch norm is over the whole batch on GPUs; on CPUs, where torch has no
+synchronised one, it is over each worker's share, and the first worker's running statistics are kept.
 """
 
 from __future__ import annotations

@@ -186,7 +186,7 @@ def run_epochs(
         return
     device = next(state.model.parameters()).device
     objective = _objective(job, state, world)
-    held_out = validation_volumes(job, store) if rank == 0 else []
+    held_out = validation_volumes(job, store)
     watched = watched_slices(job, store) if rank == 0 else None
     history = _History(job, state.epoch)
     stream = batches(

@@ -41,7 +41,7 @@ def run_job(job: TrainJob, budget: ResourcePlan) -> None:
     fs.remove(fs.join(job.out, DONE))
     need = {"CPU": budget.trainer_cpus * budget.train_workers, "GPU": budget.trainer_gpus * budget.train_workers}
     wait = Wait(Patience(budget.wait_minutes, job.say_waiting), "train", "its train workers", need)
-    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = f"{wait.look_s}"
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = f"{max(wait.look_s, 10.0)}"
     deaths, reached = 0, -1
     while True:
         try:

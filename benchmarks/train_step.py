@@ -14,7 +14,7 @@ from pipeline.networks.config import SDNetConfig, UNetConfig
 from pipeline.training.config import LossConfig, TrainConfig
 from pipeline.training.objective import Objective
 from pipeline.training.state import TrainState
-from pipeline.training.step import Batch, train_step
+from pipeline.training.step import Batch, settle, train_step
 
 SIZE, LABELLED, UNIT = 224, 4, "steps/minute"
 
@@ -37,6 +37,7 @@ def sides(network: UNetConfig | SDNetConfig, batch: Batch) -> dict[str, Callable
 
     def ours() -> int:
         train_step(tuned_objective, tuned, batch, config)
+        settle(tuned)
         return 60
 
     def reference() -> int:

@@ -79,7 +79,9 @@ def interruptible(
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield stop
-    except SystemExit:
+    except SystemExit as error:
+        if error.code == signal.SIGTERM:  # while Ray starts, the handler is its own
+            stop.number = signal.SIGTERM
         if stop.number is None:
             raise
         stop.heard()
@@ -100,11 +102,12 @@ class _Stop:
         self._again: threading.Timer | None = None
 
     def __call__(self, number: int, _frame: object) -> None:
+        self.heard()
         self.number = number
         self._again = threading.Timer(1.0, os.kill, (os.getpid(), number))
         self._again.daemon = True
         self._again.start()
-        sys.exit()
+        sys.exit(128 + number)
 
     def heard(self) -> None:
         """What follows is not to be disturbed."""

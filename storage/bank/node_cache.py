@@ -23,7 +23,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -202,12 +202,30 @@ def _extent(top: int, left: int, height: int, width: int) -> tuple[slice, slice]
     return slice(top, top + height), slice(left, left + width)
 
 
+def _opened(place: Path) -> float:
+    """When a bank was opened last; 0 if it has just gone: others remove banks too."""
+    try:
+        return place.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+def _bytes_in(place: Path) -> int:
+    """Of the files that are still there when they are looked at."""
+    total = 0
+    with suppress(FileNotFoundError):
+        for file in place.iterdir():
+            with suppress(FileNotFoundError):
+                total += file.stat().st_size
+    return total
+
+
 def _make_room(root: Path, key: str, size: int) -> None:
     """Remove other banks as the module says. Raises InputError if `size` bytes do not fit even so."""
     limit = float(os.environ.get(LIMIT, DEFAULT_LIMIT_GB)) * 1e9
-    others = sorted((p for p in root.iterdir() if p.is_dir() and p.name != key), key=lambda p: p.stat().st_mtime)
-    own = sum(file.stat().st_size for file in (root / key).iterdir())  # arrays of this bank that are there already
-    sizes = {place: sum(file.stat().st_size for file in place.iterdir()) for place in others}
+    others = sorted((p for p in root.iterdir() if p.is_dir() and p.name != key), key=_opened)
+    own = _bytes_in(root / key)  # arrays of this bank that are there already
+    sizes = {place: _bytes_in(place) for place in others}
     for place in others:
         earlier = not place.name.endswith(_boot())
         if earlier or sum(sizes.values()) + own + size > limit or shutil.disk_usage(root).free < size:

@@ -17,7 +17,7 @@ import zarr
 from actors import stages
 from actors.resources import ResourcePlan
 from actors.train_job import DONE, HISTORY, LAST, TrainJob, WorkerBudget, read_history
-from actors.train_worker import finish_job, first_state, run_epochs, some_slices
+from actors.train_worker import finish_job, first_state, run_epochs, some_slices, validation_volumes
 from actors.trainer import run_job
 from pipeline.networks.config import SDNetConfig, UNetConfig
 from pipeline.networks.files import load_model
@@ -29,6 +29,8 @@ from pipeline.samples.stream_config import StreamConfig
 from pipeline.training.config import LossConfig, TrainConfig
 from pipeline.training.objective import Objective
 from pipeline.training.state import TrainState, network_seed
+from pipeline.training.validation import mean_scores, volume_scores
+from storage import fs
 from storage.errors import InputError, StageError
 from storage.nifti.write import write_volume
 from storage.slices.store import SliceStore
@@ -50,7 +52,12 @@ PLAN = ResourcePlan(
     extract_gpus=0.0,
 )
 # name, split, labelled
-SUBJECTS = (("a1", "train", True), ("a2", "train", True), ("c1", "train", False), ("v1", "validation", True))
+SUBJECTS = (
+    ("a1", "train", True),
+    ("a2", "train", True),
+    ("c1", "train", False),
+    *((f"v{k}", "validation", True) for k in (1, 2, 3)),
+)
 ONE_SLICE = (("a1", "train", True), ("v1", "validation", True))
 
 
@@ -164,6 +171,24 @@ def test_one_of_two_workers_killed_leaves_the_weights_of_a_run_that_nothing_befe
     assert epochs(Path(jobs[0].out)) == epochs(Path(jobs[1].out))
 
 
+@pytest.mark.slow
+def test_two_workers_share_the_validation_and_agree_on_its_scores_and_on_the_rate(
+    run: str, tmp_path: Path, ray_local: None
+) -> None:
+    changes: dict[str, Any] = {"epochs": 5, "steps_per_epoch": 2, "plateau_patience": 0, "plateau_factor": 0.1}
+    job = training(run, tmp_path / "out", sdnet=False, workers=2, batch_size=4, learning_rate=0.05, **changes)
+    first, second = both_workers(job, tmp_path)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    records = read_history(job)
+    assert len({record["lr"] for record in records}) > 1  # so another rate of one worker would have parted them
+    state = TrainState.create(job.network, job.train, job.stream.seed)
+    state.restore(fs.read_bytes(job.checkpoint))
+    volumes = validation_volumes(job, SliceStore.open(run))
+    assert len(volumes) == 3
+    alone = mean_scores(volume_scores(state.candidate, volumes, "fp32"))
+    assert {name: records[-1][f"val/{name}"] for name in alone} == pytest.approx(alone, abs=1e-6)
+
+
 def test_a_finished_job_holds_its_best_and_its_last_network(run: str, undisturbed: Path) -> None:
     best, last = (load_model(str(undisturbed / part))[1] for part in ("", LAST))
     assert best["network"] == last["network"]
@@ -261,7 +286,7 @@ def both_workers(job: TrainJob, folder: Path) -> tuple[dict[str, torch.Tensor], 
 def test_two_workers_stay_equal_where_unlabelled_samples_have_updates_of_their_own(
     run: str, tmp_path: Path, ray_local: None
 ) -> None:
-    job = training(run, tmp_path / "out", workers=2, batch_size=4, epochs=1, steps_per_epoch=3, update="separate")
+    job = training(run, tmp_path / "out", workers=2, batch_size=4, epochs=3, steps_per_epoch=2, update="separate")
     untrained = dict(TrainState.create(job.network, job.train, job.stream.seed).model.named_parameters())
     first, second = both_workers(job, tmp_path)
     assert all(torch.equal(first[name], second[name]) for name in first)
