@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from actors.resources import Cluster, Node
@@ -49,17 +49,36 @@ def predict_studies(
     too small; FinalError if no node has room for an actor.
     """
     import ray
-    from ray.exceptions import RayError, RayTaskError
 
     workers = min(workers, len(studies))
     booked = booking(cluster, workers)
     remote: Any = ray.remote(**booked)(_Segmenter)  # type: ignore[call-overload]
     threads = max(1, int(booked["num_cpus"]))
-    deaths: dict[str, int] = {}
-    waiting, idle = deque(studies), [remote.remote(models, config, threads) for _ in range(workers)]
-    running: dict[Any, tuple[Any, Study | None]] = {}  # None: a successor that starts
+    actors: list[Any] = []
+
+    def hire() -> Any:
+        actors.append(remote.remote(models, config, threads))
+        return actors[-1]
+
     need = {"CPU": booked["num_cpus"], "GPU": booked["num_gpus"]}
-    wait = Wait(patience, "predict", "a prediction actor", need)
+    try:
+        wait = Wait(patience, "predict", "a prediction actor", need)
+        yield from _outcomes(hire, [hire() for _ in range(workers)], deque(studies), names, wait)
+    finally:
+        if ray.is_initialized():
+            for actor in actors:
+                ray.kill(actor)
+
+
+def _outcomes(
+    hire: Callable[[], Any], idle: list[Any], waiting: deque[Study], names: Sequence[str], wait: Wait
+) -> Iterator[Outcome]:
+    """Give the studies that are waiting to the actors that are idle, until all have their outcome."""
+    import ray
+    from ray.exceptions import RayError, RayTaskError
+
+    deaths: Counter[str] = Counter()
+    running: dict[Any, tuple[Any, Study | None]] = {}  # None: a successor that starts
     while waiting or any(study is not None for _, study in running.values()):
         while waiting and idle:
             actor, given = idle.pop(), waiting.popleft()
@@ -76,12 +95,12 @@ def predict_studies(
             idle.append(actor)
         except RayError as error:
             ray.kill(actor)
-            deaths[study.out] = deaths.get(study.out, 0) + 1
+            deaths[study.out] += 1
             again = deaths[study.out] < MOST_DEATHS
             if again:
                 waiting.appendleft(study)
             if waiting:  # no study for it before it has a place: the others may well be free before that
-                successor = remote.remote(models, config, threads)
+                successor = hire()
                 running[successor.__ray_ready__.remote()] = successor, None
             if again:
                 continue
