@@ -207,7 +207,9 @@ def test_on_a_cluster_that_was_joined_scoring_books_the_gpu_and_a_lane_sees_none
 
     nodes = Nodes(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 1, "include_dashboard": False})
     try:
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {"RAY_ADDRESS": nodes.address}
+        # with the token that a Ray of this process may have made the cluster ask for
+        kept = {k: v for k, v in os.environ.items() if not k.startswith("RAY_") or k.startswith("RAY_AUTH")}
+        environment = kept | {"RAY_ADDRESS": nodes.address}
         command = [sys.executable, "-c", BOOKINGS]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
     finally:
