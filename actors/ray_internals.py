@@ -5,8 +5,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
+
+from storage.errors import one_line
+
+log = logging.getLogger(__name__)
 
 
 def machine_cpus() -> int:
@@ -29,7 +34,8 @@ def any_placed(calls: Mapping[Any, Any]) -> bool:
     for a task. What Ray knows nothing of, or does not tell, counts as placed: a look that fails ends no work."""
     try:
         return _any_placed(calls)
-    except Exception:
+    except Exception as error:
+        log.warning("Ray does not say whether work has its place: %s", one_line(error))
         return True
 
 

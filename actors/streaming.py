@@ -104,6 +104,7 @@ class _Makers:
         self._makers: list[Any] = [self._remote.remote(*self._arguments) for _ in range(count)]
         self._under_way: deque[_Block] = deque()
         self._asked = 0
+        self._say = patience.say
         self._place = Wait(patience, "samples", "a maker of samples", {"CPU": cpus})
         self._room = Wait(patience, "samples", "room in this node's object store")
 
@@ -160,12 +161,32 @@ class _Makers:
             return made
 
     def _check_room(self, block: _Block) -> None:
-        """A block has not come for a while. Raises FinalError where its maker has had no place for too long, or the
-        block has been made but finds no room here."""
+        """A block has not come for a while. Raises FinalError where no maker has had a place for too long, or the block
+        has been made but finds no room here."""
         import ray
 
+        if self._stood_in(block.maker):
+            return
         self._place.check(lambda: any_placed({block.reference: self._makers[block.maker]}))
         self._room.check(lambda: not ray.wait([block.reference], timeout=0, fetch_local=False)[0])
+
+    def _stood_in(self, waiting: int) -> bool:
+        """Whether a maker that has no place was let go, and what it was asked for given to one that has."""
+        import ray
+
+        def placed(maker: Any) -> bool:
+            return any_placed({maker: maker})
+
+        pending = self._makers[waiting]
+        if placed(pending) or not (working := [m for m in self._makers if m is not pending and placed(m)]):
+            return False
+        ray.kill(pending)
+        self._makers[waiting] = working[waiting % len(working)]
+        for block in self._under_way:
+            if block.maker == waiting:
+                self._submit(block)
+        self._say("samples: a maker has found no room; the others make its share")
+        return True
 
     def _submit(self, block: _Block) -> None:
         steps = np.array(block.steps, dtype=np.int64)

@@ -21,6 +21,7 @@ LINK = re.compile(r"(?<!!)\[(?P<text>[^\]]+)\]\((?P<path>[^)#\s:]+)(?P<anchor>#[
 
 
 def on_files(files: Any, config: Any) -> Any:
+    """Called by mkdocs with all files of the site: adds the two pages and the style sheet."""
     for page, source in OUTSIDE.items():
         files.append(File.generated(config, page, content=source.read_text(encoding="utf-8")))
     files.append(File.generated(config, "site.css", content=STYLE))
@@ -28,6 +29,7 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Called by mkdocs with each page's text: its links as they are on the site."""
     here = page.file.src_uri
     source = OUTSIDE.get(here, DOCS / here)
     pages = {path: DOCS / name for name, path in OUTSIDE.items()}

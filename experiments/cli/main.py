@@ -72,6 +72,7 @@ def start(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
+    """The first screen, for `cardiomix` alone."""
     if context.invoked_subcommand is None:
         typer.echo(FIRST_SCREEN)
 

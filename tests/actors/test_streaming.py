@@ -408,6 +408,16 @@ def test_makers_that_die_now_and_then_change_nothing(run: str, tmp_path: Path) -
     assert len(list(tmp_path.iterdir())) == 3
 
 
+@pytest.mark.slow
+def test_a_maker_without_a_place_holds_up_none_that_has_one(run: str, whole: Stream) -> None:
+    told: list[str] = []
+    config, patience = stream_config(run), Patience(0.1, told.append)
+    made = batches(config, range(12), actors=2, cpus=3.0, patience=patience)  # of four CPUs
+    names = ("image", "mask", "labelled", "slice_id")
+    assert_same([{n: batch[n].numpy().copy() for n in names} for batch in made], whole[:12])
+    assert any("the others make its share" in line for line in told)
+
+
 def test_a_damaged_bank_and_a_maker_that_cannot_start_are_told_at_once(
     run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
