@@ -19,6 +19,7 @@ NAMES = (
     "gpu",
     "ingest",
     "memory",
+    "node-cache",
     "overhead",
     "predict",
     "rescale",
