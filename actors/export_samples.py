@@ -181,16 +181,20 @@ def _run(
     wait = Wait(patience, "export", "an export actor", {"CPU": cpus})
     waiting, left = deque(units), len(units)
     total, done = sum(len(unit.samples) for unit in units), 0
-    while left:
-        ready = wait.first({reference: actor for reference, (actor, _) in running.items()})
-        actor, is_unit = running.pop(ready)
-        count = ray.get(ready)
-        if waiting:
-            running[actor.write.remote(waiting.popleft())] = actor, True
-        if is_unit:
-            left, done = left - 1, done + count
-            if progress is not None:
-                progress("", done, total)
+    try:
+        while left:
+            ready = wait.first({reference: actor for reference, (actor, _) in running.items()})
+            actor, is_unit = running.pop(ready)
+            count = ray.get(ready)
+            if waiting:
+                running[actor.write.remote(waiting.popleft())] = actor, True
+            if is_unit:
+                left, done = left - 1, done + count
+                if progress is not None:
+                    progress("", done, total)
+    finally:
+        for actor in hired:
+            ray.kill(actor)
 
 
 def _planned(steps: StepPlan, count: int, labelled_alone: bool) -> list[PlannedSample]:
