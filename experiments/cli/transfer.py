@@ -45,12 +45,13 @@ def transfer(
     from experiments.run.driver import ablate
 
     settings = config.load(preset) if preset.endswith((".yaml", ".yml")) else config.preset(preset)
+    sources, beside = _names(vendors), _names(baselines)
+    settings = directions.direction_settings(settings, sources[0], None)  # so that `--set` may use what needs a vendor
     document = config.override(settings, assignments or []).model_dump()
     document |= {"data": tuple(map(fs.absolute, data)), "arms": _names(arms), "seeds": seeds}
     document |= {"layout": layout} if layout else {}
     document["layouts"]["test_half"] = half
     settings = config.validated(document, "transfer")
-    sources, beside = _names(vendors), _names(baselines)
     failed: dict[str, str] = {}
     for vendor in () if table_only else sources:
         own = directions.direction_settings(settings, vendor, sdnets)

@@ -8,9 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from experiments.cli.main import app
 from experiments.run.transfer import BOTH, markdown, rows
 from pipeline.scores.statistics import crossed_interval
+from storage.errors import InputError
 from tests.integration.test_ablation import TINY, cardiomix
 
 RNG = np.random.default_rng(0)
@@ -46,6 +49,14 @@ def test_an_arm_that_is_not_there_in_one_direction_has_no_mean_of_all() -> None:
     line = next(line for line in text.splitlines() if line.startswith("| better"))
     assert line.count("–") == 4  # Dice and difference of two directions
     assert "| base | A → others | less base |" not in text and text.endswith("note\n")
+
+
+@pytest.mark.parametrize("setting", ["layouts.adapt_fraction=0.5", "layouts.labelled_subjects=6"])
+def test_a_setting_may_need_the_one_vendor_that_a_direction_trains_on(tmp_path: Path, setting: str) -> None:
+    command = ["transfer", "demo", "--out", str(tmp_path), "--data", "anywhere"]
+    command += ["--vendors", "A,B", "--arms", "unet_ra"]
+    done = CliRunner().invoke(app, [*command, "--set", setting, "--table"])
+    assert isinstance(done.exception, InputError) and "has no scored arm" in str(done.exception)
 
 
 @pytest.mark.slow
