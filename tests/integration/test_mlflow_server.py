@@ -43,6 +43,7 @@ class Server:
         artifacts = ("--artifacts-destination", str(self._folder / "artifacts"))
         place = ("--host", "127.0.0.1", "--port", str(self.port), "--workers", "1")
         environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
+        environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # processes that nothing here uses
         self._process = subprocess.Popen(
             [sys.executable, "-m", "mlflow", "server", *store, *artifacts, *place],
             start_new_session=True,
