@@ -14,7 +14,7 @@ from storage import fs
 from storage.errors import InputError, StageError, one_line
 from storage.layouts import LayoutOptions, collect, same_images, splits
 from storage.slices.writer import StoredSubject, finalise, write_subject
-from storage.subjects import Skipped, Subject
+from storage.subjects import Skipped, Subject, left_out_lines
 
 log = logging.getLogger(__name__)
 
@@ -34,12 +34,13 @@ class VendorCount:
 
 @dataclass(frozen=True)
 class IngestReport:
-    """What came in and what did not."""
+    """What came in and what did not; `left_out` says in lines which images of subjects that came in were not taken."""
 
     subjects: int
     slices: int
     by_vendor: dict[str, VendorCount]
     skipped: list[Skipped] = field(default_factory=list)
+    left_out: tuple[str, ...] = ()
 
 
 def ingest(
@@ -79,7 +80,7 @@ def ingest(
         raise InputError(_place_of(first), f"{first.reason} (no subject came in)", first.remedy)
     finalise(run, stored, skipped, entered, chosen)
     slices = sum(found.slices for found in stored.values())
-    return IngestReport(len(stored), slices, _by_vendor(entered, stored), skipped)
+    return IngestReport(len(stored), slices, _by_vendor(entered, stored), skipped, left_out_lines(entered))
 
 
 def _convert_subjects(

@@ -74,11 +74,13 @@ class Progress:
         self.say(f"✓ arms  {time.perf_counter() - began:.0f} s")
 
     def ingested(self, report: IngestReport) -> None:
-        """What came in, by vendor, and what was skipped and why."""
+        """What came in, by vendor, what was left out of it, and what was skipped and why."""
         for vendor, counts in report.by_vendor.items():
             self.say(
                 f"  {vendor}: {counts.subjects} subjects, {counts.slices} slices, {counts.labelled} of them labelled"
             )
+        for line in report.left_out:
+            self.say(f"  {line}")
         for skipped in report.skipped:
             self.say(f"  skipped {skipped.subject}: {skipped.reason}; {skipped.remedy}")
 

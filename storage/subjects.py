@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -19,8 +20,9 @@ SLICES_VERSION: Final = "1"
 class FrameSource:
     """One volume of a subject: where its image is and, if it is labelled, its mask.
 
-    `frame` is the 0-based frame number in the study. `image_index` is the index along the fourth axis of the image
-    file, None for a 3D file; the same for the mask. Paths are full paths or URIs; they are never stored.
+    `frame` is the 0-based frame number in the study. `image` is a file, or the folder of a DICOM study. `image_index`
+    is the index along the fourth axis of the image, None for a 3D file; the same for the mask. Paths are full paths or
+    URIs; they are never stored.
     """
 
     phase: str
@@ -38,7 +40,8 @@ class Subject:
     `labels` maps the values in the mask files to ours: LV 1, MYO 2, RV 3 (0 stays 0); any other value is an error.
     `split` is None until `layouts.splits.assign` has run. `spacing` (slice, row, column; mm) overrides the headers.
     `check_masks`: whether masks are held against their images' place in space and against what a heart looks like.
-    `trust_mask_place` and `trust_label_order` each leave out one of these two checks.
+    `trust_mask_place` and `trust_label_order` each leave out one of these two checks. `left_out` says in lines which
+    images of its folder are not taken.
     """
 
     subject: str
@@ -54,11 +57,17 @@ class Subject:
     check_masks: bool = True
     trust_mask_place: bool = False
     trust_label_order: bool = False
+    left_out: tuple[str, ...] = ()
 
     @property
     def labelled(self) -> bool:
         """Whether any frame has a mask."""
         return any(f.mask is not None for f in self.frames)
+
+
+def left_out_lines(subjects: Iterable[Subject]) -> tuple[str, ...]:
+    """What is not taken of subjects that enter, a line for each kind of image."""
+    return tuple(f"{subject.subject}: left out: {line}" for subject in subjects for line in subject.left_out)
 
 
 @dataclass(frozen=True)

@@ -217,6 +217,15 @@ def real_sunnybrook() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def real_dicom() -> Path:
+    """The folder of the real Sunnybrook DICOM studies; the test is skipped where it is absent."""
+    folder = REALDATA / "sunnybrook_dicom"
+    if not folder.is_dir():
+        pytest.skip("no real DICOM studies beside the project")
+    return folder
+
+
 @pytest.fixture
 def write_nifti() -> Callable[..., Path]:
     """A function that writes data in file order (x, y, z[, t]) with the given voxel size (x, y, z), by nibabel."""

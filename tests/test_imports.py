@@ -17,7 +17,8 @@ LAYERS = ("storage", "pipeline", "actors", "experiments")  # each may import its
 ORDER = (
     *("storage.errors", "storage.subjects", "storage.identity", "storage.csv_table", "storage.parquet"),
     *("storage.fs", "storage.lock", "storage.sharded_array"),
-    *("storage.nifti", "storage.layouts", "storage.slices", "storage.bank", "storage.survey"),
+    *("storage.nifti", "storage.dicom", "storage.images"),
+    *("storage.layouts", "storage.slices", "storage.bank", "storage.survey"),
     *("pipeline.networks", "pipeline.phantom", "pipeline.samples", "pipeline.factors"),
     *("pipeline.scores", "pipeline.training", "pipeline.inference"),
     *(

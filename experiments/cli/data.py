@@ -54,12 +54,14 @@ def phantom(
 
 
 def inspect_data(
-    data: Annotated[list[str], typer.Argument(help="Folders of studies: M&Ms, ACDC or a table of files, in any mix.")],
+    data: Annotated[
+        list[str], typer.Argument(help="Folders of studies: M&Ms, ACDC, DICOM or a table of files, in any mix.")
+    ],
     out: Annotated[str, typer.Option(help="Page to write; replaced if there.")] = "inspect.html",
     images: Annotated[
         bool, typer.Option("--images/--no-images", help="Whether the page shows a few of the data set's images.")
     ] = True,
-    layout: Annotated[str, typer.Option(help="auto, mnms, acdc or table.")] = "auto",
+    layout: Annotated[str, typer.Option(help="auto, mnms, acdc, table or dicom.")] = "auto",
     strict: Annotated[bool, typer.Option("--strict", help="Exit status 2 if a subject would be skipped.")] = False,
     assignments: Annotated[
         list[str] | None, typer.Option("--set", help="As for ingest: layouts.frames=all and the like; repeatable.")
@@ -78,6 +80,8 @@ def inspect_data(
         found = survey(data, options, layout, lambda done, total: step.update("", done, total))
     write_page(out, found, data, images)
     show(found)
+    for line in found.left_out:
+        typer.echo(line)
     typer.echo(f"\npage: {out}")
     if found.skipped and (strict or not found.subjects):
         first = found.skipped[0]

@@ -21,7 +21,7 @@ def predict(
     model: Annotated[str, typer.Argument(help=MODEL_HELP)],
     images: Annotated[
         list[str],
-        typer.Argument(help="NIfTI files, 3D or 4D, and folders: all images below, but not their masks."),
+        typer.Argument(help="NIfTI files, 3D or 4D, and folders: all images and DICOM studies below, but not masks."),
     ],
     out: Annotated[str, typer.Option(help="Folder for the masks, volumes and pictures; a folder's order is kept.")],
     models: Annotated[
@@ -42,7 +42,7 @@ def predict(
     bf16: Annotated[bool, typer.Option("--bf16", help="Faster where the processor has bf16; other rounding.")] = False,
     workers: Annotated[int, typer.Option(min=1, help="Studies at a time, over Ray; 1: in this process.")] = 1,
 ) -> None:
-    """Segment studies: masks on the images' own grids (LV 1, MYO 2, RV 3), volumes and EF as JSON, a PNG overlay.
+    """Segment studies: NIfTI masks on the images' own grids (LV 1, MYO 2, RV 3), volumes and EF as JSON, a PNG overlay.
 
     volumes.csv lists all studies of the folder. A study that fails is one line; the others are written, and the exit
     status is 1.
@@ -84,6 +84,8 @@ def _print_outcome(outcome: Outcome) -> bool:
         typer.echo(f"failed {outcome.failure}", err=True)
         return False
     typer.echo(headline(outcome.report))
+    for line in outcome.report.get("left_out", ()):
+        typer.echo(f"  {outcome.study.name}: left out: {line}", err=True)
     for warning in outcome.report["warnings"]:
         typer.echo(f"  {outcome.study.name}: {warning}", err=True)
     return True

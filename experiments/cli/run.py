@@ -35,9 +35,9 @@ Preset = Annotated[
     str, typer.Option("--preset", help="Preset for a run that has no config.yaml yet: demo, cpu, robust or paper.")
 ]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Override a field, such as train.epochs=10; repeatable.")]
-Data = Annotated[list[str] | None, typer.Argument(help="Folders of studies: M&Ms, ACDC or a table of files.")]
+Data = Annotated[list[str] | None, typer.Argument(help="Folders of studies: M&Ms, ACDC, DICOM or a table of files.")]
 Layout = Annotated[
-    str | None, typer.Option("--layout", help="auto, mnms, acdc or table; as in the configuration if not given.")
+    str | None, typer.Option("--layout", help="auto, mnms, acdc, table or dicom; as in the configuration if not given.")
 ]
 
 

@@ -148,13 +148,11 @@ def _headers(data: tuple[str, ...], settings: Settings) -> Contents:
 
 def _volumes(subject: Subject) -> list[tuple[int, int, int]]:
     """(slices, height, width) of each frame; empty where a header cannot be read."""
-    from storage.nifti.file import NiftiFile
+    from storage.images import read_image_header
 
     try:
-        shapes = {}
-        for image in {frame.image for frame in subject.frames}:
-            with NiftiFile(image, subject.spacing) as file:
-                shapes[image] = file.header.volume_shape
+        images = {frame.image for frame in subject.frames}
+        shapes = {image: read_image_header(image, subject.spacing).volume_shape for image in images}
         return [shapes[frame.image] for frame in subject.frames]
     except InputError:
         return []

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from storage import fs
+from storage.dicom.read import is_dicom
+from storage.dicom.study import dicom_folders
 from storage.errors import InputError
 from storage.nifti.file import read_header
 
@@ -32,7 +34,8 @@ FRAME_NAME = re.compile(r"(.+)_frame(\d+)$", re.IGNORECASE)  # ACDC's: one 3D fi
 
 @dataclass(frozen=True)
 class Study:
-    """One examination: a file, or the files of its frames, in order. `out` is where its results go, without ending.
+    """One examination: a file, the files of its frames in order, or a DICOM study's folder. `out` is where its results
+    go, without ending.
 
     Paths are full paths or URIs; `name` and `images` are for `Study.mask` and for what is told.
     """
@@ -58,7 +61,8 @@ class Study:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Names of the files in folders that are not segmented: `masks` are named like masks, `others` are no NIfTI."""
+    """Names of the files in folders that are not segmented: `masks` are named like masks, `others` are images that
+    are neither NIfTI nor DICOM."""
 
     masks: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
@@ -92,19 +96,25 @@ def find_studies(places: Sequence[str], out: str) -> tuple[list[Study], LeftOut]
     """Studies in files and folders (all below them), and the files of these folders that are left out.
 
     Results of a folder's files lie in `out` as the files lie in the folder; those of a file directly in `out`. 3D files
-    of one folder whose names differ in `_frameNN` alone are one study; a 4D file is one by itself. Raises InputError
-    for a place that is absent or no NIfTI file, if there is no image at all, or if two images would give one mask.
+    of one folder whose names differ in `_frameNN` alone are one study; a 4D file is one by itself; DICOM files are
+    studies by what they say, each named by its folder. Raises InputError for a place that is absent or no NIfTI file,
+    if there is no image at all, or if two images would give one mask.
     """
+    out = fs.absolute(out)
     found: dict[str, list[str]] = {}  # folder under `out` → images
+    dicom: list[Study] = []
     masks, others = [], []
     for place in map(fs.absolute, places):
         if not fs.exists(place):
             raise InputError(fs.base_name(place), "no such file or folder", "check the path")
         if not fs.is_folder(place):
+            if is_dicom(place):
+                raise InputError(fs.base_name(place), "is one image of a DICOM study", "name the study's folder")
             if not place.lower().endswith(ENDINGS):
                 raise InputError(fs.base_name(place), "is not named .nii or .nii.gz", "convert it to NIfTI")
             found.setdefault("", []).append(place)
             continue
+        dicom += [_dicom_study(place, folder, out) for folder in dicom_folders(place)]
         for folder, image in _images(place):
             if not image.lower().endswith(ENDINGS):
                 others.append(fs.base_name(image))
@@ -113,12 +123,18 @@ def find_studies(places: Sequence[str], out: str) -> tuple[list[Study], LeftOut]
             else:
                 found.setdefault(folder, []).append(image)
     left_out = LeftOut(tuple(masks), tuple(others))
-    if not found:
+    if not found and not dicom:
         raise _no_image(fs.base_name(places[0]), left_out)
-    out = fs.absolute(out)
     studies = [study for folder, images in sorted(found.items()) for study in _grouped(images, fs.join(out, folder))]
+    studies += dicom
     check_targets(studies)
     return studies, left_out
+
+
+def _dicom_study(place: str, folder: str, out: str) -> Study:
+    """The study of a folder in or below `place`."""
+    name = fs.base_name(folder)
+    return Study(name, (folder,), fs.join(out, folder.removeprefix(place).strip("/") or name))
 
 
 def _in_mask_folder(place: str, below: str) -> bool:
@@ -129,7 +145,7 @@ def _in_mask_folder(place: str, below: str) -> bool:
 
 
 def _no_image(place: str, left_out: LeftOut) -> InputError:
-    problem, remedy = "holds no image ending in .nii or .nii.gz", "name images"
+    problem, remedy = "holds no image ending in .nii or .nii.gz, and no MR study in DICOM", "name images"
     if left_out.masks:
         problem += f"; {len(left_out.masks)} are named like masks"
     if left_out.others:
@@ -152,7 +168,7 @@ def _images(place: str, below: str = "", above: frozenset[str] = frozenset()) ->
         if name.lower().endswith(ENDINGS):
             continue
         if not fs.is_folder(inside):
-            if name.lower().endswith(OTHER_ENDINGS):
+            if name.lower().endswith(OTHER_ENDINGS) and not is_dicom(inside):
                 yield below, inside
             continue
         if not fs.is_local(inside) or os.path.realpath(fs.local_path(inside)) not in above:

@@ -23,12 +23,13 @@ from pipeline.inference.predictor import Floats, Predictor, Segmented
 from pipeline.samples.preprocess import volume_statistics
 from pipeline.scores.volumes import MYOCARDIUM_G_PER_ML, ejection_fraction, volumes_ml
 from storage import fs
+from storage.dicom.study import DicomStudy
 from storage.errors import InputError, StageError, one_line
 from storage.identity import identity
+from storage.images import left_out_of, open_image, read_image_header, write_mask_of
 from storage.nifti.checks import GRID_TOLERANCE, checked_image
-from storage.nifti.file import NiftiFile, read_header
+from storage.nifti.file import NiftiFile
 from storage.nifti.header import Header, Spacing
-from storage.nifti.write import write_mask_like
 from storage.subjects import STRUCTURES
 
 USE = "Research software, not a medical device."
@@ -90,7 +91,7 @@ def segment_study(predictor: Predictor, study: Study, models: Sequence[str]) -> 
     left empty with a warning. Raises InputError for an image that cannot be used; nothing is written then.
     """
     spacing = predictor.config.spacing
-    headers = [read_header(image, spacing) for image in study.images]
+    headers = [read_image_header(image, spacing) for image in study.images]
     _check_frame_files(headers)
     frames = [frame for image in study.images for frame in _segmented(predictor, image)]
     unusable = [frame.unusable for frame in frames if frame.unusable is not None]
@@ -117,11 +118,14 @@ def segment_study(predictor: Predictor, study: Study, models: Sequence[str]) -> 
         [] if spacing else next(filter(None, map(header_warnings, headers)), [])
     )  # of files of one grid the first's
     report["warnings"] = [*_warnings(frames, ml), *doubts, *volume_warnings(report)]
+    left_out = [line for image in study.images for line in left_out_of(image)]
+    if left_out:
+        report["left_out"] = left_out
     picture = _picture(frames, report, phases, spacing)
     for image in study.images:
         own = [frame for frame in frames if frame.image == image]
         mask = own[0].found.mask if own[0].index is None else np.stack([frame.found.mask for frame in own])
-        write_mask_like(study.mask(image), mask, image, spacing)
+        write_mask_of(study.mask(image), mask, image, spacing)
     fs.write_bytes(study.picture, picture)
     fs.write_text(study.report, json.dumps(report, indent=1, ensure_ascii=False))
     return report
@@ -173,7 +177,7 @@ def _ventricle(edv: float, esv: float) -> dict[str, float | None]:
 
 
 def _segmented(predictor: Predictor, image: str) -> Iterator[_Frame]:
-    with NiftiFile(image, predictor.config.spacing) as file:
+    with open_image(image, predictor.config.spacing) as file:
         header = file.header
         cine = len(header.shape) == 4
         frames: list[int | None] = list(range(header.frames)) if cine else [None]
@@ -190,7 +194,7 @@ def _segmented(predictor: Predictor, image: str) -> Iterator[_Frame]:
 
 
 def _usable_frames(
-    file: NiftiFile, frames: Sequence[int | None], unusable: dict[int | None, InputError]
+    file: NiftiFile | DicomStudy, frames: Sequence[int | None], unusable: dict[int | None, InputError]
 ) -> Iterator[npt.NDArray[Any]]:
     """Those of the frames that can be segmented; why another cannot is put into `unusable`."""
     for index in frames:
@@ -236,7 +240,7 @@ def _picture(
     rows = []
     for phase, number in shown.items():
         frame = frames[number]
-        with NiftiFile(frame.image, spacing) as file:
+        with open_image(frame.image, spacing) as file:
             (image,) = _usable_frames(file, [frame.index], {})
         volumes = ", ".join(f"{name} {value:.1f} ml" for name, value in report["frames"][number]["ml"].items())
         rows.append(Row(f"{phase}: {frame.name}  {volumes}", _as_float(image), frame.found.mask))

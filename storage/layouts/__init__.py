@@ -8,23 +8,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from storage import fs
+from storage.dicom.read import files_below
 from storage.errors import InputError
-from storage.layouts import acdc, mnms, table
+from storage.layouts import acdc, dicom, mnms, table
 from storage.layouts.options import LayoutOptions
 from storage.subjects import Skipped, Subject
 
 __all__ = ["LAYOUTS", "LayoutOptions", "collect", "detect", "read", "same_images"]
 
-# In the order of detection: a M&Ms folder also holds a CSV, and a table may lie beside anything.
-LAYOUTS = {"mnms": mnms, "acdc": acdc, "table": table}
+# In the order of detection: a M&Ms folder also holds a CSV, a table may lie beside anything, DICOM below anything.
+LAYOUTS = {"mnms": mnms, "acdc": acdc, "table": table, "dicom": dicom}
 EXPECTED = (
-    "give a folder in the layout of M&Ms (Training/Labeled/CODE/CODE_sa.nii.gz), of ACDC (patientNNN/Info.cfg) "
-    "or with a subjects.csv"
+    "give a folder in the layout of M&Ms (Training/Labeled/CODE/CODE_sa.nii.gz), of ACDC (patientNNN/Info.cfg), "
+    "with a subjects.csv, or of DICOM files"
 )
 
 
 def detect(folder: str) -> str:
-    """Name of the layout of a folder (or of a table file): "mnms", "acdc" or "table". Raises InputError."""
+    """Name of the layout of a folder (or of a table file): "mnms", "acdc", "table" or "dicom". Raises InputError."""
     folder = _present(folder)
     for name, layout in LAYOUTS.items():
         if layout.matches(folder):
@@ -128,9 +129,10 @@ def _leaves(folder: str, subject: Subject) -> str | None:
         return None
     path = fs.local_path(folder)
     root = os.path.realpath(path if path.is_dir() else path.parent)
-    for file in dict.fromkeys(p for f in subject.frames for p in (f.image, f.mask) if p):
-        if not _real(file).startswith(os.path.join(root, "")):
-            return fs.base_name(file)
+    for image in dict.fromkeys(p for f in subject.frames for p in (f.image, f.mask) if p):
+        for file in files_below(image) if fs.is_folder(image) else [image]:
+            if not _real(file).startswith(os.path.join(root, "")):
+                return fs.base_name(file)
     return None
 
 

@@ -42,6 +42,10 @@ class LayoutOptions(BaseModel):
     acdc_centre: str = Field("Dijon", description="centre of every ACDC subject")
     acdc_test: tuple[str, ...] = Field(ACDC_TEST, description="ACDC subjects that are only tested on")
     acdc_validation: tuple[str, ...] = Field(ACDC_VALIDATION, description="ACDC subjects that choose, never train")
+    dicom_vendor: str | None = added(
+        None, min_length=1, description="vendor of every DICOM study, in place of its scanner's Manufacturer"
+    )
+    dicom_centre: str = added("unknown", min_length=1, description="centre of every DICOM study")
     validation_fraction: float = Field(
         0.15, gt=0, lt=1, description="held out of a labelled vendor's training subjects where the data name none"
     )

@@ -3,8 +3,8 @@
 Columns `subject, image, mask, vendor, centre, ed, es`; optionally `split` (train, validation, test, excluded),
 `spacing` (slice, row and column distance in mm, such as `8 1.4 1.4`, in place of the headers'), `labels` (the masks'
 values, 1 to 65535, such as `LV 3, MYO 2, RV 1, background 4`; LV 1, MYO 2, RV 3 if empty) and `terms`. Paths are
-relative to the table's folder. Images are 3D or 4D; `ed` and `es` are 0-based frames; an empty mask means unlabelled.
-Masks are 4D like their image, or of one frame where only one frame is labelled.
+relative to the table's folder. Images are 3D or 4D NIfTI files or folders of DICOM studies; `ed` and `es` are 0-based
+frames; an empty mask means unlabelled. Masks are 4D like their image, or of one frame where only one frame is labelled.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from itertools import zip_longest
 
 from storage import fs
 from storage.errors import InputError
+from storage.images import read_image_header
 from storage.layouts.frames import cine_frames, frame_number
 from storage.layouts.options import LayoutOptions
 from storage.layouts.read_each import legible, read_each
 from storage.layouts.records import ROW, Record, check_row, need_columns, read_records
 from storage.layouts.terms import terms_of
 from storage.nifti.checks import LARGEST_LABEL
-from storage.nifti.file import read_header
 from storage.nifti.header import parsed_spacing
 from storage.subjects import BACKGROUND, LV, MYO, RV, FrameSource, Skipped, Subject
 
@@ -136,7 +136,7 @@ def _frames(
     mask = _inside(base, record["mask"], where) if record["mask"] else None
     numbers = {phase: frame_number(record[phase.lower()], phase.lower(), where) for phase in ("ED", "ES")}
     phases = {phase: number for phase, number in numbers.items() if number is not None}
-    header = read_header(image, spacing)
+    header = read_image_header(image, spacing)
     if len(header.shape) == 3:
         # One frame: ed or es, if only one of them is filled in, says which.
         phase = next(iter(phases)) if len(phases) == 1 else "-"
@@ -150,7 +150,7 @@ def _frames(
         if not phases:
             raise InputError(where, "a mask, but neither ed nor es to say of which frame", "fill in ed or es")
         # A 4D mask of one frame is the labelled frame's, as a 3D one is.
-        mask_header = read_header(mask, spacing)
+        mask_header = read_image_header(mask, spacing)
         cine = len(mask_header.shape) == 4 and (mask_header.frames > 1 or header.frames == 1)
         if not cine and len(phases) > 1:
             raise InputError(where, "a mask of one frame, but both ed and es", "leave only the labelled one")

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from storage import fs
 from storage.errors import InputError
 from storage.nifti.file import NiftiFile
-from storage.nifti.header import Spacing
+from storage.nifti.header import Header, Spacing
 
 Array = npt.NDArray[Any]
 
@@ -53,6 +53,18 @@ def write_mask_like(path: str, mask: npt.NDArray[np.uint8], reference: str, spac
         if field in header.keys():  # noqa: SIM118 (a NIfTI header is no mapping)
             header[field] = b""
     header["cal_min"] = header["cal_max"] = 0
+    _write(path, header, mask, np.dtype(np.uint8))
+
+
+def write_mask_on(path: str, mask: npt.NDArray[np.uint8], grid: Header) -> None:
+    """Write a mask (Z, H, W) or (T, Z, H, W) as a new file on the grid of a header with an affine; atomic."""
+    header = nib.Nifti1Header()
+    header.set_data_shape(mask.shape[::-1])
+    header.set_data_dtype(np.uint8)
+    affine = np.vstack([np.array(grid.affine), [0, 0, 0, 1]])
+    header.set_qform(affine, code="scanner")
+    header.set_sform(affine, code="scanner")
+    header.set_xyzt_units("mm", "sec")
     _write(path, header, mask, np.dtype(np.uint8))
 
 

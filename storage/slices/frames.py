@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from storage.dicom.study import DicomStudy
 from storage.errors import InputError
+from storage.images import open_image
 from storage.nifti.checks import check_mask_frame, check_same_grid, checked_image, checked_labels, rounded_labels
 from storage.nifti.file import NiftiFile
 from storage.nifti.header import Header
@@ -67,12 +69,12 @@ def read_frames(subject: Subject) -> Iterator[Frame]:
     """Every frame with its mask, in order. Each header is checked before any data are read.
 
     A file that holds several frames is opened once and read forwards. Raises InputError for the first thing that is
-    wrong: see `nifti` for files and grids, `label_order` for the order of labels.
+    wrong: see `nifti` and `dicom` for files and grids, `label_order` for the order of labels.
     """
-    opened: dict[str, NiftiFile] = {}
+    opened: dict[str, NiftiFile | DicomStudy] = {}
     try:
         for path in dict.fromkeys(p for f in subject.frames for p in (f.image, f.mask) if p):
-            opened[path] = NiftiFile(path, subject.spacing)
+            opened[path] = open_image(path, subject.spacing)
         placement = subject.check_masks and not subject.trust_mask_place
         for source in subject.frames:
             if source.mask is not None:
@@ -96,7 +98,7 @@ def read_frames(subject: Subject) -> Iterator[Frame]:
             file.close()
 
 
-def _mask(file: NiftiFile, source: FrameSource, subject: Subject) -> npt.NDArray[np.uint8]:
+def _mask(file: NiftiFile | DicomStudy, source: FrameSource, subject: Subject) -> npt.NDArray[np.uint8]:
     coding = dict(subject.labels)
     mask = checked_labels(file.frame(source.mask_index), coding, file.name, source.mask_index)
     if not mask.any():
@@ -112,7 +114,7 @@ def _mask(file: NiftiFile, source: FrameSource, subject: Subject) -> npt.NDArray
     return mask
 
 
-def _labelled_frames(file: NiftiFile) -> list[int]:
+def _labelled_frames(file: NiftiFile | DicomStudy) -> list[int]:
     return [frame for frame in range(file.header.frames) if rounded_labels(file.frame(frame)).any()]
 
 

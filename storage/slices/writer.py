@@ -1,4 +1,4 @@
-"""Writing the slice store: NIfTI files in, one array pair a subject out, then the index over all of them."""
+"""Writing the slice store: studies in, one array pair a subject out, then the index over all of them."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ import zarr
 from storage import fs
 from storage.csv_table import csv_text
 from storage.identity import identity
+from storage.images import image_stamp
 from storage.layouts import LayoutOptions
 from storage.nifti.file import not_opened
 from storage.sharded_array import write_array
@@ -222,6 +223,6 @@ def _without_folders(frame: FrameSource) -> dict[str, Any]:
 
 def _stamp(path: str) -> str:
     try:
-        return fs.change_stamp(path)
+        return image_stamp(path)
     except OSError as error:
         raise not_opened(fs.base_name(path), error) from error

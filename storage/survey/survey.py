@@ -22,7 +22,7 @@ from storage.nifti.header import Header, Spacing
 from storage.slices.frames import Frame, read_frames
 from storage.slices.store import subject_folder
 from storage.slices.writer import source_hash
-from storage.subjects import LV, MYO, RV, Skipped, Subject
+from storage.subjects import LV, MYO, RV, Skipped, Subject, left_out_lines
 
 PICTURE_PIXELS, PICTURE_PIXEL_MM = 128, 1.5  # 192 mm hold a heart and the chest wall before it
 WINDOW = (1, 99)  # %
@@ -116,10 +116,14 @@ class SubjectFacts:
 
 @dataclass(frozen=True)
 class Survey:
-    """Subjects by name, and what `ingest` would list in skipped.csv, in its order."""
+    """Subjects by name, and what `ingest` would list in skipped.csv, in its order.
+
+    `left_out` says in lines which images of the subjects are not taken.
+    """
 
     subjects: tuple[SubjectFacts, ...]
     skipped: tuple[Skipped, ...]
+    left_out: tuple[str, ...] = ()
 
 
 def survey(
@@ -162,6 +166,7 @@ def survey(
     return Survey(
         tuple(replace(found[s.subject], split=s.split or "train") for s in entered),
         tuple(sorted(skipped, key=lambda s: (s.subject, s.file, s.reason))),
+        left_out_lines(entered),
     )
 
 

@@ -236,7 +236,7 @@ def test_exit_status_is_0_for_skipped_subjects_unless_strict(people: str, tmp_pa
     ("arguments", "message"),
     [
         (("absent",), "no such folder"),
-        ((".", "--layout", "dicom"), "no such layout"),
+        ((".", "--layout", "bids"), "no such layout"),
         ((".",), "none of the known layouts"),
         ((".", "--set", "train.epochs=1"), "is not about reading data"),
         ((".", "--set", "layouts.frame=all"), "there is no field layouts.frame"),

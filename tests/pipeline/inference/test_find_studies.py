@@ -8,6 +8,8 @@ import pytest
 
 from pipeline.inference.find_studies import find_studies
 from storage.errors import InputError
+from tests.dicom_files import Writer
+from tests.tiny_networks import volume_zhw
 
 IMAGES = (
     *("cine", "patient001_frame01", "ges_01", "p1_label_free_cine", "unmasked", "GE_sa", "gtx", "presegmented"),
@@ -71,3 +73,21 @@ def test_a_folder_without_an_image_to_segment_says_what_it_holds(tmp_path: Path)
     with pytest.raises(InputError, match=r"^labelsTr: .*; 2 are named like masks; name images"):
         find_studies([labels], str(tmp_path / "out"))
     assert len(find_studies([touched(tmp_path / "labels", "a.nii")], str(tmp_path / "out"))[0]) == 1
+
+
+def test_dicom_studies_are_found_by_folder_and_one_of_their_files_is_refused(tmp_path: Path) -> None:
+    writer = Writer(tmp_path / "in" / "p1", [f"SE{k % 2}/IM{k}" for k in range(10)])
+    for _ in range(4):
+        writer.image(volume_zhw(0)[0])
+    touched(tmp_path / "in", "p1/cine.nii", "p1/SE0/empty.dcm", "p2.ima")
+    out = str(tmp_path / "out")
+    studies, left_out = find_studies([str(tmp_path / "in")], out)
+    assert [(study.name, study.report) for study in studies] == [
+        ("cine", f"{out}/p1/cine_pred.json"),
+        ("p1", f"{out}/p1_pred.json"),
+    ]
+    assert "images of other formats" in left_out.lines()[0] and len(left_out.others) == 2
+    ((study,), _) = find_studies([str(tmp_path / "in" / "p1" / "SE1")], out)
+    assert (study.name, study.report) == ("SE1", f"{out}/SE1_pred.json")
+    with pytest.raises(InputError, match=r"^IM0: is one image of a DICOM study; name the study's folder$"):
+        find_studies([str(writer.written[0])], out)

@@ -557,7 +557,7 @@ def test_folders_that_are_nothing_say_what_is_expected(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such folder"):
         read(str(tmp_path / "absent"))
     with pytest.raises(InputError, match="no such layout"):
-        read(str(tmp_path), "dicom")
+        read(str(tmp_path), "bids")
     with pytest.raises(InputError, match=r"has no subjects\.csv"):
         read(str(tmp_path), "table")
 

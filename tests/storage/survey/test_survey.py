@@ -236,7 +236,7 @@ def test_options_reach_the_layouts_and_progress_is_told(mnms_folder: Build) -> N
     with pytest.raises(InputError, match="no such folder"):
         survey([folder, folder + "x"])
     with pytest.raises(InputError, match="no such layout"):
-        survey([folder], layout="dicom")
+        survey([folder], layout="bids")
 
 
 def test_real_acdc_lacks_patient001_for_its_info_file_and_has_few_flags(real_acdc: Path) -> None:

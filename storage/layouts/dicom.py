@@ -1,0 +1,71 @@
+"""DICOM as it comes from a scanner or an archive: the short-axis cine of each study, without masks.
+
+    DATA/<subject>/…/any file names, one folder a study; or DATA itself is one study's folder
+
+The vendor is the scanner's Manufacturer. Neither names nor institutions are read: the subject is named by its folder,
+the centre by an option. No phases are marked, so evenly spaced frames are taken, or all of them.
+"""
+
+from __future__ import annotations
+
+from storage import fs
+from storage.dicom.study import DicomStudy, dicom_folders, holds_dicom
+from storage.errors import InputError
+from storage.layouts.frames import cine_frames
+from storage.layouts.options import LayoutOptions
+from storage.layouts.read_each import read_each
+from storage.layouts.terms import terms_of
+from storage.subjects import Skipped, Subject
+
+TERMS = "not stated"
+# word in a Manufacturer → the vendor's name
+VENDORS = {
+    "siemens": "Siemens",
+    "philips": "Philips",
+    "ge": "GE",
+    "general": "GE",
+    "canon": "Canon",
+    "toshiba": "Canon",
+    "uih": "United Imaging",
+    "united": "United Imaging",
+    "hitachi": "Hitachi",
+    "fujifilm": "Fujifilm",
+}
+
+
+def matches(folder: str) -> bool:
+    """Whether there are DICOM files in the folder or below it."""
+    return fs.is_folder(folder) and holds_dicom(folder)
+
+
+def read(folder: str, options: LayoutOptions) -> tuple[list[Subject], list[Skipped]]:
+    """Subjects, and studies that have no whole short-axis cine or no vendor."""
+    terms = terms_of(folder, TERMS)
+
+    def subject(place: str) -> Subject:
+        with DicomStudy(place) as study:
+            vendor = options.dicom_vendor or vendor_of(study.manufacturer, study.name)
+            frames = cine_frames(place, study.header.frames, {}, {}, options)
+            left_out = study.left_out
+        name = _name(folder, place)
+        centre = options.dicom_centre
+        return Subject(name, "dicom", vendor, centre, frames, None, "", (), terms, left_out=left_out)
+
+    return read_each(folder, subject, [(_name(folder, place), place) for place in dicom_folders(folder)])
+
+
+def vendor_of(manufacturer: str, name: str) -> str:
+    """The vendor by a tag such as `GE MEDICAL SYSTEMS`. Raises InputError, naming `name`, for one that is not known."""
+    words = manufacturer.lower().replace("_", " ").replace(".", " ").split()
+    known = next((VENDORS[word] for word in words if word in VENDORS), None)
+    if known is None:
+        problem = (
+            "has no Manufacturer that is known, so its vendor is not" if words else "does not say who made the scanner"
+        )
+        raise InputError(name, problem, "--set layouts.dicom_vendor=NAME")
+    return known
+
+
+def _name(folder: str, place: str) -> str:
+    """The study's folder below the data folder, in one word."""
+    return place.removeprefix(folder).strip("/").replace("/", "_") or fs.base_name(folder)
