@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -43,6 +43,11 @@ class ResourceConfig(BaseModel):
     train_workers: int = Field(1, ge=1, description="Ray Train workers an arm; batch_size is over all of them")
     data_actors: int | None = Field(
         None, ge=1, description="actors that make samples, for each train worker; None: as many as keep it busy, 1 to 8"
+    )
+    synthesis: Literal["actors", "trainer"] = added(
+        "actors",
+        description="who makes samples (FA, RA): data actors on CPUs, or each train worker itself, on its own device, "
+        "a whole batch at a time; then there are no data actors",
     )
     stream_mb: int = Field(
         256, ge=1, description="MB of made samples that wait in the object store for each train worker, about"
@@ -103,7 +108,8 @@ class NodeShare:
 
 @dataclass(frozen=True)
 class ResourcePlan:
-    """A budget that fits. `threads` are torch's in each trainer; cpus are Ray's bookings, of one actor each."""
+    """A budget that fits. `threads` are torch's in each trainer; cpus are Ray's bookings, of one actor each. Without
+    data actors each train worker makes its own samples."""
 
     lanes: int
     train_workers: int
@@ -123,15 +129,16 @@ class ResourcePlan:
     def describe(self) -> str:
         """One line for the terminal, then one for each kind of node where there are several nodes."""
         where = "GPU" if self.trainer_gpus else f"{self.threads} thread{'s' * (self.threads > 1)}"
+        makers = f"with {self.data_actors} data actor{'s' * (self.data_actors > 1)}"
         lines = [
             f"{self.lanes} arm{'s' * (self.lanes > 1)} at a time, each {self.train_workers} train worker"
-            f"{'s' * (self.train_workers > 1)} ({where}) with {self.data_actors} data actor"
-            f"{'s' * (self.data_actors > 1)}; {self.extract_actors} extraction actor{'s' * (self.extract_actors > 1)}"
+            f"{'s' * (self.train_workers > 1)} ({where}) {makers if self.data_actors else 'without data actors'}; "
+            f"{self.extract_actors} extraction actor{'s' * (self.extract_actors > 1)}"
         ]
         kinds = Counter(self.shares) if len(self.shares) > 1 else {}
         lines += [
-            f"  {n} × {share.node}: {share.trainers} trainers of {self.trainer_cpus:g} CPUs, {share.data_actors} data "
-            f"actors of {self.data_cpus:g}"
+            f"  {n} × {share.node}: {share.trainers} trainers of {self.trainer_cpus:g} CPUs"
+            + (f", {share.data_actors} data actors of {self.data_cpus:g}" if self.data_actors else "")
             for share, n in kinds.items()
         ]
         return "\n".join(lines)
@@ -148,12 +155,13 @@ def plan(config: ResourceConfig, cluster: Cluster, jobs: int = 1) -> ResourcePla
     trainers = lanes * config.train_workers
     cores = min(node.cpus / taken for node, taken in zip(nodes, seats, strict=True) if taken)
     trainer_cpus = _fraction(min(cores, max(1, int(cores))) * TRAINER_SHARE)
-    if use_gpu:  # it feeds the GPU from one thread; the other cores make samples
-        trainer_cpus = min(1.0, trainer_cpus)
+    alone = config.synthesis == "trainer"
+    if use_gpu:  # it feeds the GPU from one thread, and makes samples in another or leaves the other cores for that
+        trainer_cpus = min(2.0 if alone else 1.0, trainer_cpus)
     free = [node.cpus - taken * trainer_cpus for node, taken in zip(nodes, seats, strict=True)]
-    each, data_cpus = _data_actors(config, free, trainers, cores, use_gpu)
+    each, data_cpus = (0, 0.0) if alone else _data_actors(config, free, trainers, cores, use_gpu)
     extract, extract_cpus = _extraction(config, cluster, use_gpu)
-    data = _place_data_actors(nodes, free, data_cpus, trainers * each)
+    data = _place_data_actors(nodes, free, data_cpus, trainers * each) if each else [0] * len(nodes)
     return ResourcePlan(
         lanes=lanes,
         train_workers=config.train_workers,

@@ -15,10 +15,10 @@ import numpy as np
 
 from actors.ray_internals import any_placed
 from actors.waiting import PATIENCE, Patience, Wait
-from pipeline.samples.maker import MADE_AT, MADE_S, REJECTED, TWIN, SampleMaker
-from pipeline.samples.stream_config import StreamConfig, open_bank, step_plan
+from pipeline.samples.maker import MADE_AT, MADE_S, REJECTED, UPLOADED, SampleMaker
+from pipeline.samples.stream_config import StreamConfig, open_bank, samples_of_worker, step_plan
 from storage.bank.node_cache import BankView
-from storage.errors import InputError, StageError, one_line
+from storage.errors import StageError, one_line
 from storage.slices.store import SliceStore
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 STEPS_PER_BLOCK = 8  # small blocks start a stream sooner, large ones cost less each; 8 steps of 8 rows measured well
 BYTES_A_PIXEL = 5  # image and mask
-UPLOADED = ("image", "mask", TWIN)
 NODE_DIED = "its node has died"  # in Ray's words
 MOST_DEATHS = 3  # of makers at one block, but for those whose node is lost
 
@@ -55,13 +54,7 @@ def batches(
     bank = open_bank(config, store)
     if bank is not None:
         _ = BankView(bank).anatomy  # damage is found here, where it can be told
-    rows = step_plan(config, store, bank).rows(rank, world)
-    if rows == 0:
-        raise InputError(
-            "resources.train_workers",
-            f"a step has {config.batch_size} labelled samples, none of them for worker {rank + 1} of {world}",
-            "lower resources.train_workers or raise train.batch_size",
-        )
+    rows = samples_of_worker(config, step_plan(config, store, bank), rank, world)
     blocks = deque(
         range(steps.start, steps.stop)[i : i + STEPS_PER_BLOCK] for i in range(0, len(steps), STEPS_PER_BLOCK)
     )
@@ -248,16 +241,16 @@ def _cut(made: dict[str, Any], rows: int, device: str) -> Iterator[dict[str, tor
     """A block's batches of `rows`, copied out of the object store."""
     import torch
 
+    from pipeline.samples.canvas import upload
+
+    where = {name: torch.device(device if name in UPLOADED else "cpu") for name in made}
     for i in range(0, len(made["image"]), rows):
-        batch = {name: torch.from_numpy(values[i : i + rows].copy()) for name, values in made.items()}
-        if device != "cpu":  # what the host decides by stays there
-            up = {name: batch[name].pin_memory().to(device, non_blocking=True) for name in UPLOADED if name in batch}
-            batch |= up
-        yield batch
+        yield {name: upload(values[i : i + rows].copy(), where[name]) for name, values in made.items()}
 
 
 class StreamStats:
-    """What the stream of one train worker did, from the batches that it gave."""
+    """What the stream of one train worker did, from the batches that it gave. `actors`: makers of these, which may be
+    the worker's own thread."""
 
     def __init__(self, actors: int) -> None:
         self._actors, self._began = actors, time.perf_counter()

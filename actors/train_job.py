@@ -41,8 +41,8 @@ WAITING = "waiting.txt"  # what a job last waited for
 
 
 class WorkerBudget(BaseModel):
-    """What one train worker may use: torch threads; data actors and CPUs for each; MB of blocks in flight; GPUs;
-    minutes that it waits for room."""
+    """What one train worker may use: torch threads; data actors, none if it makes its samples itself, and CPUs for
+    each; MB of blocks in flight; GPUs; minutes that it waits for room."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
@@ -189,18 +190,9 @@ def run_epochs(
     held_out = validation_volumes(job, store)
     watched = watched_slices(job, store) if rank == 0 else None
     history = _History(job, state.epoch)
-    stream = batches(
-        job.stream,
-        range(state.step, total),
-        rank=rank,
-        world=world,
-        actors=budget.data_actors,
-        cpus=budget.data_cpus,
-        device=str(device),
-        stream_mb=budget.stream_mb,
-        patience=Patience(budget.wait_minutes, job.say_waiting),
-    )
-    flow = StreamStats(budget.data_actors)
+    stream = _stream(job, budget, range(state.step, total), rank, world, str(device))
+    makers = budget.data_actors or 1
+    flow = StreamStats(makers)
     vendor_of = torch.from_numpy(np.searchsorted(training_vendors(store), store.column("vendor")))
     sums: dict[str, torch.Tensor] = {}
     before = time.perf_counter()
@@ -219,8 +211,29 @@ def run_epochs(
             record |= seen | {"samples_per_s": per_epoch * job.stream.samples_per_step / seen["train_seconds"]}
             _end_epoch(job, state, record | factors_seen(job, state, watched), held_out, history, rank, world)
             sums = {}
-            flow = StreamStats(budget.data_actors)
+            flow = StreamStats(makers)
         before = time.perf_counter()
+
+
+def _stream(
+    job: TrainJob, budget: WorkerBudget, steps: range, rank: int, world: int, device: str
+) -> Iterator[dict[str, torch.Tensor]]:
+    """The worker's batches, made by data actors, or by itself where it has none."""
+    if not budget.data_actors:
+        from pipeline.samples.batch_maker import batches_ahead
+
+        return batches_ahead(job.stream, steps, rank=rank, world=world, device=device, threads=budget.threads)
+    return batches(
+        job.stream,
+        steps,
+        rank=rank,
+        world=world,
+        actors=budget.data_actors,
+        cpus=budget.data_cpus,
+        device=device,
+        stream_mb=budget.stream_mb,
+        patience=Patience(budget.wait_minutes, job.say_waiting),
+    )
 
 
 def _objective(job: TrainJob, state: TrainState, world: int) -> Any:

@@ -23,13 +23,14 @@ from pipeline.networks.config import SDNetConfig, UNetConfig
 from pipeline.networks.files import build, default_device
 from pipeline.networks.sdnet import Decoder, SDNet
 from pipeline.samples.preprocess import PreprocessConfig
-from pipeline.samples.synthesis import synthesize
+from pipeline.samples.synthesis import synthesize, synthesize_together
 from pipeline.training.config import LossConfig, TrainConfig
 from pipeline.training.objective import Objective
 from pipeline.training.state import TrainState
 from pipeline.training.step import Batch, settle, train_step
 
 SIZE, WARM, STEPS, SLICES = 224, 20, 100, 128
+TOGETHER = 16  # samples that a decoder draws at once
 
 
 def told(text: str) -> None:
@@ -87,6 +88,15 @@ def run() -> dict[str, Any]:
     anatomy, modality = (1 << rng.integers(0, 8, images.shape)).astype(np.uint8), rng.random((slices, 8), np.float32)
     drawn = a_second(lambda: len(synthesize(decoder, sdnet.anatomy_channels, anatomy, modality)))
     told(f"synthesis, one sample at a time: {drawn:.0f} samples/s")
+    on_device, codes = torch.from_numpy(anatomy).to(device), torch.from_numpy(modality).to(device)
+    parts = list(zip(on_device.split(TOGETHER), codes.split(TOGETHER), strict=True))
+    channels = sdnet.anatomy_channels
+
+    def drawn_together() -> int:
+        images = [synthesize_together(decoder, channels, a, m, None) for a, m in parts]
+        return len(torch.cat(images).cpu())
+
+    told(f"synthesis, {min(TOGETHER, slices)} samples at a time: {a_second(drawn_together):.0f} samples/s")
     predictor = Predictor([build(unet).to(device)], PreprocessConfig(size=SIZE), InferenceConfig())
     told(f"segmentation: {a_second(lambda: len(predictor.shares(images[:, :SIZE, :SIZE]))):.0f} slices/s")
     samples = batch(4, 0, device)

@@ -3,7 +3,8 @@
 Both decode factors for half of the samples (decoder 16 wide), rescale and crop image and mask (antialiased when
 shrinking), and collate batches of the `cpu` preset's size and input, 128². Ours are two data actors, the reference is
 two DataLoader workers, a thread each, with slices and bank in memory. Counted in the train worker, which does nothing
-else, once 64 batches have come. fp32 is the ratio; bf16 decoding on both sides is printed above.
+else, once 64 batches have come. fp32 is the ratio; bf16 decoding on both sides is printed above, and so is what the
+worker makes itself on its own device (`resources.synthesis=trainer`) beside what the actors make.
 
 Above it too, the trainer's side: the `cpu` preset's SDNet on this stream, on two cores that it shares with one data
 actor, against the same steps on batches that lie in memory; and how much of its time it waits for data.
@@ -34,9 +35,10 @@ from benchmarks import cluster
 from benchmarks.timing import ratio
 from experiments.config import cpu
 from pipeline.networks.config import Precision
-from pipeline.networks.files import load_decoder, save_model
+from pipeline.networks.files import default_device, load_decoder, save_model
 from pipeline.networks.sdnet import SDNet
 from pipeline.phantom import PhantomConfig, write_phantom
+from pipeline.samples.batch_maker import batches_ahead
 from pipeline.samples.maker import SampleMaker
 from pipeline.samples.stream_config import StreamConfig
 from pipeline.samples.synthesis import unpack_planes
@@ -95,7 +97,7 @@ class Plain(Dataset[tuple[torch.Tensor, torch.Tensor, bool, int]]):
         return made["image"].as_tensor(), mask, labelled, sample.slice_id
 
     def _drawn(self, slice_id: int, donor: int) -> torch.Tensor:
-        planes = unpack_planes(self.maker.anatomy(slice_id)[None], self.channels).contiguous()
+        planes = unpack_planes(torch.tensor(self.maker.anatomy(slice_id)[None]), self.channels).contiguous()
         style = torch.from_numpy(self.maker.drawing.donors.modality[donor : donor + 1])
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bf16"):
             return self.decoder(planes, style)[0].float().clone()
@@ -115,6 +117,10 @@ def _streamed(config: StreamConfig, steps: int) -> Iterator[Any]:
     yield from batches(config, range(steps), actors=ACTORS, cpus=0.5)
 
 
+def _made_here(config: StreamConfig, steps: int) -> Iterator[Any]:
+    yield from batches_ahead(config, range(steps), device=str(default_device()))
+
+
 def _rate(stream: Iterator[Any], samples: int) -> float:
     """Samples a second once the first batches have come."""
     for _ in range(WARM_UP):
@@ -128,9 +134,9 @@ def _delivered(settings: dict[str, Any]) -> None:
     """Body of the train worker: rates of both sides in turns, to a file."""
     torch.set_num_threads(1)
     config = StreamConfig.model_validate(settings["stream"])
-    rates: dict[str, list[float]] = {"ours": [], "reference": []}
+    rates: dict[str, list[float]] = {"ours": [], "reference": [], "trainer": []}
     for _ in range(ROUNDS):
-        for name, side in (("ours", _streamed), ("reference", _loaded)):
+        for name, side in (("ours", _streamed), ("reference", _loaded), ("trainer", _made_here)):
             rates[name].append(_rate(side(config, WARM_UP + COUNTED), config.samples_per_step))
     Path(settings["out"]).write_text(json.dumps({name: median(values) for name, values in rates.items()}))
 
@@ -142,10 +148,14 @@ def _in_train_worker(config: StreamConfig, out: Path) -> dict[str, float]:
     TorchTrainer(
         _delivered,
         train_loop_config={"stream": config.model_dump(), "out": str(out)},
-        scaling_config=ScalingConfig(num_workers=1, resources_per_worker={"CPU": 0.5}),
+        scaling_config=ScalingConfig(
+            num_workers=1, use_gpu=torch.cuda.is_available(), resources_per_worker={"CPU": 0.5}
+        ),
         run_config=RunConfig(name="stream", storage_path=str(out.parent)),
     ).fit()
     found: dict[str, float] = json.loads(out.read_text())
+    beside = ratio({"ours": found.pop("trainer"), "reference": found["ours"]}, "samples/s")
+    print(f"made by the train worker on {default_device()}, against {ACTORS} actors:", beside, flush=True)
     return found
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -13,18 +14,23 @@ from pipeline.samples.realism import Encode, Realism
 from storage.bank.bank import FactorBank
 from storage.bank.styles import Donors
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 Image = npt.NDArray[np.float32]
 Code = npt.NDArray[np.float32]
 Anatomy = npt.NDArray[np.uint8]
 
 
 class Drawing:
-    """Draws samples of a plan with a bank's decoder and the modality codes of `donors`.
+    """Draws samples of a plan with a bank's decoder, on a device, and the modality codes of `donors`.
 
     `rejected` counts the images that the guard turned down.
     """
 
-    def __init__(self, bank: FactorBank, donors: Donors, plan: PlanConfig, threads: int = 1) -> None:
+    def __init__(
+        self, bank: FactorBank, donors: Donors, plan: PlanConfig, threads: int = 1, device: str = "cpu"
+    ) -> None:
         import torch
 
         from pipeline.networks.files import load_decoder
@@ -32,7 +38,7 @@ class Drawing:
         torch.set_num_threads(threads)
         weights, config = bank.decoder()
         self.plan, self.donors, self.rejected = plan, donors, 0
-        self._decoder, self._channels = load_decoder(weights, config), int(config["anatomy_channels"])
+        self._decoder, self._channels = load_decoder(weights, config).to(device), int(config["anatomy_channels"])
         self._modalities = Modalities(donors.modality, donors.vendor, plan.fa_policy, plan.fa_reach)
         self._realism: Realism | None = None
 
@@ -65,14 +71,70 @@ class Drawing:
         `own_M` is the slice's own code. With `texture_HW` the image is residual: the drawn one with the texture of the
         real one. What the guard turns down is drawn with the donor's own code.
         """
-        code = self._modalities(sample)
+        code = self._code(sample, own_M)
+        image = self._rendered(anatomy_HW, code, texture_HW)
+        if self._accepts(image, code):
+            return image
+        return self._rendered(anatomy_HW, self.donors.modality[sample.donor_id], texture_HW)
+
+    def together(
+        self,
+        samples: Sequence[Sample],
+        anatomy_NHW: Tensor,
+        own_NM: Code,
+        shapes: Sequence[tuple[int, int]],
+        real_NHW: Tensor | None = None,
+    ) -> Tensor:
+        """(N, H, W) in [-1, 1]: what a call draws for each of the samples, in one or two passes of the decoder.
+
+        Anatomies (uint8) and images are where the decoder is, of these shapes, in the top left corners of canvases;
+        outside, what is drawn is without meaning. With the real images, residual ones are drawn.
+        """
+        import torch
+
+        from pipeline.samples import canvas
+
+        size, device = (anatomy_NHW.shape[1], anatomy_NHW.shape[2]), anatomy_NHW.device
+        inside = canvas.inside(shapes, size, device)
+        codes = np.stack([self._code(sample, own) for sample, own in zip(samples, own_NM, strict=True)])
+        if real_NHW is None:
+            texture, drawn = None, self._decoded_together(anatomy_NHW, codes, inside)
+        else:
+            twice = None if inside is None else torch.cat([inside, inside])
+            both = self._decoded_together(torch.cat([anatomy_NHW] * 2), np.concatenate([own_NM, codes]), twice)
+            texture = real_NHW - both[: len(samples)]
+            drawn = (both[len(samples) :] + texture).clip_(-1.0, 1.0)
+        if self._realism is None:
+            return drawn
+        seen = (np.ascontiguousarray(x[:h, :w]) for x, (h, w) in zip(drawn.cpu().numpy(), shapes, strict=True))
+        judged = [self._accepts(image, code) for image, code in zip(seen, codes, strict=True)]
+        if not all(judged):
+            again = torch.from_numpy(np.flatnonzero(~np.array(judged))).to(device)
+            rows = np.array([sample.donor_id for sample in samples])[~np.array(judged)]
+            donors = self.donors.modality[rows]
+            still = self._decoded_together(anatomy_NHW[again], donors, None if inside is None else inside[again])
+            drawn[again] = still if texture is None else (still + texture[again]).clip_(-1.0, 1.0)
+        return drawn
+
+    def _code(self, sample: Sample, own_M: Code) -> Code:
+        """What a sample is drawn with, unless the guard turns that down."""
+        code: Code = self._modalities(sample)
         if sample.step != 1.0:
             code = own_M + np.float32(sample.step) * (code - own_M)
-        image = self._rendered(anatomy_HW, code, texture_HW)
-        if self._realism is None or self._realism(image, code):
-            return image
-        self.rejected += 1
-        return self._rendered(anatomy_HW, self.donors.modality[sample.donor_id], texture_HW)
+        return code
+
+    def _accepts(self, image_HW: Image, code_M: Code) -> bool:
+        """Whether the guard lets pass an image drawn with this code."""
+        accepted = self._realism is None or self._realism(image_HW, code_M)
+        self.rejected += not accepted
+        return accepted
+
+    def _decoded_together(self, anatomy_NHW: Tensor, code_NM: Code, inside_NHW: Tensor | None) -> Tensor:
+        from pipeline.samples.canvas import upload
+        from pipeline.samples.synthesis import synthesize_together
+
+        codes, precision = upload(np.array(code_NM), anatomy_NHW.device), self.plan.fa_precision
+        return synthesize_together(self._decoder, self._channels, anatomy_NHW, codes, inside_NHW, precision)
 
     def _rendered(self, anatomy_HW: Anatomy, code_M: Code, texture_HW: Image | None) -> Image:
         drawn = self.decoded(anatomy_HW, code_M)

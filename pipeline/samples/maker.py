@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,19 +27,25 @@ from storage.slices.store import SliceStore
 
 CACHE_BYTES = 512 * 2**20  # a maker's real slices; as much again for textures (`plan.fa_render=residual`)
 TWIN, MADE_S, MADE_AT, REJECTED = "twin", "made_s", "made_at", "rejected"
+UPLOADED = ("image", "mask", TWIN)  # of a batch; what the host decides by stays there
 
 
 class SampleMaker:
-    """Makes the samples of whole steps. Holds the slice store and, for FA, the bank and its decoder."""
+    """Makes the samples of whole steps. Holds the slice store and, for FA, the bank and its decoder.
 
-    def __init__(self, config: StreamConfig, rank: int = 0, world: int = 1, threads: int = 1) -> None:
-        self.config, self.rank, self.world = config, rank, world
+    `device` is where images are drawn, as they are judged by.
+    """
+
+    def __init__(
+        self, config: StreamConfig, rank: int = 0, world: int = 1, threads: int = 1, device: str = "cpu"
+    ) -> None:
+        self.config, self.rank, self.world, self.device = config, rank, world, device
         self.store = SliceStore.open(config.run)
         self.bank = open_bank(config, self.store)
         self.plan = step_plan(config, self.store, self.bank)
         store, preprocess = self.store, config.preprocess
         self.working = SizedCache(lambda i: working_slice(store, i, preprocess), _bytes, CACHE_BYTES)
-        self._masks = SizedCache(
+        self.masks = SizedCache(
             lambda i: working_mask(store, i, preprocess), lambda found: found[0].nbytes, CACHE_BYTES // 4
         )
         self.drawing: Drawing | None = None
@@ -53,7 +60,7 @@ class SampleMaker:
         if not self.config.fa:
             return
         plan, self._own_code = self.config.plan, BankView(bank).modality
-        drawing = self.drawing = Drawing(bank, self._donors(bank), plan, threads)
+        drawing = self.drawing = Drawing(bank, self._donors(bank), plan, threads, self.device)
         self._texture = SizedCache(self._texture_of, lambda texture: texture.nbytes, CACHE_BYTES)
         if plan.guard == "none":
             return
@@ -79,6 +86,7 @@ class SampleMaker:
 
         from pipeline.networks.description import sdnet_fingerprint
         from pipeline.networks.files import load_sdnet
+        from pipeline.samples.synthesis import encode_exactly
 
         assert self.bank is not None
         folder = self.config.sdnet
@@ -88,12 +96,12 @@ class SampleMaker:
                 "reencoding needs the SDNet that made the bank",
                 "pass its folder with --sdnet, or --set plan.fa_guard=intensities",
             )
-        model, size = load_sdnet(folder).eval(), self.config.preprocess.size
+        encoder, size = load_sdnet(folder).modality_encoder.eval().to(self.device), self.config.preprocess.size
 
         def encode(image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-            cropped = centre_crop(image, size, float(image.min()))
+            cropped = torch.from_numpy(centre_crop(image, size, float(image.min())))[None, None]
             with torch.inference_mode():
-                code: npt.NDArray[np.float32] = model.encode_modality(torch.from_numpy(cropped)[None, None])[0].numpy()
+                code: npt.NDArray[np.float32] = encode_exactly(encoder, cropped.to(self.device))[0].cpu().numpy()
             return code
 
         return encode
@@ -105,7 +113,7 @@ class SampleMaker:
         Beside them, for whoever watches: made_s (n,) float64, seconds that each took; made_at (n,) float64, when it was
         ready, in seconds since 1970; rejected (n,) float64, the share of drawn images that the guard turned down.
         """
-        began, rejected = time.perf_counter(), self._turned_down()
+        began, rejected = time.perf_counter(), self.turned_down()
         planned = [s for step in block["step"] for s in self.plan.samples(int(step), self.rank, self.world)]
         size = self.config.preprocess.size
         image = np.empty((len(planned), 1, size, size), dtype=np.float32)
@@ -115,15 +123,8 @@ class SampleMaker:
             if labelled:
                 mask[k] = labels
         twins = {TWIN: self._twins(planned, image)} if self.config.twins else {}
-        return twins | {
-            "image": image,
-            "mask": mask,
-            "labelled": np.array([labelled for _, labelled in planned]),
-            "slice_id": np.array([s.slice_id for s, _ in planned]),
-            MADE_S: np.full(len(planned), (time.perf_counter() - began) / len(planned)),
-            REJECTED: np.full(len(planned), (self._turned_down() - rejected) / len(planned)),
-            MADE_AT: np.full(len(planned), time.time()),
-        }
+        facts = facts_of(planned, time.perf_counter() - began, self.turned_down() - rejected)
+        return twins | {"image": image, "mask": mask} | facts
 
     def _twins(self, planned: list[tuple[Sample, bool]], image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Twins of the unlabelled samples; a labelled one has itself."""
@@ -138,14 +139,11 @@ class SampleMaker:
         config = self.config.preprocess
         ra_first = self.config.plan.fa_order == "ra_first"
         if sample.donor_id is not None and not ra_first:  # its own image, if it is drawn whole, is not even read
-            mask, area = self._masks(sample.slice_id)
+            mask, area = self.masks(sample.slice_id)
             source = WorkingSlice(self._drawn(self.anatomy(sample.slice_id), sample), mask, area)
         else:
             source = self.working(sample.slice_id)
-        if self.config.appearance != "none":
-            source = replace(source, image=self._restyled(source.image, sample))
-        if self.config.plan.fa_regions != "none":
-            source = replace(source, image=self._with_region_looks(source, sample))
+        source = self.restyled(source, sample)
         scale = self.scale(sample, source.area)
         fill = float(source.image.min())
         image, mask = resample_crop(source.image, source.mask, scale, config.size, fill, sample.flip)
@@ -160,7 +158,7 @@ class SampleMaker:
 
     def pixel_area(self, sample: Sample) -> float:
         """mm² of a pixel of the sample that `make` makes."""
-        _, area = self._masks(sample.slice_id)
+        _, area = self.masks(sample.slice_id)
         return area / self.scale(sample, area) ** 2
 
     def scale(self, sample: Sample, area: float) -> float:
@@ -176,25 +174,42 @@ class SampleMaker:
         is no part of the image."""
         return self._anatomies[self._row_of[slice_id]]
 
+    def own_code(self, slice_id: int) -> npt.NDArray[np.float32]:
+        """The slice's own modality (M,)."""
+        code: npt.NDArray[np.float32] = self._own_code[self._row_of[slice_id]]
+        return code
+
     def _drawn(
         self, anatomy: npt.NDArray[np.uint8], sample: Sample, image: npt.NDArray[np.float32] | None = None
     ) -> npt.NDArray[np.float32]:
         """(h, w) → (h, w) in [-1, 1], as the scanner of the sample's modality would draw it. `image`: the real one on
         the anatomy's grid, where that is not the slice's own."""
         assert self.drawing is not None
-        own, texture = self._own_code[self._row_of[sample.slice_id]], None
+        own, texture = self.own_code(sample.slice_id), None
         if self.config.plan.fa_render == "residual":
             texture = self._texture(sample.slice_id) if image is None else self.drawing.texture(image, anatomy, own)
         return self.drawing(sample, anatomy, own, texture)
 
     def _texture_of(self, slice_id: int) -> npt.NDArray[np.float32]:
         assert self.drawing is not None
-        own = self._own_code[self._row_of[slice_id]]
-        return self.drawing.texture(self.working(slice_id).image, self.anatomy(slice_id), own)
+        return self.drawing.texture(self.working(slice_id).image, self.anatomy(slice_id), self.own_code(slice_id))
 
-    def _turned_down(self) -> int:
+    def turned_down(self) -> int:
         """Images drawn so far that the guard turned down."""
         return self.drawing.rejected if self.drawing is not None else 0
+
+    @property
+    def restyles(self) -> bool:
+        """Whether images get another look besides FA."""
+        return self.config.appearance != "none" or self.config.plan.fa_regions != "none"
+
+    def restyled(self, source: WorkingSlice, sample: Sample) -> WorkingSlice:
+        """With another look, where the arm wants one; after FA where there is FA, before RA."""
+        if self.config.appearance != "none":
+            source = replace(source, image=self._with_appearance(source.image, sample))
+        if self.config.plan.fa_regions != "none":
+            source = replace(source, image=self._with_region_looks(source, sample))
+        return source
 
     def _with_region_looks(self, source: WorkingSlice, sample: Sample) -> npt.NDArray[np.float32]:
         """(h, w) → (h, w) in [-1, 1]; as it is for the share that stays, and for slices without the regions."""
@@ -207,13 +222,25 @@ class SampleMaker:
         regions = label_regions(source.mask) if kind == "labels" else grey_regions(source.image)
         return region_looks(source.image, regions, rng)
 
-    def _restyled(self, image: npt.NDArray[np.float32], sample: Sample) -> npt.NDArray[np.float32]:
-        """(h, w) → (h, w) in [-1, 1]; after FA where there is FA, before RA."""
+    def _with_appearance(self, image: npt.NDArray[np.float32], sample: Sample) -> npt.NDArray[np.float32]:
+        """(h, w) → (h, w) in [-1, 1]."""
         rng = np.random.Generator(np.random.Philox(sample.seed))
         if self.config.appearance == "bigaug":
             return bigaug(image, rng)
         assert sample.style_id is not None
         return fourier(image, self.working(sample.style_id).image, rng)
+
+
+def facts_of(planned: Sequence[tuple[Sample, bool]], seconds: float, rejected: int) -> dict[str, npt.NDArray[Any]]:
+    """What a batch says of its samples besides images and masks, see `SampleMaker.__call__`."""
+    count = len(planned)
+    return {
+        "labelled": np.array([labelled for _, labelled in planned]),
+        "slice_id": np.array([s.slice_id for s, _ in planned]),
+        MADE_S: np.full(count, seconds / count),
+        REJECTED: np.full(count, rejected / count),
+        MADE_AT: np.full(count, time.time()),
+    }
 
 
 def _bytes(working: WorkingSlice) -> int:

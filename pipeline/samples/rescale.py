@@ -7,11 +7,17 @@ antialiased, and each pixel is summed in a fixed order: the same bytes whatever 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 Floats = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int64]
@@ -97,7 +103,7 @@ def resample_crop(
     Returns: image (size, size) float32, mask (size, size) uint8 (0 outside), on the same grid.
     """
     height, width = image.shape
-    y, x = _Axis(height, size, scale, flip[0]), _Axis(width, size, scale, flip[1])
+    y, x = Axis(height, size, scale, flip[0]), Axis(width, size, scale, flip[1])
     drawn = _weighted_rows(_weighted_rows(image, y).T, x).T
     near = mask.take(y.nearest, 0).take(x.nearest, 1)
     if near.shape == (size, size):
@@ -108,7 +114,7 @@ def resample_crop(
     return out, labels
 
 
-class _Axis:
+class Axis:
     """Where the `n_out` pixels of an axis come from: taps, which of them lie inside, and the nearest pixel of those."""
 
     def __init__(self, n_in: int, n_out: int, scale: float, flip: bool) -> None:
@@ -128,16 +134,77 @@ def _nearest(offsets: npt.NDArray[np.float64], n_in: int) -> npt.NDArray[np.intp
     return np.where(offsets > 0, (n_in - 1) // 2 + from_centre, n_in // 2 - from_centre).astype(np.intp)
 
 
-def _weighted_rows(image: Floats, axis: _Axis) -> Floats:
+def _weighted_rows(image: Floats, axis: Axis) -> Floats:
     """Each output row (w,) as the sum of its taps of rows of (h, w): (n_out, w)."""
+    import torch
+
+    table = torch.from_numpy(np.require(image, np.float32, ["C", "W"]))  # torch warns of read-only memory
+    out: Floats = _bags(table, torch.from_numpy(axis.pixels), torch.from_numpy(axis.weights)).numpy()
+    return out
+
+
+def _bags(table: Tensor, pixels: Tensor, weights: Tensor) -> Tensor:
+    """Sums of rows of a table (rows, w), numbers and weights (n, k): (n, w)."""
     import torch
 
     # A bag of an embedding is a weighted sum of a few rows of a table, which is what a resampling is: ten times as
     # fast as a dense matrix, and summed in one order.
-    out: Floats = torch.nn.functional.embedding_bag(
-        torch.from_numpy(axis.pixels),
-        torch.from_numpy(np.require(image, np.float32, ["C", "W"])),  # torch warns of read-only memory
-        per_sample_weights=torch.from_numpy(axis.weights),
-        mode="sum",
-    ).numpy()
-    return out
+    return torch.nn.functional.embedding_bag(pixels, table, per_sample_weights=weights, mode="sum")
+
+
+@dataclass(frozen=True)
+class Axes:
+    """One axis of N images on a device: taps, pixels (N, S, k) int64 and weights (N, S, k) float32; inside (N, S) bool,
+    which output pixels lie in the image; nearest (N, S) int64, the pixel nearest to those, 0 for others."""
+
+    pixels: Tensor
+    weights: Tensor
+    inside: Tensor
+    nearest: Tensor
+
+    @classmethod
+    def of(cls, axes: Sequence[Axis], device: torch.device) -> Axes:
+        """The axes of images that are resampled together."""
+        from pipeline.samples.canvas import upload
+
+        shape = (len(axes), *np.max([axis.pixels.shape for axis in axes], axis=0))
+        pixels, weights = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.float32)
+        inside, nearest = np.zeros(shape[:2], dtype=bool), np.zeros(shape[:2], dtype=np.int64)
+        for k, axis in enumerate(axes):  # further taps weigh nothing
+            pixels[k, :, : axis.pixels.shape[1]], weights[k, :, : axis.pixels.shape[1]] = axis.pixels, axis.weights
+            inside[k, axis.inside], nearest[k, axis.inside] = True, axis.nearest
+        return cls(*(upload(array, device) for array in (pixels, weights, inside, nearest)))
+
+    def __getitem__(self, some: slice) -> Axes:
+        return Axes(self.pixels[some], self.weights[some], self.inside[some], self.nearest[some])
+
+
+def resample_together(image_NHW: Tensor, rows: Axes, columns: Axes, fill_N: Tensor) -> Tensor:
+    """`resample_crop` of images in the top left corners of canvases, all at once on their device: (N, S, S) float32."""
+    across = _along_rows(image_NHW, rows)  # (N, S, W)
+    drawn = _along_rows(across.transpose(1, 2), columns).transpose(1, 2)
+    return drawn.where(inside(rows, columns), fill_N[:, None, None])
+
+
+def nearest_together(labels_NHW: Tensor, rows: Axes, columns: Axes) -> Tensor:
+    """`resample_crop` of label maps, as `resample_together`: (N, S, S) uint8, 0 outside."""
+    import torch
+
+    which = torch.arange(len(labels_NHW), device=labels_NHW.device)[:, None, None]
+    return labels_NHW[which, rows.nearest[:, :, None], columns.nearest[:, None, :]] * inside(rows, columns)
+
+
+def inside(rows: Axes, columns: Axes) -> Tensor:
+    """(N, S, S) bool, which output pixels lie in the image."""
+    return rows.inside[:, :, None] & columns.inside[:, None, :]
+
+
+def _along_rows(image_NHW: Tensor, rows: Axes) -> Tensor:
+    """(N, H, W) → (N, S, W)."""
+    import torch
+
+    count, height, width = image_NHW.shape
+    size = rows.pixels.shape[1]
+    first = height * torch.arange(count, device=image_NHW.device)[:, None, None]
+    pixels, weights = ((first + rows.pixels).reshape(count * size, -1), rows.weights.reshape(count * size, -1))
+    return _bags(image_NHW.reshape(count * height, width), pixels, weights).reshape(count, size, width)

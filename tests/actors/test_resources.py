@@ -25,6 +25,7 @@ CONFIGS = st.builds(
     data_actors=SOME,
     extract_actors=SOME,
     gpus=st.sampled_from((None, None, True, False)),
+    synthesis=st.sampled_from(("actors", "actors", "trainer")),
 )
 
 
@@ -52,7 +53,8 @@ def test_no_node_is_ever_overbooked_and_what_has_no_place_is_refused(
         assert error.where == "resources" and "\n" not in str(error)
         return
     trainers = budget.lanes * budget.train_workers
-    assert budget.lanes <= jobs and budget.data_actors >= 1 and budget.threads >= 1
+    assert budget.lanes <= jobs and budget.threads >= 1
+    assert (budget.data_actors >= 1) == (config.synthesis == "actors")
     assert tuple(share.node for share in budget.shares) == cluster.nodes
     assert sum(share.trainers for share in budget.shares) == trainers
     assert sum(share.data_actors for share in budget.shares) == trainers * budget.data_actors
@@ -63,7 +65,7 @@ def test_no_node_is_ever_overbooked_and_what_has_no_place_is_refused(
     assert placed(budget.extract_actors, budget.extract_cpus, budget.extract_gpus, cluster.nodes)
     assert config.lanes is None or budget.lanes == min(config.lanes, jobs)
     assert config.extract_actors in (None, budget.extract_actors)
-    assert config.data_actors in (None, budget.data_actors)
+    assert config.synthesis == "trainer" or config.data_actors in (None, budget.data_actors)
 
 
 @given(CONFIGS, CLUSTERS, st.integers(1, 12))
@@ -72,7 +74,7 @@ def test_what_ray_books_is_whole_above_one_cpu(config: ResourceConfig, cluster: 
         budget = plan(config, cluster, jobs)
     except InputError:
         return
-    for cpus in (budget.trainer_cpus, budget.data_cpus, budget.extract_cpus):
+    for cpus in (budget.trainer_cpus, budget.extract_cpus, *[budget.data_cpus] * (budget.data_actors > 0)):
         assert cpus > 0 and (cpus < 1 or cpus == int(cpus))
 
 
@@ -102,6 +104,20 @@ def test_each_gpu_has_several_data_actors_where_there_are_cpus_and_one_where_the
     assert actors(Node(4, 0), *(Node(8, 1),) * 4, *(Node(16),) * 5) == 8
     assert actors(Node(4, 4)) >= 1
     assert actors(Node(2, 4)) >= 1
+
+
+def test_trainers_that_make_their_own_samples_leave_no_cpu_to_data_actors() -> None:
+    cluster = Cluster((Node(4, 2), Node(16)))
+    alone, beside = (plan(ResourceConfig(synthesis=s), cluster, 2) for s in ("trainer", "actors"))  # type: ignore[arg-type]
+    assert (alone.data_actors, alone.data_cpus) == (0, 0.0)
+    assert alone.trainer_cpus == 1.0 == beside.trainer_cpus  # half of the cores beside each card
+    assert plan(ResourceConfig(synthesis="trainer"), one(16, 1)).trainer_cpus == 2.0  # a thread more
+    assert alone.describe().splitlines() == [
+        "2 arms at a time, each 1 train worker (GPU) without data actors; 2 extraction actors",
+        "  1 × 4 CPUs and 2 GPUs: 2 trainers of 1 CPUs",
+        "  1 × 16 CPUs: 0 trainers of 1 CPUs",
+    ]
+    assert plan(ResourceConfig(synthesis="trainer"), Cluster((Node(0.5, 1),))).lanes == 1
 
 
 def test_gpus_without_cpus_beside_them_are_left_to_others() -> None:

@@ -36,6 +36,7 @@ from storage.nifti.write import write_volume
 from storage.slices.store import SliceStore
 from storage.slices.writer import finalise, write_subject
 from storage.subjects import FrameSource, Subject
+from tests.actors.tiny_runs import filled_bank
 from tests.integration.processes import CLOCK, train_workers
 
 PLAN = ResourcePlan(
@@ -345,19 +346,65 @@ def test_a_torch_without_cuda_is_refused_where_ray_has_gpus(run: str, tmp_path: 
         run_job(training(run, tmp_path), replace(PLAN, trainer_gpus=1.0))
 
 
-def by_hand(job: TrainJob) -> TrainState:
+def by_hand(job: TrainJob, data_actors: int = PLAN.data_actors) -> TrainState:
     """The job's epochs in this process, from whatever it starts from."""
     store = SliceStore.open(job.stream.run)
     state = first_state(job, store, 0)
     budget = WorkerBudget(
         threads=PLAN.threads,
-        data_actors=PLAN.data_actors,
+        data_actors=data_actors,
         data_cpus=PLAN.data_cpus,
         stream_mb=PLAN.stream_mb,
         gpus=PLAN.trainer_gpus,
     )
     run_epochs(job, budget, store, state, 0, 1)
     return state
+
+
+def with_factors(folder: Path, out: Path, **train: Any) -> TrainJob:
+    """A job on samples that are drawn from a bank in `folder`, which is made if it is not there."""
+    if not (folder / "bank.zarr").exists():
+        filled_bank(folder)
+    job = training(str(folder / "run"), out, **train)
+    stream = job.stream.model_copy(update={"bank": str(folder / "bank.zarr"), "fa": True})
+    return job.model_copy(update={"stream": stream})
+
+
+def test_a_worker_that_makes_its_samples_itself_has_the_losses_of_one_with_data_actors(
+    tmp_path: Path, ray_local: None
+) -> None:
+    """Of a U-Net: an SDNet's anatomy is rounded, and makes steps of differences of rounding."""
+    brief: dict[str, Any] = {"sdnet": False, "epochs": 2, "steps_per_epoch": 3}
+    jobs = [with_factors(tmp_path / "made", tmp_path / name, **brief) for name in ("beside", "itself")]
+    assert jobs[0].config_hash == jobs[1].config_hash
+    by_hand(jobs[0])
+    by_hand(jobs[1], data_actors=0)
+    beside, itself = map(read_history, jobs)
+    assert len(itself) == 2 and set(itself[0]) == set(beside[0])
+    for ours, theirs in zip(itself, beside, strict=True):
+        for name in (n for n in theirs if n.startswith("loss/")):
+            assert ours[name] == pytest.approx(theirs[name], abs=1e-3), name
+        assert ours["actor_utilisation"] > 0 and 0 <= ours["data_wait_fraction"] <= 1 and ours["fa_rejected"] == 0
+
+
+@pytest.mark.slow
+def test_a_killed_worker_that_made_its_samples_itself_leaves_the_weights_of_an_undisturbed_one(
+    tmp_path: Path, ray_local: None
+) -> None:
+    itself, killed = replace(PLAN, data_actors=0, data_cpus=0.0), []
+    jobs = [with_factors(tmp_path / "made", tmp_path / name) for name in ("undisturbed", "shaken")]
+    stages.pretrain(jobs[0], itself, lambda _: None)
+
+    def kill(_: list[str]) -> None:
+        if not killed and len(read_history(jobs[1])) == 1:
+            killed.extend(train_workers(os.getpid()))
+            os.kill(killed[0], signal.SIGKILL)
+
+    stages.pretrain(jobs[1], itself, kill, tick_s=0.05)
+    assert len(killed) == 1
+    one, other = ((Path(job.out) / "model.safetensors").read_bytes() for job in jobs)
+    assert one == other
+    assert epochs(Path(jobs[0].out)) == epochs(Path(jobs[1].out))
 
 
 def test_noise_in_place_of_every_test_image_changes_no_weight(tmp_path: Path, ray_local: None) -> None:

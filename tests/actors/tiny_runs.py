@@ -10,11 +10,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from actors.extraction import prepare_bank
+from actors.extractor import ExtractionSpec
+from pipeline.factors.extract import FrozenSDNet, bank_row, view
 from pipeline.networks.config import SDNetConfig
-from pipeline.networks.files import save_model
+from pipeline.networks.files import load_sdnet, save_model
 from pipeline.networks.sdnet import SDNet
 from pipeline.samples.preprocess import PreprocessConfig
+from storage.bank.bank import FactorBank
+from storage.bank.index import slice_keys
 from storage.nifti.write import write_volume
+from storage.slices.store import SliceStore
 from storage.slices.writer import finalise, write_subject
 from storage.subjects import FrameSource, Subject
 
@@ -73,6 +79,23 @@ def write_sdnet(folder: Path, seed: int, channels: int = 8, width: int = 4) -> s
             parameter.mul_(3.0)
     save_model(str(folder), model, config, PREPROCESS.model_dump(), ["terms"])
     return str(folder)
+
+
+def filled_bank(folder: Path, masks: bool = True) -> tuple[FactorBank, str]:
+    """A bank in `folder` and the run that it is of, made in this process."""
+    folder.mkdir(exist_ok=True)
+    work = ExtractionSpec(write_run(folder), write_sdnet(folder / "sdnet", 0), str(folder / "bank.zarr"), PREPROCESS)
+    bank, store = prepare_bank(work), SliceStore.open(work.run)
+    ids, network = {key: i for i, key in enumerate(slice_keys(store.table))}, FrozenSDNet(load_sdnet(work.sdnet_dir))
+    keys = slice_keys(bank.index)
+    for shard in range(bank.shards()):
+        draft = bank.draft(shard)
+        for row in bank.shard_rows(shard):
+            anatomy, code, mask = bank_row(network, view(store, ids[keys[row]], PREPROCESS), bank.spec.canvas)
+            # codes of an untrained network lie close together
+            draft.append(anatomy, 40 * code, mask if masks else 0 * mask)
+        draft.commit()
+    return bank, work.run
 
 
 def digests(folder: Path) -> dict[str, str]:

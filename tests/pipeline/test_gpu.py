@@ -15,7 +15,9 @@ from pipeline.factors.extract import FrozenSDNet, NetworkView
 from pipeline.networks.config import SDNetConfig, UNetConfig
 from pipeline.networks.files import build, default_device
 from pipeline.networks.sdnet import Decoder, SDNet
-from pipeline.samples.synthesis import synthesize
+from pipeline.samples import canvas
+from pipeline.samples.rescale import Axes, Axis, nearest_together, resample_crop, resample_together
+from pipeline.samples.synthesis import encode_exactly, synthesize, synthesize_together
 from pipeline.training.config import LossConfig, TrainConfig
 from pipeline.training.objective import Objective
 from pipeline.training.state import TrainState
@@ -70,6 +72,51 @@ def test_drawn_images_are_the_cpu_s() -> None:
     modality = rng.normal(size=(3, 8)).astype(np.float32)
     here, there = (synthesize(decoder.to(device), 8, anatomy, modality) for device in (torch.device("cpu"), GPU))
     np.testing.assert_allclose(there, here, rtol=0, atol=1e-5)
+
+
+def test_images_of_several_sizes_that_are_drawn_together_are_those_drawn_one_by_one() -> None:
+    torch.manual_seed(0)
+    decoder, rng = Decoder(SDNET).eval(), np.random.default_rng(0)
+    shapes = [(64, 64), (40, 56), (61, 33)]
+    anatomies = [(1 << rng.integers(0, 8, shape)).astype(np.uint8) for shape in shapes]
+    modality = rng.normal(size=(3, 8)).astype(np.float32)
+    expected = [synthesize(decoder, 8, a[None], m[None])[0] for a, m in zip(anatomies, modality, strict=True)]
+    on_card = canvas.on_canvases(anatomies, (64, 64), torch.uint8, GPU)
+    inside = canvas.inside(shapes, (64, 64), GPU)
+    codes = canvas.upload(modality, GPU)
+    drawn = synthesize_together(decoder.to(GPU), 8, on_card, codes, inside).cpu().numpy()
+    for image, (height, width), one in zip(drawn, shapes, expected, strict=True):
+        np.testing.assert_allclose(image[:height, :width], one, rtol=0, atol=1e-5)
+
+
+def test_slices_that_are_rescaled_together_are_those_rescaled_one_by_one() -> None:
+    rng, scales = np.random.default_rng(1), (0.6, 1.0, 1.7)
+    flips = [(False, False), (True, False), (True, True)]
+    shapes = [(96, 80), (40, 56), (61, 33)]
+    images = [rng.uniform(-1, 1, shape).astype(np.float32) for shape in shapes]
+    masks = [rng.integers(0, 4, shape).astype(np.uint8) for shape in shapes]
+    given = zip(images, masks, scales, flips, strict=True)
+    expected = [resample_crop(x, m, s, 64, float(x.min()), f) for x, m, s, f in given]
+    image, mask = (
+        canvas.on_canvases(images, (96, 80), torch.float32, GPU),
+        canvas.on_canvases(masks, (96, 80), torch.uint8, GPU),
+    )
+    rows, columns = (
+        Axes.of([Axis(x[n], 64, s, f[n]) for x, s, f in zip(shapes, scales, flips, strict=True)], GPU) for n in (0, 1)
+    )
+    fill = canvas.lowest(image, canvas.inside(shapes, (96, 80), GPU))
+    made, labels = resample_together(image, rows, columns, fill), nearest_together(mask, rows, columns)
+    np.testing.assert_allclose(made.cpu(), np.stack([x for x, _ in expected]), rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(labels.cpu(), np.stack([m for _, m in expected]))
+
+
+def test_the_modality_encoder_reads_the_same_code_from_an_image() -> None:
+    torch.manual_seed(0)
+    encoder, image = SDNet(SDNET).modality_encoder.eval(), noise(2)
+    with torch.inference_mode():
+        expected = encoder(image)
+        found = encode_exactly(copy.deepcopy(encoder).to(GPU), image.to(GPU)).cpu()
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
 def test_factors_are_the_cpu_s() -> None:

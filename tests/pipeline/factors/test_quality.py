@@ -57,7 +57,7 @@ def test_levels_are_means_of_structures_and_the_rest() -> None:
 
 def test_a_run_that_shares_nothing_with_the_bank_is_refused(tmp_path: Path) -> None:
     from storage.errors import InputError
-    from tests.pipeline.samples.test_transforms import filled_bank
+    from tests.actors.tiny_runs import filled_bank
 
     bank, run = filled_bank(tmp_path, masks=False)
     with pytest.raises(InputError, match="has no labelled slice with LV, MYO and RV"):

@@ -16,7 +16,9 @@ from storage.bank.anatomy_codec import unpack
 def test_planes_are_unpacked_as_the_codec_does() -> None:
     packed = np.random.default_rng(0).integers(0, 256, (3, 20, 31)).astype(np.uint8)
     for channels in (8, 5):
-        np.testing.assert_array_equal(unpack_planes(packed, channels).numpy(), unpack(packed, channels))
+        np.testing.assert_array_equal(
+            unpack_planes(torch.from_numpy(packed), channels).numpy(), unpack(packed, channels)
+        )
 
 
 def decoder(modulation: str = "adain", width: int = 16) -> Decoder:

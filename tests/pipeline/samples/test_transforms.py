@@ -13,34 +13,11 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from actors.extraction import prepare_bank
-from actors.extractor import ExtractionSpec
-from pipeline.factors.extract import FrozenSDNet, bank_row, view
-from pipeline.networks.files import load_sdnet
 from pipeline.samples.plan import PlanConfig
 from pipeline.samples.transforms import FactorAugment, RandPixelArea, bank_preprocess, slice_sample
-from storage.bank.bank import FactorBank
-from storage.bank.index import slice_keys
 from storage.errors import InputError
 from storage.slices.store import SliceStore
-from tests.actors.tiny_runs import PREPROCESS, write_run, write_sdnet
-
-
-def filled_bank(folder: Path, masks: bool = True) -> tuple[FactorBank, str]:
-    """A bank in `folder` and the run that it is of, made in this process."""
-    folder.mkdir(exist_ok=True)
-    work = ExtractionSpec(write_run(folder), write_sdnet(folder / "sdnet", 0), str(folder / "bank.zarr"), PREPROCESS)
-    bank, store = prepare_bank(work), SliceStore.open(work.run)
-    ids, network = {key: i for i, key in enumerate(slice_keys(store.table))}, FrozenSDNet(load_sdnet(work.sdnet_dir))
-    keys = slice_keys(bank.index)
-    for shard in range(bank.shards()):
-        draft = bank.draft(shard)
-        for row in bank.shard_rows(shard):
-            anatomy, code, mask = bank_row(network, view(store, ids[keys[row]], PREPROCESS), bank.spec.canvas)
-            # codes of an untrained network lie close together
-            draft.append(anatomy, 40 * code, mask if masks else 0 * mask)
-        draft.commit()
-    return bank, work.run
+from tests.actors.tiny_runs import PREPROCESS, filled_bank, write_sdnet
 
 
 @pytest.fixture(scope="module")
