@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import deque
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from actors.crew import Crew
+from actors.pool import Pool
 from actors.progress import Progress
-from actors.waiting import PATIENCE, Patience, Wait
+from actors.waiting import PATIENCE, Patience
 from pipeline.samples.maker import SampleMaker
 from pipeline.samples.plan import Sample, StepPlan
 from pipeline.samples.stream_config import StreamConfig, open_bank, step_plan
@@ -34,7 +35,6 @@ Format = Literal["nnunet", "slices"]
 
 REQUEST, SAMPLES = "export.json", "samples.csv"
 UNIT: Final = 64  # samples an actor makes before it says so
-MOST_DEATHS: Final = 3  # of an actor, and on one unit
 STEPS: Final = 32767  # int16 levels of an intensity of 1
 
 
@@ -171,30 +171,24 @@ def _run(
     progress: Progress | None,
     patience: Patience,
 ) -> None:
-    """Hand the units out to a pool of actors; a unit whose actor dies is begun again by its successor."""
-    import ray
-
-    remote: Any = ray.remote(num_cpus=cpus, max_restarts=MOST_DEATHS, max_task_retries=MOST_DEATHS)(_Exporter)
-    hired = [remote.remote(*arguments) for _ in range(min(actors, len(units)))]
-    # with its actor, whether it is a unit: none is given to an actor before that has a place
-    running: dict[Any, tuple[Any, bool]] = {actor.__ray_ready__.remote(): (actor, False) for actor in hired}
-    wait = Wait(patience, "export", "an export actor", {"CPU": cpus})
-    waiting, left = deque(units), len(units)
+    """Have a pool of actors write the units."""
     total, done = sum(len(unit.samples) for unit in units), 0
-    try:
-        while left:
-            ready = wait.first({reference: actor for reference, (actor, _) in running.items()})
-            actor, is_unit = running.pop(ready)
-            count = ray.get(ready)
-            if waiting:
-                running[actor.write.remote(waiting.popleft())] = actor, True
-            if is_unit:
-                left, done = left - 1, done + count
-                if progress is not None:
-                    progress("", done, total)
-    finally:
-        for actor in hired:
-            ray.kill(actor)
+    crew = Crew[ExportChunk](
+        stage="export",
+        what="an export actor",
+        make=_Exporter,
+        arguments=arguments,
+        method="write",
+        size=min(actors, len(units)),
+        cpus=cpus,
+        named=lambda unit: unit.name,
+        remedy="lower resources.extract_actors, or use a machine with more memory",
+    )
+    with Pool(crew, patience) as pool:
+        for _, count in pool.run(units):
+            done += count
+            if progress is not None:
+                progress("", done, total)
 
 
 def _planned(steps: StepPlan, count: int, labelled_alone: bool) -> list[PlannedSample]:

@@ -8,15 +8,16 @@ there are and whatever was killed.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from actors.extraction_pool import ExtractorPool
-from actors.extractor import ExtractionSpec
+from actors.crew import Crew, that_fit
+from actors.extractor import IN_FLIGHT, ExtractionSpec, Extractor
+from actors.pool import Pool
 from actors.progress import Progress
 from actors.waiting import PATIENCE, Patience
 from pipeline.samples.preprocess import PreprocessConfig, canvas_size, working_shape
@@ -82,13 +83,62 @@ def extract(
             todo = sorted(set(range(bank.shards())) - bank.committed())
             if not todo:
                 break
-            size = min(actors.count, len(todo))
-            with ExtractorPool(work, size, actors.cpus, actors.gpus, patience=patience) as pool:
-                pool.run(bank, todo, told.since(len(bank) - sum(len(bank.shard_rows(k)) for k in todo)))
+            with extractors(work, bank, replace(actors, count=min(actors.count, len(todo))), patience=patience) as pool:
+                fill(pool, bank, todo, told.since(len(bank) - sum(len(bank.shard_rows(k)) for k in todo)))
             bank.tidy()
         else:
             raise StageError(f"{fs.base_name(bank_uri)}: shards vanish from its ledger; somebody else writes to it")
     return ExtractionReport(len(bank), bank.shards() - len(done), len(done), time.perf_counter() - began)
+
+
+def extractors(
+    work: ExtractionSpec,
+    bank: FactorBank,
+    actors: ExtractionActors,
+    make: type[Extractor] = Extractor,
+    patience: Patience = PATIENCE,
+) -> Pool[int]:
+    """A pool that fills the shards of the bank that `work` names. Raises InputError if the cluster cannot hold one
+    actor."""
+
+    def named(shard: int) -> str:
+        """The shard and its slices, from first to last."""
+        rows = bank.shard_rows(shard)
+        first, last = (
+            "{subject} frame {frame} slice {slice}".format(**bank.index.slice(row, 1).to_pylist()[0])
+            for row in (rows.start, rows.stop - 1)
+        )
+        return f"{fs.base_name(bank.uri)}, shard {shard} ({len(rows)} slices, {first} to {last})"
+
+    what = "an extraction actor"
+    crew = Crew[int](
+        stage="extract",
+        what=what,
+        make=make,
+        arguments=(work,),
+        method="extract",
+        size=that_fit(actors.count, actors.cpus, actors.gpus, what),
+        cpus=actors.cpus,
+        gpus=actors.gpus,
+        at_once=IN_FLIGHT,
+        in_flight=IN_FLIGHT,
+        part="encoded",
+        named=named,
+        remedy="lower bank_shard or resources.extract_actors, or use a machine with more memory",
+    )
+    return Pool(crew, patience)
+
+
+def fill(pool: Pool[int], bank: FactorBank, shards: Iterable[int], told: Callable[[int], None]) -> None:
+    """Extract these shards; `told` hears now and then how many of their slices are done. Raises as `Pool.run` does."""
+    slices = 0
+
+    def tell() -> None:
+        told(slices + pool.under_way)
+
+    for shard, _ in pool.run(shards, news=tell):
+        slices += len(bank.shard_rows(shard))
+        tell()
 
 
 def prepare_bank(work: ExtractionSpec) -> FactorBank:

@@ -51,18 +51,9 @@ class ExtractionSpec:
 
 
 class Extractor:
-    """One actor. `start` comes before all else."""
+    """One actor; opens everything when it is made. Raises InputError for files that are not what they should be."""
 
     def __init__(self, work: ExtractionSpec) -> None:
-        self._work = work
-        self._encoding = threading.Lock()
-        self._reader, self._packer = (ThreadPoolExecutor(1) for _ in range(2))
-        self._encoded = 0
-
-    def start(self) -> str | InputError:
-        """Open everything; returns the id of this actor's node. Bad input is an answer, not a crash, so that it reaches
-        the driver as it is."""
-        import ray
         import torch
 
         from pipeline.factors.extract import FrozenSDNet
@@ -70,30 +61,28 @@ class Extractor:
         from pipeline.networks.description import sdnet_fingerprint
         from pipeline.networks.files import load_sdnet
 
-        work = self._work
+        self._work = work
+        self._encoding = threading.Lock()
+        self._reader, self._packer = (ThreadPoolExecutor(1) for _ in range(2))
+        self._encoded: dict[int, int] = {}
         torch.set_num_threads(work.threads)
         torch.backends.cudnn.allow_tf32 = False  # float32 is to mean float32
         torch.backends.cudnn.benchmark = False  # which picks algorithms by their speed that day
         torch.backends.cudnn.deterministic = True
-        try:
-            self._store = SliceStore.open(work.run)
-            self._bank = FactorBank.open(work.bank, partial=True)
-            found = factors_name(sdnet_fingerprint(work.sdnet_dir), work.precision)
-            wanted = self._bank.spec.sdnet_fingerprint
-            if found != wanted:
-                return InputError(
-                    fs.base_name(work.sdnet_dir), f"is now {found}, not {wanted}", "extract to a new bank"
-                )
-            model = load_sdnet(work.sdnet_dir)
-        except InputError as error:
-            return error
+        self._store = SliceStore.open(work.run)
+        self._bank = FactorBank.open(work.bank, partial=True)
+        found = factors_name(sdnet_fingerprint(work.sdnet_dir), work.precision)
+        wanted = self._bank.spec.sdnet_fingerprint
+        if found != wanted:
+            raise InputError(fs.base_name(work.sdnet_dir), f"is now {found}, not {wanted}", "extract to a new bank")
         in_store = {key: i for i, key in enumerate(slice_keys(self._store.table))}
         self._slice_ids = [in_store[key] for key in slice_keys(self._bank.index)]
-        self._network = FrozenSDNet(model, work.precision, "cuda" if work.gpu else "cpu")
-        return str(ray.get_runtime_context().get_node_id())
+        self._network = FrozenSDNet(load_sdnet(work.sdnet_dir), work.precision, "cuda" if work.gpu else "cpu")
 
-    def extract(self, shard: int) -> InputError | None:
-        """Read, encode, write and commit one shard."""
+    def extract(self, shard: int) -> None:
+        """Read, encode, write and commit one shard, unless another actor has, which died before it could say so."""
+        if self._bank.is_committed(shard):
+            return
         draft = self._bank.draft(shard)
         views = deque(self._reader.submit(self._view, row) for row in self._bank.shard_rows(shard))
         packed: list[Future[None]] = []
@@ -101,21 +90,20 @@ class Extractor:
             with self._encoding:
                 while views:
                     packed.append(self._encode(views.popleft().result(), draft))
+                    self._encoded[shard] = len(packed)
             for done in packed:
                 done.result()
             draft.commit()
-        except InputError as error:
-            return error
         finally:
+            self._encoded.pop(shard, None)
             for reading in views:
                 reading.cancel()
             for packing in packed:
                 packing.cancel()
-        return None
 
-    def encoded(self) -> int:
-        """Slices that have been through the network here, whatever became of them."""
-        return self._encoded
+    def encoded(self) -> dict[int, int]:
+        """Of each shard that is under way, the slices that have been through the network."""
+        return self._encoded.copy()
 
     def _view(self, row: int) -> NetworkView:
         from pipeline.factors.extract import view
@@ -127,7 +115,6 @@ class Extractor:
         from pipeline.factors.extract import bank_row
 
         anatomy, modality, mask = bank_row(self._network, seen, self._bank.spec.canvas)
-        self._encoded += 1
         if not np.isfinite(modality).all():
             raise InputError(
                 fs.base_name(self._work.sdnet_dir),

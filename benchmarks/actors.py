@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from actors.extraction import prepare_bank
-from actors.extraction_pool import ExtractorPool
+from actors.extraction import ExtractionActors, extractors, fill, prepare_bank
 from actors.extractor import ExtractionSpec, Extractor
+from actors.pool import Pool
 from actors.streaming import batches
 from benchmarks import cluster
 from benchmarks.extract import slice_store
@@ -44,12 +44,9 @@ WARM_UP, COUNTED = 64, 256
 class Sleeping(Extractor):
     """An extractor whose network sleeps and then gives the slice's own threshold maps as its anatomy."""
 
-    def start(self) -> Any:
-        """As an extractor's; the network is put aside."""
-        node = super().start()
-        if isinstance(node, str):
-            self._network = _Asleep(self._network.config)  # type: ignore[assignment]
-        return node
+    def __init__(self, work: ExtractionSpec) -> None:
+        super().__init__(work)
+        self._network = _Asleep(self._network.config)  # type: ignore[assignment]
 
 
 class _Asleep:
@@ -63,13 +60,13 @@ class _Asleep:
         return np.left_shift(1, levels, dtype=np.uint8), np.zeros(self.config.modality_size, np.float32)
 
 
-def _rate(pool: ExtractorPool, bank: FactorBank, shards: int) -> float:
+def _rate(pool: Pool[int], bank: FactorBank, shards: int) -> float:
     """Slices a second to committed shards, by a pool that has started."""
     for shard in range(bank.shards()):
         if bank.is_committed(shard):
             ledger.retract(bank.uri, shard)
     began = time.perf_counter()
-    pool.run(bank, range(shards), lambda _: None)
+    fill(pool, bank, range(shards), lambda _: None)
     return sum(len(bank.shard_rows(shard)) for shard in range(shards)) / (time.perf_counter() - began)
 
 
@@ -78,13 +75,13 @@ def _on_two_cores(work: ExtractionSpec, stream: StreamConfig) -> None:
         bank = prepare_bank(replace(work, shard_slices=SHARD))
         found, made = {}, {}
         for actors in (1, 2, 4):
-            with ExtractorPool(work, actors, 1.0, 0.0) as pool:
+            with extractors(work, bank, ExtractionActors(actors)) as pool:
                 pool.start()
                 _rate(pool, bank, actors)  # warm-up
                 found[actors] = _rate(pool, bank, 8)
         for shard in sorted(set(range(bank.shards())) - bank.committed()):
-            with ExtractorPool(work, 2, 1.0, 0.0) as pool:
-                pool.run(bank, [shard], lambda _: None)
+            with extractors(work, bank, ExtractionActors(2)) as pool:
+                fill(pool, bank, [shard], lambda _: None)
         for actors in (1, 2, 4):
             source = batches(stream, range(WARM_UP + COUNTED), actors=actors, cpus=1.0)
             for _ in range(WARM_UP):
@@ -110,7 +107,7 @@ def _simulated(work: ExtractionSpec) -> dict[int, float]:
         ray.init(address=nodes.address, log_to_driver=False)
         bank = prepare_bank(replace(work, shard_slices=SHARD))
         for actors in CROWDS:
-            with ExtractorPool(work, actors, 1.0, 0.0, Sleeping) as pool:
+            with extractors(work, bank, ExtractionActors(actors), Sleeping) as pool:
                 pool.start()
                 rates[actors] = _rate(pool, bank, actors * SHARDS_EACH)
             print(

@@ -18,9 +18,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from actors.extraction import prepare_bank
-from actors.extraction_pool import ExtractorPool
+from actors.extraction import ExtractionActors, extractors, fill, prepare_bank
 from actors.extractor import ExtractionSpec
+from actors.pool import Pool
 from benchmarks import cluster, data, timing
 from pipeline.factors.extract import FrozenSDNet, NetworkView, view
 from pipeline.networks.config import Precision, SDNetConfig
@@ -106,13 +106,13 @@ class Loop:
 class Side:
     """A warm pool and its bank, filled anew by every call."""
 
-    pool: ExtractorPool
+    pool: Pool[int]
     bank: FactorBank
 
     def __call__(self) -> int:
         for shard in range(self.bank.shards()):
             ledger.retract(self.bank.uri, shard)
-        self.pool.run(self.bank, range(self.bank.shards()), lambda _: None)
+        fill(self.pool, self.bank, range(self.bank.shards()), lambda _: None)
         assert self.bank.is_complete()
         return len(self.bank)
 
@@ -186,7 +186,7 @@ def run() -> dict[str, Any]:
         def side(name: str, precision: Precision, actors: int) -> Side:
             work = ExtractionSpec(run, sdnet, str(root / f"{name}.zarr"), PAPER, precision)
             bank = prepare_bank(replace(work, shard_slices=SHARD))
-            pool = ExtractorPool(work, actors, 1.0, 0.0)
+            pool = extractors(work, bank, ExtractionActors(actors))
             pool.start()
             return Side(pool, bank)
 

@@ -100,7 +100,7 @@ def test_a_study_at_which_every_actor_dies_fails_alone(
         while len(seen) < 3:
             time.sleep(0.2)
             if sum(outcome.report is not None for outcome in seen) == 2:  # only the one that hangs is left
-                for process in own_processes(WORKER):
+                for process in own_processes(f"{WORKER}.segment"):
                     os.kill(process, signal.SIGKILL)
                 time.sleep(1.0)
 
@@ -110,7 +110,7 @@ def test_a_study_at_which_every_actor_dies_fails_alone(
         seen.append(outcome)
     killer.join(5)
     assert [outcome.study.name for outcome in seen if outcome.report is None] == ["hangs"]
-    assert "its worker died" in seen[-1].failure and len(seen[-1].failure.splitlines()) == 1
+    assert "its process died 3 times" in seen[-1].failure and len(seen[-1].failure.splitlines()) == 1
 
 
 @given(

@@ -141,4 +141,4 @@ def test_a_shard_whose_actors_die_again_and_again_is_named(
         killer.join()
     assert process.returncode == 1
     (line,) = said.strip().splitlines()
-    assert line.startswith("bank.zarr, shard ") and " frame 0 slice " in line and "its actor died 4 times" in line
+    assert line.startswith("bank.zarr, shard ") and " frame 0 slice " in line and "its process died 3 times" in line

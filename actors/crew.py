@@ -1,0 +1,94 @@
+"""What the actors of a stage are, for the pool that hires them, and what runs in their processes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from storage.errors import InputError, StageError
+
+Piece = TypeVar("Piece")
+
+AGAIN = object()  # a failed piece's answer: it is to be given out as if it had never been
+
+
+class KilledError(StageError):
+    """A piece of work that ended one actor after the other, with nothing else to do."""
+
+
+def _with_advice(_: Any, error: StageError) -> Any:
+    raise type(error)(f"{error}; the same command goes on where it stopped") from None
+
+
+@dataclass(frozen=True)
+class Crew(Generic[Piece]):
+    """What a stage's actors are, and what it tells of them.
+
+    Each of `size` actors is `make(*arguments)` in a process of its own; its `method` is given one piece a call.
+    Without a method they are no actors but tasks, at most `size` at a time: each is `make(*arguments, piece)`, in a
+    process that the next task finds warm.
+    `what` is one of the actors in a line for people, `named` a piece, `remedy` what to do if they die.
+    An actor works on `at_once` calls at the same time, in threads, and has up to `in_flight` of them given to it.
+    `part`: a method that says how far the calls under way are, as {piece: amount}.
+    `failed` is given a piece that has failed, and why; its answer stands for the piece's, unless that is `AGAIN`. By
+    default it raises.
+    """
+
+    stage: str
+    what: str
+    make: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    method: str | None
+    size: int
+    cpus: float
+    gpus: float = 0.0
+    at_once: int = 1
+    in_flight: int = 1
+    part: str | None = None
+    named: Callable[[Piece], str] = str
+    remedy: str = "use a machine with more memory"
+    failed: Callable[[Piece, StageError], Any] = _with_advice
+
+
+class Host:
+    """An actor: the stage's object, in a process of its own. It is made by a call and not with the actor, since Ray
+    tells nobody what an actor's own start raised."""
+
+    def start(self, make: Callable[..., Any], arguments: tuple[Any, ...], method: str, part: str | None) -> str:
+        """Make the object; returns the id of this actor's node."""
+        import ray
+
+        self._hosted, self._method, self._part = make(*arguments), method, part
+        return str(ray.get_runtime_context().get_node_id())
+
+    def work(self, piece: Any) -> tuple[Any, None]:
+        """The piece's answer, and a word that it is there."""
+        return getattr(self._hosted, self._method)(piece), None
+
+    def part(self) -> dict[Any, int]:
+        """How far the calls under way are."""
+        assert self._part is not None
+        return dict(getattr(self._hosted, self._part)())
+
+
+def run_task(make: Callable[..., Any], arguments: tuple[Any, ...], piece: Any) -> tuple[Any, None]:
+    """The piece's answer, and a word that it is there."""
+    return make(*arguments, piece), None
+
+
+def that_fit(wanted: int | None, cpus: float, gpus: float, what: str) -> int:
+    """How many of the wanted actors the whole cluster can hold, None for all that it can. Raises InputError if it can
+    hold none."""
+    import ray
+
+    resources = ray.cluster_resources()
+    fit = wanted or sys.maxsize
+    for name, need in (("CPU", cpus), ("GPU", gpus)):
+        there = float(resources.get(name, 0.0))
+        if there < need:
+            raise InputError("resources", f"{what} needs {need:g} {name}s, the cluster has {there:g}", "add nodes")
+        if need:
+            fit = min(fit, int(there / need + 1e-6))
+    return max(1, fit)

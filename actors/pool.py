@@ -1,0 +1,416 @@
+"""A stage's actors and its pieces of work: who has which, and what becomes of the pieces of an actor that dies.
+
+Ray is told to restart nothing: it would do so for ever, and cannot tell the piece that kills its actors from those
+beside it. The policy is here, and the same for every stage:
+
+- What an actor had not finished when it died is given out again. If it was at one piece, that is one of the piece's
+  deaths; after `MOST_DEATHS` the piece has failed, by name. If it was at several, each of them runs alone next.
+- A death with the whole node counts against no piece.
+- `MOST_FAILED_STARTS` actors in a row that die while they start end the stage with one line. What an actor's start
+  raises comes back: an InputError as it is, anything else as a StageError.
+- Only an actor that has started is given work. While none has a place, the pool says so and in the end gives up.
+
+Every call answers by a callback, so that an event costs the same however many actors there are.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+from queue import Empty, SimpleQueue
+from typing import Any, Generic
+
+from actors.crew import AGAIN, Crew, Host, KilledError, Piece, run_task
+from actors.ray_internals import any_placed
+from actors.waiting import PATIENCE, Patience, Wait
+from storage.errors import InputError, StageError, one_line
+
+log = logging.getLogger(__name__)
+
+MOST_DEATHS = 3  # of actors that were at one piece and at nothing else
+MOST_FAILED_STARTS = 5  # one after the other
+TICK_S = 2.0  # between two questions how far calls are
+ASKED = 4  # actors a question, in turn: shards of many actors get done often enough to tell how far all of it is
+NODE_DIED = "its node has died"  # in Ray's words
+
+
+@dataclass(eq=False)
+class _Job(Generic[Piece]):
+    """A piece and what is known of it. `suspect`: an actor died that was at this piece and at others. `answer` refers
+    to the call's, which may be large and stays where it was made; `over` is set with it and holds nothing."""
+
+    piece: Piece
+    deaths: int = 0
+    suspect: bool = False
+    answer: Any = None
+    over: Future[Any] | None = None
+    made: bool = False
+    part: int = 0
+
+
+@dataclass(eq=False)
+class _Worker(Generic[Piece]):
+    """An actor, or room for a task, and its jobs in the order in which it was given them. `work` calls it; `node` is
+    None until it has started, `rank` the number of jobs by which the pool finds it."""
+
+    actor: Any
+    work: Callable[[Piece], list[Any]]
+    hired: float
+    node: str | None = None
+    jobs: dict[_Job[Piece], None] = field(default_factory=dict)
+    rank: int = 0
+    asked: bool = False
+    gone: bool = False
+
+
+class Pool(Generic[Piece]):
+    """Up to `crew.size` actors, hired as there is work for them. A context: at its end they are gone."""
+
+    def __init__(self, crew: Crew[Piece], patience: Patience = PATIENCE) -> None:
+        import ray
+
+        self.crew, self._say = crew, patience.say
+        # DEFAULT: outside the placement group of whoever asks, such as a train worker
+        options: dict[str, Any] = {"num_cpus": crew.cpus, "num_gpus": crew.gpus, "scheduling_strategy": "DEFAULT"}
+        self._remote: Any
+        if crew.method is None:
+            self._remote = ray.remote(**options, max_retries=0)(run_task)
+        else:
+            options |= {"max_restarts": 0, "max_concurrency": crew.at_once + (crew.part is not None)}
+            # the name is that of the processes
+            self._remote = ray.remote(**options)(type(crew.make.__name__, (Host,), {}))
+        self.under_way = 0  # what actors have said of pieces that are not finished
+        self._workers: dict[_Worker[Piece], None] = {}
+        self._starting: dict[_Worker[Piece], None] = {}
+        self._busy: dict[_Worker[Piece], None] = {}
+        self._ranks: list[dict[_Worker[Piece], None]] = [{} for _ in range(crew.in_flight + 1)]
+        self._waiting: deque[_Job[Piece]] = deque()
+        self._line: deque[_Job[Piece]] = deque()  # in which jobs are given back
+        self._open, self._in_order = 0, False
+        self._events: SimpleQueue[tuple[_Worker[Piece], str, _Job[Piece] | None, Future[Any]]] = SimpleQueue()
+        self._failed_starts = 0
+        self._place = Wait(patience, crew.stage, crew.what, {"CPU": crew.cpus, "GPU": crew.gpus})
+        self._room = Wait(patience, crew.stage, "room in this node's object store")
+        self._asked = self._looked = time.monotonic()
+        self._told_of_late = False
+
+    def __enter__(self) -> Pool[Piece]:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        import ray
+
+        for worker in self._workers:
+            worker.gone = True
+            if ray.is_initialized():
+                _end(worker)
+
+    def start(self) -> None:
+        """Hire all actors and wait until they have started, for whoever measures what comes then. Raises as `run`."""
+        self._place.over()
+        while len(self._workers) < self.crew.size:
+            self._hire_one()
+        while self._starting:
+            self._act(TICK_S)
+            self._look_at_places()
+
+    def run(
+        self, pieces: Iterable[Piece], ahead: int | None = None, news: Callable[[], None] | None = None
+    ) -> Iterator[tuple[Piece, Any]]:
+        """Every piece with its answer, as they get done. With `ahead`, in the order of `pieces`: at most so many are
+        taken from `pieces` and not yet given back. To be used to its end before another run of the pool.
+
+        `news` is called when `under_way` has changed. Raises InputError for what an actor finds wrong with the input,
+        in its start or a call; FinalError if no node has room for an actor for too long; StageError if actors cannot
+        start, and what the crew's `failed` raises for a piece.
+        """
+        coming = iter(pieces)
+        self._in_order = ahead is not None
+        self._place.over()
+        while True:
+            while self._act():
+                pass
+            self._look_at_places()
+            for piece in islice(coming, None if ahead is None else ahead - self._open):
+                self._pull(_Job(piece))
+            if not self._open:
+                return
+            self._hire()
+            self._hand_out()
+            if news is not None:
+                self._ask_how_far()
+            if not (self._line and self._line[0].made):
+                if self._act(TICK_S) and news is not None:
+                    news()
+                continue
+            job = self._line.popleft()
+            # a list to pop from: nothing here is to hold an answer while its receiver works
+            if answers := self._brought_here(job):
+                self._open -= 1
+                yield job.piece, answers.pop()
+                self._place.over()  # what its receiver took was no wait
+
+    def _pull(self, job: _Job[Piece]) -> None:
+        self._open += 1
+        self._waiting.append(job)
+        if self._in_order:
+            self._line.append(job)
+
+    # ---- actors
+
+    def _hire(self) -> None:
+        """As many actors as there is work for."""
+        idle = len(self._workers) - len(self._busy)
+        for _ in range(min(self.crew.size - len(self._workers), len(self._waiting) - idle)):
+            self._hire_one()
+
+    def _hire_one(self) -> None:
+        crew, name = self.crew, self.crew.make.__name__
+        # two answers: the second is small, comes to this process by itself, and says what has become of the first
+        if crew.method is None:
+            task = self._remote.options(num_returns=2, name=name).remote
+            worker = _Worker[Piece](None, partial(task, crew.make, crew.arguments), time.monotonic())
+            self._workers[worker] = None
+            self._rank(worker)
+            return
+        actor = self._remote.remote()
+        work = actor.work.options(num_returns=2, name=f"{name}.{crew.method}").remote
+        worker = _Worker[Piece](actor, work, time.monotonic())
+        self._workers[worker] = self._starting[worker] = None
+        self._watch(worker, "start", actor.start.remote(crew.make, crew.arguments, crew.method, crew.part))
+
+    def _watch(self, worker: _Worker[Piece], call: str, reference: Any, job: _Job[Piece] | None = None) -> Future[Any]:
+        """Have an event when the call has answered. What the reference is to must be small."""
+        events, future = self._events, reference.future()
+        future.add_done_callback(lambda over: events.put((worker, call, job, over)))
+        return future  # type: ignore[no-any-return]
+
+    def _hand_out(self) -> None:
+        """Give each waiting job to the worker that has fewest, but none more than its share of those that are left."""
+        while self._waiting:
+            worker = next((next(iter(rank)) for rank in self._ranks if rank), None)
+            share = 1 + (len(self._waiting) - 1) // self.crew.size
+            if worker is None or worker.rank >= min(self.crew.in_flight, share):
+                return
+            if worker.rank and self._waiting[0].suspect:
+                return  # until a worker has nothing else to do
+            job = self._waiting.popleft()
+            worker.jobs[job] = self._busy[worker] = None
+            self._rank(worker)
+            job.answer, over = worker.work(job.piece)
+            job.over = self._watch(worker, "work", over, job)
+
+    def _rank(self, worker: _Worker[Piece]) -> None:
+        """Let the worker be found by the number of its jobs, unless it is to get no other beside what it has."""
+        self._ranks[worker.rank].pop(worker, None)
+        worker.rank = len(worker.jobs)
+        if not worker.gone and not any(job.suspect for job in worker.jobs):
+            self._ranks[worker.rank][worker] = None
+
+    def _ask_how_far(self) -> None:
+        now = time.monotonic()
+        if now - self._asked < TICK_S:
+            return
+        self._asked = now
+        for worker in list(islice(self._busy, ASKED)):
+            self._busy[worker] = self._busy.pop(worker)  # the others' turn comes before its next
+            if not worker.asked:
+                worker.asked = True
+                self._watch(worker, "part", worker.actor.part.remote())
+
+    # ---- what happens
+
+    def _act(self, timeout: float = 0.0) -> bool:
+        """Act on one event, for which to wait so many seconds at most; whether there was one."""
+        try:
+            worker, call, job, over = self._events.get(timeout > 0, timeout)
+        except Empty:
+            return False
+        if not worker.gone:
+            self._settle(worker, call, job, over)
+        return True
+
+    def _settle(self, worker: _Worker[Piece], call: str, job: _Job[Piece] | None, over: Future[Any]) -> None:
+        from ray.exceptions import RayTaskError
+
+        self._place.over()
+        error = over.exception()
+        if isinstance(error, RayTaskError):
+            self._fail(worker, call, job, error)
+        elif error is not None:
+            self._lose(worker, error)
+        elif call == "start":
+            worker.node, self._failed_starts = over.result(), 0
+            del self._starting[worker]
+            self._rank(worker)
+        elif call == "part":
+            worker.asked, parts = False, over.result()
+            for own in worker.jobs:
+                self._set_part(own, parts.get(own.piece, 0))
+        else:
+            assert job is not None
+            self._detach(worker, job)
+            self._deliver(job)
+
+    def _detach(self, worker: _Worker[Piece], job: _Job[Piece]) -> None:
+        del worker.jobs[job]
+        if not worker.jobs:
+            del self._busy[worker]
+        self._rank(worker)
+        self._set_part(job, 0)
+
+    def _deliver(self, job: _Job[Piece]) -> None:
+        job.made = True
+        if not self._in_order:
+            self._line.append(job)
+
+    def _give_up(self, job: _Job[Piece], error: StageError) -> None:
+        import ray
+
+        answer = self.crew.failed(job.piece, error)
+        if answer is AGAIN:
+            job.deaths = 0
+            self._waiting.appendleft(job)
+        else:
+            job.answer = ray.put(answer)
+            self._deliver(job)
+
+    def _set_part(self, job: _Job[Piece], part: int) -> None:
+        self.under_way += part - job.part
+        job.part = part
+
+    def _fail(self, worker: _Worker[Piece], call: str, job: _Job[Piece] | None, error: Any) -> None:
+        """A call has raised. The actor lives, and another try would end in the same way."""
+        cause = error.cause
+        if isinstance(cause, InputError):
+            raise cause from None
+        if job is None:
+            raise self._cannot_start(one_line(cause)) from error
+        name = self.crew.named(job.piece)
+        log.debug("%s", name, exc_info=error)  # names files with their folders
+        self._detach(worker, job)
+        self._give_up(job, StageError(f"{name}: {one_line(cause, trusted=False)}"))
+
+    def _lose(self, worker: _Worker[Piece], error: BaseException) -> None:
+        """The actor is dead. What it had not finished is given out again, before all else."""
+        from ray.exceptions import ActorDiedError, OutOfMemoryError, WorkerCrashedError
+
+        if isinstance(error, ActorDiedError) and error.actor_init_failed:
+            raise self._cannot_start(one_line(error, last=True)) from error
+        with_its_node = _node_is_lost(worker.node, error)
+        for job in [job for job in worker.jobs if _is_whole(job)]:
+            self._detach(worker, job)
+            self._deliver(job)
+        _end(worker)
+        left, failed_start = list(worker.jobs), worker in self._starting and not with_its_node
+        worker.gone, worker.jobs = True, {}
+        self._rank(worker)
+        for listed in (self._workers, self._starting, self._busy):
+            listed.pop(worker, None)
+        if failed_start:
+            self._count_failed_start()
+        for job in left:
+            self._set_part(job, 0)
+        self._waiting.extendleft(reversed(left))
+        if left and not with_its_node and isinstance(error, (ActorDiedError, OutOfMemoryError, WorkerCrashedError)):
+            self._blame(left[: self.crew.at_once], error)
+
+    def _cannot_start(self, why: str) -> StageError:
+        return StageError(f"{self.crew.stage}: {self.crew.what} cannot start: {why}")
+
+    def _count_failed_start(self) -> None:
+        self._failed_starts += 1
+        if self._failed_starts >= MOST_FAILED_STARTS:
+            raise StageError(
+                f"{self.crew.stage}: {self._failed_starts} actors in a row died while they started, perhaps for want "
+                f"of memory; {self.crew.remedy}"
+            )
+
+    def _blame(self, at: list[_Job[Piece]], error: BaseException) -> None:
+        """These jobs the actor was at when it died."""
+        from ray.exceptions import OutOfMemoryError
+
+        if len(at) > 1:
+            for job in at:
+                job.suspect = True
+            return
+        (job,) = at
+        job.deaths += 1
+        if job.deaths < MOST_DEATHS:
+            return
+        crew, times = self.crew, f"{MOST_DEATHS} times with nothing else to do"
+        lack = f"ran out of memory {times}" if isinstance(error, OutOfMemoryError) else f"died {times}"
+        why = f"{crew.named(job.piece)}: its process {lack}, perhaps for want of memory; {crew.remedy}"
+        self._waiting.remove(job)
+        self._give_up(job, KilledError(why))
+
+    # ---- waiting
+
+    def _look_at_places(self) -> None:
+        """Raises FinalError where no actor has had a place for too long. Says once that some have none."""
+        if self.crew.method is None:
+            self._place.check(lambda: any_placed({job.answer: None for worker in self._busy for job in worker.jobs}))
+            return
+        if len(self._starting) == len(self._workers):
+            self._place.check(lambda: any_placed({worker: worker.actor for worker in self._starting}))
+            return
+        self._place.over()
+        now = time.monotonic()
+        if self._told_of_late or now - self._looked < self._place.look_s:
+            return
+        self._looked = now
+        late = [worker for worker in self._starting if now - worker.hired >= self._place.look_s]
+        if not all(any_placed({worker: worker.actor}) for worker in late):
+            self._told_of_late = True
+            self._say(f"{self.crew.stage}: {self.crew.what} has found no room; the others make its share")
+
+    def _brought_here(self, job: _Job[Piece]) -> list[Any]:
+        """The job's answer; nothing if it went down with its node, so that it must be made again. Raises FinalError
+        where there has been no room for it for too long."""
+        import ray
+        from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError
+
+        if self._in_order and self._line and self._line[0].made:  # have the next one brought here meanwhile
+            ray.wait([self._line[0].answer], timeout=0, fetch_local=True)
+        self._room.over()
+        while True:
+            try:
+                return [ray.get(job.answer, timeout=self._room.look_s)]
+            except GetTimeoutError:
+                self._room.check(lambda: False)
+            except (ObjectLostError, RayActorError):
+                job.made = False
+                self._waiting.appendleft(job)
+                if self._in_order:
+                    self._line.appendleft(job)
+                return []
+
+
+def _end(worker: _Worker[Any]) -> None:
+    """End an actor, or the tasks that are under way."""
+    import ray
+
+    if worker.actor is not None:
+        ray.kill(worker.actor)
+        return
+    for job in worker.jobs:
+        ray.cancel(job.answer)
+
+
+def _is_whole(job: _Job[Any]) -> bool:
+    """Whether the job's call had answered before its actor died."""
+    return job.over is not None and job.over.done() and job.over.exception() is None
+
+
+def _node_is_lost(node: str | None, error: BaseException) -> bool:
+    import ray
+
+    if NODE_DIED in str(error):
+        return True
+    return node is not None and node not in {str(n["NodeID"]) for n in ray.nodes() if n["Alive"]}
