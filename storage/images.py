@@ -12,9 +12,19 @@ from storage.nifti.header import Header, Spacing
 from storage.nifti.write import write_mask_like, write_mask_on
 
 
+def is_study(path: str) -> bool:
+    """Whether the image is to be read as the folder of a DICOM study: a folder that is not named as a NIfTI file is."""
+    if path.lower().endswith((".nii", ".nii.gz")):
+        return False
+    try:
+        return fs.is_folder(path)
+    except OSError:  # a name that no file can have: whoever opens it says so
+        return False
+
+
 def open_image(path: str, spacing: Spacing | None = None) -> NiftiFile | DicomStudy:
     """The image, its header checked. `spacing` (slice, row, column; mm) replaces its voxel size. Raises InputError."""
-    return DicomStudy(path, spacing) if fs.is_folder(path) else NiftiFile(path, spacing)
+    return DicomStudy(path, spacing) if is_study(path) else NiftiFile(path, spacing)
 
 
 def read_image_header(path: str, spacing: Spacing | None = None) -> Header:
@@ -25,12 +35,12 @@ def read_image_header(path: str, spacing: Spacing | None = None) -> Header:
 
 def left_out_of(path: str) -> tuple[str, ...]:
     """What of a DICOM study is not in the image, in lines; nothing of a NIfTI file. Raises InputError."""
-    return DicomStudy(path).left_out if fs.is_folder(path) else ()
+    return DicomStudy(path).left_out if is_study(path) else ()
 
 
 def write_mask_of(path: str, mask: npt.NDArray[np.uint8], image: str, spacing: Spacing | None = None) -> None:
     """Write a mask (Z, H, W) or (T, Z, H, W) as NIfTI on the grid of an image; atomic. Raises InputError."""
-    if fs.is_folder(image):
+    if is_study(image):
         write_mask_on(path, mask, DicomStudy(image).header)
     else:
         write_mask_like(path, mask, image, spacing)
@@ -38,4 +48,4 @@ def write_mask_of(path: str, mask: npt.NDArray[np.uint8], image: str, spacing: S
 
 def image_stamp(path: str) -> str:
     """What changes when the image's content does. Raises FileNotFoundError."""
-    return change_stamp(path) if fs.is_folder(path) else fs.change_stamp(path)
+    return change_stamp(path) if is_study(path) else fs.change_stamp(path)

@@ -10,6 +10,7 @@ from dataclasses import replace
 from storage import fs
 from storage.dicom.read import files_below
 from storage.errors import InputError
+from storage.images import is_study
 from storage.layouts import acdc, dicom, mnms, table
 from storage.layouts.options import LayoutOptions
 from storage.subjects import Skipped, Subject
@@ -130,7 +131,7 @@ def _leaves(folder: str, subject: Subject) -> str | None:
     path = fs.local_path(folder)
     root = os.path.realpath(path if path.is_dir() else path.parent)
     for image in dict.fromkeys(p for f in subject.frames for p in (f.image, f.mask) if p):
-        for file in files_below(image) if fs.is_folder(image) else [image]:
+        for file in files_below(image) if is_study(image) else [image]:
             if not _real(file).startswith(os.path.join(root, "")):
                 return fs.base_name(file)
     return None
