@@ -21,6 +21,7 @@ from storage.images import open_image, write_mask_of
 from storage.layouts import LayoutOptions, detect, read
 from storage.slices.frames import read_frames
 from storage.slices.writer import finalise, write_subject
+from storage.survey.survey import survey
 from tests.dicom_files import LONG_AXIS, PERSON, TRANSVERSE, Place, Writer, everything_below, trigger
 
 PHASES, SLICES, ROWS, COLUMNS = 6, 4, 14, 12
@@ -288,6 +289,16 @@ def test_the_layout_names_subjects_by_folder_and_vendors_by_scanner(hospital: Pa
     ]
     (alone,), _ = read(str(hospital / "p2"))  # the files lie in the folder itself
     assert alone.subject == "p2"
+
+
+def test_inspect_says_what_is_left_out_of_subjects_that_come_in(hospital: Path) -> None:
+    found = survey([str(hospital)])
+    assert [(s.subject, s.vendor, s.height, s.width) for s in found.subjects] == [
+        ("p1", "GE", ROWS, COLUMNS),
+        ("p2", "Siemens", ROWS, COLUMNS),
+    ]
+    assert found.left_out == ("p1: left out: series 3: 24 images, cines along the long axis or oblique to it",)
+    assert [s.subject for s in found.skipped] == ["p3", "p4"]
 
 
 def test_the_slice_store_holds_the_stack_and_no_person(hospital: Path, tmp_path: Path, caplog: Any, capfd: Any) -> None:
