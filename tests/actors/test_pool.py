@@ -191,6 +191,6 @@ def test_actors_that_die_while_they_start_end_the_stage() -> None:
 def test_how_far_calls_are_is_told_while_they_last() -> None:
     seen: list[int] = []
     with Pool(crew(make=Slow, method="work", part="how_far", size=1, at_once=2, in_flight=2)) as pool:
-        list(pool.run(range(2), news=lambda: seen.append(pool.under_way)))
+        list(pool.run(range(4), news=lambda: seen.append(pool.under_way)))
         assert pool.under_way == 0
     assert max(seen) == 10  # two calls, five of each
