@@ -145,7 +145,7 @@ def test_nothing_that_can_enter_is_an_error_with_the_first_reason(table_folder: 
 
 
 def test_a_task_that_no_machine_can_run_fails_at_once(table_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="a task needs 64 CPUs, 4 in the cluster"):
+    with pytest.raises(InputError, match="a subject needs 64 CPUs, the cluster has 4"):
         ingest([str(table_folder)], str(tmp_path / "run"), num_cpus=64)
 
 
