@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from storage import fs
 from storage.errors import InputError
+from storage.nifti.file import not_opened
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -131,6 +132,8 @@ def read_pixels(plane: Plane, name: str) -> Array:
             stored = pixel_array(file, index=plane.index)
     except FileNotFoundError:
         raise InputError(name, "its files have changed while they were read", "give the command again") from None
+    except OSError as error:
+        raise not_opened(name, error) from None
     except Exception:  # pydicom's and its decoders' have no base but this, and their texts may quote the file
         raise problem from None
     if stored.shape != plane.size or stored.dtype.kind not in "iu":
