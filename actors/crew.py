@@ -1,16 +1,19 @@
-"""What the actors of a stage are, for the pool that hires them, and what runs in their processes."""
+"""What the actors of a stage are and what they have to do, for the pool that hires them; and what runs in their
+processes."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from concurrent.futures import Future
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from storage.errors import InputError, StageError
 
 Piece = TypeVar("Piece")
 
+NODE_DIED = "its node has died"  # in Ray's words
 AGAIN = object()  # a failed piece's answer: it is to be given out as if it had never been
 
 
@@ -50,6 +53,58 @@ class Crew(Generic[Piece]):
     named: Callable[[Piece], str] = str
     remedy: str = "use a machine with more memory"
     failed: Callable[[Piece, StageError], Any] = _with_advice
+
+
+@dataclass(eq=False)
+class Job(Generic[Piece]):
+    """A piece and what is known of it. `suspect`: an actor died that was at this piece and at others. `answer` refers
+    to the call's, which may be large and stays where it was made; `over` is set with it and holds nothing."""
+
+    piece: Piece
+    deaths: int = 0
+    suspect: bool = False
+    answer: Any = None
+    over: Future[Any] | None = None
+    made: bool = False
+    part: int = 0
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether its call has answered, whatever became of the actor afterwards."""
+        return self.over is not None and self.over.done() and self.over.exception() is None
+
+
+@dataclass(eq=False)
+class Worker(Generic[Piece]):
+    """An actor, or room for a task, and its jobs in the order in which it was given them. `work` calls it; `node` is
+    None until it has started, `rank` the number of jobs by which the pool finds it."""
+
+    actor: Any
+    work: Callable[[Piece], list[Any]]
+    hired: float
+    node: str | None = None
+    jobs: dict[Job[Piece], None] = field(default_factory=dict)
+    rank: int = 0
+    asked: bool = False
+    gone: bool = False
+
+    def end(self) -> None:
+        """End the actor, or the tasks that are under way."""
+        import ray
+
+        if self.actor is not None:
+            ray.kill(self.actor)
+            return
+        for job in self.jobs:
+            ray.cancel(job.answer)
+
+    def went_with_its_node(self, error: BaseException) -> bool:
+        """Whether the actor died of this error because its whole node is gone."""
+        import ray
+
+        if NODE_DIED in str(error):
+            return True
+        return self.node is not None and self.node not in {str(n["NodeID"]) for n in ray.nodes() if n["Alive"]}
 
 
 class Host:

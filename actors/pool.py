@@ -20,13 +20,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from queue import Empty, SimpleQueue
 from typing import Any, Generic
 
-from actors.crew import AGAIN, Crew, Host, KilledError, Piece, run_task
+from actors.crew import AGAIN, Crew, Host, Job, KilledError, Piece, Worker, run_task
 from actors.ray_internals import any_placed
 from actors.waiting import PATIENCE, Patience, Wait
 from storage.errors import InputError, StageError, one_line
@@ -37,36 +36,6 @@ MOST_DEATHS = 3  # of actors that were at one piece and at nothing else
 MOST_FAILED_STARTS = 5  # one after the other
 TICK_S = 2.0  # between two questions how far calls are
 ASKED = 4  # actors a question, in turn: shards of many actors get done often enough to tell how far all of it is
-NODE_DIED = "its node has died"  # in Ray's words
-
-
-@dataclass(eq=False)
-class _Job(Generic[Piece]):
-    """A piece and what is known of it. `suspect`: an actor died that was at this piece and at others. `answer` refers
-    to the call's, which may be large and stays where it was made; `over` is set with it and holds nothing."""
-
-    piece: Piece
-    deaths: int = 0
-    suspect: bool = False
-    answer: Any = None
-    over: Future[Any] | None = None
-    made: bool = False
-    part: int = 0
-
-
-@dataclass(eq=False)
-class _Worker(Generic[Piece]):
-    """An actor, or room for a task, and its jobs in the order in which it was given them. `work` calls it; `node` is
-    None until it has started, `rank` the number of jobs by which the pool finds it."""
-
-    actor: Any
-    work: Callable[[Piece], list[Any]]
-    hired: float
-    node: str | None = None
-    jobs: dict[_Job[Piece], None] = field(default_factory=dict)
-    rank: int = 0
-    asked: bool = False
-    gone: bool = False
 
 
 class Pool(Generic[Piece]):
@@ -86,14 +55,14 @@ class Pool(Generic[Piece]):
             # the name is that of the processes
             self._remote = ray.remote(**options)(type(crew.make.__name__, (Host,), {}))
         self.under_way = 0  # what actors have said of pieces that are not finished
-        self._workers: dict[_Worker[Piece], None] = {}
-        self._starting: dict[_Worker[Piece], None] = {}
-        self._busy: dict[_Worker[Piece], None] = {}
-        self._ranks: list[dict[_Worker[Piece], None]] = [{} for _ in range(crew.in_flight + 1)]
-        self._waiting: deque[_Job[Piece]] = deque()
-        self._line: deque[_Job[Piece]] = deque()  # in which jobs are given back
+        self._workers: dict[Worker[Piece], None] = {}
+        self._starting: dict[Worker[Piece], None] = {}
+        self._busy: dict[Worker[Piece], None] = {}
+        self._ranks: list[dict[Worker[Piece], None]] = [{} for _ in range(crew.in_flight + 1)]
+        self._waiting: deque[Job[Piece]] = deque()
+        self._line: deque[Job[Piece]] = deque()  # in which jobs are given back
         self._open, self._in_order = 0, False
-        self._events: SimpleQueue[tuple[_Worker[Piece], str, _Job[Piece] | None, Future[Any]]] = SimpleQueue()
+        self._events: SimpleQueue[tuple[Worker[Piece], str, Job[Piece] | None, Future[Any]]] = SimpleQueue()
         self._failed_starts = 0
         self._place = Wait(patience, crew.stage, crew.what, {"CPU": crew.cpus, "GPU": crew.gpus})
         self._room = Wait(patience, crew.stage, "room in this node's object store")
@@ -109,7 +78,7 @@ class Pool(Generic[Piece]):
         for worker in self._workers:
             worker.gone = True
             if ray.is_initialized():
-                _end(worker)
+                worker.end()
 
     def start(self) -> None:
         """Hire all actors and wait until they have started, for whoever measures what comes then. Raises as `run`."""
@@ -138,7 +107,7 @@ class Pool(Generic[Piece]):
                 pass
             self._look_at_places()
             for piece in islice(coming, None if ahead is None else ahead - self._open):
-                self._pull(_Job(piece))
+                self._pull(Job(piece))
             if not self._open:
                 return
             self._hire()
@@ -156,7 +125,7 @@ class Pool(Generic[Piece]):
                 yield job.piece, answers.pop()
                 self._place.over()  # what its receiver took was no wait
 
-    def _pull(self, job: _Job[Piece]) -> None:
+    def _pull(self, job: Job[Piece]) -> None:
         self._open += 1
         self._waiting.append(job)
         if self._in_order:
@@ -175,17 +144,17 @@ class Pool(Generic[Piece]):
         # two answers: the second is small, comes to this process by itself, and says what has become of the first
         if crew.method is None:
             task = self._remote.options(num_returns=2, name=name).remote
-            worker = _Worker[Piece](None, partial(task, crew.make, crew.arguments), time.monotonic())
+            worker = Worker[Piece](None, partial(task, crew.make, crew.arguments), time.monotonic())
             self._workers[worker] = None
             self._rank(worker)
             return
         actor = self._remote.remote()
         work = actor.work.options(num_returns=2, name=f"{name}.{crew.method}").remote
-        worker = _Worker[Piece](actor, work, time.monotonic())
+        worker = Worker[Piece](actor, work, time.monotonic())
         self._workers[worker] = self._starting[worker] = None
         self._watch(worker, "start", actor.start.remote(crew.make, crew.arguments, crew.method, crew.part))
 
-    def _watch(self, worker: _Worker[Piece], call: str, reference: Any, job: _Job[Piece] | None = None) -> Future[Any]:
+    def _watch(self, worker: Worker[Piece], call: str, reference: Any, job: Job[Piece] | None = None) -> Future[Any]:
         """Have an event when the call has answered. What the reference is to must be small."""
         events, future = self._events, reference.future()
         future.add_done_callback(lambda over: events.put((worker, call, job, over)))
@@ -206,7 +175,7 @@ class Pool(Generic[Piece]):
             job.answer, over = worker.work(job.piece)
             job.over = self._watch(worker, "work", over, job)
 
-    def _rank(self, worker: _Worker[Piece]) -> None:
+    def _rank(self, worker: Worker[Piece]) -> None:
         """Let the worker be found by the number of its jobs, unless it is to get no other beside what it has."""
         self._ranks[worker.rank].pop(worker, None)
         worker.rank = len(worker.jobs)
@@ -236,7 +205,7 @@ class Pool(Generic[Piece]):
             self._settle(worker, call, job, over)
         return True
 
-    def _settle(self, worker: _Worker[Piece], call: str, job: _Job[Piece] | None, over: Future[Any]) -> None:
+    def _settle(self, worker: Worker[Piece], call: str, job: Job[Piece] | None, over: Future[Any]) -> None:
         from ray.exceptions import RayTaskError
 
         self._place.over()
@@ -258,19 +227,19 @@ class Pool(Generic[Piece]):
             self._detach(worker, job)
             self._deliver(job)
 
-    def _detach(self, worker: _Worker[Piece], job: _Job[Piece]) -> None:
+    def _detach(self, worker: Worker[Piece], job: Job[Piece]) -> None:
         del worker.jobs[job]
         if not worker.jobs:
             del self._busy[worker]
         self._rank(worker)
         self._set_part(job, 0)
 
-    def _deliver(self, job: _Job[Piece]) -> None:
+    def _deliver(self, job: Job[Piece]) -> None:
         job.made = True
         if not self._in_order:
             self._line.append(job)
 
-    def _give_up(self, job: _Job[Piece], error: StageError) -> None:
+    def _give_up(self, job: Job[Piece], error: StageError) -> None:
         import ray
 
         answer = self.crew.failed(job.piece, error)
@@ -281,11 +250,11 @@ class Pool(Generic[Piece]):
             job.answer = ray.put(answer)
             self._deliver(job)
 
-    def _set_part(self, job: _Job[Piece], part: int) -> None:
+    def _set_part(self, job: Job[Piece], part: int) -> None:
         self.under_way += part - job.part
         job.part = part
 
-    def _fail(self, worker: _Worker[Piece], call: str, job: _Job[Piece] | None, error: Any) -> None:
+    def _fail(self, worker: Worker[Piece], call: str, job: Job[Piece] | None, error: Any) -> None:
         """A call has raised. The actor lives, and another try would end in the same way."""
         cause = error.cause
         if isinstance(cause, InputError):
@@ -297,17 +266,17 @@ class Pool(Generic[Piece]):
         self._detach(worker, job)
         self._give_up(job, StageError(f"{name}: {one_line(cause, trusted=False)}"))
 
-    def _lose(self, worker: _Worker[Piece], error: BaseException) -> None:
+    def _lose(self, worker: Worker[Piece], error: BaseException) -> None:
         """The actor is dead. What it had not finished is given out again, before all else."""
         from ray.exceptions import ActorDiedError, OutOfMemoryError, WorkerCrashedError
 
         if isinstance(error, ActorDiedError) and error.actor_init_failed:
             raise self._cannot_start(one_line(error, last=True)) from error
-        with_its_node = _node_is_lost(worker.node, error)
-        for job in [job for job in worker.jobs if _is_whole(job)]:
+        with_its_node = worker.went_with_its_node(error)
+        for job in [job for job in worker.jobs if job.is_whole]:
             self._detach(worker, job)
             self._deliver(job)
-        _end(worker)
+        worker.end()
         left, failed_start = list(worker.jobs), worker in self._starting and not with_its_node
         worker.gone, worker.jobs = True, {}
         self._rank(worker)
@@ -332,7 +301,7 @@ class Pool(Generic[Piece]):
                 f"of memory; {self.crew.remedy}"
             )
 
-    def _blame(self, at: list[_Job[Piece]], error: BaseException) -> None:
+    def _blame(self, at: list[Job[Piece]], error: BaseException) -> None:
         """These jobs the actor was at when it died."""
         from ray.exceptions import OutOfMemoryError
 
@@ -370,7 +339,7 @@ class Pool(Generic[Piece]):
             self._told_of_late = True
             self._say(f"{self.crew.stage}: {self.crew.what} has found no room; the others make its share")
 
-    def _brought_here(self, job: _Job[Piece]) -> list[Any]:
+    def _brought_here(self, job: Job[Piece]) -> list[Any]:
         """The job's answer; nothing if it went down with its node, so that it must be made again. Raises FinalError
         where there has been no room for it for too long."""
         import ray
@@ -390,27 +359,3 @@ class Pool(Generic[Piece]):
                 if self._in_order:
                     self._line.appendleft(job)
                 return []
-
-
-def _end(worker: _Worker[Any]) -> None:
-    """End an actor, or the tasks that are under way."""
-    import ray
-
-    if worker.actor is not None:
-        ray.kill(worker.actor)
-        return
-    for job in worker.jobs:
-        ray.cancel(job.answer)
-
-
-def _is_whole(job: _Job[Any]) -> bool:
-    """Whether the job's call had answered before its actor died."""
-    return job.over is not None and job.over.done() and job.over.exception() is None
-
-
-def _node_is_lost(node: str | None, error: BaseException) -> bool:
-    import ray
-
-    if NODE_DIED in str(error):
-        return True
-    return node is not None and node not in {str(n["NodeID"]) for n in ray.nodes() if n["Alive"]}

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from actors.crew import AGAIN, Crew, KilledError
-from actors.pool import MOST_DEATHS, MOST_FAILED_STARTS, Pool, _node_is_lost
+from actors.crew import AGAIN, Crew, KilledError, Worker
+from actors.pool import MOST_DEATHS, MOST_FAILED_STARTS, Pool
 from storage.errors import InputError, StageError
 from tests.actors.tiny_runs import own_processes
 
@@ -120,9 +120,11 @@ def test_tasks_are_told_of_as_actors_are() -> None:
 def test_a_node_that_is_not_there_any_more_is_lost() -> None:
     import ray
 
+    ended, told = RuntimeError("ended"), RuntimeError("its node has died")
     here = ray.get_runtime_context().get_node_id()
-    assert not _node_is_lost(here, RuntimeError("ended")) and not _node_is_lost(None, RuntimeError("ended"))
-    assert _node_is_lost("0" * 56, RuntimeError("ended")) and _node_is_lost(here, RuntimeError("its node has died"))
+    on_it, starting, gone = (Worker[int](None, list, 0.0, node) for node in (here, None, "0" * 56))
+    assert not on_it.went_with_its_node(ended) and not starting.went_with_its_node(ended)
+    assert gone.went_with_its_node(ended) and on_it.went_with_its_node(told)
 
 
 @pytest.mark.slow
