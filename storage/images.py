@@ -7,14 +7,14 @@ import numpy.typing as npt
 
 from storage import fs
 from storage.dicom.study import DicomStudy, change_stamp
-from storage.nifti.file import NiftiFile
+from storage.nifti.file import NiftiFile, is_nifti_name
 from storage.nifti.header import Header, Spacing
 from storage.nifti.write import write_mask_like, write_mask_on
 
 
 def is_study(path: str) -> bool:
     """Whether the image is to be read as the folder of a DICOM study: a folder that is not named as a NIfTI file is."""
-    if path.lower().endswith((".nii", ".nii.gz")):
+    if is_nifti_name(path):
         return False
     try:
         return fs.is_folder(path)

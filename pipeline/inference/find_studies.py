@@ -12,9 +12,8 @@ from storage import fs
 from storage.dicom.read import is_dicom
 from storage.dicom.study import dicom_folders
 from storage.errors import InputError
-from storage.nifti.file import read_header
+from storage.nifti.file import ENDINGS, is_nifti_name, read_header
 
-ENDINGS = (".nii.gz", ".nii")
 OTHER_ENDINGS = (
     *(".hdr", ".img", ".hdr.gz", ".img.gz", ".dcm", ".ima", ".mha", ".mhd", ".nrrd", ".nhdr", ".mgh", ".mgz"),
     *(".nii.bz2", ".nii.xz", ".nii.zst", ".nii.zip"),
@@ -110,13 +109,13 @@ def find_studies(places: Sequence[str], out: str) -> tuple[list[Study], LeftOut]
         if not fs.is_folder(place):
             if is_dicom(place):
                 raise InputError(fs.base_name(place), "is one image of a DICOM study", "name the study's folder")
-            if not place.lower().endswith(ENDINGS):
+            if not is_nifti_name(place):
                 raise InputError(fs.base_name(place), "is not named .nii or .nii.gz", "convert it to NIfTI")
             found.setdefault("", []).append(place)
             continue
         dicom += [_dicom_study(place, folder, out) for folder in dicom_folders(place)]
         for folder, image in _images(place):
-            if not image.lower().endswith(ENDINGS):
+            if not is_nifti_name(image):
                 others.append(fs.base_name(image))
             elif MASK_NAME.search(stem(image)) or _in_mask_folder(fs.base_name(place), folder):
                 masks.append(fs.base_name(image))
@@ -161,11 +160,11 @@ def _images(place: str, below: str = "", above: frozenset[str] = frozenset()) ->
     above |= {os.path.realpath(fs.local_path(here)) if fs.is_local(here) else here}
     names = [name for name in fs.list_names(here) if not name.startswith(".")]
     for name in names:
-        if name.lower().endswith(ENDINGS):
+        if is_nifti_name(name):
             yield below, fs.join(here, name)
     for name in names:
         inside = fs.join(here, name)
-        if name.lower().endswith(ENDINGS):
+        if is_nifti_name(name):
             continue
         if not fs.is_folder(inside):
             if name.lower().endswith(OTHER_ENDINGS) and not is_dicom(inside):

@@ -9,12 +9,14 @@ the centre by an option. No phases are marked, so evenly spaced frames are taken
 from __future__ import annotations
 
 from storage import fs
+from storage.dicom.read import files_below
 from storage.dicom.study import DicomStudy, dicom_folders, holds_dicom
 from storage.errors import InputError
 from storage.layouts.frames import cine_frames
 from storage.layouts.options import LayoutOptions
 from storage.layouts.read_each import read_each
 from storage.layouts.terms import terms_of
+from storage.nifti.file import is_nifti_name
 from storage.subjects import Skipped, Subject
 
 TERMS = "not stated"
@@ -51,7 +53,22 @@ def read(folder: str, options: LayoutOptions) -> tuple[list[Subject], list[Skipp
         centre = options.dicom_centre
         return Subject(name, "dicom", vendor, centre, frames, None, "", (), terms, left_out=left_out)
 
-    return read_each(folder, subject, [(_name(folder, place), place) for place in dicom_folders(folder)])
+    found, skipped = read_each(folder, subject, [(_name(folder, place), place) for place in dicom_folders(folder)])
+    return found, skipped + _niftis(folder)
+
+
+def _niftis(folder: str) -> list[Skipped]:
+    """NIfTI files beside the studies, which nothing here pairs with them: a line for each folder in `folder`."""
+    inside: dict[str, list[str]] = {}
+    for path in files_below(folder):
+        if is_nifti_name(path):
+            first, _, below = path.removeprefix(folder).strip("/").partition("/")
+            inside.setdefault(first if below else "", []).append(fs.base_name(path))
+    remedy = "give their folder by itself, or a subjects.csv that pairs images with masks"
+    return [
+        Skipped(first or fs.base_name(folder), names[0], f"one of {len(names)} NIfTI files among DICOM files", remedy)
+        for first, names in inside.items()
+    ]
 
 
 def vendor_of(manufacturer: str, name: str) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 
 from storage.errors import InputError
 from storage.layouts.options import LayoutOptions
+from storage.nifti.file import ENDINGS
 from storage.subjects import FrameSource
 
 MOST_FRAMES = 2**31  # the slice store's index counts frames in 32 bits
@@ -47,7 +48,7 @@ def evenly_spaced(count: int, wanted: int) -> list[int]:
 
 def nifti_name(names: Collection[str], stem: str) -> str | None:
     """Which of a folder's names is `stem`.nii.gz or `stem`.nii, the ending in capitals or not; zipped before plain."""
-    found = [name for name in names if name.startswith(stem) and name[len(stem) :].lower() in (".nii.gz", ".nii")]
+    found = [name for name in names if name.startswith(stem) and name[len(stem) :].lower() in ENDINGS]
     return max(found, key=lambda name: (len(name), name), default=None)
 
 

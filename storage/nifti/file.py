@@ -25,6 +25,12 @@ Array = npt.NDArray[Any]
 # A frame of 2^28 voxels (512 × 512 × 1024) is beyond any cardiac study; more is a broken header, not a large heart.
 MOST_FRAME_VOXELS = 2**28
 DEFLATE_RATIO = 1032  # no gzip stream grows by more
+ENDINGS = (".nii.gz", ".nii")
+
+
+def is_nifti_name(path: str) -> bool:
+    """Whether a file is named as NIfTI files are."""
+    return path.lower().endswith(ENDINGS)
 
 
 class NiftiFile:

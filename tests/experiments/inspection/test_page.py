@@ -19,7 +19,6 @@ import pytest
 
 from experiments.inspection.figures import histogram, outline, png
 from experiments.inspection.page import PER_VENDOR, findings, groups, page, terminal_tables
-from storage.errors import InputError
 from storage.layouts import LayoutOptions
 from storage.survey.survey import Survey, survey
 
@@ -313,5 +312,11 @@ def test_real_data_have_a_short_list_worth_a_look(real_acdc: Path, real_sunnybro
         ("Siemens", "pixel area", 4, 29),
         ("Siemens", "intensity p99.5", 8, 29),
     ]
-    with pytest.raises(InputError, match="none of the known layouts"):
-        survey([str(real_acdc.parent.parent)])
+
+
+def test_of_a_folder_of_all_real_data_what_is_not_read_is_listed(real_acdc: Path) -> None:
+    found = survey([str(real_acdc.parent.parent)])
+    assert [s.subject for s in found.subjects] == ["sunnybrook_dicom_SCD0000301", "sunnybrook_dicom_SCD0000401"]
+    listed = {s.subject: s.reason for s in found.skipped}
+    assert listed["sunnybrook_ge"] == "one of 4 NIfTI files among DICOM files"
+    assert set(listed) == {"acdc", "mnms_dev", "sunnybrook_ge"}

@@ -407,3 +407,22 @@ def test_real_studies_are_stacked_as_they_were_converted(
         assert any(
             np.array_equal(frame, phase[at : at + count]) for phase in turned for at in range(len(phase) - count + 1)
         )
+
+
+def test_masks_among_the_studies_are_listed_as_not_read(hospital: Path) -> None:
+    (hospital / "masks").mkdir()
+    for name in ("a.nii.gz", "b.nii"):
+        (hospital / "masks" / name).write_bytes(b"")
+    before = read(str(hospital))[1]
+    assert ("masks", "a.nii.gz", "one of 2 NIfTI files among DICOM files") in [
+        (s.subject, s.file, s.reason) for s in before
+    ]
+
+
+def test_a_study_whose_files_have_gone_since_is_told_as_changed(tmp_path: Path) -> None:
+    Writer(tmp_path / "p1").cine(volume())
+    study = DicomStudy(str(tmp_path / "p1"))
+    for file in list((tmp_path / "p1").rglob("*")):
+        file.unlink()
+    with pytest.raises(InputError, match="have changed while they were read"):
+        study.frame(0)
