@@ -34,6 +34,8 @@ help:
 demo: .venv/.installed
 	$(BIN)/cardiomix ablate demo --run runs/demo
 
+# One thread each: three processes share the cores, and OpenMP's threads spin while they wait for one another.
+test: export OMP_NUM_THREADS := 1
 test: .venv/.installed
 	$(BIN)/python -m pytest -n 3 --dist loadscope --no-loadscope-reorder -m "not slow and not gpu" --durations=10
 
