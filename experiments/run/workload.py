@@ -152,7 +152,9 @@ def _volumes(subject: Subject) -> list[tuple[int, int, int]]:
 
     try:
         images = {frame.image for frame in subject.frames}
-        shapes = {image: read_image_header(image, subject.spacing).volume_shape for image in images}
+        shapes = {
+            image: read_image_header(image, subject.spacing, subject.orientation).volume_shape for image in images
+        }
         return [shapes[frame.image] for frame in subject.frames]
     except InputError:
         return []
