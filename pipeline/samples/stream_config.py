@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
-from pipeline.samples.appearance import Appearance
+from pipeline.samples.appearance import NNUNET, Appearance
 from pipeline.samples.plan import PlanConfig, StepPlan, Stream, StreamSpec
 from pipeline.samples.preprocess import PreprocessConfig
 from storage.bank.bank import FactorBank
@@ -57,8 +59,10 @@ class StreamConfig(BaseModel):
 def step_plan(config: StreamConfig, store: SliceStore, bank: FactorBank | None = None) -> StepPlan:
     """The plan over the store's training slices; modality donors are the rows of the bank and its imported styles.
 
-    Raises InputError if a pool that the arm needs is empty.
+    Raises InputError if a pool that the arm needs is empty, or a package that it needs is not installed.
     """
+    if config.appearance in NNUNET and find_spec("batchgeneratorsv2") is None:
+        raise InputError(config.run, "nnU-Net's transforms need batchgeneratorsv2", "pip install 'cardiomix[nnunet]'")
     train = store.column("split") == "train"
     labelled_mask = store.column("labelled").astype(bool)
     vendors = store.column("vendor")
@@ -95,9 +99,13 @@ def step_plan(config: StreamConfig, store: SliceStore, bank: FactorBank | None =
             policy=config.plan.fa_policy,
             own_bank_rows=np.array([rows[key] for key in keys_of(store, pool)]) if rows is not None else None,
             style_sources=np.flatnonzero(train) if config.appearance != "none" else None,
+            style_vendors=vendors[train] if config.appearance == "histogram" else None,
             twins=config.twins and fa and (donors is not None or config.plan.fa_regions != "none"),
             steps=config.plan.fa_step if donors is not None else (1.0, 1.0),
             seeded=config.plan.fa_regions != "none",
+            turn_degrees=config.plan.turn_degrees,
+            zoom=config.plan.zoom,
+            bends=config.plan.elastic > 0,
         )
         return Stream(spec)
 
