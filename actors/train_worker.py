@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pipeline.training.validation import ValidationVolume
 
 SCALED_BY = 256  # training slices whose codes `TrainConfig.standardise_codes` standardises
+GREYS_OF = 64  # training slices whose grey values a network remembers
 
 
 def total_steps(job: TrainJob, store: SliceStore) -> tuple[int, int]:
@@ -68,7 +69,13 @@ def watched_slices(job: TrainJob, store: SliceStore) -> WatchedSlices | None:
     return some_slices(job, store, job.train.watched_slices)
 
 
-def some_slices(job: TrainJob, store: SliceStore, most: int) -> WatchedSlices:
+def grey_quantiles(job: TrainJob, store: SliceStore) -> list[float]:
+    """101 quantiles, from 0 to 1, of what the network sees of the slices that it trains on, before augmentation."""
+    seen = some_slices(job, store, GREYS_OF, labelled_alone=not job.stream.semi_supervised).image.numpy()
+    return [round(float(q), 4) for q in np.quantile(seen, np.linspace(0.0, 1.0, 101))]
+
+
+def some_slices(job: TrainJob, store: SliceStore, most: int, labelled_alone: bool = False) -> WatchedSlices:
     """About that many training slices, as many of each vendor if it has them, spread over its subjects."""
     import torch
 
@@ -77,6 +84,8 @@ def some_slices(job: TrainJob, store: SliceStore, most: int) -> WatchedSlices:
     from pipeline.samples.rescale import resample_crop
 
     train, vendors = store.column("split") == "train", store.column("vendor")
+    if labelled_alone:
+        train = train & store.column("labelled").astype(bool)
     present = np.unique(vendors[train])
     rows: list[int] = []
     for vendor in present:
@@ -321,10 +330,10 @@ def finish_job(job: TrainJob, store: SliceStore, state: TrainState) -> None:
     masks_of = store.column("subject")[labelled].tolist()
     preprocess = identity(job.stream.preprocess)
     model = state.candidate
-    records = read_history(job)
+    records, greys = read_history(job), grey_quantiles(job, store)
     last, best = (
-        _training_description(job, store, state, records[-1:]),
-        _training_description(job, store, state, records),
+        _training_description(job, store, state, records[-1:], greys),
+        _training_description(job, store, state, records, greys),
     )
     scaled = job.train.standardise_codes and isinstance(model, SDNet)
     of = some_slices(job, store, SCALED_BY).image if scaled else None
@@ -347,7 +356,7 @@ def finish_job(job: TrainJob, store: SliceStore, state: TrainState) -> None:
 
 
 def _training_description(
-    job: TrainJob, store: SliceStore, state: TrainState, records: list[dict[str, Any]]
+    job: TrainJob, store: SliceStore, state: TrainState, records: list[dict[str, Any]], greys: list[float]
 ) -> dict[str, Any]:
     """What the network's description says of its training; its Dice is that of the best of these epochs."""
     from pipeline.inference.model_card import describe_training
@@ -358,12 +367,17 @@ def _training_description(
         "ra": stream.ra,
         "area_range_mm2": list(stream.plan.area_range_mm2) if stream.ra else None,
         "fa": stream.fa,
-        "flips": stream.plan.flips,
+        "flips": "both" if stream.appearance == "nnunet_mirrors" else stream.plan.flips,
         "config_hash": job.config_hash,
         "data_fingerprint": job.data_fingerprint,
         "bank_fingerprint": job.bank_fingerprint,
     }
     scores = {name.removeprefix("val/"): best[name] for name in sorted(best) if name.startswith("val/dice")}
     return describe_training(
-        store, arm=job.name, semi_supervised=stream.semi_supervised, training=training, validation=scores
+        store,
+        arm=job.name,
+        semi_supervised=stream.semi_supervised,
+        training=training,
+        validation=scores,
+        grey_quantiles=greys,
     )

@@ -42,6 +42,9 @@ def predict(
         ),
     ] = "header",
     flips: Annotated[bool, typer.Option("--flips", help="Average over the image and its mirror images.")] = False,
+    match_histogram: Annotated[
+        bool, typer.Option("--match-histogram", help="Give each frame the grey values of the training slices.")
+    ] = False,
     keep_all: Annotated[
         bool, typer.Option("--keep-all", help="Keep every part of a structure, not only the largest connected one.")
     ] = False,
@@ -69,6 +72,7 @@ def predict(
     config = InferenceConfig(
         pixel_area=pixel_area,
         flips=flips,
+        match_histogram=match_histogram,
         keep_largest=not keep_all,
         recentre=not no_recentre,
         precision="bf16" if bf16 else "fp32",
