@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from storage.identity import added
+from storage.layouts.structures import FORM, parsed_structures
 
 # Both kinds of file (raw and rebuilt) and both diseases of the first thirty patients are in each list.
 ACDC_TEST = tuple(f"patient{n:03d}" for n in (4, 5, 10, 15, 24, 25, 29, 30))
@@ -36,6 +37,11 @@ class LayoutOptions(BaseModel):
         (),
         description="subjects whose labels are right although they do not lie as LV, MYO and RV usually do; names or "
         "patterns such as p0*",
+    )
+    structures: dict[str, str] = added(
+        {},
+        description="what is drawn in the masks of subjects, by name or pattern: {'SC-*': 'ED: LV MYO; ES: LV'}; what "
+        "is not named is neither taught as background nor scored. It replaces a table's column of that name",
     )
     follow_links: bool = Field(False, description="follow symbolic links that lead out of the data folder")
     acdc_vendor: str = Field("Siemens", min_length=1, description="vendor of every ACDC subject")
@@ -80,6 +86,16 @@ class LayoutOptions(BaseModel):
     test_half: Literal["all", "choose", "confirm"] = added(
         "all", description="which half of each vendor's test subjects is scored: one to choose by, one to confirm on"
     )
+
+    @field_validator("structures")
+    @classmethod
+    def _structures_legible(cls, told: dict[str, str]) -> dict[str, str]:
+        for name, text in told.items():
+            try:
+                parsed_structures(text)
+            except ValueError as error:
+                raise ValueError(f"{name}: '{text}': {error}; {FORM}") from error
+        return told
 
     @field_validator("protocol_vendor")
     @classmethod
