@@ -20,6 +20,7 @@ from storage import fs
 from storage.errors import InputError
 from storage.identity import identity
 from storage.slices.store import SliceStore
+from storage.subjects import ALL_STRUCTURES
 
 if TYPE_CHECKING:
     import torch
@@ -56,7 +57,7 @@ def validation_volumes(job: TrainJob, store: SliceStore) -> list[ValidationVolum
         inputs = network_input(images, stats, volume.spacing, config, shift=middle(store, volume.rows[0], config))
         slices = [working_slice(store, i, config) for i in volume.rows]
         masks = np.stack([resample_crop(s.image, s.mask, 1.0, config.size, 0.0)[1] for s in slices])
-        out.append(ValidationVolume(inputs, masks))
+        out.append(ValidationVolume(inputs, masks, volume.structures))
     return out
 
 
@@ -158,6 +159,19 @@ def training_vendors(store: SliceStore) -> npt.NDArray[np.str_]:
     return vendors
 
 
+def taught_structures(store: SliceStore) -> npt.NDArray[np.bool_] | None:
+    """Of each slice, which of LV, MYO and RV its mask teaches, (len(store), 3); None where every mask teaches all.
+
+    What is drawn in no training slice is background in all of them: a network could not know it from background, and
+    would make it up.
+    """
+    train = (store.column("split") == "train") & store.column("labelled").astype(bool)
+    drawn = store.drawn
+    taught: npt.NDArray[np.bool_] = drawn | ~drawn[train].any(axis=0)
+    taught[~train] = True
+    return None if taught.all() else taught
+
+
 def first_state(job: TrainJob, store: SliceStore, rank: int) -> TrainState:
     """The state that worker `rank` goes on from: the checkpoint, the network that the job starts from, or a new one.
 
@@ -203,6 +217,7 @@ def run_epochs(
     makers = budget.data_actors or 1
     flow = StreamStats(makers)
     vendor_of = torch.from_numpy(np.searchsorted(training_vendors(store), store.column("vendor")))
+    taught = taught_structures(store)
     sums: dict[str, torch.Tensor] = {}
     before = time.perf_counter()
     for row in stream:
@@ -210,7 +225,12 @@ def run_epochs(
         vendor = None
         if state.alignment is not None:
             vendor = vendor_of[row["slice_id"]].to(device, non_blocking=True)
-        batch = Batch(row["image"], row["mask"].long(), row["labelled"], row["slice_id"], vendor, row.get(TWIN))
+        teaches = None if taught is None else taught[row["slice_id"].numpy()]
+        drawn = None
+        if teaches is not None and not teaches.all():
+            drawn = torch.from_numpy(teaches).to(device, non_blocking=True)
+        mask = row["mask"].long()
+        batch = Batch(row["image"], mask, row["labelled"], row["slice_id"], vendor, row.get(TWIN), drawn)
         for name, value in train_step(objective, state, batch, job.train).items():
             sums[name] = sums[name].add_(value) if name in sums else value.double()
         if state.step % per_epoch == 0:
@@ -314,7 +334,8 @@ def _validated(
     parts = [mine] * world
     if world > 1:
         torch.distributed.all_gather_object(parts, mine)
-    return mean_scores([parts[i % world][i // world] for i in range(len(held_out))])
+    drawn = [name for name in ALL_STRUCTURES if any(name in volume.structures for volume in held_out)]
+    return mean_scores([parts[i % world][i // world] for i in range(len(held_out))], drawn or ALL_STRUCTURES)
 
 
 def finish_job(job: TrainJob, store: SliceStore, state: TrainState) -> None:

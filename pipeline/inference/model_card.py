@@ -49,7 +49,7 @@ def describe_training(
     areas = store.column("pixel_area_mm2")[_of(store, "train", semi_supervised)]
     return {
         "version": f"cardiomix {version('cardiomix')}",
-        "labels": {"background": 0, **STRUCTURES},
+        "labels": {"background": 0, **_taught(store)},
         "training": {"arm": arm, "semi_supervised": semi_supervised, **training},
         "data": {
             "train": _vendors(store, _of(store, "train", semi_supervised)),
@@ -61,6 +61,12 @@ def describe_training(
         "intended_use": INTENDED_USE,
         "limits": list(LIMITS),
     }
+
+
+def _taught(store: SliceStore) -> dict[str, int]:
+    """The labels that some training mask has drawn: no other one is ever given."""
+    drawn = store.drawn[_of(store, "train", False)].any(axis=0)
+    return {name: label for (name, label), there in zip(STRUCTURES.items(), drawn, strict=True) if there}
 
 
 def _of(store: SliceStore, split: str, unlabelled: bool) -> Any:

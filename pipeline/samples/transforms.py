@@ -43,9 +43,11 @@ def bank_preprocess(bank: str | FactorBank) -> PreprocessConfig:
 
 def slice_sample(store: SliceStore, i: int, preprocess: PreprocessConfig) -> dict[str, Any]:
     """Slice `i` of a run as the transforms take it: image (1, h, w) float32 in [-1, 1] and mask (1, h, w) uint8 on the
-    working grid, pixel_area_mm2 of a pixel there, and subject, frame, slice and vendor."""
+    working grid, pixel_area_mm2 of a pixel there, and subject, frame, slice and vendor. If some masks of the run lack a
+    structure that nobody drew, also structures: those that are drawn in this mask, such as "LV MYO"."""
     working = working_slice(store, i, preprocess)
-    named = {name: store.column(name)[i].item() for name in ("subject", "frame", "slice", "vendor")}
+    names = ("subject", "frame", "slice", "vendor", *["structures"] * store.partly_labelled)
+    named = {name: store.column(name)[i].item() for name in names}
     return {IMAGE: working.image[None], MASK: working.mask[None], AREA: working.area, **named}
 
 

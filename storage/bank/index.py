@@ -16,6 +16,7 @@ from storage import fs
 from storage.bank.spec import INDEX, sha256
 from storage.errors import InputError
 from storage.parquet import read_parquet
+from storage.subjects import ALL_STRUCTURES, STRUCTURES_FIELD, partly_drawn, structures_text
 
 DIGEST: Final = b"cardiomix_sha256"  # key of the file's metadata
 
@@ -36,6 +37,7 @@ BANK_INDEX_SCHEMA: Final = pa.schema(
     [pa.field(name, kind, nullable=False) for kind, names in _COLUMNS for name in names.split()]
 )
 _PLACE: Final = frozenset({"row", "top", "left"})  # where a slice is in a bank; the rest says what it is
+_STRUCTURES: Final = STRUCTURES_FIELD.name  # a last column, only in an index in which some mask lacks one
 
 Key = tuple[str, int, int]
 
@@ -46,8 +48,13 @@ def slice_keys(table: pa.Table) -> list[Key]:
 
 
 def validated_index(index: pa.Table) -> pa.Table:
-    """The index with exactly our columns, in our order, in one piece. Raises ValueError if it is not an index."""
-    table = index.select(BANK_INDEX_SCHEMA.names).cast(BANK_INDEX_SCHEMA).combine_chunks()
+    """The index with exactly our columns, in our order, in one piece; `structures` only if it says anything.
+
+    Raises ValueError if it is not an index.
+    """
+    texts = index[_STRUCTURES].to_pylist() if _STRUCTURES in index.column_names else []
+    schema = BANK_INDEX_SCHEMA.append(STRUCTURES_FIELD) if partly_drawn(texts) else BANK_INDEX_SCHEMA
+    table = index.select(schema.names).cast(schema).combine_chunks()
     if not table.num_rows or not np.array_equal(table["row"].to_numpy(), np.arange(table.num_rows)):
         raise ValueError("the index of a bank numbers its rows 0, 1, 2, …, and has at least one")
     if any(column.null_count for column in table.columns):
@@ -55,6 +62,15 @@ def validated_index(index: pa.Table) -> pa.Table:
     if len(set(slice_keys(table))) != table.num_rows:
         raise ValueError("the index of a bank names no slice twice")
     return table
+
+
+def with_structures(index: pa.Table) -> pa.Table:
+    """The index with the column `structures`, which says of a labelled slice that all are drawn if there was none."""
+    if _STRUCTURES in index.column_names:
+        return index
+    every = structures_text(ALL_STRUCTURES)
+    texts = [every if labelled else "" for labelled in index["labelled"].to_pylist()]
+    return index.append_column(STRUCTURES_FIELD, pa.array(texts, type=STRUCTURES_FIELD.type))
 
 
 def centred_on_canvas(index: pa.Table, canvas: tuple[int, int]) -> pa.Table:
@@ -74,16 +90,18 @@ def append_missing_slices(index: pa.Table, wanted: pa.Table, canvas: tuple[int, 
     Raises InputError if `wanted` lacks a slice of the index, says something else of one, or has one that is too large.
     """
     remedy = "name another bank, or remove this one to extract it again"
+    before = index
+    index, wanted = with_structures(index), with_structures(wanted)
     at = {key: row for row, key in enumerate(slice_keys(wanted))}
     shared = [at.pop(key, None) for key in slice_keys(index)]
     lacking = shared.count(None)
     if lacking:
         raise InputError(bank, f"holds other slices than the run: {lacking} of them are not among its own", remedy)
-    facts = [name for name in BANK_INDEX_SCHEMA.names if name not in _PLACE]
+    facts = [name for name in wanted.column_names if name not in _PLACE]
     if not wanted.select(facts).take(pa.array(shared, type=pa.int64())).equals(index.select(facts)):
         raise InputError(bank, "holds other slices than the run: some of the same name have changed", remedy)
     if not at:
-        return index
+        return before
     added = wanted.take(pa.array(list(at.values()), type=pa.int64()))
     needed = tuple(int(pc.max(added[name]).as_py()) for name in ("height", "width"))
     if needed[0] > canvas[0] or needed[1] > canvas[1]:
@@ -112,10 +130,8 @@ def rows_where(index: pa.Table, wanted: dict[str, Any]) -> npt.NDArray[np.int64]
     """
     found = np.ones(index.num_rows, dtype=np.bool_)
     for name, value in wanted.items():
-        if name not in BANK_INDEX_SCHEMA.names:
-            raise InputError(
-                f"where {name}", "an index has no such column", f"use {', '.join(BANK_INDEX_SCHEMA.names)}"
-            )
+        if name not in index.column_names:
+            raise InputError(f"where {name}", "an index has no such column", f"use {', '.join(index.column_names)}")
         values = list(value) if isinstance(value, list | tuple | set | frozenset) else [value]
         found &= pc.is_in(index[name], pa.array(values, type=index[name].type)).to_numpy()
     return np.flatnonzero(found)
@@ -124,24 +140,24 @@ def rows_where(index: pa.Table, wanted: dict[str, Any]) -> npt.NDArray[np.int64]
 def row_digests(index: pa.Table, parts: Iterable[range]) -> list[str]:
     """SHA-256, hex, of each range of rows: column by column, its name and a zero byte, then its values.
 
-    Numbers little endian, bools as one byte, each text in UTF-8 with a zero byte after it.
+    Numbers little endian, bools as one byte, each text in UTF-8 with a zero byte after it. `structures` does not count
+    in a range where it says nothing, so that a shard stays the same when others that are partly labelled are added.
     """
-    columns: list[tuple[bytes, Any]] = []
+    columns = []
     for name in index.column_names:
-        values = index[name]
-        text = pa.types.is_string(values.type)
-        kept = [t.encode() + b"\0" for t in values.to_pylist()] if text else values.to_numpy()
-        columns.append((name.encode() + b"\0", kept))
+        text = pa.types.is_string(index[name].type)
+        columns.append((name, index[name].to_pylist() if text else index[name].to_numpy()))
 
-    def content(values: Any) -> bytes:
-        if isinstance(values, list):
-            return b"".join(values)
-        return bytes(values.astype(values.dtype.newbyteorder("<")).tobytes())
+    def content(name: str, values: Any) -> bytes:
+        if not isinstance(values, list):
+            body = bytes(values.astype(values.dtype.newbyteorder("<")).tobytes())
+        elif name == _STRUCTURES and not partly_drawn(values):
+            return b""
+        else:
+            body = b"".join(text.encode() + b"\0" for text in values)
+        return name.encode() + b"\0" + body
 
-    return [
-        sha256(*(piece for name, values in columns for piece in (name, content(values[part.start : part.stop]))))
-        for part in parts
-    ]
+    return [sha256(*(content(name, values[part.start : part.stop]) for name, values in columns)) for part in parts]
 
 
 def index_digest(index: pa.Table) -> str:

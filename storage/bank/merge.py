@@ -11,7 +11,7 @@ import pyarrow as pa
 from storage import fs
 from storage.bank.arrays import row_shape
 from storage.bank.bank import FactorBank, PackedBank
-from storage.bank.index import centred_on_canvas
+from storage.bank.index import centred_on_canvas, with_structures
 from storage.bank.spec import ROOT, STYLES
 from storage.bank.styles import read_styles
 from storage.errors import InputError
@@ -32,7 +32,7 @@ def merge(sources: Sequence[str], out: str, progress: Callable[[int, int], None]
     _require_joinable(banks)
     first = banks[0]
     canvas = (max(bank.spec.canvas[0] for bank in banks), max(bank.spec.canvas[1] for bank in banks))
-    index = centred_on_canvas(pa.concat_tables([bank.index for bank in banks]), canvas)
+    index = centred_on_canvas(pa.concat_tables([with_structures(bank.index) for bank in banks]), canvas)
     spec = first.spec.model_copy(update={"canvas": canvas})
     with lock(f"{out.rstrip('/')}.lock", fs.base_name(out)):
         if fs.exists(fs.join(out, ROOT)):  # which `create` would extend

@@ -2,7 +2,8 @@
 
     <run>/slices.zarr/<subject>/{image,mask}    (rows, H, W) int16 and uint8; one shard an array, one chunk a slice
     <run>/slices.zarr/<subject>/frames.json     written last: the subject is complete, and this is what it was made from
-    <run>/slices.parquet                        `subjects.SLICE_SCHEMA`, sorted by subject, frame and slice
+    <run>/slices.parquet                        `subjects.SLICE_SCHEMA`, sorted by subject, frame and slice; a column
+                                                `structures` more where some mask lacks one that nobody drew
     <run>/skipped.csv, <run>/splits.csv         who did not come in, and who is in which split, with the reasons
 
 Written by `storage.slices.writer`, which readers need not import.
@@ -28,7 +29,7 @@ from storage.parquet import read_parquet
 from storage.sharded_array import ShardedArray
 from storage.slices.foreground import ForegroundStatistics, foreground_statistics
 from storage.slices.intensities import Statistics
-from storage.subjects import SLICE_SCHEMA, SLICES_VERSION
+from storage.subjects import ALL_STRUCTURES, SLICE_SCHEMA, SLICES_VERSION, STRUCTURES_FIELD
 
 ARRAYS, TABLE, SKIPPED, SPLITS = "slices.zarr", "slices.parquet", "skipped.csv", "splits.csv"
 GROUP = "zarr.json"  # beside the subjects' folders
@@ -50,7 +51,10 @@ def subject_folder(run: str, subject: str) -> str:
 
 @dataclass(frozen=True)
 class Volume:
-    """One frame of one subject. `rows` are slice ids, first slice to last; `spacing` is (slice, row, column) in mm."""
+    """One frame of one subject. `rows` are slice ids, first slice to last; `spacing` is (slice, row, column) in mm.
+
+    `structures` are those that were drawn, if it is labelled.
+    """
 
     subject: str
     vendor: str
@@ -61,6 +65,7 @@ class Volume:
     labelled: bool
     split: str
     spacing: Spacing
+    structures: tuple[str, ...] = ALL_STRUCTURES
 
 
 class SliceStore:
@@ -95,7 +100,7 @@ class SliceStore:
                 f"its version is {version}, this cardiomix reads {SLICES_VERSION}",
                 "ingest the data again into a new run, or use the cardiomix that wrote it",
             )
-        if not table.schema.equals(SLICE_SCHEMA):
+        if table.schema not in (SLICE_SCHEMA, SLICE_SCHEMA.append(STRUCTURES_FIELD)):
             raise InputError(TABLE, "its columns are not those of its version", "ingest the data again")
         return cls(run, table)
 
@@ -120,6 +125,21 @@ class SliceStore:
             text = pa.types.is_string(values.type)
             self._columns[name] = np.array(values.to_pylist(), dtype=np.str_) if text else values.to_numpy()
         return self._columns[name]
+
+    @property
+    def partly_labelled(self) -> bool:
+        """Whether some labelled slice has a structure that nobody drew; the table then has a column `structures`."""
+        return STRUCTURES_FIELD.name in self.table.column_names
+
+    @property
+    def drawn(self) -> npt.NDArray[np.bool_]:
+        """Which of LV, MYO and RV are drawn in each slice's mask, (len, 3); none where it is not labelled."""
+        if not self.partly_labelled:
+            return np.repeat(self.column("labelled").astype(bool)[:, None], len(ALL_STRUCTURES), axis=1)
+        texts, which = np.unique(self.column(STRUCTURES_FIELD.name), return_inverse=True)
+        known = [[name in text.split() for name in ALL_STRUCTURES] for text in texts.tolist()]
+        found: npt.NDArray[np.bool_] = np.array(known, dtype=np.bool_)[which]
+        return found
 
     def image(self, i: int) -> npt.NDArray[np.float32]:
         """Image of slice `i`, (H, W) float32, in the scanner's intensities."""
@@ -183,7 +203,8 @@ class SliceStore:
 
     def volumes(self, split: str | None = None) -> list[Volume]:
         """Every frame of every subject, or of those in one split, in the order of the table."""
-        names = ("subject", "vendor", "centre", "phase", "frame", "labelled", "split", "slice_mm", "row_mm", "col_mm")
+        names = ["subject", "vendor", "centre", "phase", "frame", "labelled", "split", "slice_mm", "row_mm", "col_mm"]
+        names += [STRUCTURES_FIELD.name] if self.partly_labelled else []
         columns = {name: self.column(name) for name in names}
         rows: dict[tuple[str, int], list[int]] = {}
         for i in range(len(self)):
@@ -234,4 +255,5 @@ def _volume(columns: Mapping[str, npt.NDArray[Any]], rows: Sequence[int]) -> Vol
         rows=tuple(rows),
         labelled=bool(columns["labelled"][i]),
         spacing=(slice_mm, row_mm, col_mm),
+        structures=tuple(str(columns["structures"][i]).split()) if "structures" in columns else ALL_STRUCTURES,
     )
