@@ -19,6 +19,7 @@ from pipeline.samples.maker import TWIN
 from storage import fs
 from storage.errors import InputError
 from storage.identity import identity
+from storage.lease import work_for
 from storage.slices.store import SliceStore
 
 if TYPE_CHECKING:
@@ -125,6 +126,7 @@ def train_loop(settings: dict[str, Any]) -> None:
     import ray.train
     import torch
 
+    work_for(settings["fences"])
     job = TrainJob.model_validate(settings["job"])
     budget = WorkerBudget.model_validate(settings["budget"])
     context = ray.train.get_context()
