@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 
 from storage import fs
+from storage.errors import StageError
 
 NOTE = "note"  # the metadata that `look` gives back
 NOT_MET = (404, 409, 412)  # HTTP: gone, written by another at this moment, written by another
@@ -39,8 +40,10 @@ def look(uri: str) -> Seen | None:
             answer = store.call_s3("head_object", Bucket=bucket, Key=key)
     except FileNotFoundError:
         return None
-    told = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
-    age = (told - answer["LastModified"]).total_seconds()
+    date = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
+    if date is None:
+        raise StageError(f"{fs.redacted(uri)}: the store's answers have no date, so that no lease can be judged")
+    age = (parsedate_to_datetime(date) - answer["LastModified"]).total_seconds()
     return Seen(str(answer["ETag"]), str(answer.get("Metadata", {}).get(NOTE, "")), age)
 
 
