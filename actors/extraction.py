@@ -27,7 +27,7 @@ from storage.bank.bank import BANK_INDEX_SCHEMA, BankSpec, FactorBank
 from storage.bank.index import validated_index
 from storage.errors import InputError, StageError
 from storage.identity import identity
-from storage.lock import lock
+from storage.lock import bank_lock
 from storage.slices.store import SliceStore
 from storage.subjects import STRUCTURES_FIELD
 
@@ -75,7 +75,7 @@ def extract(
     began = time.perf_counter()
     run, sdnet_dir, bank_uri = map(fs.absolute, (spec.run, spec.sdnet_dir, spec.bank))
     work = replace(spec, run=run, sdnet_dir=sdnet_dir, bank=bank_uri, gpu=actors.gpus > 0)
-    with lock(f"{bank_uri}.lock", fs.base_name(bank_uri)):
+    with bank_lock(bank_uri, patience.say):
         bank = prepare_bank(work)
         bank.tidy()
         done = bank.committed()

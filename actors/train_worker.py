@@ -19,6 +19,7 @@ from pipeline.samples.maker import TWIN
 from storage import fs
 from storage.errors import InputError
 from storage.identity import identity
+from storage.lease import work_for
 from storage.slices.store import SliceStore
 from storage.subjects import ALL_STRUCTURES
 
@@ -135,6 +136,7 @@ def train_loop(settings: dict[str, Any]) -> None:
     import ray.train
     import torch
 
+    work_for(settings["fences"])
     job = TrainJob.model_validate(settings["job"])
     budget = WorkerBudget.model_validate(settings["budget"])
     context = ray.train.get_context()

@@ -52,6 +52,7 @@ def transfer(
     document |= {"layout": layout} if layout else {}
     document["layouts"]["test_half"] = half
     settings = config.validated(document, "transfer")
+    fs.require_writable(out, f"--out {out}")
     failed: dict[str, str] = {}
     for vendor in () if table_only else sources:
         own = directions.direction_settings(settings, vendor, sdnets)

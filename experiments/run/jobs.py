@@ -12,7 +12,7 @@ from experiments.config import Settings
 from pipeline.networks.description import CONFIG as MODEL
 from pipeline.networks.description import read_config, sdnet_fingerprint, subject_key
 from pipeline.samples.plan import StepPlan
-from pipeline.samples.stream_config import StreamConfig, open_bank, step_plan
+from pipeline.samples.stream_config import StreamConfig, name_of_banks, open_bank, step_plan
 from pipeline.training.config import ArmConfig, LossConfig, TrainConfig
 from storage import fs
 from storage.bank.bank import FactorBank
@@ -103,15 +103,13 @@ def _job(
 ) -> TrainJob:
     stream = _stream(run, settings, arm, train, seed)
     bank = open_bank(stream, SliceStore.open(run))
-    fingerprint = bank.fingerprint if bank else None
-    if stream.donors is not None:
-        fingerprint = f"{fingerprint}+{FactorBank.open(stream.donors).fingerprint}"
+    fingerprint = name_of_banks(stream, bank) if bank else None
     start = sdnet_uri(run, settings) if train.start == "pretrained" and arm.network == "sdnet" else None
     return TrainJob(
         name=name,
         out=out,
         network=settings.unet if arm.network == "unet" else settings.sdnet,
-        stream=stream,
+        stream=stream.model_copy(update={"bank_name": fingerprint}),
         loss=loss,
         train=train,
         workers=settings.resources.train_workers,

@@ -28,6 +28,7 @@ class StreamConfig(BaseModel):
 
     run: str
     bank: str | None
+    bank_name: str | None = added(None)  # `name_of_banks` when the job was made; None: it may be any
     sdnet: str | None = None  # folder of the bank's SDNet, which judges what is drawn (`PlanConfig.fa_guard`)
     preprocess: PreprocessConfig
     plan: PlanConfig
@@ -136,7 +137,8 @@ def open_bank(config: StreamConfig, store: SliceStore) -> FactorBank | None:
 
     Raises InputError if there is none, it was made on another working grid, it lacks one of the run's training slices,
     or it holds a subject that this run validates or tests on, or excludes, or a vendor that the run's protocol keeps
-    out. Imported styles may be of such a vendor where the arm draws from nothing else (`fa_policy` styles).
+    out. Imported styles may be of such a vendor where the arm draws from nothing else (`fa_policy` styles). Also if the
+    bank has been written to since the job was made.
     """
     if not config.uses_bank:
         return None
@@ -164,7 +166,17 @@ def open_bank(config: StreamConfig, store: SliceStore) -> FactorBank | None:
             if getattr(lender.spec, what) != getattr(bank.spec, what):
                 raise InputError(config.donors, f"was made with another {what}", "codes of two networks do not mix")
         _require_may_train(config, store, lender, config.donors)
+    if config.bank_name not in (None, name_of_banks(config, bank)):
+        remedy = "give the same command again: the arm is then trained anew"
+        raise InputError(config.bank, "is another bank now than when the arm began", remedy)
     return bank
+
+
+def name_of_banks(config: StreamConfig, bank: FactorBank) -> str:
+    """The fingerprint of an arm's bank, joined with that of the bank it borrows codes from."""
+    if config.donors is None:
+        return bank.fingerprint
+    return f"{bank.fingerprint}+{FactorBank.open(config.donors).fingerprint}"
 
 
 def donor_bank(config: StreamConfig, bank: FactorBank | None) -> FactorBank | None:

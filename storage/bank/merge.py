@@ -15,7 +15,7 @@ from storage.bank.index import centred_on_canvas, with_structures
 from storage.bank.spec import ROOT, STYLES
 from storage.bank.styles import read_styles
 from storage.errors import InputError
-from storage.lock import lock
+from storage.lock import bank_lock
 
 SAME = ("sdnet_fingerprint", "preprocess", "channels", "modality_size")
 
@@ -34,7 +34,7 @@ def merge(sources: Sequence[str], out: str, progress: Callable[[int, int], None]
     canvas = (max(bank.spec.canvas[0] for bank in banks), max(bank.spec.canvas[1] for bank in banks))
     index = centred_on_canvas(pa.concat_tables([with_structures(bank.index) for bank in banks]), canvas)
     spec = first.spec.model_copy(update={"canvas": canvas})
-    with lock(f"{out.rstrip('/')}.lock", fs.base_name(out)):
+    with bank_lock(out):
         if fs.exists(fs.join(out, ROOT)):  # which `create` would extend
             there = FactorBank.open(out, partial=True)
             if not there.index.equals(index) or there.spec.canvas != canvas:

@@ -168,6 +168,8 @@ def test_the_fa_arm_refuses_a_bank_that_does_not_fit(run: str) -> None:
         SampleMaker(stream_config(run, bank=None))
     with pytest.raises(InputError, match="another preprocessing"):
         SampleMaker(stream_config(run, preprocess=PreprocessConfig(size=96)))
+    with pytest.raises(InputError, match="another bank now than when the arm began; give the same command again"):
+        SampleMaker(stream_config(run, bank_name="that of another content"))
     assert step_plan(stream_config(run, fa=False), store).labelled.fa_share == 0
 
 
