@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from actors.ray_internals import machine_cpus, machine_gpus
 from actors.waiting import MINUTES
@@ -54,6 +54,20 @@ class ResourceConfig(BaseModel):
         MINUTES, gt=0, description="how long work that no node has room for waits before it is given up"
     )
 
+    compile: bool | None = added(
+        None, description="training steps by torch.compile; None: on a GPU, where so many steps are left that it pays"
+    )
+    deterministic: bool = added(
+        False, description="training gives the same bits again on the same kind of GPU, more slowly; on CPUs it does"
+    )
+
+    @model_validator(mode="after")
+    def _compiled_for_one(self) -> ResourceConfig:
+        if self.compile and self.deterministic:
+            raise ValueError("compile=true chooses kernels by their speed; leave it out where deterministic=true")
+        if self.compile and self.train_workers > 1:
+            raise ValueError("compile=true is for one train worker an arm; leave it out, or set train_workers=1")
+        return self
 
 @dataclass(frozen=True)
 class Node:
@@ -119,6 +133,8 @@ class ResourcePlan:
     arm_retries: int = 1
     wait_minutes: float = MINUTES
     shares: tuple[NodeShare, ...] = ()
+    compile: bool | None = None
+    deterministic: bool = False
 
     def describe(self) -> str:
         """One line for the terminal, then one for each kind of node where there are several nodes."""
@@ -169,6 +185,8 @@ def plan(config: ResourceConfig, cluster: Cluster, jobs: int = 1) -> ResourcePla
         arm_retries=config.arm_retries,
         wait_minutes=config.wait_minutes,
         shares=tuple(NodeShare(*share) for share in zip(nodes, seats, data, strict=True)),
+        compile=config.compile,
+        deterministic=config.deterministic,
     )
 
 

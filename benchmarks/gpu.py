@@ -1,4 +1,5 @@
-"""What a card does with the `paper` preset: a training step as the stream gives it, extraction, synthesis, scoring.
+"""What a card does with the `paper` preset: a training step as the stream gives it, as it is and compiled, extraction,
+synthesis, scoring.
 
 `ours` is the time of a U-Net step of four images at width 64 and 224², `reference` that of the same step in plain eager
 PyTorch; the other figures are printed. Without a card it says so and measures the CPU at a quarter of the width.
@@ -46,11 +47,15 @@ def batch(labelled: int, unlabelled: int, device: torch.device) -> Batch:
     return Batch(image.to(device), mask.to(device), order < labelled, order)
 
 
-def milliseconds_a_step(network: UNetConfig | SDNetConfig, labelled: int, unlabelled: int, steps: int) -> float:
+def milliseconds_a_step(
+    network: UNetConfig | SDNetConfig, labelled: int, unlabelled: int, steps: int, compiled: bool = False
+) -> float:
     """Of a long run of steps, the device waited for only at its end."""
     state = TrainState.create(network, TrainConfig(), seed=0)
     objective = Objective(state.model, LossConfig(), state.latent)
     samples = batch(labelled, unlabelled, next(state.model.parameters()).device)
+    if compiled:
+        objective.compile_terms()
     for _ in range(min(WARM, steps)):
         train_step(objective, state, samples, TrainConfig())
     settle(state)
@@ -76,8 +81,13 @@ def run() -> dict[str, Any]:
     told(torch.cuda.get_device_name(device) if card else "no GPU: the CPU, at width 16 and with a few items")
     unet, sdnet = UNetConfig(width=width), SDNetConfig(anatomy_width=width, modality_width=width, segmentor_width=width)
     for name, network, labelled, unlabelled in (("U-Net", unet, 4, 0), ("SDNet", sdnet, 4, 0), ("SDNet", sdnet, 4, 4)):
-        ms = milliseconds_a_step(network, labelled, unlabelled, steps)
-        told(f"{name}, a step of {labelled} + {unlabelled}: {ms:.1f} ms")
+        text = f"{milliseconds_a_step(network, labelled, unlabelled, steps):.1f} ms"
+        if card:  # on a CPU compiling takes minutes and gains nothing (docs/performance.md)
+            began = time.perf_counter()
+            ms = milliseconds_a_step(network, labelled, unlabelled, steps, compiled=True)
+            start = time.perf_counter() - began - ms * steps / 1000
+            text += f", compiled {ms:.1f} ms after {start:.0f} s"
+        told(f"{name}, a step of {labelled} + {unlabelled}: {text}")
     rng = np.random.default_rng(0)
     images = (rng.random((slices, 256, 256)) * 2 - 1).astype(np.float32)
     views = [NetworkView(x, np.s_[:256, :256], x[:SIZE, :SIZE], np.zeros((256, 256), np.uint8)) for x in images]
