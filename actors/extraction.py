@@ -71,7 +71,9 @@ def extract(
     """
     began = time.perf_counter()
     run, sdnet_dir, bank_uri = map(fs.absolute, (spec.run, spec.sdnet_dir, spec.bank))
-    work = replace(spec, run=run, sdnet_dir=sdnet_dir, bank=bank_uri, gpu=actors.gpus > 0)
+    gpu = actors.gpus > 0
+    helpers = max(1, int(actors.cpus)) if gpu else 1
+    work = replace(spec, run=run, sdnet_dir=sdnet_dir, bank=bank_uri, gpu=gpu, helpers=helpers)
     with lock(f"{bank_uri}.lock", fs.base_name(bank_uri)):
         bank = prepare_bank(work)
         bank.tidy()
