@@ -223,13 +223,17 @@ def preview(
     ] = "factors",
     per_vendor: Annotated[int, typer.Option(min=1, help="Subjects of each vendor, but for a batch.")] = 1,
     arm: Annotated[str, typer.Option(help="Whose batch.")] = "ss_sdnet_ra_fa",
+    anatomy: Annotated[
+        str | None,
+        typer.Option(help="factors: anatomies of this vendor alone, and no image of another: fit to show to others."),
+    ] = None,
 ) -> None:
     """A picture of what arms train on: mixed factors, rescaled slices or a whole batch, masks outlined."""
     from experiments.config import load
     from experiments.run.preview import batch_png, ladder_png, mosaic_png
 
     pictures = {
-        "factors": lambda: mosaic_png(run, load(run), per_vendor),
+        "factors": lambda: mosaic_png(run, load(run), per_vendor, anatomy),
         "resolutions": lambda: ladder_png(run, load(run), per_vendor),
         "batch": lambda: batch_png(run, load(run), arm),
     }

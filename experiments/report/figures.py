@@ -84,7 +84,7 @@ def resolution_histograms(areas: Mapping[str, Sequence[float]]) -> bytes:
 
 def fa_mosaic(
     anatomy_AHW: npt.NDArray[np.floating[Any]],
-    modality_MHW: npt.NDArray[np.floating[Any]],
+    modality_MHW: npt.NDArray[np.floating[Any]] | None,
     generated: Mapping[str, npt.NDArray[np.floating[Any]]],
     anatomy_titles: Sequence[str],
     modality_titles: Sequence[str],
@@ -93,15 +93,18 @@ def fa_mosaic(
 
     `generated` has an (A, M, H, W) matrix for each way of rendering, by its title; they stand side by side. Images are
     floats on one scale (here [-1, 1]) and are shown in one grey window, the 0.5 to 99.5 percentiles of the originals.
+    Without `modality_MHW` a column is headed by its title alone: a donor's image may be one that cannot be shown.
     """
-    a, m = len(anatomy_AHW), len(modality_MHW)
-    window = np.percentile(np.concatenate([anatomy_AHW.ravel(), modality_MHW.ravel()]), (0.5, 99.5))
+    a, m = len(anatomy_AHW), len(modality_titles)
+    originals = [anatomy_AHW.ravel()] + ([] if modality_MHW is None else [modality_MHW.ravel()])
+    window = np.percentile(np.concatenate(originals), (0.5, 99.5))
+    top_row = 0.55 if modality_MHW is None else 1.0  # its height, in cells
     # The originals stand apart from what is made of them: a narrow empty row, and a column before each block.
     widths, columns = [1.0] + [0.12, *[1.0] * m] * len(generated), 1 + (m + 1) * len(generated)
-    gaps = {"width_ratios": widths, "height_ratios": [1, 0.12] + [1] * a, "wspace": 0.04, "hspace": 0.04}
+    gaps = {"width_ratios": widths, "height_ratios": [top_row, 0.12] + [1] * a, "wspace": 0.04, "hspace": 0.04}
     cell, margin, head = 1.5, 0.35, 0.6  # inches
     width = margin + cell * (sum(widths) + 0.1)
-    height = head + cell * (a + 1.2) * anatomy_AHW.shape[1] / anatomy_AHW.shape[2]
+    height = head + cell * (a + 0.2 + top_row) * anatomy_AHW.shape[1] / anatomy_AHW.shape[2]
     with drawing(width, height, a + 2, columns, layout=None, gridspec_kw=gaps) as (figure, axes, png):
         figure.subplots_adjust(left=margin / width, right=0.995, top=1 - head / height, bottom=0.005)
         for axis in axes.flat:
@@ -110,11 +113,16 @@ def fa_mosaic(
             _picture(axes[row + 2, 0], image, window, side=anatomy_titles[row])
         for block, (title, made_AMHW) in enumerate(generated.items()):
             first = 2 + block * (m + 1)
-            for column, image in enumerate(modality_MHW):
-                _picture(axes[0, first + column], image, window, top=modality_titles[column])
+            for column, name in enumerate(modality_titles):
+                if modality_MHW is None:
+                    axes[0, first + column].set_title(name, fontsize=9, fontweight="bold", y=0.0)
+                else:
+                    _picture(axes[0, first + column], modality_MHW[column], window, top=name)
                 for row in range(a):
                     _picture(axes[row + 2, first + column], made_AMHW[row, column], window)
-            axes[0, first].text(0.0, 1.28, title, ha="left", color=INK, transform=axes[0, first].transAxes)
+            axes[0, first].text(
+                0.0, 1 + 0.28 / top_row, title, ha="left", color=INK, transform=axes[0, first].transAxes
+            )
         axes[0, 0].text(0.98, 0.62, "modality  →", ha="right", va="center", color=MUTED, transform=axes[0, 0].transAxes)
         axes[0, 0].text(0.5, 0.02, "anatomy  ↓", ha="center", va="bottom", color=MUTED, transform=axes[0, 0].transAxes)
     return png.getvalue()

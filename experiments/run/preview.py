@@ -20,9 +20,13 @@ from storage.slices.store import SliceStore
 LADDER = 5  # pixel areas of a ladder
 
 
-def mosaic_png(run: str, settings: Settings, a_vendor: int = 1) -> bytes:
+def mosaic_png(run: str, settings: Settings, a_vendor: int = 1, anatomy_vendor: str | None = None) -> bytes:
     """PNG of FA samples, decoded and residual side by side: anatomies (rows) × modalities (columns), `a_vendor`
-    mid-ventricular ED slices of each vendor."""
+    mid-ventricular ED slices of each vendor.
+
+    With `anatomy_vendor` the rows are this vendor's alone, and no other vendor's image is shown: its columns give the
+    code only. Raises InputError if the bank has no slice of that vendor, or shares no subject with the run.
+    """
     from experiments.report.figures import fa_mosaic
     from pipeline.samples.drawing import Drawing
     from storage.bank.styles import modality_donors
@@ -32,13 +36,18 @@ def mosaic_png(run: str, settings: Settings, a_vendor: int = 1) -> bytes:
     rows, titles = _representatives(bank, {subject for subject, _, _ in by_key}, a_vendor)
     if not rows:
         raise InputError(fs.base_name(run), "shares no subject with the bank", "preview the run that the bank is of")
+    shown = [k for k, vendor in enumerate(titles) if anatomy_vendor in (None, vendor)]
+    if not shown:
+        remedy = f"choose from {', '.join(sorted(set(titles)))}"
+        raise InputError(f"--anatomy {anatomy_vendor}", "the bank has no such vendor's slice", remedy)
     factors, keys = bank.read(rows), slice_keys(bank.index)
     draw = Drawing(bank, modality_donors(bank), PlanConfig())
     index, size = bank.index, settings.preprocess.size
     originals: list[npt.NDArray[np.float32]] = []
     decoded: list[list[npt.NDArray[np.float32]]] = []
     residual: list[list[npt.NDArray[np.float32]]] = []
-    for k, row in enumerate(rows):
+    for k in shown:
+        row = rows[k]
         image = working_slice(store, by_key[keys[row]], settings.preprocess).image
         fill = float(image.min())
         originals.append(centre_crop(image, size, fill))
@@ -50,7 +59,8 @@ def mosaic_png(run: str, settings: Settings, a_vendor: int = 1) -> bytes:
         residual.append([centre_crop((one + texture).clip(-1, 1), size, fill) for one in drawn])
     images = np.stack(originals)
     ways = {"decoded, D(a, z')": np.array(decoded), "residual, x + D(a, z') - D(a, z)": np.array(residual)}
-    return fa_mosaic(images, images, ways, titles, titles)
+    heads = images if anatomy_vendor is None else None
+    return fa_mosaic(images, heads, ways, [titles[k] for k in shown], titles)
 
 
 def ladder_png(run: str, settings: Settings, a_vendor: int = 1) -> bytes:

@@ -16,6 +16,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from experiments.config import load
+from experiments.run.preview import mosaic_png
+from storage.errors import InputError
+from storage.slices.store import subject_folder
+
 PAPER = ("unet_ra", "fs_sdnet", "fs_sdnet_ra", "ss_sdnet_ra", "ss_sdnet_ra_fa")
 ARMS = ("unet_ra", "ss_sdnet_ra_fa")  # both networks, and all that an arm can need; the slow test trains the five
 TINY = (
@@ -162,6 +167,16 @@ def test_status_says_what_is_done(run: Path) -> None:
     done = cardiomix("status", "--run", str(run))
     assert done.returncode == 0
     assert done.stdout.count("done") >= len(ARMS) + 3
+
+
+def test_a_picture_of_one_vendors_anatomy_shows_no_image_of_another(run: Path, tmp_path: Path) -> None:
+    copy, settings = Path(shutil.copytree(run, tmp_path / "copy")), load(str(run))
+    index = pq.read_table(copy / "slices.parquet").to_pylist()
+    for subject in {row["subject"] for row in index if row["vendor"] != "A"}:
+        shutil.rmtree(subject_folder(str(copy), subject))
+    assert mosaic_png(str(copy), settings, 1, "A") == mosaic_png(str(run), settings, 1, "A")
+    with pytest.raises(InputError, match="--anatomy Q: the bank has no such vendor's slice"):
+        mosaic_png(str(run), settings, 1, "Q")
 
 
 @pytest.mark.slow
