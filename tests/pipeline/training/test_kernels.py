@@ -27,6 +27,12 @@ def batch(labelled: int = 2, unlabelled: int = 2, seed: int = 0) -> Batch:
     return Batch(image, (image[:, 0] > 0).long(), torch.arange(n) < labelled, torch.arange(n), torch.arange(n) % 2)
 
 
+@pytest.fixture(autouse=True)
+def nothing_compiled_before() -> None:
+    """torch counts what it compiles of one function over all of its objects, and stops at eight."""
+    torch.compiler.reset()
+
+
 class Trained(NamedTuple):
     state: TrainState
     losses: list[dict[str, float]]
@@ -136,13 +142,18 @@ def test_what_cannot_be_compiled_is_called_as_it_is_and_says_so_once(
     assert lines == [f"torch.compile failed, steps are taken without it: {why}"]
 
 
-def test_what_is_tried_for_new_shapes_leaves_no_trace() -> None:
-    module = Weighted()
-    compiled = Compiled(module, module.terms, "eager")
+def test_what_is_tried_for_new_shapes_leaves_no_trace_and_is_not_compiled_again() -> None:
+    module, graphs = Weighted(), []
+
+    def kept(graph: torch.fx.GraphModule, _: object) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = Compiled(module, module.terms, kept)
     for k, size in enumerate((3, 4, 3), start=1):
         found = compiled(torch.ones(size))["sum"]
         assert float(found.detach()) == 2.0 * size and float(module.calls) == k
-    assert compiled.works and module.weight.grad is None
+    assert compiled.works and module.weight.grad is None and len(graphs) == 2
 
 
 def test_convolutions_are_tried_on_a_gpu_alone_and_never_where_bits_must_stay(monkeypatch: pytest.MonkeyPatch) -> None:
