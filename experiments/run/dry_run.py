@@ -16,6 +16,8 @@ from actors.train_job import read_history
 from experiments.config import Settings
 from experiments.run import jobs
 from experiments.run.workload import Training, Workload, workload
+from pipeline.scores.compare_arms import ALPHA, FEWEST_SEEDS, FEWEST_SUBJECTS, WHOLE_SHARE, trainings
+from pipeline.scores.power import POWER, SEED_SDS, SUBJECT_SDS, usually_detectable
 from storage import fs
 from storage.errors import InputError
 
@@ -49,6 +51,7 @@ def show(run: str, settings: Settings, say: Callable[[str], None]) -> None:
     for name, state in work.stages:
         say(f"  {name:{width}}  {state}")
     say(_time(work, settings, cluster, budget))
+    say(_power(settings.seeds, work.contents.tested))
     needed, free = storage_needed(settings, work), _free(run)
     parts = ", ".join(f"{name} {_size(size)}" for name, size in needed.items() if size)
     say(f"storage: {_size(sum(needed.values()))} more ({parts}). An estimate by the bytes of earlier runs")
@@ -137,6 +140,20 @@ def _time(work: Workload, settings: Settings, cluster: Cluster, budget: Resource
     return (
         f"time: about {took} of training. An estimate: a step of each kind of network timed here just now or in this "
         f"run, {START_S:.0f} s a network to start; ingest, extraction, evaluation and the report come on top"
+    )
+
+
+def _power(seeds: int, subjects: int) -> str:
+    """One line on what the comparison of two arms will be able to show."""
+    enough = max(seeds, FEWEST_SEEDS)
+    low, high = usually_detectable(enough, subjects, WHOLE_SHARE * ALPHA)
+    if subjects < FEWEST_SUBJECTS:
+        return f"power: test subjects with masks: {subjects}; fewer than {FEWEST_SUBJECTS} are not tested"
+    few = f"{trainings(seeds)}, no verdict; " if trainings(seeds) else ""
+    return (
+        f"power: {few}{enough} seeds and {subjects} test subjects show a difference of {low:.3f} to {high:.3f} "
+        f"mean Dice in {POWER:.0%} of such runs. An estimate: one arm's seeds {SEED_SDS[0]} to {SEED_SDS[1]} apart and "
+        f"subjects' differences {SUBJECT_SDS[0]} to {SUBJECT_SDS[1]} (standard deviations), as on real patients"
     )
 
 

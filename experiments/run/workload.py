@@ -5,6 +5,7 @@ Reads listings, headers and the run folder; writes nothing and starts nothing.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -44,6 +45,7 @@ class Contents:
     known: bool
     unreadable: int = 0
     drawn: int = 0  # slices of a phantom that is still to be written
+    tested: int = 0  # subjects of the test split with a mask
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,10 @@ def _stored(store: SliceStore) -> Contents:
     pixels = store.column("height").astype(float) * store.column("width")
     train = store.column("split") == "train"
     labelled = int((train & store.column("labelled").astype(bool)).sum())
-    return Contents(len(store), float(pixels.sum()), int(train.sum()), float(pixels[train].sum()), labelled, True)
+    scored = (store.column("split") == "test") & store.column("labelled").astype(bool)
+    tested = len(set(store.column("subject")[scored]))
+    counts = (len(store), float(pixels.sum()), int(train.sum()), float(pixels[train].sum()), labelled)
+    return Contents(*counts, known=True, tested=tested)
 
 
 def _headers(data: tuple[str, ...], settings: Settings) -> Contents:
@@ -143,7 +148,12 @@ def _headers(data: tuple[str, ...], settings: Settings) -> Contents:
         int(slices[train & labelled].sum()),
         False,
         len(skipped) + len(subjects) - len(found),
+        tested=_tested(entered),
     )
+
+
+def _tested(subjects: Sequence[Subject]) -> int:
+    return sum(s.split == "test" and any(frame.mask is not None for frame in s.frames) for s in subjects)
 
 
 def _volumes(subject: Subject) -> list[tuple[int, int, int]]:
@@ -152,7 +162,9 @@ def _volumes(subject: Subject) -> list[tuple[int, int, int]]:
 
     try:
         images = {frame.image for frame in subject.frames}
-        shapes = {image: read_image_header(image, subject.spacing).volume_shape for image in images}
+        shapes = {
+            image: read_image_header(image, subject.spacing, subject.orientation).volume_shape for image in images
+        }
         return [shapes[frame.image] for frame in subject.frames]
     except InputError:
         return []
@@ -174,11 +186,12 @@ def _planned(settings: Settings) -> Contents:
         without = [FrameSource("-", i, "", 0, None, None) for i in range(2, frames)]
         place = ("mnms", order.vendor, "")
         subjects.append(Subject(name, *place, (*with_mask, *without), split, reason, labels=(), terms=""))
-    trained = [s for s in splits.assign(subjects, settings.layouts) if s.split == "train"]
+    entered = splits.assign(subjects, settings.layouts)
+    trained = [s for s in entered if s.split == "train"]
     slices, train = (len(of) * frames * depth for of in (subjects, trained))
     labelled = sum(frame.mask is not None for s in trained for frame in s.frames) * depth
     drawn = len(wanted) * depth * phantom.frames
-    return Contents(slices, slices * area, train, train * area, labelled, False, drawn=drawn)
+    return Contents(slices, slices * area, train, train * area, labelled, False, drawn=drawn, tested=_tested(entered))
 
 
 def _pretrain(run: str, settings: Settings, contents: Contents) -> Training:
