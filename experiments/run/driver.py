@@ -43,7 +43,7 @@ class Ablation:
         self._cluster: Cluster | None = None
         self._failed: dict[str, str] = {}
         self._warned: set[tuple[str, str]] = set()
-        self._last_wait: dict[str, str] = {}
+        self._last_wait: dict[str, str | None] = {}
 
     def __enter__(self) -> Ablation:
         return self
@@ -255,9 +255,10 @@ class Ablation:
 
     def _follow(self, arm: str, seed: int, job: TrainJob, bar: ProgressBar) -> None:
         line = job.waiting()
-        if line is not None and line != self._last_wait.get(job.out):
-            self._last_wait[job.out] = line
-            self.progress.say(f"{arm}/seed{seed}, {line}")
+        if line != self._last_wait.get(job.out):
+            self._last_wait[job.out] = line  # None once it is tried again, so that its next wait is told too
+            if line is not None:
+                self.progress.say(f"{arm}/seed{seed}, {line}")
         records = self.log.follow(arm, seed, job)
         if records:
             self._warn(f"{arm}/seed{seed}", records[-1])
