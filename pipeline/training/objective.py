@@ -81,8 +81,8 @@ class Objective(nn.Module):
     ) -> dict[str, Tensor]:
         """The terms of `count` labelled samples and those after them: a function of tensors, numbers drawn before.
 
-        latent (N, M) are the sampled modality vectors, share the weight of the consistency, where they are wanted; drawn
-        is that of `forward`.
+        latent (N, M) are the sampled modality vectors, share the weight of the consistency, where they are
+        wanted; drawn is that of `forward`.
         """
         model = self.model
         terms: dict[str, Tensor] = {}
