@@ -88,6 +88,7 @@ def extract(
             bank.tidy()
         else:
             raise StageError(f"{fs.base_name(bank_uri)}: shards vanish from its ledger; somebody else writes to it")
+        bank.seal()
     return ExtractionReport(len(bank), bank.shards() - len(done), len(done), time.perf_counter() - began)
 
 

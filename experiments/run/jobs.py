@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+from collections.abc import Callable
+from functools import cache
 
 from actors.stages import ArmRun
 from actors.train_job import TrainJob
@@ -12,15 +12,16 @@ from experiments.config import Settings
 from pipeline.networks.description import CONFIG as MODEL
 from pipeline.networks.description import read_config, sdnet_fingerprint, subject_key
 from pipeline.samples.plan import StepPlan
-from pipeline.samples.stream_config import StreamConfig, open_bank, step_plan
+from pipeline.samples.stream_config import StreamConfig, missing_of_training, open_bank, step_plan
 from pipeline.training.config import ArmConfig, LossConfig, TrainConfig
 from storage import fs
 from storage.bank.bank import FactorBank
-from storage.bank.index import Key, slice_keys
+from storage.bank.index import rows_of
 from storage.errors import InputError
 from storage.identity import identity
 from storage.layouts import LayoutOptions
 from storage.layouts.protocols import excludes_from_training
+from storage.parquet import different_texts
 from storage.slices.store import TABLE, SliceStore
 
 SDNET, BANK, ARMS_FOLDER = "sdnet", "bank.zarr", "arms"
@@ -36,7 +37,7 @@ def borrows_donors(run: str, settings: Settings) -> bool:
     SDNet that filled it, and it lacks some of the run's training slices."""
     if not (settings.bank and settings.pretrained and fs.exists(fs.join(run, TABLE))):
         return False
-    return not set(slice_keys(FactorBank.open(settings.bank).index)) >= _training_slices(run)
+    return len(missing_of_training(SliceStore.open(run), FactorBank.open(settings.bank))) > 0
 
 
 def makes_bank(run: str, settings: Settings) -> bool:
@@ -47,13 +48,6 @@ def makes_bank(run: str, settings: Settings) -> bool:
 def sdnet_uri(run: str, settings: Settings) -> str:
     """The pretrained network's folder."""
     return settings.pretrained or fs.join(run, SDNET)
-
-
-def data_fingerprint(run: str) -> str:
-    """Names the slices of a run: SHA-256 over the index, which holds every volume's statistics, splits and origin."""
-    table = SliceStore.open(run).table
-    text = json.dumps(table.to_pylist(), sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def split_options_of(run: str, settings: Settings) -> LayoutOptions:
@@ -99,13 +93,14 @@ def _job(
     train: TrainConfig,
     seed: int,
     out: str,
-    data: str,
+    store: SliceStore,
+    open_at: Callable[[str], FactorBank] = FactorBank.open,
 ) -> TrainJob:
     stream = _stream(run, settings, arm, train, seed)
-    bank = open_bank(stream, SliceStore.open(run))
+    bank = open_bank(stream, store, open_at)
     fingerprint = bank.fingerprint if bank else None
     if stream.donors is not None:
-        fingerprint = f"{fingerprint}+{FactorBank.open(stream.donors).fingerprint}"
+        fingerprint = f"{fingerprint}+{open_at(stream.donors).fingerprint}"
     start = sdnet_uri(run, settings) if train.start == "pretrained" and arm.network == "sdnet" else None
     return TrainJob(
         name=name,
@@ -118,7 +113,7 @@ def _job(
         bank_fingerprint=fingerprint,
         start=start,
         start_fingerprint=sdnet_fingerprint(start) if start else None,
-        data_fingerprint=data,
+        data_fingerprint=store.fingerprint,
     )
 
 
@@ -133,8 +128,7 @@ def pretrain_job(run: str, settings: Settings) -> TrainJob:
     unlabelled = bool(((store.column("split") == "train") & ~store.column("labelled").astype(bool)).any())
     arm = PRETRAIN.model_copy(update={"semi_supervised": unlabelled})
     out = fs.join(run, SDNET)
-    loss, train, data = settings.pretrain_loss, settings.pretrain, data_fingerprint(run)
-    return _job(run, settings, "pretrain", arm, loss, train, settings.seed, out, data)
+    return _job(run, settings, "pretrain", arm, settings.pretrain_loss, settings.pretrain, settings.seed, out, store)
 
 
 def arm_runs(run: str, settings: Settings) -> list[ArmRun]:
@@ -145,12 +139,13 @@ def arm_runs(run: str, settings: Settings) -> list[ArmRun]:
     """
     if needs_bank(settings) and stale_bank(run, settings):
         raise InputError(BANK, "is of an earlier SDNet, preprocessing or data", "run `cardiomix extract --run RUN`")
-    data = data_fingerprint(run)
-    runs = []
+    store, open_at, runs = SliceStore.open(run), cache(FactorBank.open), []
     for arm in settings.arms:
         for k in range(settings.seeds):
             out = fs.join(run, ARMS_FOLDER, arm, f"seed{k}")
-            job = _job(run, settings, arm, ARMS[arm], settings.loss, settings.train, settings.seed + k, out, data)
+            job = _job(
+                run, settings, arm, ARMS[arm], settings.loss, settings.train, settings.seed + k, out, store, open_at
+            )
             runs.append(ArmRun(arm, k, job))
     return runs
 
@@ -214,7 +209,7 @@ def check_pretrained(run: str, settings: Settings) -> None:
             raise InputError(where, f"is not the SDNet that filled {fs.base_name(str(settings.bank))}", remedy)
     store = SliceStore.open(run)
     split = store.column("split")
-    kept_out = set(store.column("subject")[(split == "test") | (split == "excluded")].tolist())
+    kept_out = store.texts("subject", (split == "test") | (split == "excluded"))
     seen = sorted(name for name in kept_out if subject_key(name) in document.get("trained_on", ()))
     if seen:
         problem = f"was trained on {seen[0]}, which this run tests on or excludes"
@@ -232,16 +227,15 @@ def require_bank_without_other_masks(run: str, settings: Settings) -> None:
     """Raises InputError if a bank from elsewhere was filled with masks of subjects that this run trains on without."""
     if settings.bank is None:
         return
-    index = FactorBank.open(settings.bank).index.select(["subject", "labelled"]).to_pylist()
-    masks_of = {subject_key(row["subject"]) for row in index if row["labelled"]}
+    index = FactorBank.open(settings.bank).index
+    masks_of = set(map(subject_key, different_texts(index["subject"].filter(index["labelled"]))))
     _require_no_other_masks(SliceStore.open(run), masks_of, fs.base_name(settings.bank))
 
 
 def _require_no_other_masks(store: SliceStore, masks_of: set[str], where: str) -> None:
     """An SDNet that has seen more masks than an arm hands them on through its anatomy, and looks like a gain."""
     train, labelled = store.column("split") == "train", store.column("labelled").astype(bool)
-    names = store.column("subject")
-    without = set(names[train].tolist()) - set(names[train & labelled].tolist())
+    without = set(store.texts("subject", train)).difference(store.texts("subject", train & labelled))
     leaked = sorted(name for name in without if subject_key(name) in masks_of)
     if leaked:
         raise InputError(
@@ -258,7 +252,7 @@ def bank_is_complete(run: str, settings: Settings) -> bool:
         return False
     opened = FactorBank.open(bank, partial=True)
     whole = opened.is_complete() and opened.spec.preprocess == identity(settings.preprocess)
-    return whole and set(slice_keys(opened.index)) >= _training_slices(run)
+    return whole and not len(missing_of_training(SliceStore.open(run), opened))
 
 
 def trainable_settings(run: str, settings: Settings) -> Settings:
@@ -285,13 +279,14 @@ def stale_bank(run: str, settings: Settings) -> bool:
     return (
         opened.spec.sdnet_fingerprint != made_by
         or opened.spec.preprocess != identity(settings.preprocess)
-        or not set(slice_keys(opened.index)) <= _training_slices(run)
+        or _holds_others(opened, SliceStore.open(run))
     )
 
 
-def _training_slices(run: str) -> set[Key]:
-    store = SliceStore.open(run)
-    return set(slice_keys(store.table.take((store.column("split") == "train").nonzero()[0])))
+def _holds_others(bank: FactorBank, store: SliceStore) -> bool:
+    """Whether a bank has slices that a store does not train on."""
+    rows = rows_of(store.table, bank.index)
+    return bool((rows < 0).any() or (store.column("split")[rows] != "train").any())
 
 
 def needs_sdnet(settings: Settings) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from storage.identity import identity
+from storage.parquet import different_texts, text_array
 from storage.slices.store import SliceStore
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def _bank(bank: str) -> dict[str, Any]:
     from storage.bank.bank import FactorBank
 
     opened = FactorBank.open(bank, partial=True)
-    vendors = Counter(opened.index["vendor"].to_pylist())
+    vendors = Counter(text_array(opened.index["vendor"]).tolist())
     return {
         "num_rows": len(opened),
         "slices": dict(sorted(vendors.items())),
@@ -116,4 +117,4 @@ def _bank(bank: str) -> dict[str, Any]:
 
 
 def _data_terms(table: Any) -> list[str]:
-    return sorted(set(table["terms"].to_pylist()))
+    return different_texts(table["terms"])

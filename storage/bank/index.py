@@ -1,7 +1,11 @@
-"""The index of a factor bank: which slice each row is. Its file is the one truth about how many slices a bank holds."""
+"""The index of a factor bank: which slice each row is. Its file is the one truth about how many slices a bank holds.
+
+In memory its text columns hold each different text once (`storage.parquet.REPEATED`).
+"""
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Iterable
 from typing import Any, Final
@@ -13,11 +17,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from storage import fs
-from storage.bank.spec import INDEX, sha256
+from storage.bank.spec import INDEX
 from storage.errors import InputError
-from storage.parquet import read_parquet
+from storage.parquet import read_parquet, text_codes, with_repeated
 
 DIGEST: Final = b"cardiomix_sha256"  # key of the file's metadata
+AT_ONCE: Final = 2**16  # rows of a column that are bytes at a time
+FEW: Final = 2**20  # of two numbers below it and one below 2**23, the product is an int64
 
 # height, width, top, left: the image's true extent on the canvas, in working pixels; pixel_area_mm2: that of a working
 # pixel; native_: the scanner's own grid.
@@ -35,6 +41,7 @@ _COLUMNS: Final = (
 BANK_INDEX_SCHEMA: Final = pa.schema(
     [pa.field(name, kind, nullable=False) for kind, names in _COLUMNS for name in names.split()]
 )
+_HELD: Final = with_repeated(BANK_INDEX_SCHEMA)
 _PLACE: Final = frozenset({"row", "top", "left"})  # where a slice is in a bank; the rest says what it is
 
 Key = tuple[str, int, int]
@@ -45,16 +52,63 @@ def slice_keys(table: pa.Table) -> list[Key]:
     return list(zip(*(table.column(name).to_pylist() for name in ("subject", "frame", "slice")), strict=True))
 
 
+def rows_of(index: pa.Table, wanted: pa.Table) -> npt.NDArray[np.int64]:
+    """(n,): for each row of `wanted`, the row of `index` that is the same slice (see `slice_keys`), or -1.
+
+    Both are a bank's or a slice store's table; `index` names no slice twice.
+    """
+    ours, theirs = _numbered(index, wanted)
+    order = np.argsort(ours, kind="stable")  # mostly in order already
+    at = np.minimum(np.searchsorted(ours, theirs, sorter=order), max(0, len(ours) - 1))
+    rows = order[at] if len(ours) else np.full(len(theirs), -1)
+    return np.where(ours[rows] == theirs, rows, -1) if len(ours) else rows
+
+
+def _numbered(*tables: pa.Table) -> list[npt.NDArray[np.int64]]:
+    """A number for each row of each table; two rows have the same if, and only if, they are the same slice."""
+    known: dict[str, int] = {}
+    subjects = []
+    for table in tables:
+        codes, texts = text_codes(table["subject"])
+        numbers = np.array([known.setdefault(text, len(known)) for text in texts], dtype=np.int64)
+        subjects.append(numbers[codes] if texts else np.zeros(0, dtype=np.int64))
+    whole = np.concatenate(subjects)
+    for name in ("frame", "slice"):
+        values, count = _counted_from_0(np.concatenate([table[name].to_numpy() for table in tables]).astype(np.int64))
+        whole = whole * count + values
+    return np.split(whole, np.cumsum([table.num_rows for table in tables])[:-1])
+
+
+def _counted_from_0(values: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], int]:
+    """The same order in numbers from 0, and an upper end of them, exclusive."""
+    low, high = (int(values.min()), int(values.max())) if len(values) else (0, 0)
+    if high - low < FEW:
+        return values - low, high - low + 1
+    different, ranks = np.unique(values, return_inverse=True)
+    return ranks.astype(np.int64), len(different)
+
+
 def validated_index(index: pa.Table) -> pa.Table:
     """The index with exactly our columns, in our order, in one piece. Raises ValueError if it is not an index."""
-    table = index.select(BANK_INDEX_SCHEMA.names).cast(BANK_INDEX_SCHEMA).combine_chunks()
+    columns = [_held(index[field.name], field) for field in _HELD]
+    table = pa.table(columns, schema=_HELD)
     if not table.num_rows or not np.array_equal(table["row"].to_numpy(), np.arange(table.num_rows)):
         raise ValueError("the index of a bank numbers its rows 0, 1, 2, …, and has at least one")
     if any(column.null_count for column in table.columns):
         raise ValueError("the index of a bank has no gaps")
-    if len(set(slice_keys(table))) != table.num_rows:
+    numbers = np.sort(_numbered(table)[0])
+    if (numbers[1:] == numbers[:-1]).any():
         raise ValueError("the index of a bank names no slice twice")
     return table
+
+
+def _held(column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray:
+    """A column of any source in the type, and in one piece, as we hold it."""
+    if not pa.types.is_dictionary(field.type):
+        return pa.chunked_array([column.cast(field.type).combine_chunks()], type=field.type)
+    if not pa.types.is_dictionary(column.type):
+        column = column.cast(field.type.value_type).dictionary_encode()
+    return pa.chunked_array([column.unify_dictionaries().combine_chunks().cast(field.type)], type=field.type)
 
 
 def centred_on_canvas(index: pa.Table, canvas: tuple[int, int]) -> pa.Table:
@@ -74,17 +128,19 @@ def append_missing_slices(index: pa.Table, wanted: pa.Table, canvas: tuple[int, 
     Raises InputError if `wanted` lacks a slice of the index, says something else of one, or has one that is too large.
     """
     remedy = "name another bank, or remove this one to extract it again"
-    at = {key: row for row, key in enumerate(slice_keys(wanted))}
-    shared = [at.pop(key, None) for key in slice_keys(index)]
-    lacking = shared.count(None)
+    shared = rows_of(wanted, index)
+    lacking = int((shared < 0).sum())
     if lacking:
         raise InputError(bank, f"holds other slices than the run: {lacking} of them are not among its own", remedy)
-    facts = [name for name in BANK_INDEX_SCHEMA.names if name not in _PLACE]
-    if not wanted.select(facts).take(pa.array(shared, type=pa.int64())).equals(index.select(facts)):
+    facts = [field for field in BANK_INDEX_SCHEMA if field.name not in _PLACE]
+    names, plain = [field.name for field in facts], pa.schema(facts)
+    if not wanted.select(names).take(pa.array(shared)).cast(plain).equals(index.select(names).cast(plain)):
         raise InputError(bank, "holds other slices than the run: some of the same name have changed", remedy)
-    if not at:
+    new = np.ones(wanted.num_rows, dtype=np.bool_)
+    new[shared] = False
+    if not new.any():
         return index
-    added = wanted.take(pa.array(list(at.values()), type=pa.int64()))
+    added = wanted.take(pa.array(np.flatnonzero(new)))
     needed = tuple(int(pc.max(added[name]).as_py()) for name in ("height", "width"))
     if needed[0] > canvas[0] or needed[1] > canvas[1]:
         raise InputError(
@@ -117,7 +173,8 @@ def rows_where(index: pa.Table, wanted: dict[str, Any]) -> npt.NDArray[np.int64]
                 f"where {name}", "an index has no such column", f"use {', '.join(BANK_INDEX_SCHEMA.names)}"
             )
         values = list(value) if isinstance(value, list | tuple | set | frozenset) else [value]
-        found &= pc.is_in(index[name], pa.array(values, type=index[name].type)).to_numpy()
+        kind, column = BANK_INDEX_SCHEMA.field(name).type, index[name]
+        found &= pc.is_in(column.cast(kind), pa.array(values, type=kind)).to_numpy()
     return np.flatnonzero(found)
 
 
@@ -126,22 +183,26 @@ def row_digests(index: pa.Table, parts: Iterable[range]) -> list[str]:
 
     Numbers little endian, bools as one byte, each text in UTF-8 with a zero byte after it.
     """
-    columns: list[tuple[bytes, Any]] = []
-    for name in index.column_names:
-        values = index[name]
-        text = pa.types.is_string(values.type)
-        kept = [t.encode() + b"\0" for t in values.to_pylist()] if text else values.to_numpy()
-        columns.append((name.encode() + b"\0", kept))
+    columns = [(name.encode() + b"\0", *_as_bytes(index[name])) for name in index.column_names]
+    digests = []
+    for part in parts:
+        digest = hashlib.sha256()
+        for name, values, texts in columns:
+            digest.update(name)
+            for start in range(part.start, part.stop, AT_ONCE):
+                piece = values[start : min(start + AT_ONCE, part.stop)]
+                digest.update(piece.data if texts is None else b"".join([texts[code] for code in piece.tolist()]))
+        digests.append(digest.hexdigest())
+    return digests
 
-    def content(values: Any) -> bytes:
-        if isinstance(values, list):
-            return b"".join(values)
-        return bytes(values.astype(values.dtype.newbyteorder("<")).tobytes())
 
-    return [
-        sha256(*(piece for name, values in columns for piece in (name, content(values[part.start : part.stop]))))
-        for part in parts
-    ]
+def _as_bytes(column: pa.ChunkedArray) -> tuple[npt.NDArray[Any], list[bytes] | None]:
+    """A column's numbers, little endian; or the codes of its texts and the bytes of each."""
+    if pa.types.is_dictionary(column.type) or pa.types.is_string(column.type):
+        codes, texts = text_codes(column)
+        return codes, [text.encode() + b"\0" for text in texts]
+    values = column.to_numpy()
+    return np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<")), None
 
 
 def index_digest(index: pa.Table) -> str:
@@ -149,18 +210,22 @@ def index_digest(index: pa.Table) -> str:
     return row_digests(index, [range(index.num_rows)])[0]
 
 
-def write_index(bank: str, index: pa.Table) -> None:
-    """Write the index, atomically: from now on the bank holds its rows."""
-    out = io.BytesIO()
-    pq.write_table(index.replace_schema_metadata({DIGEST: index_digest(index)}), out, compression="zstd")
+def write_index(bank: str, index: pa.Table) -> str:
+    """Write the index, atomically: from now on the bank holds its rows. Returns its digest."""
+    out, digest = io.BytesIO(), index_digest(index)
+    # In the file the columns are plain text, which Parquet itself keeps by dictionaries: every reader of the format
+    # finds the types that it names.
+    plain = index.cast(BANK_INDEX_SCHEMA).replace_schema_metadata({DIGEST: digest})
+    pq.write_table(plain, out, compression="zstd")
     fs.write_bytes(fs.join(bank, INDEX), out.getvalue())
+    return digest
 
 
-def read_index(bank: str) -> pa.Table:
-    """The index. Raises InputError if it is missing, damaged or not as it was written."""
+def read_index(bank: str) -> tuple[pa.Table, str]:
+    """The index and its digest. Raises InputError if it is missing, damaged or not as it was written."""
     where, remedy = f"{fs.base_name(bank)}, {INDEX}", "restore it, or extract again"
     try:
-        table = read_parquet(fs.read_bytes(fs.join(bank, INDEX)))
+        table = read_parquet(fs.read_bytes(fs.join(bank, INDEX)), repeated=True)
         index = validated_index(table)
         digest = index_digest(index)
     except FileNotFoundError as error:
@@ -169,4 +234,4 @@ def read_index(bank: str) -> pa.Table:
         raise InputError(where, "is damaged", remedy) from error
     if digest.encode() != (table.schema.metadata or {}).get(DIGEST):
         raise InputError(where, "is not as it was written", remedy)
-    return index.replace_schema_metadata(None)
+    return index, digest
