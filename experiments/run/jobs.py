@@ -11,7 +11,6 @@ from experiments.arms import ARMS, PRETRAIN
 from experiments.config import Settings
 from pipeline.networks.description import CONFIG as MODEL
 from pipeline.networks.description import read_config, sdnet_fingerprint, subject_key
-from pipeline.samples.plan import StepPlan
 from pipeline.samples.stream_config import StreamConfig, missing_of_training, open_bank, step_plan
 from pipeline.training.config import ArmConfig, LossConfig, TrainConfig
 from storage import fs
@@ -166,23 +165,24 @@ def require_trainable(run: str, settings: Settings) -> None:
     if starts_from_sdnet(settings):
         check_pretrained(run, settings)
     if needs_sdnet(settings) and settings.pretrained is None and settings.bank is None:
-        _require_even_shares(step_plan(pretrain_job(run, settings).stream, store), settings, "pretrain.batch_size")
+        step = step_plan(pretrain_job(run, settings).stream, store)
+        require_even_shares(step.labelled_per_step, step.unlabelled_per_step, settings, "pretrain.batch_size")
     for name in settings.arms:
         stream = _stream(run, settings, ARMS[name], settings.train, settings.seed)
         try:
             step = step_plan(stream, store)
         except InputError as error:
             raise InputError(f"arm {name}", error.problem, error.remedy) from error
-        _require_even_shares(step, settings, "train.batch_size")
+        require_even_shares(step.labelled_per_step, step.unlabelled_per_step, settings, "train.batch_size")
 
 
-def _require_even_shares(step: StepPlan, settings: Settings, batch_size: str) -> None:
+def require_even_shares(labelled: int, unlabelled: int, settings: Settings, batch_size: str) -> None:
+    """Raises InputError, naming the setting `batch_size`, unless the train workers share a step's samples evenly."""
     workers = settings.resources.train_workers
-    if step.labelled_per_step % workers or step.unlabelled_per_step % workers:
+    if labelled % workers or unlabelled % workers:
         raise InputError(
             "resources.train_workers",
-            f"{workers} workers cannot share {step.labelled_per_step} labelled and {step.unlabelled_per_step} "
-            "unlabelled samples evenly",
+            f"{workers} workers cannot share {labelled} labelled and {unlabelled} unlabelled samples evenly",
             f"choose {batch_size} and plan.unlabelled_ratio as multiples",
         )
 

@@ -44,7 +44,8 @@ def _require_bank(bank: str, settings: Settings) -> None:
     try:
         spec = FactorBank.open(bank).spec
     except InputError as error:
-        raise _named(flag, bank, error) from error
+        part = error.where.removeprefix(fs.base_name(bank)).lstrip(", ")
+        raise InputError(flag, f"{part}: {error.problem}" if part else error.problem, error.remedy) from error
     if spec.preprocess != identity(settings.preprocess):
         remedy = f"use --set preprocess… as in the bank: {spec.preprocess}"
         raise InputError(flag, "was made with another preprocessing", remedy)
@@ -55,7 +56,7 @@ def _require_sdnet(folder: str, settings: Settings) -> None:
     try:
         document = read_config(folder)
     except InputError as error:
-        raise _named(flag, folder, error) from error
+        raise InputError(flag, error.problem, error.remedy) from error
     if document["kind"] != "sdnet":
         raise InputError(flag, f"is a {document['kind']}, not an SDNet", "give the folder of a pretrained SDNet")
     if not fs.exists(fs.join(folder, WEIGHTS)):
@@ -66,9 +67,3 @@ def _require_sdnet(folder: str, settings: Settings) -> None:
     if jobs.starts_from_sdnet(settings) and document["network"] != identity(settings.sdnet):
         problem = "is another SDNet than the arms that are to start from it"
         raise InputError(flag, problem, f"use --set sdnet… as it was trained: {document['network']}")
-
-
-def _named(flag: str, place: str, error: InputError) -> InputError:
-    """The same error under its flag; what of the place it is about stands before the problem."""
-    part = error.where.removeprefix(place).removeprefix(fs.base_name(place)).lstrip("/, ")
-    return InputError(flag, f"{part}: {error.problem}" if part else error.problem, error.remedy)

@@ -5,6 +5,7 @@ Reads listings, headers and the run folder; writes nothing and starts nothing.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -34,7 +35,8 @@ PHANTOM_PIXELS = 78_000  # of a slice, on average over the vendors, at `field_sc
 @dataclass(frozen=True)
 class Contents:
     """Slices of a run and their pixels, native grid; `train` of the training split, `labelled` of its labelled part.
-    `known`: counted from the run's own slices, not from headers or the phantom's plan."""
+    `validated`, `tested`: labelled volumes of these two splits. `known`: counted from the run's own slices, not from
+    headers or the phantom's plan."""
 
     slices: int
     pixels: float
@@ -44,11 +46,13 @@ class Contents:
     known: bool
     unreadable: int = 0
     drawn: int = 0  # slices of a phantom that is still to be written
+    validated: int = 0
+    tested: int = 0
 
 
 @dataclass(frozen=True)
 class Training:
-    """A network to train: `steps` are those that are left, `state` is said to the user."""
+    """A network to train: `steps` and `epochs` are those that are left, `state` is said to the user."""
 
     label: str
     state: str
@@ -58,6 +62,7 @@ class Training:
     train: TrainConfig
     steps: int
     job: TrainJob | None = None
+    epochs: int = 0
 
 
 @dataclass(frozen=True)
@@ -116,7 +121,9 @@ def _stored(store: SliceStore) -> Contents:
     pixels = store.column("height").astype(float) * store.column("width")
     train = store.column("split") == "train"
     labelled = int((train & store.column("labelled").astype(bool)).sum())
-    return Contents(len(store), float(pixels.sum()), int(train.sum()), float(pixels[train].sum()), labelled, True)
+    counts = (len(store), float(pixels.sum()), int(train.sum()), float(pixels[train].sum()), labelled)
+    validated, tested = (sum(v.labelled for v in store.volumes(split)) for split in ("validation", "test"))
+    return Contents(*counts, known=True, validated=validated, tested=tested)
 
 
 def _headers(data: tuple[str, ...], settings: Settings) -> Contents:
@@ -143,7 +150,13 @@ def _headers(data: tuple[str, ...], settings: Settings) -> Contents:
         int(slices[train & labelled].sum()),
         False,
         len(skipped) + len(subjects) - len(found),
+        validated=_labelled_volumes(entered, "validation"),
+        tested=_labelled_volumes(entered, "test"),
     )
+
+
+def _labelled_volumes(subjects: Iterable[Subject], split: str) -> int:
+    return sum(frame.mask is not None for s in subjects if s.split == split for frame in s.frames)
 
 
 def _volumes(subject: Subject) -> list[tuple[int, int, int]]:
@@ -174,11 +187,38 @@ def _planned(settings: Settings) -> Contents:
         without = [FrameSource("-", i, "", 0, None, None) for i in range(2, frames)]
         place = ("mnms", order.vendor, "")
         subjects.append(Subject(name, *place, (*with_mask, *without), split, reason, labels=(), terms=""))
-    trained = [s for s in splits.assign(subjects, settings.layouts) if s.split == "train"]
+    entered = splits.assign(subjects, settings.layouts)
+    trained = [s for s in entered if s.split == "train"]
     slices, train = (len(of) * frames * depth for of in (subjects, trained))
     labelled = sum(frame.mask is not None for s in trained for frame in s.frames) * depth
     drawn = len(wanted) * depth * phantom.frames
-    return Contents(slices, slices * area, train, train * area, labelled, False, drawn=drawn)
+    validated, tested = (_labelled_volumes(entered, split) for split in ("validation", "test"))
+    counts = (slices, slices * area, train, train * area, labelled)
+    return Contents(*counts, known=False, drawn=drawn, validated=validated, tested=tested)
+
+
+def require_enough(run: str, settings: Settings, contents: Contents) -> None:
+    """What `jobs.require_trainable` asks of slices, of those that have been counted before they are ingested."""
+    name = fs.base_name(run)
+    if not contents.validated:
+        remedy = "see `cardiomix inspect`; add labelled subjects"
+        raise InputError(name, "has no labelled validation subject to choose by", remedy)
+    if not contents.labelled:
+        raise InputError(name, "no labelled training slices", "ingest labelled subjects whose split is train")
+    unlabelled = contents.train - contents.labelled
+
+    def share_evenly(train: TrainConfig, semi_supervised: bool, batch_size: str) -> None:
+        more = round(train.batch_size * settings.plan.unlabelled_ratio) if semi_supervised else 0
+        jobs.require_even_shares(train.batch_size, more, settings, batch_size)
+
+    if jobs.needs_sdnet(settings) and settings.pretrained is None and settings.bank is None:
+        share_evenly(settings.pretrain, unlabelled > 0, "pretrain.batch_size")
+    for arm in settings.arms:
+        semi_supervised = ARMS[arm].semi_supervised
+        if semi_supervised and settings.plan.unlabelled_ratio and not unlabelled:
+            problem = "a semi-supervised arm needs unlabelled training slices"
+            raise InputError(f"arm {arm}", problem, "add unlabelled subjects or leave it out")
+        share_evenly(settings.train, semi_supervised, "train.batch_size")
 
 
 def _pretrain(run: str, settings: Settings, contents: Contents) -> Training:
@@ -249,4 +289,6 @@ def _training(
         state = f"made anew, its configuration or data are others now: {state}"
     else:
         state = f"to do: {state}"
-    return Training(label, state, arm, network, loss, train, per_epoch * (train.epochs - reached), job)
+    return Training(
+        label, state, arm, network, loss, train, per_epoch * (train.epochs - reached), job, train.epochs - reached
+    )
