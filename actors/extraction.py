@@ -76,6 +76,8 @@ def extract(
     with lock(f"{bank_uri}.lock", fs.base_name(bank_uri)):
         bank = prepare_bank(work)
         bank.tidy()
+        if bank.is_sealed():
+            return ExtractionReport(len(bank), 0, bank.shards(), time.perf_counter() - began)
         done = bank.committed()
         told = ExtractionProgress(progress, len(bank), sum(len(bank.shard_rows(k)) for k in done))
         # Once more than needed: an actor that outlived an earlier driver may have been rewriting a shard meanwhile.

@@ -186,6 +186,11 @@ class FactorBank:
         """Whether every shard is committed. Read until it is so, and never again."""
         return self._seen_whole() is not None
 
+    def is_sealed(self) -> bool:
+        """Whether the manifest is there, and the ledger has a file for every shard: asked without reading these."""
+        found = self._manifest()
+        return found is not None and set(found.entries) <= ledger.listed(self.uri)
+
     def seal(self) -> None:
         """Write the manifest of a bank whose ledger is complete, from that ledger; else nothing happens. Call it only
         while nobody else writes."""
@@ -350,11 +355,15 @@ class FactorBank:
         """The complete ledger, from the manifest or, where there is none of this bank, from the entries; None if shards
         are missing. It is read once."""
         if self._whole is None:
-            found = ledger.read_manifest(self.uri)
-            if found is None or found.bank != self._identity or set(found.entries) != set(range(self.shards())):
-                found = self.ledger_as_manifest()
+            found = self._manifest() or self.ledger_as_manifest()
             self._whole = found if len(found.entries) == self.shards() else None
         return self._whole
+
+    def _manifest(self) -> ledger.Manifest | None:
+        """The manifest, if it is of this bank and whole."""
+        found = ledger.read_manifest(self.uri)
+        ours = found is not None and found.bank == self._identity and set(found.entries) == set(range(self.shards()))
+        return found if ours else None
 
     @cached_property
     def _identity(self) -> dict[str, Any]:

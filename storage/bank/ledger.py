@@ -114,10 +114,15 @@ def read_entry(bank: str, shard: int) -> Entry | None:
 
 def committed(bank: str) -> dict[int, Entry]:
     """Shard → entry of every shard that has a readable one."""
-    names = fs.list_names(fs.join(bank, FOLDER))
-    shards = [int(matched[1]) for matched in map(_NAME.fullmatch, names) if matched]
+    shards = sorted(listed(bank))
     entries = fs.map_concurrently(bank, lambda shard: read_entry(bank, shard), shards)
     return {shard: entry for shard, entry in zip(shards, entries, strict=True) if entry is not None}
+
+
+def listed(bank: str) -> set[int]:
+    """Shards that have an entry, readable or not."""
+    names = fs.list_names(fs.join(bank, FOLDER))
+    return {int(matched[1]) for matched in map(_NAME.fullmatch, names) if matched}
 
 
 def _entry(document: dict[str, Any]) -> Entry:

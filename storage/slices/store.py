@@ -26,7 +26,7 @@ from storage import fs
 from storage.errors import InputError, StageError
 from storage.layouts import LayoutOptions
 from storage.nifti.header import Spacing
-from storage.parquet import REPEATED, different_texts, read_parquet, text_array, with_repeated
+from storage.parquet import different_texts, read_parquet, text_array, with_repeated
 from storage.sharded_array import ShardedArray
 from storage.slices.foreground import ForegroundStatistics, foreground_statistics
 from storage.slices.intensities import Statistics
@@ -127,7 +127,7 @@ class SliceStore:
         """One column, (len,): numbers and bools in their type, text as numpy str. Do not write into it."""
         if name not in self._columns:
             values = self.table.column(name)
-            self._columns[name] = text_array(values) if values.type == REPEATED else values.to_numpy()
+            self._columns[name] = values.to_numpy() if pa.types.is_primitive(values.type) else text_array(values)
         return self._columns[name]
 
     def texts(self, name: str, rows: npt.NDArray[np.bool_] | None = None) -> list[str]:

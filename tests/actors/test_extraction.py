@@ -28,6 +28,7 @@ from storage.bank.verify import verify
 from storage.errors import InputError, StageError
 from storage.lock import lock
 from storage.slices.store import SliceStore
+from storage.subjects import SLICE_SCHEMA
 from tests.actors.tiny_runs import PREPROCESS, SUBJECTS, digests, own_processes, write_run, write_sdnet
 
 TRAIN_SLICES, SHARD = 13, 3
@@ -277,7 +278,7 @@ def test_a_run_with_nothing_to_train_on_is_refused(fill: Extract, tmp_path: Path
     run = write_run(tmp_path / "data")
     table = SliceStore.open(run).table
     at, tests = table.column_names.index("split"), pa.array(["test"] * len(table))
-    pq.write_table(table.set_column(at, table.schema.field("split"), tests), f"{run}/slices.parquet")
+    pq.write_table(table.set_column(at, SLICE_SCHEMA.field("split"), tests), f"{run}/slices.parquet")
     with pytest.raises(InputError, match="no training slices"):
         fill(tmp_path / "bank.zarr", run=run)
     assert not (tmp_path / "bank.zarr").exists()

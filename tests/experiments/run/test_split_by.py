@@ -91,7 +91,7 @@ def test_what_split_the_slices_is_no_part_of_their_fingerprint_but_of_what_mlflo
     run, _, (first, _) = make_run(tmp_path)
     assert not any(name.startswith("layouts") for name in job_params("unet_ra", 0, first.job))
     split_by(run, **LEFT_OUT, label_fraction=0.05)
-    assert jobs.data_fingerprint(run) == first.job.data_fingerprint
+    assert SliceStore.open(run).fingerprint == first.job.data_fingerprint
     params = job_params("unet_ra", 0, first.job)
     assert {name: value for name, value in params.items() if name.startswith("layouts")} == {
         "layouts.protocol": "leave_one_vendor_out",

@@ -39,6 +39,14 @@ def test_a_bank_with_a_manifest_is_opened_and_read_without_its_ledger(sealed: Fa
     fs.remove(fs.join(sealed.uri, ledger.FOLDER))
     assert same(FactorBank.open(sealed.uri).load(), slice(None))
     assert FactorBank.open(sealed.uri, partial=True).committed() == set()  # what a resume goes by
+    assert not sealed.is_sealed()
+
+
+def test_a_sealed_bank_is_known_by_its_manifest_and_the_names_in_its_ledger(sealed: FactorBank, tmp_path: Path) -> None:
+    assert sealed.is_sealed() and FactorBank.open(sealed.uri, partial=True).is_sealed()
+    Path(ledger.entry_uri(sealed.uri, 1)).unlink()  # as the remedy of a damaged shard says
+    assert not FactorBank.open(sealed.uri, partial=True).is_sealed()
+    assert not made(tmp_path / "other.zarr").is_sealed()
 
 
 def test_an_incomplete_bank_gets_no_manifest(tmp_path: Path) -> None:
