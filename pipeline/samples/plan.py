@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -199,11 +199,18 @@ class Stream:
         vendors = np.asarray(spec.donor_vendors if spec.donor_vendors is not None else [""] * len(self.donors))
         self._by_vendor = {str(v): self.donors[vendors == v] for v in np.unique(vendors)}
         pool_vendors = spec.pool_vendors if spec.pool_vendors is not None else np.full(len(self.pool), "")
-        self._pool_vendor = _Lookup(self.pool, pool_vendors)
+        self._donor_vendors, self._pool_vendors = vendors, pool_vendors
         self._own_bank_row = _Lookup(self.pool, spec.own_bank_rows) if spec.own_bank_rows is not None else None
-        self._vendor_of = _Lookup(self.donors, vendors)
         # one pass is kept: samples are mostly asked for in order
         self._order = lru_cache(maxsize=4)(self._shuffled)
+
+    @cached_property
+    def _vendor_of_donor(self) -> _Lookup:
+        return _Lookup(self.donors, self._donor_vendors)
+
+    @cached_property
+    def _vendor_of_slice(self) -> _Lookup:
+        return _Lookup(self.pool, self._pool_vendors)
 
     def _shuffled(self, epoch: int) -> Ids:
         return generator(self.seed, f"{self.name}/order", epoch).permutation(self.pool)
@@ -237,7 +244,7 @@ class Stream:
         weight, vendor_place, place, look, twin_vendor, twin_place = rng.random(6)
         other = None
         if two and sample.donor_id is not None:
-            mine = str(self._vendor_of(sample.donor_id))
+            mine = str(self._vendor_of_donor(sample.donor_id))
             vendors = [v for v in self._by_vendor if v != mine] or [mine]
             others = self._by_vendor[vendors[int(vendor_place * len(vendors))]]
             other = int(others[int(place * len(others))])
@@ -263,7 +270,7 @@ class Stream:
             vendors = list(self._by_vendor)
             if self.pairs == "cross_vendor":
                 # with one vendor there is no other: its own are all there are
-                vendors = [v for v in vendors if v != self._pool_vendor(slice_id)] or vendors
+                vendors = [v for v in vendors if v != self._vendor_of_slice(slice_id)] or vendors
             candidates = self._by_vendor[vendors[int(vendor_place * len(vendors))]]
         return int(candidates[int(place * len(candidates))])
 
