@@ -98,6 +98,19 @@ def test_a_merged_bank_has_a_manifest(sealed: FactorBank, tmp_path: Path) -> Non
     assert again.fingerprint == out.fingerprint and verify(out) == []
 
 
+def test_a_bank_far_away_is_verified_in_the_words_of_a_local_one(sealed: FactorBank, tmp_path: Path) -> None:
+    for shard in (0, 2):
+        path = Path(sealed.uri, "modality", "c", str(shard), "0")
+        path.write_bytes(path.read_bytes()[:-1])
+    far, told = "memory://verified/bank.zarr", [0]
+    for path in Path(sealed.uri).rglob("*"):
+        if path.is_file():
+            fs.write_bytes(fs.join(far, str(path.relative_to(sealed.uri))), path.read_bytes())
+    problems = verify(FactorBank.open(far), lambda done, _: told.append(done))
+    assert len(problems) == 2 and problems == verify(FactorBank.open(sealed.uri))
+    assert told == [0, 1, 2, 3]
+
+
 def test_slices_are_found_by_what_names_them() -> None:
     whole = validated_index(index(("s0", "s1", "s2")))
     part = whole.take(pa.array([7, 2, 14, 0])).cast(BANK_INDEX_SCHEMA)  # plain text, in another order
