@@ -11,6 +11,7 @@ import json
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -65,11 +66,13 @@ def _values(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Every value as JSON."""
     if pa.types.is_integer(column.type):
         return column.cast(pa.string())
+    different: list[Any]
+    codes: npt.NDArray[np.integer[Any]]
     if pa.types.is_dictionary(column.type) or pa.types.is_string(column.type):
-        codes, texts = text_codes(column)
+        codes, different = text_codes(column)
     elif pa.types.is_boolean(column.type):
-        codes, texts = column.to_numpy().astype(np.int64), [False, True]
+        codes, different = column.to_numpy().astype(np.int64), [False, True]
     else:
         bits, codes = np.unique(column.to_numpy().view(np.int64), return_inverse=True)  # -0.0 is not 0.0
-        texts = bits.view(np.float64).tolist()
-    return pa.chunked_array([pa.array([json.dumps(text) for text in texts], type=pa.string()).take(pa.array(codes))])
+        different = bits.view(np.float64).tolist()
+    return pa.chunked_array([pa.array(map(json.dumps, different), type=pa.string()).take(pa.array(codes))])
