@@ -44,10 +44,11 @@ def run() -> dict[str, Any]:
             for name in ("draw_up", *STAGES):
                 command = [sys.executable, "-m", "benchmarks.scale", name, f"{place}/run", str(rows)]
                 said = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
-                took, peak = map(float, said.split()[-2:])
+                took, busy, peak = map(float, said.split()[-3:])
                 if name in seconds:
                     seconds[name].append(took)
-                    print(f"{rows:>9,} rows  {name:12} {took:8.2f} s  {peak / 1e6:8.0f} MB at its peak", flush=True)
+                    shown = f"{took:8.2f} s, {busy:.2f} s of a processor, {peak / 1e6:.0f} MB at its peak"
+                    print(f"{rows:>9,} rows  {name:11} {shown}", flush=True)
     small, large = seconds["maker"][-2:]
     return {"ratio": round(large / small, 1), "ours": round(large, 2), "reference": round(small, 2), "unit": "s"}
 
@@ -228,15 +229,17 @@ STAGES: dict[str, Callable[[str], None]] = {
 
 
 def main(name: str, run: str, rows: str) -> None:
-    """One stage; prints its seconds, without imports, and the process's peak of resident memory in bytes."""
+    """One stage; prints its seconds by the clock and of the processor, without imports, and the process's peak of
+    resident memory in bytes."""
     for module in ("torch", "experiments.run.workload", "pipeline.samples.drawing", "pipeline.samples.maker"):
         importlib.import_module(module)
-    began = time.perf_counter()
+    began, idle = time.perf_counter(), time.process_time()
     if name == "draw_up":
         draw_up(run, int(rows))
     else:
         STAGES[name](run)
-    print(time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(time.perf_counter() - began, time.process_time() - idle, peak)
 
 
 if __name__ == "__main__":
