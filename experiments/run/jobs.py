@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 
 from actors.stages import ArmRun
@@ -207,15 +208,41 @@ def check_pretrained(run: str, settings: Settings) -> None:
         if factors_name(sdnet_fingerprint(settings.pretrained), settings.bank_precision) != made_by:
             remedy = f"give the one with fingerprint {made_by}, and bank_precision as it was"
             raise InputError(where, f"is not the SDNet that filled {fs.base_name(str(settings.bank))}", remedy)
-    store = SliceStore.open(run)
-    split = store.column("split")
-    kept_out = store.texts("subject", (split == "test") | (split == "excluded"))
-    seen = sorted(name for name in kept_out if subject_key(name) in document.get("trained_on", ()))
+    require_sdnet_may_train(settings.pretrained, groups_of(SliceStore.open(run)), split_options_of(run, settings))
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Subjects of a run: those that are not trained on, of these the tested and excluded, and those that are trained on
+    without any mask."""
+
+    held_out: frozenset[str]
+    kept_out: frozenset[str]
+    without_masks: frozenset[str]
+
+
+def groups_of(store: SliceStore) -> Groups:
+    """Of a store's slices."""
+    split, labelled = store.column("split"), store.column("labelled").astype(bool)
+    train = split == "train"
+    return Groups(
+        frozenset(store.texts("subject", ~train)),
+        frozenset(store.texts("subject", (split == "test") | (split == "excluded"))),
+        frozenset(store.texts("subject", train)).difference(store.texts("subject", train & labelled)),
+    )
+
+
+def require_sdnet_may_train(folder: str, groups: Groups, protocol: LayoutOptions) -> None:
+    """Raises InputError if an SDNet from elsewhere saw a subject that is kept out, masks that an arm is to do without,
+    or a vendor that the protocol keeps out."""
+    document, where = read_config(folder), fs.base_name(folder)
+    trained_on = set(document.get("trained_on", ()))
+    seen = sorted(name for name in groups.kept_out if subject_key(name) in trained_on)
     if seen:
         problem = f"was trained on {seen[0]}, which this run tests on or excludes"
         raise InputError(where, problem, "pretrain without these subjects")
-    _require_no_other_masks(store, set(document.get("masks_of", ())), where)
-    protocol, data = split_options_of(run, settings), document.get("about", {}).get("data", {})
+    _require_no_other_masks(groups, set(document.get("masks_of", ())), where)
+    data = document.get("about", {}).get("data", {})
     vendors = {vendor for split in ("train", "validation") for vendor in data.get(split, ())}
     forbidden = sorted(vendor for vendor in vendors if excludes_from_training(protocol, vendor))
     if forbidden:
@@ -225,18 +252,19 @@ def check_pretrained(run: str, settings: Settings) -> None:
 
 def require_bank_without_other_masks(run: str, settings: Settings) -> None:
     """Raises InputError if a bank from elsewhere was filled with masks of subjects that this run trains on without."""
-    if settings.bank is None:
-        return
-    index = FactorBank.open(settings.bank).index
-    masks_of = set(map(subject_key, different_texts(index["subject"].filter(index["labelled"]))))
-    _require_no_other_masks(SliceStore.open(run), masks_of, fs.base_name(settings.bank))
+    if settings.bank is not None:
+        require_no_other_masks(FactorBank.open(settings.bank), groups_of(SliceStore.open(run)))
 
 
-def _require_no_other_masks(store: SliceStore, masks_of: set[str], where: str) -> None:
+def require_no_other_masks(bank: FactorBank, groups: Groups) -> None:
+    """As `require_bank_without_other_masks`, of groups that are known already."""
+    masks_of = set(map(subject_key, different_texts(bank.index["subject"].filter(bank.index["labelled"]))))
+    _require_no_other_masks(groups, masks_of, fs.base_name(bank.uri))
+
+
+def _require_no_other_masks(groups: Groups, masks_of: set[str], where: str) -> None:
     """An SDNet that has seen more masks than an arm hands them on through its anatomy, and looks like a gain."""
-    train, labelled = store.column("split") == "train", store.column("labelled").astype(bool)
-    without = set(store.texts("subject", train)).difference(store.texts("subject", train & labelled))
-    leaked = sorted(name for name in without if subject_key(name) in masks_of)
+    leaked = sorted(name for name in groups.without_masks if subject_key(name) in masks_of)
     if leaked:
         raise InputError(
             where,

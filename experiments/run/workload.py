@@ -5,7 +5,7 @@ Reads listings, headers and the run folder; writes nothing and starts nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from experiments import config
 from experiments.arms import ARMS, PRETRAIN
 from experiments.run import jobs
 from pipeline.networks.config import SDNetConfig, UNetConfig
+from pipeline.samples.stream_config import require_bank_may_train
 from pipeline.training.config import ArmConfig, LossConfig, TrainConfig
 from storage import fs
 from storage.bank.bank import FactorBank
@@ -48,6 +49,7 @@ class Contents:
     drawn: int = 0  # slices of a phantom that is still to be written
     validated: int = 0
     tested: int = 0
+    groups: jobs.Groups | None = None  # where they are not known
 
 
 @dataclass(frozen=True)
@@ -152,6 +154,16 @@ def _headers(data: tuple[str, ...], settings: Settings) -> Contents:
         len(skipped) + len(subjects) - len(found),
         validated=_labelled_volumes(entered, "validation"),
         tested=_labelled_volumes(entered, "test"),
+        groups=_groups(entered),
+    )
+
+
+def _groups(subjects: Sequence[Subject]) -> jobs.Groups:
+    split_of = {s.subject: s.split for s in subjects}
+    return jobs.Groups(
+        frozenset(name for name, split in split_of.items() if split != "train"),
+        frozenset(name for name, split in split_of.items() if split in ("test", "excluded")),
+        frozenset(s.subject for s in subjects if s.split == "train" and not s.labelled),
     )
 
 
@@ -194,12 +206,22 @@ def _planned(settings: Settings) -> Contents:
     drawn = len(wanted) * depth * phantom.frames
     validated, tested = (_labelled_volumes(entered, split) for split in ("validation", "test"))
     counts = (slices, slices * area, train, train * area, labelled)
-    return Contents(*counts, known=False, drawn=drawn, validated=validated, tested=tested)
+    return Contents(*counts, known=False, drawn=drawn, validated=validated, tested=tested, groups=_groups(entered))
 
 
 def require_enough(run: str, settings: Settings, contents: Contents) -> None:
-    """What `jobs.require_trainable` asks of slices, of those that have been counted before they are ingested."""
+    """What the run asks of its slices and of a bank and a network from elsewhere, of slices that have been counted
+    before they are ingested. Raises InputError."""
     name = fs.base_name(run)
+    if settings.pretrained is not None and contents.groups is not None:
+        jobs.require_sdnet_may_train(settings.pretrained, contents.groups, settings.layouts)
+    if settings.bank is not None and contents.groups is not None:
+        bank = FactorBank.open(settings.bank)
+        policies = {ARMS[arm].augmentation(settings.plan).fa_policy for arm in settings.arms if ARMS[arm].uses_bank}
+        if policies:
+            own_alone = policies == {"styles"}
+            require_bank_may_train(bank, contents.groups.held_out, settings.layouts, settings.bank, own_alone)
+        jobs.require_no_other_masks(bank, contents.groups)
     if not contents.validated:
         remedy = "see `cardiomix inspect`; add labelled subjects"
         raise InputError(name, "has no labelled validation subject to choose by", remedy)

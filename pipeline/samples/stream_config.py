@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import numpy.typing as npt
@@ -172,18 +172,24 @@ def donor_bank(config: StreamConfig, bank: FactorBank | None) -> FactorBank | No
 
 
 def _require_may_train(config: StreamConfig, store: SliceStore, bank: FactorBank, where: str) -> None:
-    """Raises InputError if the bank holds whom this run validates or tests on, or a vendor that is kept out."""
-    held_out = set(store.texts("subject", store.column("split") != "train"))
-    leaked = sorted(held_out.intersection(different_donors(bank, "subject")))
+    held_out = store.texts("subject", store.column("split") != "train")
+    own_alone = config.plan.fa_policy == "styles"
+    require_bank_may_train(bank, held_out, store.layouts or LayoutOptions(), where, own_alone)
+
+
+def require_bank_may_train(
+    bank: FactorBank, held_out: Iterable[str], protocol: LayoutOptions, where: str, own_alone: bool = False
+) -> None:
+    """Raises InputError if the bank holds one of the subjects `held_out`, whom a run validates or tests on or excludes,
+    or a vendor that the protocol keeps out; with `own_alone`, of its own rows, for imported styles may be of one."""
+    leaked = sorted(set(held_out).intersection(different_donors(bank, "subject")))
     if leaked:
         raise InputError(
             where,
             f"holds {leaked[0]}, which this run validates or tests on, or excludes",
             "use a bank made without these subjects",
         )
-    own_alone = config.plan.fa_policy == "styles"
     vendors = different_texts(bank.index["vendor"]) if own_alone else different_donors(bank, "vendor")
-    protocol = store.layouts or LayoutOptions()
     forbidden = [vendor for vendor in vendors if excludes_from_training(protocol, vendor)]
     if forbidden:
         raise InputError(

@@ -12,14 +12,17 @@ from typer.testing import CliRunner
 from benchmarks.scale import draw_up
 from experiments import version
 from experiments.cli.main import app
-from experiments.config import demo
+from experiments.config import demo, override
 from pipeline.networks.config import SDNetConfig, UNetConfig
 from pipeline.networks.files import build, save_model
 from pipeline.networks.sdnet import SDNet
+from pipeline.phantom.plan import codes, orders
 from storage.bank import spec
+from storage.bank.bank import FactorBank
 from storage.errors import InputError
 from storage.identity import identity
-from tests.storage.banks import made
+from tests.storage.banks import DECODER, DECODER_CONFIG, factors, index, made, write
+from tests.storage.banks import spec as bank_spec
 
 TINY = ("preprocess.size=32", "unet.width=4", "train.epochs=3", "train.steps_per_epoch=7", "phantom.subjects=10")
 SMALL = SDNetConfig(anatomy_width=4, modality_width=4, segmentor_width=4, decoder_width=4)
@@ -84,6 +87,32 @@ def test_a_dry_run_refuses_what_the_slices_would_show(tmp_path: Path, assignment
     ended = CliRunner().invoke(app, arguments)
     assert isinstance(ended.exception, InputError) and words in str(ended.exception), ended.output
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_refuses_a_bank_that_holds_a_test_subject_and_a_network_that_saw_one(tmp_path: Path) -> None:
+    settings = override(demo(), [*TINY, "preprocess.field=32"])
+    wanted = orders(settings.phantom)
+    names = zip(codes(wanted, settings.phantom.seed), wanted, strict=True)
+    tested = next(name for name, order in names if order.split == "Testing")
+    bank = FactorBank.create(
+        str(tmp_path / "bank.zarr"),
+        bank_spec(preprocess=identity(settings.preprocess)),
+        index(("s0",), subject=tested),
+        DECODER,
+        DECODER_CONFIG,
+    )
+    for shard in range(bank.shards()):
+        write(bank, shard, factors(("s0",)))
+    sdnet = str(tmp_path / "sdnet")
+    save_model(sdnet, SDNet(SMALL), SMALL, identity(settings.preprocess), ["phantom"], [tested])
+    for flag, words in (
+        (("--bank", bank.uri), f"holds {tested}, which this run validates or tests on, or excludes"),
+        (("--sdnet", sdnet), f"was trained on {tested}, which this run tests on or excludes"),
+    ):
+        sets = [part for each in (*TINY, "preprocess.field=32") for part in ("--set", each)]
+        arguments = ["ablate", "demo", "--run", str(tmp_path / "run"), "--dry-run", *flag, *sets]
+        ended = CliRunner().invoke(app, arguments)
+        assert isinstance(ended.exception, InputError) and words in str(ended.exception), ended.output
 
 
 def test_a_dry_run_of_a_run_with_a_bank_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
