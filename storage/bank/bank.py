@@ -85,13 +85,14 @@ class FactorBank:
     """A bank at a local path or an fsspec URI. Make one with `create` or `open`.
 
     Its index is that of the time when it was opened, and so is its ledger once it has been seen complete.
+    `decoder_sha256` is over the decoder's weights and configuration, as the bank records it.
     """
 
     def __init__(self, bank: str, spec: BankSpec, index: pa.Table, index_sha256: str, decoder_sha256: str) -> None:
         self.uri = bank
         self.spec = spec.model_copy(update={"terms": tuple(different_texts(index["terms"]))})
         self.index = index
-        self._index_sha256, self._decoder_sha256 = index_sha256, decoder_sha256
+        self._index_sha256, self.decoder_sha256 = index_sha256, decoder_sha256
         self._whole: ledger.Manifest | None = None
 
     @classmethod
@@ -153,7 +154,7 @@ class FactorBank:
             return self
         for name in ARRAYS:  # longer than the index says for a moment, which readers allow
             write_metadata(self.uri, name, self.spec, wanted.num_rows)
-        return FactorBank(self.uri, self.spec, wanted, write_index(self.uri, wanted), self._decoder_sha256)
+        return FactorBank(self.uri, self.spec, wanted, write_index(self.uri, wanted), self.decoder_sha256)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return FactorBank.open, (self.uri, True)  # other processes open their own
@@ -317,14 +318,9 @@ class FactorBank:
             config = fs.read_bytes(fs.join(self.uri, WEIGHTS_CONFIG))
         except OSError as error:
             raise InputError(where, "its decoder is missing", remedy) from error
-        if sha256(weights, config) != self._decoder_sha256:
+        if sha256(weights, config) != self.decoder_sha256:
             raise InputError(where, "its decoder is not the one it was made with", remedy)
         return weights, dict(json.loads(config))
-
-    @property
-    def decoder_sha256(self) -> str:
-        """SHA-256 of the decoder's weights and configuration, as the bank records it."""
-        return self._decoder_sha256
 
     @property
     def content_fingerprint(self) -> str:
@@ -368,7 +364,7 @@ class FactorBank:
     @cached_property
     def _identity(self) -> dict[str, Any]:
         """What a ledger is of, as JSON values."""
-        return {"spec": self.spec.identity(), "index": self._index_sha256, "decoder": self._decoder_sha256}
+        return {"spec": self.spec.identity(), "index": self._index_sha256, "decoder": self.decoder_sha256}
 
     def _entry_matches(self, shard: int, entry: ledger.Entry) -> bool:
         return (
