@@ -41,7 +41,7 @@ def total_steps(job: TrainJob, store: SliceStore) -> tuple[int, int]:
 def validation_volumes(job: TrainJob, store: SliceStore) -> list[ValidationVolume]:
     """Labelled volumes of held-out subjects, as the network sees them."""
     from pipeline.inference.predictor import network_input
-    from pipeline.samples.preprocess import stored_statistics, working_slice
+    from pipeline.samples.preprocess import middle, stored_statistics, working_slice
     from pipeline.samples.rescale import resample_crop
     from pipeline.training.validation import ValidationVolume
 
@@ -52,7 +52,7 @@ def validation_volumes(job: TrainJob, store: SliceStore) -> list[ValidationVolum
             continue
         images, _ = store.volume(volume.rows)
         stats = stored_statistics(store, volume.rows[0], config)
-        inputs = network_input(images, stats, volume.spacing, config)
+        inputs = network_input(images, stats, volume.spacing, config, shift=middle(store, volume.rows[0], config))
         slices = [working_slice(store, i, config) for i in volume.rows]
         masks = np.stack([resample_crop(s.image, s.mask, 1.0, config.size, 0.0)[1] for s in slices])
         out.append(ValidationVolume(inputs, masks))

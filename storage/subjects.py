@@ -39,6 +39,7 @@ class Subject:
 
     `labels` maps the values in the mask files to ours: LV 1, MYO 2, RV 3 (0 stays 0); any other value is an error.
     `split` is None until `layouts.splits.assign` has run. `spacing` (slice, row, column; mm) overrides the headers.
+    `orientation` says how arrays are turned: `header`, `stored`, or as `parsed_orientation` gives it.
     `check_masks`: whether masks are held against their images' place in space and against what a heart looks like.
     `trust_mask_place` and `trust_label_order` each leave out one of these two checks. `left_out` says in lines which
     images of its folder are not taken.
@@ -58,6 +59,7 @@ class Subject:
     trust_mask_place: bool = False
     trust_label_order: bool = False
     left_out: tuple[str, ...] = ()
+    orientation: str = "header"
 
     @property
     def labelled(self) -> bool:

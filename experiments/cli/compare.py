@@ -40,6 +40,7 @@ def compare(
     console = Console(width=None if sys.stdout.isatty() else 60 + 30 * len(found))  # a pipe has no width of its own
     console.print("[bold]Dice[/bold], mean ± sd over seeds" + (" (difference to the first run)" if found[1:] else ""))
     console.print(comparison.dice_table(found))
+    console.print(comparison.weight(found))
     if len(found) > 1:
         console.print("\n[bold]What differs[/bold]")
         differs = comparison.differences(found)

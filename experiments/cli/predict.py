@@ -35,9 +35,18 @@ def predict(
         str | None,
         typer.Option(help="Slice, row and column distance in mm, such as '8 1.4 1.4', in place of the headers'."),
     ] = None,
+    orientation: Annotated[
+        str,
+        typer.Option(
+            help="How arrays lie: header, stored, or the file's axes as columns, rows and slices, such as 'x -y z'."
+        ),
+    ] = "header",
     flips: Annotated[bool, typer.Option("--flips", help="Average over the image and its mirror images.")] = False,
     keep_all: Annotated[
         bool, typer.Option("--keep-all", help="Keep every part of a structure, not only the largest connected one.")
+    ] = False,
+    no_recentre: Annotated[
+        bool, typer.Option("--no-recentre", help="Do not look again, centred on it, at a heart found off-centre.")
     ] = False,
     bf16: Annotated[bool, typer.Option("--bf16", help="Faster where the processor has bf16; other rounding.")] = False,
     workers: Annotated[int, typer.Option(min=1, help="Studies at a time, over Ray; 1: in this process.")] = 1,
@@ -53,6 +62,7 @@ def predict(
     from pipeline.inference.find_studies import find_studies
     from pipeline.inference.volumes_table import write_table
     from storage.nifti.header import parsed_spacing, stated_spacing
+    from storage.nifti.orientation import parsed_orientation
 
     if pixel_area is not None and not 0.05 <= pixel_area <= 100:
         raise InputError(f"--pixel-area {pixel_area:g}", "is no area of a pixel", "give mm², such as 1.8")
@@ -60,8 +70,10 @@ def predict(
         pixel_area=pixel_area,
         flips=flips,
         keep_largest=not keep_all,
+        recentre=not no_recentre,
         precision="bf16" if bf16 else "fp32",
         spacing=None if spacing is None else stated_spacing(parsed_spacing(spacing, "--spacing"), "--spacing"),
+        orientation=parsed_orientation(orientation, "--orientation"),
     )
     progress, folders = Progress(), model_folders([model, *(models or [])])
     studies, left_out = find_studies(images, out)
@@ -69,8 +81,17 @@ def predict(
         progress.say(line)
     outcomes = segmented(folders, studies, config, workers, progress)
     with interruptible(progress.say, "stopped; the masks that are written are whole"):
-        failed = [(outcome.study, outcome.failure) for outcome in outcomes if not _print_outcome(outcome)]
+        failed, unknown = [], 0
+        for outcome in outcomes:
+            if not _print_outcome(outcome):
+                failed.append((outcome.study, outcome.failure))
+            elif any(not found["known"] for found in (outcome.report or {})["orientation"]):
+                unknown += 1
     write_table(out, failed)
+    if unknown:
+        progress.say(
+            f"{unknown} read as stored, since no header says how they lie; if they lie otherwise: --orientation"
+        )
     typer.echo(f"{len(studies) - len(failed)} of {len(studies)} studies in {out}")
     if failed:
         raise typer.Exit(FAILED)
@@ -79,11 +100,15 @@ def predict(
 def _print_outcome(outcome: Outcome) -> bool:
     """Print what became of a study; whether it was segmented."""
     from pipeline.inference.study import headline
+    from storage.nifti.orientation import AS_STORED
 
     if outcome.report is None:
         typer.echo(f"failed {outcome.failure}", err=True)
         return False
     typer.echo(headline(outcome.report))
+    for found in outcome.report["orientation"]:
+        if found["turn"] != AS_STORED.words and not found["doubt"]:  # which is a warning
+            typer.echo(f"  {outcome.study.name}: turned to {found['turn']}: {found['why']}", err=True)
     for line in outcome.report.get("left_out", ()):
         typer.echo(f"  {outcome.study.name}: left out: {line}", err=True)
     for warning in outcome.report["warnings"]:

@@ -12,18 +12,20 @@ from typing import Any
 
 from experiments.report import figures, result_figures
 from experiments.report.findings import Findings, work_out
+from experiments.report.first_screen import first_screen
 from experiments.report.page import page
 from experiments.report.paper_table import ARM_LABELS, arm_order
 from experiments.report.run_files import RunFiles, collect
 from experiments.report.tables import markdown_table, number
 from experiments.report.verdicts import sentences
-from pipeline.scores.compare_arms import COMPARISON_FIELDS
+from pipeline.scores.compare_arms import COMPARISON_FIELDS, RANKING_FIELDS
 from pipeline.scores.tables import TABLE_FIELDS, write_cases, write_slices
 from pipeline.scores.volumes import subject_measures
 from storage import fs
 from storage.csv_table import csv_text
 
 FUNCTION_FIELDS = ("arm", "seed", "subject", "vendor", "centre", "measure", "unit", "reference", "predicted")
+SHARED_BANK = "seeds_share_bank"  # of the note: the seeds of arms that use factors share an SDNet and a bank
 AGREEMENT_FIELDS = ("arm", "measure", "unit", "n", "bias", "sd", "low", "high", "undefined")
 
 
@@ -53,9 +55,9 @@ def build_report(
     atomically.
 
     `note` holds facts to show (machine, date, versions, configuration hash, …); `data: "phantom"` in it adds the
-    warning that no patient was measured. `mosaic` is the PNG of `figures.fa_mosaic`. `arms` are those that the run was
-    meant to have, so that a missing one is named; `runs` are the arms and seeds whose scores count, None for all that
-    are there; `problems` says in words why an arm failed.
+    warning that no patient was measured, `seeds_share_bank` the sentence on what the seeds share. `mosaic` is the PNG
+    of `figures.fa_mosaic`. `arms` are those that the run was meant to have, so that a missing one is named; `runs` are
+    the arms and seeds whose scores count, None for all that are there; `problems` says in words why an arm failed.
     """
     run = collect(run_uri, runs)
     found = work_out(run.cases)
@@ -63,6 +65,7 @@ def build_report(
     folder = fs.join(run_uri, "report")
     tables = {
         "comparisons.csv": csv_text(COMPARISON_FIELDS, found.comparisons),
+        "ranking.csv": csv_text(RANKING_FIELDS, found.ranking),
         "function.csv": csv_text(FUNCTION_FIELDS, found.function),
         "agreement.csv": csv_text(AGREEMENT_FIELDS, found.agreement),
     }
@@ -81,9 +84,10 @@ def build_report(
     write_slices(fs.join(folder, "slices.csv"), run.slices)
     write_cases(paths.cases_csv, run.cases)
     fs.write_text(paths.table_csv, csv_text(TABLE_FIELDS, found.summary))
+    first = first_screen(found.ranking, shared_bank=SHARED_BANK in note)
     spoken = sentences(found.comparisons) if found.summary else []
-    fs.write_text(paths.table_md, markdown_table(found.summary, title, note, spoken))
-    fs.write_text(paths.html, page(run, found, title, note, pictures, arms, problems or {}))
+    fs.write_text(paths.table_md, markdown_table(found.summary, title, note, first, spoken))
+    fs.write_text(paths.html, page(run, found, title, note, first, pictures, arms, problems or {}))
     return paths
 
 

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from experiments.report.first_screen import reference_arm
 from experiments.report.paper_table import ALL_CONTRASTS, arm_order
-from pipeline.scores.compare_arms import compare_arms
+from pipeline.scores.compare_arms import compare_arms, rank_arms
 from pipeline.scores.tables import summarise
 from pipeline.scores.volumes import agreement, cardiac_function
 
@@ -18,6 +19,7 @@ class Findings:
 
     summary: list[dict[str, Any]]  # tables.summarise, arms in the paper's order
     comparisons: list[dict[str, Any]]  # compare_arms.compare_arms
+    ranking: list[dict[str, Any]]  # compare_arms.rank_arms
     function: list[dict[str, Any]]  # volumes.cardiac_function
     agreement: list[dict[str, Any]]  # volumes.agreement
 
@@ -28,6 +30,7 @@ def work_out(cases: Sequence[Mapping[str, Any]]) -> Findings:
     return Findings(
         summary=sorted(summarise(cases), key=lambda row: arm_order(row["arm"])),
         comparisons=compare_arms(cases, [(arm, baseline) for _, _, arm, baseline in ALL_CONTRASTS]),
+        ranking=rank_arms(cases, reference_arm(list({case["arm"] for case in cases}))),
         function=function,
         agreement=agreement(function),
     )

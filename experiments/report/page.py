@@ -26,8 +26,8 @@ from experiments.report.tables import (
     table_columns,
     tenth,
 )
-from experiments.report.verdicts import MARKS, evenness, not_compared, p_text, verdicts
-from pipeline.scores.compare_arms import ALL, across_vendors
+from experiments.report.verdicts import MARKS, count_text, evenness, not_compared, p_text, verdicts
+from pipeline.scores.compare_arms import ALL, FEWEST_SEEDS, across_vendors, trainings
 from pipeline.scores.metrics import POSITIONS
 from pipeline.scores.tables import position_dice
 from pipeline.scores.volumes import MEASURES
@@ -42,6 +42,7 @@ def page(
     found: Findings,
     title: str,
     note: Mapping[str, Any],
+    first: Mapping[str, Any],
     pictures: Mapping[str, bytes],
     arms: Sequence[str],
     problems: Mapping[str, str],
@@ -52,6 +53,7 @@ def page(
         "number": number,
         "signed": signed,
         "p": p_text,
+        "counts": count_text,
         "tenth": tenth,
         "signed_tenth": signed_tenth,
     }
@@ -60,6 +62,7 @@ def page(
         title=title,
         note={key: plain(value) for key, value in note.items()},
         phantom=phantom_note(bool(paper_cells(found.summary, note))) if is_phantom(note) else "",
+        first=first,
         images={name: _image(png) for name, png in pictures.items()},
         alt=_alternatives(run, found),
         states=arm_states(run, arms, problems),
@@ -101,7 +104,10 @@ def _tables(run: RunFiles, found: Findings, note: Mapping[str, Any]) -> dict[str
         "across": {row["arm"]: row for row in across},
         "evenness": evenness(across),
         "steps": [(title, arm, baseline) for _, title, arm, baseline in ALL_CONTRASTS if {arm, baseline} <= set(arms)],
+        "ranking": [row | {"label": arm_label(row["arm"])} for row in found.ranking],
         "compared": compared,
+        "few_seeds": sorted({trainings(row["seeds"]) for row in found.comparisons} - {""}),
+        "tested": any(row["seeds"] >= FEWEST_SEEDS for row in found.summary),
         "ALL": ALL,
     }
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from experiments.report.paper_table import REFERENCE_NOTE, arm_label, arm_order, paper_dice, phantom_note
+from pipeline.scores.compare_arms import trainings
 from storage.subjects import STRUCTURES
 
 if TYPE_CHECKING:
@@ -17,9 +18,14 @@ Cell = tuple[str, str, str]  # arm, vendor, structure
 
 
 def markdown_table(
-    rows: Sequence[Mapping[str, Any]], title: str, note: Mapping[str, Any], verdicts: Sequence[str] = ()
+    rows: Sequence[Mapping[str, Any]],
+    title: str,
+    note: Mapping[str, Any],
+    first: Mapping[str, Any],
+    verdicts: Sequence[str],
 ) -> str:
-    """The rows of `pipeline.scores.tables.summarise` as a Markdown table under the verdicts.
+    """The rows of `pipeline.scores.tables.summarise` as a Markdown table under what `first_screen` says and the
+    verdicts.
 
     A cell is ours, where there are several seeds ± their standard deviation, and where the paper has the vendor the
     paper's and the difference; see `paper_cells`.
@@ -28,6 +34,9 @@ def markdown_table(
     paper = paper_cells(rows, note)
     best = best_cells(rows)
     lines = [f"# {title}", "", " · ".join(f"{key}: {plain(value)}" for key, value in note.items()), ""]
+    if first:
+        lines += [f"**{first['title']}: {first['best']}, {number(first['dice'])}.** {first['answer']}", ""]
+        lines += [" ".join(first["further"]), ""] if first["further"] else []
     lines += [f"- {verdict}" for verdict in verdicts] + ([""] if verdicts else [])
     headings = (f"{vendor} {structure}".replace("|", "\\|") for vendor, structure in columns)
     lines += ["| arm | " + " | ".join(headings) + " |"]
@@ -79,8 +88,10 @@ def render_terminal_table(summary: Sequence[Mapping[str, Any]]) -> rich.table.Ta
         ]
         table.add_row(Text(arm_label(arm)), *numbers)
     missed = sum(row["missed"] for row in summary)
-    if missed:
-        table.caption = f"{missed} missed or invented structures count as Dice 0"
+    few = trainings(min((row["seeds"] for row in summary), default=0))
+    said = [few] if few else []
+    said += [f"{missed} missed or invented structures count as Dice 0"] if missed else []
+    table.caption, table.caption_justify = "; ".join(said) or None, "left"
     return table
 
 

@@ -9,11 +9,18 @@ import numpy as np
 
 from experiments.report.paper_table import ALL_CONTRASTS, CONTRASTS, arm_label
 from experiments.report.tables import number, signed
-from pipeline.scores.compare_arms import ALL
-from pipeline.scores.statistics import FEWEST
+from pipeline.scores.compare_arms import ALL, FEWEST_SUBJECTS, trainings
 from storage.subjects import STRUCTURES
 
-MARKS = {"better": "▲", "worse": "▼", "mixed": "◆", "hint": "◇", "no evidence": "○", "untested": "○"}
+MARKS = {
+    "better": "▲",
+    "worse": "▼",
+    "mixed": "◆",
+    "hint": "◇",
+    "no evidence": "○",
+    "untested": "○",
+    "descriptive": "·",
+}
 _VERBS = {"better": "helps", "worse": "harms"}
 _HEADLINES = {
     "better": "Helps",
@@ -22,7 +29,7 @@ _HEADLINES = {
     "no evidence": "No evidence either way",
     "untested": "Too few subjects",
 }
-_SIZED = ("better", "worse", "hint")  # states that are told with the difference
+_SIZED = ("better", "worse", "hint", "descriptive")  # states that are told with the difference
 
 
 def verdicts(comparisons: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -45,8 +52,9 @@ def verdicts(comparisons: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _headline(rows: Sequence[Mapping[str, Any]]) -> str:
+    few = trainings(rows[0]["seeds"])  # the same of all rows of a pair
     parts = []
-    for state, words in _HEADLINES.items():
+    for state, words in (_HEADLINES | {"descriptive": f"{few.capitalize()},"}).items():
         there = [row for row in rows if row["verdict"] == state]
         there.sort(key=lambda row: -abs(row["difference"]) if row["verdict"] in _SIZED else 0)  # the largest first
         told = [
@@ -102,17 +110,30 @@ def sentences(comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _sentence(name: str, row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
     where, state = _vendor_and_structure(row), row["verdict"]
-    change = f"{signed(row['difference'])} mean Dice"
-    if not np.isnan(row["low"]):
-        change += f" [{_bound(row['low'])}, {_bound(row['high'])}]"
-    if state in _VERBS:
+    change, many = size_text(row), count_text(row)
+    if state in _VERBS or state == "descriptive":
         parts = [r for r in rows if r["vendor"] == row["vendor"] and r["structure"] in STRUCTURES]
         by_structure = ", ".join(f"{r['structure']} {signed(r['difference'], 2)}" for r in parts)
-        return f"{name} {_VERBS[state]} {where}: {change} ({by_structure}), n = {row['n']}, {p_text(row['p_holm'])}."
+        change += f" ({by_structure})"
+    if state in _VERBS:
+        return f"{name} {_VERBS[state]} {where}: {change}, {many}, {p_text(row['p_holm'])}."
+    if state == "descriptive":
+        return f"{name} {where} ({trainings(row['seeds'])}): {change}, {many}."
     if state == "untested":
-        return f"{name} {where}: too few subjects to test (n = {row['n']}, at least {FEWEST} needed): {change}."
+        return f"{name} {where}: too few subjects to test ({many}, at least {FEWEST_SUBJECTS} needed): {change}."
     weight = "a hint, not established" if state == "hint" else "no evidence either way"
-    return f"{name} {where}: {weight}: {change}, n = {row['n']}, {p_text(row['p_holm'])}."
+    return f"{name} {where}: {weight}: {change}, {many}, {p_text(row['p_holm'])}."
+
+
+def size_text(row: Mapping[str, Any]) -> str:
+    """`+.035 mean Dice [.018, .052]`; without an interval where there is none."""
+    interval = "" if np.isnan(row["low"]) else f" [{_bound(row['low'])}, {_bound(row['high'])}]"
+    return f"{signed(row['difference'])} mean Dice{interval}"
+
+
+def count_text(row: Mapping[str, Any]) -> str:
+    """`n = 56, 3 seeds`."""
+    return f"n = {row['n']}, {row['seeds']} seed{'s' * (row['seeds'] != 1)}"
 
 
 def p_text(p: float) -> str:

@@ -13,7 +13,7 @@ from actors.waiting import Patience
 from experiments import config
 from experiments.config import Settings
 from experiments.progress import Progress
-from experiments.report.build import ReportPaths, build_report
+from experiments.report.build import SHARED_BANK, ReportPaths, build_report
 from experiments.run import jobs
 from experiments.run.refusals import require_local_phantom
 from experiments.tracking.run_log import RunLog
@@ -289,6 +289,8 @@ class Ablation:
             note["data fingerprint"] = run.job.data_fingerprint
             if run.job.bank_fingerprint:
                 note["bank fingerprint"] = run.job.bank_fingerprint
+        if settings.seeds > 1 and (jobs.needs_bank(settings) or jobs.starts_from_sdnet(settings)):
+            note[SHARED_BANK] = "yes"
         return note if settings.data else note | {"data": "phantom"}
 
 

@@ -15,6 +15,8 @@ from experiments.config import Settings
 from experiments.run import jobs
 from experiments.run.cost import cost_lines
 from experiments.run.workload import Training, Workload, require_enough, workload
+from pipeline.scores.compare_arms import ALPHA, FEWEST_SEEDS, FEWEST_SUBJECTS, WHOLE_SHARE, trainings
+from pipeline.scores.power import POWER, SEED_SDS, SUBJECT_SDS, usually_detectable
 from storage import fs
 from storage.errors import InputError
 
@@ -51,6 +53,7 @@ def show(run: str, settings: Settings, say: Callable[[str], None]) -> None:
         say(f"  {name:{width}}  {state}")
     for line in cost_lines(work, settings, cluster, budget):
         say(line)
+    say(_power(settings.seeds, work.contents.tested))
     needed, free = storage_needed(settings, work), _free(run)
     parts = ", ".join(f"{name} {_size(size)}" for name, size in needed.items() if size)
     say(f"storage: {_size(sum(needed.values()))} more ({parts}). An estimate by the bytes of earlier runs")
@@ -112,6 +115,20 @@ def _enough(run: str, needed: float, free: float) -> None:
             f"needs about {_size(needed)} more and its disk has {_size(free)} free, {_size(needed - free)} too few",
             "free some, or choose --run on another disk",
         )
+
+
+def _power(seeds: int, subjects: int) -> str:
+    """One line on what the comparison of two arms will be able to show."""
+    enough = max(seeds, FEWEST_SEEDS)
+    low, high = usually_detectable(enough, subjects, WHOLE_SHARE * ALPHA)
+    if subjects < FEWEST_SUBJECTS:
+        return f"power: test subjects with masks: {subjects}; fewer than {FEWEST_SUBJECTS} are not tested"
+    few = f"{trainings(seeds)}, no verdict; " if trainings(seeds) else ""
+    return (
+        f"power: {few}{enough} seeds and {subjects} test subjects show a difference of {low:.3f} to {high:.3f} "
+        f"mean Dice in {POWER:.0%} of such runs. An estimate: one arm's seeds {SEED_SDS[0]} to {SEED_SDS[1]} apart and "
+        f"subjects' differences {SUBJECT_SDS[0]} to {SUBJECT_SDS[1]} (standard deviations), as on real patients"
+    )
 
 
 def _size(count: float) -> str:

@@ -17,6 +17,7 @@ from actors.evaluate_arm import CASES
 from experiments import config
 from experiments.run import jobs
 from pipeline.networks.description import CONFIG as MODEL
+from pipeline.scores.compare_arms import trainings
 from pipeline.scores.statistics import crossed_interval
 from storage import fs
 from storage.csv_table import csv_text
@@ -97,7 +98,8 @@ def rows(scores: dict[str, Scores], baselines: Sequence[str]) -> list[dict[str, 
                 values = (np.nan, np.nan, np.nan)
                 if baseline != arm:
                     pairs = [(there[d], scores[d][baseline]) for d in directions]
-                    values = crossed_interval([a[: len(b)] - b[: len(a)] for a, b in pairs])
+                    found = crossed_interval([a[: len(b)] - b[: len(a)] for a, b in pairs])
+                    values = (float(found.mean), float(found.low), float(found.high))
                 table.append(about | {"baseline": baseline} | dict(zip(FIELDS[-3:], values, strict=True)))
     return table
 
@@ -145,11 +147,8 @@ def write_table(out: str, settings: Settings, vendors: Sequence[str], baselines:
             fs.base_name(out), f"has no scored arm beside {', '.join(baselines)}", "see `cardiomix status`"
         )
     seeds = settings.seeds
-    what = (
-        f"{seeds} seeds an arm, intervals over seeds and subjects"
-        if seeds > 1
-        else ("one seed an arm: descriptive, intervals are over subjects alone")
-    )
+    over = "seeds and subjects" if seeds > 1 else "subjects alone"
+    what = f"{trainings(seeds) or f'{seeds} seeds an arm'}, intervals are over {over}"
     sizes = ", ".join(f"{d}: {next(iter(of.values())).shape[1]}" for d, of in scores.items() if of)
     note = f"Mean volume Dice of LV, MYO and RV on vendors not trained on; {what}. Subjects: {sizes}."
     note += f" Test half: {settings.layouts.test_half}."

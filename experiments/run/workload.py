@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -36,8 +36,8 @@ PHANTOM_PIXELS = 78_000  # of a slice, on average over the vendors, at `field_sc
 @dataclass(frozen=True)
 class Contents:
     """Slices of a run and their pixels, native grid; `train` of the training split, `labelled` of its labelled part.
-    `validated`, `tested`: labelled volumes of these two splits. `known`: counted from the run's own slices, not from
-    headers or the phantom's plan."""
+    `tested`: subjects of the test split with a mask; `validated`, `scored`: labelled volumes of the validation and of
+    the test split. `known`: counted from the run's own slices, not from headers or the phantom's plan."""
 
     slices: int
     pixels: float
@@ -47,8 +47,9 @@ class Contents:
     known: bool
     unreadable: int = 0
     drawn: int = 0  # slices of a phantom that is still to be written
-    validated: int = 0
     tested: int = 0
+    validated: int = 0
+    scored: int = 0
     groups: jobs.Groups | None = None  # where they are not known
 
 
@@ -124,8 +125,9 @@ def _stored(store: SliceStore) -> Contents:
     train = store.column("split") == "train"
     labelled = int((train & store.column("labelled").astype(bool)).sum())
     counts = (len(store), float(pixels.sum()), int(train.sum()), float(pixels[train].sum()), labelled)
-    validated, tested = (sum(v.labelled for v in store.volumes(split)) for split in ("validation", "test"))
-    return Contents(*counts, known=True, validated=validated, tested=tested)
+    validated, tested = ([v for v in store.volumes(split) if v.labelled] for split in ("validation", "test"))
+    subjects = len({volume.subject for volume in tested})
+    return Contents(*counts, known=True, tested=subjects, validated=len(validated), scored=len(tested))
 
 
 def _headers(data: tuple[str, ...], settings: Settings) -> Contents:
@@ -152,10 +154,18 @@ def _headers(data: tuple[str, ...], settings: Settings) -> Contents:
         int(slices[train & labelled].sum()),
         False,
         len(skipped) + len(subjects) - len(found),
-        validated=_labelled_volumes(entered, "validation"),
-        tested=_labelled_volumes(entered, "test"),
-        groups=_groups(entered),
+        **_held_out(entered),
     )
+
+
+def _held_out(subjects: Sequence[Subject]) -> dict[str, Any]:
+    """What `Contents` says of those who are not trained on."""
+    return {
+        "tested": sum(s.split == "test" and s.labelled for s in subjects),
+        "validated": _labelled_volumes(subjects, "validation"),
+        "scored": _labelled_volumes(subjects, "test"),
+        "groups": _groups(subjects),
+    }
 
 
 def _groups(subjects: Sequence[Subject]) -> jobs.Groups:
@@ -177,7 +187,9 @@ def _volumes(subject: Subject) -> list[tuple[int, int, int]]:
 
     try:
         images = {frame.image for frame in subject.frames}
-        shapes = {image: read_image_header(image, subject.spacing).volume_shape for image in images}
+        shapes = {
+            image: read_image_header(image, subject.spacing, subject.orientation).volume_shape for image in images
+        }
         return [shapes[frame.image] for frame in subject.frames]
     except InputError:
         return []
@@ -204,9 +216,8 @@ def _planned(settings: Settings) -> Contents:
     slices, train = (len(of) * frames * depth for of in (subjects, trained))
     labelled = sum(frame.mask is not None for s in trained for frame in s.frames) * depth
     drawn = len(wanted) * depth * phantom.frames
-    validated, tested = (_labelled_volumes(entered, split) for split in ("validation", "test"))
     counts = (slices, slices * area, train, train * area, labelled)
-    return Contents(*counts, known=False, drawn=drawn, validated=validated, tested=tested, groups=_groups(entered))
+    return Contents(*counts, known=False, drawn=drawn, **_held_out(entered))
 
 
 def require_enough(run: str, settings: Settings, contents: Contents) -> None:

@@ -19,6 +19,7 @@ from experiments.tracking.store import (
     search,
     tracking_uri_of,
 )
+from pipeline.scores.compare_arms import FEWEST_SEEDS, trainings
 from storage import fs
 from storage.errors import InputError
 from storage.subjects import STRUCTURES
@@ -195,6 +196,13 @@ def _cell(row: Mapping[str, Any]) -> str:
     if row["difference"] is not None:
         text += f" ({round(row['difference'], 3) + 0.0:+.3f})"  # never -0.000
     return f"[bold]{text}[/bold]" if row["best"] else text
+
+
+def weight(compared: Sequence[Compared]) -> str:
+    """How much the numbers of seeds can carry: MLflow has no Dice of single subjects, so nothing is tested here."""
+    few = trainings(min(len(values) for run in compared for values in run.dice.values()))
+    remedy = "verdicts, paired by subject, are in the report of each run"
+    return f"{few}; a verdict needs {FEWEST_SEEDS} seeds" if few else f"means over seeds, not tested: {remedy}"
 
 
 def difference_table(compared: Sequence[Compared]) -> Table:

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pipeline.networks.config import Precision
 from storage.identity import added
 from storage.nifti.header import Spacing
+from storage.nifti.orientation import HEADER
 
 
 class InferenceConfig(BaseModel):
@@ -27,7 +28,13 @@ class InferenceConfig(BaseModel):
         "knows no other mirrored heart",
     )
     keep_largest: bool = Field(True, description="of each structure only its largest connected part in 3D")
+    recentre: bool = added(
+        True, description="look again, centred on the heart, where it is found off-centre or cut off"
+    )
     precision: Precision = "fp32"
     spacing: Spacing | None = added(
         None, description="slice, row and column distance in mm, in place of those of the images' headers"
+    )
+    orientation: str = added(
+        HEADER, description="how images are turned before they are segmented, as `layouts.orientation` is for training"
     )

@@ -27,7 +27,7 @@ INTENDED_USE = (
 LIMITS = (
     "Trained and scored on ED and ES alone unless the data say otherwise; other frames of a cine are untested.",
     "Only the centre of an image is seen (`preprocess.field` of its pixels a side): what lies beyond is background.",
-    "Images must lie as the training data did: no image is turned by its header.",
+    "Images must lie as the training data did; an image is turned if its header says how it lies.",
     "Scanners, diseases and pixel areas that the training data lack may fail without a sign: look at the overlays.",
 )
 

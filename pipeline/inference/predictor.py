@@ -54,17 +54,23 @@ def network_scales(spacing: Spacing, config: PreprocessConfig, pixel_area: float
 
 
 def network_input(
-    volume: Floats, stats: Statistics, spacing: Spacing, config: PreprocessConfig, pixel_area: float | None = None
+    volume: Floats,
+    stats: Statistics,
+    spacing: Spacing,
+    config: PreprocessConfig,
+    pixel_area: float | None = None,
+    shift: tuple[int, int] = (0, 0),
 ) -> Floats:
-    """(Z, H, W) intensities → (Z, size, size) in [-1, 1]: normalised, working grid, centre crop, in one resampling.
+    """(Z, H, W) intensities → (Z, size, size) in [-1, 1]: normalised, working grid, crop, in one resampling.
 
-    Beyond the image is the slice's own minimum. `spacing` is (slice, row, column) in mm.
+    The crop's centre lies `shift` native rows and columns behind the image's. Beyond the image is the slice's own
+    minimum. `spacing` is (slice, row, column) in mm.
     """
     scaled = normalise(volume, stats, config)[:, : even(volume.shape[1]), : even(volume.shape[2])]
     size = config.size
     scale_y, scale_x = network_scales(spacing, config, pixel_area)
-    rows = resampling_matrix(scaled.shape[1], size, scale_y)
-    cols = resampling_matrix(scaled.shape[2], size, scale_x)
+    rows = resampling_matrix(scaled.shape[1], size, scale_y, shift[0])
+    cols = resampling_matrix(scaled.shape[2], size, scale_x, shift[1])
     out = resized(scaled, rows, cols)
     outside = ~((rows.sum(1) > 0)[:, None] & (cols.sum(1) > 0)[None])
     if outside.any():
@@ -87,22 +93,25 @@ class Predictor:
         self.preprocess, self.config, self.mirrors = preprocess, config or InferenceConfig(), MIRRORS[mirrors]
         self.device = next(self.networks[0].parameters()).device
 
-    def masks(self, frames: Iterable[tuple[Floats, Statistics]], spacing: Spacing) -> Iterator[Segmented]:
+    def masks(
+        self, frames: Iterable[tuple[Floats, Statistics]], spacing: Spacing, shift: tuple[int, int] = (0, 0)
+    ) -> Iterator[Segmented]:
         """Segment frames (Z, H, W) of one shape, each with its own statistics, in their order.
 
-        Probabilities, not labels, are resampled back, so that borders stay smooth; beyond the field of view all is
-        background. Slices of several frames share a batch.
+        The field of view's centre lies `shift` native rows and columns behind the image's. Probabilities, not labels,
+        are resampled back, so that borders stay smooth; beyond the field of view all is background. Slices of several
+        frames share a batch.
         """
         inputs: list[Floats] = []
         shape = (0, 0, 0)
         for volume, stats in frames:
             shape = volume.shape
-            inputs.append(network_input(volume, stats, spacing, self.preprocess, self.config.pixel_area))
+            inputs.append(network_input(volume, stats, spacing, self.preprocess, self.config.pixel_area, shift))
             if sum(map(len, inputs)) >= BATCH:
-                yield from self._segmented(inputs, shape, spacing)
+                yield from self._segmented(inputs, shape, spacing, shift)
                 inputs = []
         if inputs:
-            yield from self._segmented(inputs, shape, spacing)
+            yield from self._segmented(inputs, shape, spacing, shift)
 
     def shares(self, inputs_NHW: Floats) -> Floats:
         """Network inputs (N, S, S) in [-1, 1] → each class's share of each pixel, (N, classes, S, S), 0 to 1."""
@@ -120,12 +129,12 @@ class Predictor:
         return np.concatenate(out)
 
     def _segmented(
-        self, inputs: Sequence[Floats], shape: tuple[int, int, int], spacing: Spacing
+        self, inputs: Sequence[Floats], shape: tuple[int, int, int], spacing: Spacing, shift: tuple[int, int]
     ) -> Iterator[Segmented]:
         slices, height, width = shape
         scale_y, scale_x = network_scales(spacing, self.preprocess, self.config.pixel_area)
-        rows = resampling_matrix(self.preprocess.size, even(height), 1.0 / scale_y)
-        cols = resampling_matrix(self.preprocess.size, even(width), 1.0 / scale_x)
+        rows = resampling_matrix(self.preprocess.size, even(height), 1.0 / scale_y, -shift[0] * scale_y)
+        cols = resampling_matrix(self.preprocess.size, even(width), 1.0 / scale_x, -shift[1] * scale_x)
         shares = self.shares(np.concatenate(inputs))
         for first in range(0, len(shares), slices):
             mask = np.zeros(shape, dtype=np.uint8)

@@ -15,21 +15,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.inference.centre import Shift, around, heart_shift, is_better
+from pipeline.inference.config import InferenceConfig
 from pipeline.inference.find_studies import Study
 from pipeline.inference.overlay import Row, study_png
-from pipeline.inference.plausible import header_warnings, volume_warnings
+from pipeline.inference.plausible import header_warnings, padding_warnings, volume_warnings
 from pipeline.inference.predictor import Floats, Predictor, Segmented
 from pipeline.samples.preprocess import volume_statistics
 from pipeline.scores.volumes import MYOCARDIUM_G_PER_ML, ejection_fraction, volumes_ml
 from storage import fs
 from storage.bank.spec import code_version
-from storage.dicom.study import DicomStudy
 from storage.errors import InputError, StageError, one_line
 from storage.identity import identity
-from storage.images import left_out_of, open_image, read_image_header, write_mask_of
-from storage.nifti.checks import GRID_TOLERANCE, checked_image
-from storage.nifti.file import NiftiFile
+from storage.images import Image, left_out_of, open_image, write_mask_of
+from storage.nifti.checks import GRID_TOLERANCE, TimeAxis, checked_image
 from storage.nifti.header import Header, Spacing
+from storage.nifti.orientation import HEADER, Orientation
+from storage.slices.intensities import Statistics
 from storage.subjects import STRUCTURES
 
 USE = "Research software, not a medical device."
@@ -48,7 +50,8 @@ class Outcome:
 class _Frame:
     """One segmented frame; `index` is along the file's fourth axis, None for a 3D file.
 
-    `unusable` says why a frame could not be segmented; it has an empty mask then.
+    `unusable` says why a frame could not be segmented; it has an empty mask then. `shift`: rows and columns behind the
+    image's centre at which it was looked at again. `doubts`: what is strange about its file's intensities.
     """
 
     image: str
@@ -56,6 +59,8 @@ class _Frame:
     spacing: Spacing
     found: Segmented
     unusable: InputError | None = None
+    shift: Shift | None = None
+    doubts: tuple[str, ...] = ()
 
     @property
     def ml(self) -> dict[str, float]:
@@ -90,8 +95,12 @@ def segment_study(predictor: Predictor, study: Study, models: Sequence[str]) -> 
     Each frame is normalised by its own intensities, as in training. A blank frame, or one with NaN, beside others is
     left empty with a warning. Raises InputError for an image that cannot be used; nothing is written then.
     """
-    spacing = predictor.config.spacing
-    headers = [read_image_header(image, spacing) for image in study.images]
+    spacing, wanted = predictor.config.spacing, predictor.config.orientation
+    headers, orientations = [], []
+    for image in study.images:
+        with open_image(image, spacing, wanted) as file:
+            headers.append(file.header)
+            orientations.append(file.orientation)
     _check_frame_files(headers)
     frames = [frame for image in study.images for frame in _segmented(predictor, image)]
     unusable = [frame.unusable for frame in frames if frame.unusable is not None]
@@ -107,7 +116,12 @@ def segment_study(predictor: Predictor, study: Study, models: Sequence[str]) -> 
             {"image": fs.base_name(f.image), "frame": f.index or 0, "ml": v if f.unusable is None else None}
             for f, v in zip(frames, ml, strict=True)
         ],
+        **_recentred(frames),
         **_function(ml, phases),
+        "orientation": [
+            {"turn": found.turn.words, "why": found.why, "known": found.known, "doubt": found.doubt}
+            for found in dict.fromkeys(orientations)
+        ],
         "warnings": [],
         "models": list(models),
         "inference": identity(predictor.config),
@@ -117,18 +131,30 @@ def segment_study(predictor: Predictor, study: Study, models: Sequence[str]) -> 
     doubts = (
         [] if spacing else next(filter(None, map(header_warnings, headers)), [])
     )  # of files of one grid the first's
-    report["warnings"] = [*_warnings(frames, ml), *doubts, *volume_warnings(report)]
+    report["warnings"] = [
+        *_warnings(frames, ml),
+        *_orientation_warnings(headers, orientations),
+        *next((frame.doubts for frame in frames if frame.doubts), ()),
+        *doubts,
+        *volume_warnings(report),
+    ]
     left_out = [line for image in study.images for line in left_out_of(image)]
     if left_out:
         report["left_out"] = left_out
-    picture = _picture(frames, report, phases, spacing)
+    picture = _picture(frames, report, phases, predictor.config)
     for image in study.images:
         own = [frame for frame in frames if frame.image == image]
         mask = own[0].found.mask if own[0].index is None else np.stack([frame.found.mask for frame in own])
-        write_mask_of(study.mask(image), mask, image, spacing)
+        write_mask_of(study.mask(image), mask, image, spacing, wanted)
     fs.write_bytes(study.picture, picture)
     fs.write_text(study.report, json.dumps(report, indent=1, ensure_ascii=False))
     return report
+
+
+def _recentred(frames: Sequence[_Frame]) -> dict[str, Any]:
+    """Of each image that was looked at again, rows and columns from its centre to the heart."""
+    shifts = {fs.base_name(f.image): dict(zip(("rows", "columns"), f.shift, strict=True)) for f in frames if f.shift}
+    return {"recentred": shifts} if shifts else {}
 
 
 def _check_frame_files(headers: Sequence[Header]) -> None:
@@ -177,24 +203,51 @@ def _ventricle(edv: float, esv: float) -> dict[str, float | None]:
 
 
 def _segmented(predictor: Predictor, image: str) -> Iterator[_Frame]:
-    with open_image(image, predictor.config.spacing) as file:
+    config = predictor.config
+    with open_image(image, config.spacing, config.orientation) as file:
         header = file.header
-        cine = len(header.shape) == 4
-        frames: list[int | None] = list(range(header.frames)) if cine else [None]
+        frames: list[int | None] = list(range(header.frames)) if len(header.shape) == 4 else [None]
         unusable: dict[int | None, InputError] = {}
-        seen = (
-            (_as_float(frame), volume_statistics(frame, header.spacing_mm, predictor.preprocess))
-            for frame in _usable_frames(file, frames, unusable)
-        )
-        found = iter(list(predictor.masks(seen, header.spacing_mm)))
-        empty = Segmented(np.zeros(header.volume_shape, np.uint8), ())
+        doubts: list[str] = []
+        found = list(_looked_at(predictor, file, frames, unusable, (0, 0), doubts))
+        shift = heart_shift(found, predictor.preprocess) if config.recentre else None
+        if shift is not None:
+            again = list(_looked_at(predictor, file, frames, {}, shift, []))
+            found, shift = (again, shift) if is_better(again, found) else (found, None)
+        masks, empty = iter(found), Segmented(np.zeros(header.volume_shape, np.uint8), ())
         for index in frames:
             problem = unusable.get(index)
-            yield _Frame(image, index, header.spacing_mm, next(found) if problem is None else empty, problem)
+            mask = next(masks) if problem is None else empty
+            yield _Frame(image, index, header.spacing_mm, mask, problem, shift, tuple(doubts))
+
+
+def _looked_at(
+    predictor: Predictor,
+    file: Image,
+    frames: Sequence[int | None],
+    unusable: dict[int | None, InputError],
+    shift: Shift,
+    doubts: list[str],
+) -> Iterator[Segmented]:
+    """Those of the frames that can be segmented; why another cannot goes into `unusable`, what is strange about all of
+    them into `doubts`."""
+    spacing, preprocess = file.header.spacing_mm, predictor.preprocess
+    time = TimeAxis(file.name)
+
+    def seen() -> Iterator[tuple[Floats, Statistics]]:
+        for number, frame in enumerate(_usable_frames(file, frames, unusable)):
+            if number == 0:
+                doubts.extend(padding_warnings(file.name, frame, preprocess))
+            time.add(frame)
+            yield _as_float(frame), volume_statistics(around(frame, shift, preprocess), spacing, preprocess)
+
+    yield from predictor.masks(seen(), spacing, shift)
+    if predictor.config.orientation == HEADER:
+        time.check()
 
 
 def _usable_frames(
-    file: NiftiFile | DicomStudy, frames: Sequence[int | None], unusable: dict[int | None, InputError]
+    file: Image, frames: Sequence[int | None], unusable: dict[int | None, InputError]
 ) -> Iterator[npt.NDArray[Any]]:
     """Those of the frames that can be segmented; why another cannot is put into `unusable`."""
     for index in frames:
@@ -209,6 +262,16 @@ def _usable_frames(
 
 def _as_float(frame: npt.NDArray[Any]) -> Floats:
     return frame.astype(np.float32, copy=False)
+
+
+def _orientation_warnings(headers: Sequence[Header], orientations: Sequence[Orientation]) -> list[str]:
+    """Of files that are turned in one way the first's."""
+    lines = {}
+    for header, found in zip(headers[::-1], orientations[::-1], strict=True):
+        if found.doubt:
+            but = "" if found.doubt == found.why else f", but {found.doubt}"
+            lines[found] = f"{fs.base_name(header.path)}: {found.line}{but}: look at the picture, or use --orientation"
+    return list(lines.values())
 
 
 def _warnings(frames: Sequence[_Frame], ml: Sequence[dict[str, float]]) -> list[str]:
@@ -232,7 +295,7 @@ def _names_in_words(names: Sequence[str]) -> str:
 
 
 def _picture(
-    frames: Sequence[_Frame], report: dict[str, Any], phases: tuple[int, int] | None, spacing: Spacing | None
+    frames: Sequence[_Frame], report: dict[str, Any], phases: tuple[int, int] | None, config: InferenceConfig
 ) -> bytes:
     """ED and ES, or the first segmented frame where they are not known."""
     first = next(i for i, frame in enumerate(frames) if frame.unusable is None)
@@ -240,7 +303,7 @@ def _picture(
     rows = []
     for phase, number in shown.items():
         frame = frames[number]
-        with open_image(frame.image, spacing) as file:
+        with open_image(frame.image, config.spacing, config.orientation) as file:
             (image,) = _usable_frames(file, [frame.index], {})
         volumes = ", ".join(f"{name} {value:.1f} ml" for name, value in report["frames"][number]["ml"].items())
         rows.append(Row(f"{phase}: {frame.name}  {volumes}", _as_float(image), frame.found.mask))

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pipeline.samples.rescale import resampling_matrix, resized, resized_labels
+from storage.identity import added
 from storage.nifti.header import Spacing
 from storage.slices.foreground import ForegroundStatistics, foreground_box, foreground_statistics
 from storage.slices.intensities import Statistics, statistics
@@ -42,6 +43,11 @@ class PreprocessConfig(BaseModel):
     )
     statistics: Literal["volume", "slice"] = Field(
         "volume", description="what intensities are normalised by; `slice` as in the authors' code"
+    )
+    centre: Literal["image", "mask"] = added(
+        "image",
+        description="middle of what a network is trained on: the image's, or (mask) the heart's where a volume is "
+        "labelled",
     )
     clip_sigma: float = Field(3.0, gt=0, description="zscore, foreground: clip at ± this many σ, then divide by it")
 
@@ -139,6 +145,7 @@ def working_shape(height: int, width: int, row_mm: float, col_mm: float, config:
 def working_slice(store: SliceStore, i: int, config: PreprocessConfig) -> WorkingSlice:
     """Slice `i` of a store, normalised by its volume's statistics and on the working grid."""
     image = normalise(store.image(i), stored_statistics(store, i, config), config)
+    image = moved(image, middle(store, i, config), float(image.min()))
     grid = _grid(store, i, image.shape, config)
     image = image[: even(image.shape[0]), : even(image.shape[1])]
     mask, area = working_mask(store, i, config)
@@ -147,11 +154,29 @@ def working_slice(store: SliceStore, i: int, config: PreprocessConfig) -> Workin
 
 def working_mask(store: SliceStore, i: int, config: PreprocessConfig) -> tuple[npt.NDArray[np.uint8], float]:
     """Mask (h, w) of slice `i` on the working grid, and the area of a pixel there in mm²; its image is not read."""
-    mask = store.mask(i)
+    mask = moved(store.mask(i), middle(store, i, config), 0)
     grid = _grid(store, i, mask.shape, config)
     mask = mask[: even(mask.shape[0]), : even(mask.shape[1])]
     area = float(store.column("row_mm")[i]) * float(store.column("col_mm")[i]) / config.factor**2
     return mask if grid is None else resized_labels(mask, *grid), area
+
+
+def middle(store: SliceStore, i: int, config: PreprocessConfig) -> tuple[int, int]:
+    """Native rows and columns from the centre of slice `i` to the middle of what a network is to see of it."""
+    return store.heart(i) if config.centre == "mask" else (0, 0)
+
+
+def moved(array: npt.NDArray[T], shift: tuple[int, int], fill: float) -> npt.NDArray[T]:
+    """(H, W) in which what lay `shift` rows and columns behind the centre lies at the centre; `fill` comes in."""
+    if shift == (0, 0):
+        return array
+    out = np.full_like(array, fill)
+    take, put = [], []
+    for n, by in zip(array.shape, shift, strict=True):
+        take.append(slice(max(0, by), n + min(0, by)))
+        put.append(slice(max(0, -by), n + min(0, -by)))
+    out[put[0], put[1]] = array[take[0], take[1]]
+    return out
 
 
 def _grid(

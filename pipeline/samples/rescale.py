@@ -51,13 +51,14 @@ def taps(offsets: npt.NDArray[np.float64], n_in: int, scale: float) -> tuple[Ind
 
 
 @lru_cache(maxsize=64)
-def resampling_matrix(n_in: int, n_out: int, scale: float) -> Floats:
+def resampling_matrix(n_in: int, n_out: int, scale: float, shift: float = 0.0) -> Floats:
     """The taps of a whole axis as a matrix (n_out, n_in) float32, for grids that many slices share.
 
     Rows sum to one, or to zero where the output pixel's centre lies outside the input. For `n_out == n_in * scale` it
-    equals `torch.nn.functional.interpolate(mode="bilinear", antialias=True)`.
+    equals `torch.nn.functional.interpolate(mode="bilinear", antialias=True)`. The output's centre lies `shift` input
+    pixels behind the input's.
     """
-    offsets = source_offsets(n_out, scale)
+    offsets = source_offsets(n_out, scale) + shift
     pixels, weights = taps(offsets, n_in, scale)
     weights[np.abs(offsets) > n_in / 2] = 0.0
     matrix = np.zeros((n_out, n_in), dtype=np.float32)

@@ -1,20 +1,33 @@
-"""What can be said about a number of subjects: intervals, paired tests, and both corrected for how often one asks."""
+"""What can be said about a number of subjects and seeds: intervals, tests, and both corrected for how often one
+asks."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 RESAMPLES = 2000
-FEWEST = 6  # subjects: with five, all of one sign, the exact two-sided Wilcoxon test gives p = .0625
+
+Floats = npt.NDArray[np.float64]
 
 
-def bootstrap_interval(values: npt.NDArray[np.float64]) -> tuple[float, float]:
+class Crossed(NamedTuple):
+    """A mean difference, its interval over seeds and subjects, and the two-sided p of no difference."""
+
+    mean: Floats
+    low: Floats
+    high: Floats
+    p: Floats
+
+
+def bootstrap_interval(values: Floats) -> tuple[float, float]:
     """95 % percentile bootstrap of the mean of `(N,)` values, one a subject; NaN where N < 2.
 
-    2000 resamples drawn by Philox with seed 0: the same interval each time.
+    2000 resamples drawn by Philox with seed 0: the same interval each time. It holds subjects alone: for one arm's own
+    Dice, not for a difference between arms.
     """
     if len(values) < 2:
         return np.nan, np.nan
@@ -25,52 +38,71 @@ def bootstrap_interval(values: npt.NDArray[np.float64]) -> tuple[float, float]:
     return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
-def paired_test(differences: npt.NDArray[np.float64]) -> float:
-    """Two-sided p of the Wilcoxon signed-rank test on `(N,)` paired differences (scipy, exact for small N).
+def holm(p_values: npt.ArrayLike, weights: npt.ArrayLike = 1.0) -> Floats:
+    """Holm's step-down adjustment (Scand. J. Statist. 1979) of `(..., M)` p-values along the last axis.
 
-    Zeros are left out, as Wilcoxon did; if all are zero, p is 1. NaN where N < `FEWEST`: such a test can never reach
-    .05.
+    `weights`, positive, of the same shape or broadcast to it: a hypothesis with a larger weight gets more of the level
+    (Holm's section 4). NaN counts as no test and stays NaN.
     """
-    if len(differences) < FEWEST:
-        return np.nan
-    if not np.any(differences):
-        return 1.0
-    from scipy.stats import wilcoxon
-
-    return float(wilcoxon(differences).pvalue)
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down adjustment (Scand. J. Statist. 1979) of p-values, in their order; NaN counts as no test."""
     p = np.asarray(p_values, dtype=np.float64)
-    tested = np.flatnonzero(~np.isnan(p))
-    order = tested[np.argsort(p[tested], kind="stable")]
-    adjusted = np.full(len(p), np.nan)
-    factors = np.arange(len(order), 0, -1)
-    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(p[order] * factors))
-    return [float(value) for value in adjusted]
+    weight = np.broadcast_to(np.asarray(weights, dtype=np.float64), p.shape)
+    untested = np.isnan(p)
+    weight = np.where(untested, 0.0, weight)
+    scaled = np.divide(p, weight, out=np.full(p.shape, np.finfo(np.float64).max), where=~untested)
+    order = np.argsort(scaled, axis=-1, kind="stable")
+    ordered = np.take_along_axis(weight, order, axis=-1)
+    left = np.flip(np.cumsum(np.flip(ordered, axis=-1), axis=-1), axis=-1)  # weight of this hypothesis and later ones
+    stepped = np.maximum.accumulate(np.take_along_axis(scaled, order, axis=-1) * left, axis=-1)
+    adjusted = np.empty_like(p)
+    np.put_along_axis(adjusted, order, np.minimum(1.0, stepped), axis=-1)
+    return np.where(untested, np.nan, adjusted)
 
 
-def crossed_interval(differences_SN: Sequence[npt.NDArray[np.float64]]) -> tuple[float, float, float]:
-    """Mean of paired differences and its 95 % interval over seeds and over subjects: (mean, low, high).
+def crossed_interval(differences_SN: Sequence[Floats]) -> Crossed:
+    """Mean of paired differences, with its 95 % interval and p over seeds and over subjects.
 
-    Each array is (S seeds, N subjects) of one experiment, such as one direction between two vendors; of several, their
-    mean is meant. Seeds and subjects are crossed random effects: the seeds' means and the subjects' means each give the
-    mean a variance, to which Student's t belongs with the freedom of each. The half widths add up by their squares, and
-    what is left over counts in both, so that the interval is rather too wide than too narrow. From one seed it is over
-    subjects alone. NaN limits for fewer than two subjects.
+    Each array is `(..., S seeds, N subjects)` of one experiment, such as one direction between two vendors; of several,
+    their mean is meant. Leading axes are cases on their own, and those of what is returned. Seeds and subjects are
+    crossed random effects: the seeds' means and the subjects' means each give the mean a variance, to which Student's t
+    belongs with the freedom of each. The half widths add up by their squares. Such an interval is never too narrow for
+    normal effects, at any level (Banerjee, Sankhyā 1960), and what is left over counts in both. So `p`, the level at
+    which the interval just reaches zero, can be corrected by `holm`. From one seed both are over subjects alone. NaN
+    for fewer than two subjects.
     """
-    from scipy.stats import t
+    from scipy.special import stdtrit
 
-    mean = float(np.mean([d.mean() for d in differences_SN]))
-    if any(d.shape[1] < 2 for d in differences_SN):
-        return mean, np.nan, np.nan
-    square = 0.0
-    for axis in (1, 0):
+    mean = np.mean([d.mean(axis=(-2, -1)) for d in differences_SN], axis=0)
+    if any(d.shape[-1] < 2 for d in differences_SN):
+        nothing = np.full_like(mean, np.nan)
+        return Crossed(mean, nothing, nothing, nothing)
+    parts = _variances(differences_SN)
+    half = np.sqrt(np.sum([stdtrit(freedom, 0.975) ** 2 * variance for freedom, variance in parts], axis=0))
+    return Crossed(mean, mean - half, mean + half, _level_reaching_zero(np.abs(mean), parts))
+
+
+def _variances(differences_SN: Sequence[Floats]) -> list[tuple[int, Floats]]:
+    """(freedom, variance of the mean) that subjects give, and seeds where there are several."""
+    parts = []
+    for axis in (-2, -1):
         means = [d.mean(axis=axis) for d in differences_SN]
-        freedom = sum(len(m) - 1 for m in means)
-        if freedom and all(len(m) > 1 for m in means):
-            variance = sum(m.var(ddof=1) / len(m) for m in means) / len(means) ** 2
-            square += float(t.ppf(0.975, freedom)) ** 2 * float(variance)
-    half = float(np.sqrt(square))
-    return mean, mean - half, mean + half
+        freedom = sum(m.shape[-1] - 1 for m in means)
+        if all(m.shape[-1] > 1 for m in means):
+            total = np.sum([m.var(axis=-1, ddof=1) / m.shape[-1] for m in means], axis=0)
+            parts.append((freedom, total / len(means) ** 2))
+    return parts
+
+
+def _level_reaching_zero(size: Floats, parts: Sequence[tuple[int, Floats]]) -> Floats:
+    """Found by bisection between the p that each part's t would give to the whole variance."""
+    from scipy.special import stdtr, stdtrit
+
+    total = np.sum([variance for _, variance in parts], axis=0)
+    ratio = np.divide(size, np.sqrt(total), out=np.zeros_like(size), where=total > 0)
+    tails = np.log(np.maximum([stdtr(freedom, -ratio) for freedom, _ in parts], 1e-300))
+    low, high = tails.min(axis=0), tails.max(axis=0)
+    for _ in range(20 if len(parts) > 1 else 0):
+        middle = (low + high) / 2
+        square = np.sum([stdtrit(freedom, np.exp(middle)) ** 2 * variance for freedom, variance in parts], axis=0)
+        low, high = np.where(square > size**2, middle, low), np.where(square > size**2, high, middle)
+    certain = np.where(size > 0, 0.0, 1.0)  # all differences are the same number
+    return np.where(total > 0, np.minimum(1.0, 2 * np.exp((low + high) / 2)), certain)

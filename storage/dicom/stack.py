@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from storage.dicom.read import Plane
 from storage.errors import InputError
+from storage.nifti.orientation import LONG_AXIS
 
 Floats = npt.NDArray[np.float64]
 
@@ -29,10 +30,9 @@ NEAREST_MM, FARTHEST_MM = 3.0, 25.0  # slices that follow each other
 MOST_MISSING = 3  # slices in a row; what lies farther away is something else
 UNEVEN = 0.15  # of the distance of slices
 ASIDE_MM = 3.0  # a slice beside the line that the others form
-# From base to apex in most hearts (left, back, head). The plane of a two- or four-chamber view contains the long axis,
-# so that its normal lies at right angles to it; a transverse, coronal or sagittal stack's is 47° or more away.
-LONG_AXIS = np.array([0.65, -0.60, -0.47])
-SHORT_AXIS = 0.69  # cosine: 46°
+# Cosine between normal and long axis: 46°. The plane of a two- or four-chamber view contains the long axis, so that its
+# normal lies at right angles to it; a transverse, coronal or sagittal stack's is 47° or more away.
+SHORT_AXIS = 0.69
 LOCALISER = "LOCALIZER"
 NOT_MAGNITUDE = {
     *("P", "PHASE", "PHASE MAP", "P_FFE", "P_SE", "VELOCITY", "VELOCITY MAP", "PHASE_CONTRAST"),

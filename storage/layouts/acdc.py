@@ -10,11 +10,11 @@ import re
 
 from storage import fs
 from storage.errors import InputError
+from storage.images import read_image_header
 from storage.layouts.frames import cine_frames, nifti_name
 from storage.layouts.options import LayoutOptions
 from storage.layouts.read_each import read_each
 from storage.layouts.terms import terms_of
-from storage.nifti.file import read_header
 from storage.subjects import LV, MYO, RV, FrameSource, Skipped, Subject
 
 LABELS = ((1, RV), (2, MYO), (3, LV))
@@ -39,7 +39,8 @@ def read(folder: str, options: LayoutOptions) -> tuple[list[Subject], list[Skipp
         name = fs.base_name(path)
         split, reason = _split(name, part, options)
         frames = _frames(path, options)
-        return Subject(name, "acdc", options.acdc_vendor, options.acdc_centre, frames, split, reason, LABELS, terms)
+        place = options.acdc_vendor, options.acdc_centre
+        return Subject(name, "acdc", *place, frames, split, reason, LABELS, terms, orientation=options.orientation)
 
     return read_each(folder, subject, [(fs.base_name(path), (part, path)) for part, path in _patients(folder)])
 
@@ -90,7 +91,9 @@ def _found(path: str, options: LayoutOptions) -> tuple[FrameSource, ...]:
     single = {phase: nifti_name(files, f"{name}_frame{frame + 1:02d}") for phase, frame in phases.items()}
     if cine and (options.frames == "all" or not all(single.values())):
         image = fs.join(path, cine)
-        return cine_frames(image, read_header(image).frames, phases, masks, options)
+        return cine_frames(
+            image, read_image_header(image, orientation=options.orientation).frames, phases, masks, options
+        )
     for phase, file in single.items():
         if file is None:
             raise InputError(

@@ -49,9 +49,11 @@ def read(folder: str, options: LayoutOptions) -> tuple[list[Subject], list[Skipp
             vendor = options.dicom_vendor or vendor_of(study.manufacturer, study.name)
             frames = cine_frames(place, study.header.frames, {}, {}, options)
             left_out = study.left_out
-        name = _name(folder, place)
-        centre = options.dicom_centre
-        return Subject(name, "dicom", vendor, centre, frames, None, "", (), terms, left_out=left_out)
+        return Subject(
+            *(_name(folder, place), "dicom", vendor, options.dicom_centre, frames, None, "", (), terms),
+            left_out=left_out,
+            orientation=options.orientation,
+        )
 
     found, skipped = read_each(folder, subject, [(_name(folder, place), place) for place in dicom_folders(folder)])
     return found, skipped + _niftis(folder)

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 
 from storage import fs
 from storage.errors import InputError
+from storage.images import read_image_header
 from storage.layouts.frames import cine_frames, frame_number, nifti_name
 from storage.layouts.options import LayoutOptions
 from storage.layouts.read_each import read_each
 from storage.layouts.records import Record, check_row, need_columns, read_records
 from storage.layouts.terms import terms_of
-from storage.nifti.file import read_header
 from storage.subjects import LV, MYO, RV, FrameSource, Skipped, Subject
 
 LABELS = ((1, LV), (2, MYO), (3, RV))
@@ -185,6 +185,7 @@ def _subject(
         split_reason=reason,
         labels=LABELS,
         terms=terms,
+        orientation=options.orientation,
     )
 
 
@@ -194,7 +195,7 @@ def _frames(
     image = place.file(f"{code}_sa") or ""
     if place.part.startswith("training/unlabel"):
         # Its ED = ES = 0 mean "unknown", and a mask here is not one to learn from.
-        return cine_frames(image, read_header(image).frames, {}, {}, options)
+        return cine_frames(image, read_image_header(image, orientation=options.orientation).frames, {}, {}, options)
     numbers = {phase: frame_number(record[phase.lower()], phase, source) for phase in ("ED", "ES")}
     phases = {phase: number for phase, number in numbers.items() if number is not None}
     if len(phases) < 2 or phases["ED"] == phases["ES"]:
@@ -209,5 +210,5 @@ def _frames(
         )
     masks: dict[int, tuple[str, int | None]] = {frame: (mask, frame) for frame in phases.values()}
     # Headers are read with the data; the number of frames matters here only if all of them are wanted.
-    count = read_header(image).frames if options.frames == "all" else None
+    count = read_image_header(image, orientation=options.orientation).frames if options.frames == "all" else None
     return cine_frames(image, count, phases, masks, options)

@@ -6,7 +6,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
+from storage.errors import InputError
 from storage.identity import added
+from storage.nifti.orientation import HEADER, parsed_orientation
 
 # Both kinds of file (raw and rebuilt) and both diseases of the first thirty patients are in each list.
 ACDC_TEST = tuple(f"patient{n:03d}" for n in (4, 5, 10, 15, 24, 25, 29, 30))
@@ -36,6 +38,11 @@ class LayoutOptions(BaseModel):
         (),
         description="subjects whose labels are right although they do not lie as LV, MYO and RV usually do; names or "
         "patterns such as p0*",
+    )
+    orientation: str = added(
+        HEADER,
+        description="how arrays are turned: by their headers (header), not at all (stored), or all of them in one way, "
+        "such as 'x -y z' where rows are stored from below",
     )
     follow_links: bool = Field(False, description="follow symbolic links that lead out of the data folder")
     acdc_vendor: str = Field("Siemens", min_length=1, description="vendor of every ACDC subject")
@@ -80,6 +87,14 @@ class LayoutOptions(BaseModel):
     test_half: Literal["all", "choose", "confirm"] = added(
         "all", description="which half of each vendor's test subjects is scored: one to choose by, one to confirm on"
     )
+
+    @field_validator("orientation")
+    @classmethod
+    def _usual_orientation(cls, orientation: str) -> str:
+        try:
+            return parsed_orientation(orientation, "layouts")
+        except InputError as error:
+            raise ValueError(f"{error.problem}; {error.remedy}") from error
 
     @field_validator("protocol_vendor")
     @classmethod

@@ -1,7 +1,8 @@
 """A plain table of files, which takes any study: one row a subject.
 
 Columns `subject, image, mask, vendor, centre, ed, es`; optionally `split` (train, validation, test, excluded),
-`spacing` (slice, row and column distance in mm, such as `8 1.4 1.4`, in place of the headers'), `labels` (the masks'
+`spacing` (slice, row and column distance in mm, such as `8 1.4 1.4`, in place of the headers'), `orientation` (such as
+`x -y z`, see `nifti.orientation`; by the headers if empty), `labels` (the masks'
 values, 1 to 65535, such as `LV 3, MYO 2, RV 1, background 4`; LV 1, MYO 2, RV 3 if empty) and `terms`. Paths are
 relative to the table's folder. Images are 3D or 4D NIfTI files or folders of DICOM studies; `ed` and `es` are 0-based
 frames; an empty mask means unlabelled. Masks are 4D like their image, or of one frame where only one frame is labelled.
@@ -15,14 +16,15 @@ from itertools import zip_longest
 
 from storage import fs
 from storage.errors import InputError
-from storage.images import read_image_header
+from storage.images import open_image, read_image_header
 from storage.layouts.frames import cine_frames, frame_number
 from storage.layouts.options import LayoutOptions
 from storage.layouts.read_each import legible, read_each
 from storage.layouts.records import ROW, Record, check_row, need_columns, read_records
 from storage.layouts.terms import terms_of
 from storage.nifti.checks import LARGEST_LABEL
-from storage.nifti.header import parsed_spacing
+from storage.nifti.header import Spacing, parsed_spacing
+from storage.nifti.orientation import parsed_orientation
 from storage.subjects import BACKGROUND, LV, MYO, RV, FrameSource, Skipped, Subject
 
 LABELS = ((1, LV), (2, MYO), (3, RV))
@@ -115,28 +117,31 @@ def _subject(base: str, record: Record, where: str, terms: str, options: LayoutO
         raise InputError(where, f"split is '{split}'", "write train, validation, test, excluded or nothing")
     stated = record.get("spacing", "")
     spacing = parsed_spacing(stated, where) if stated else None
+    orientation = parsed_orientation(record.get("orientation") or options.orientation, where)
     return Subject(
         subject=record["subject"],
         layout="table",
         vendor=record["vendor"],
         centre=record["centre"],
-        frames=_frames(base, record, where, spacing, options),
+        frames=_frames(base, record, where, spacing, orientation, options),
         split=SPLIT_NAMES[split] if split else None,
         split_reason=f"split column of {where.rpartition(' row ')[0]}" if split else "",
         labels=_labels(record.get("labels", ""), where),
         terms=record.get("terms") or terms,
         spacing=spacing,
+        orientation=orientation,
     )
 
 
 def _frames(
-    base: str, record: Record, where: str, spacing: tuple[float, float, float] | None, options: LayoutOptions
+    base: str, record: Record, where: str, spacing: Spacing | None, orientation: str, options: LayoutOptions
 ) -> tuple[FrameSource, ...]:
     image = _inside(base, record["image"], where)
     mask = _inside(base, record["mask"], where) if record["mask"] else None
     numbers = {phase: frame_number(record[phase.lower()], phase.lower(), where) for phase in ("ED", "ES")}
     phases = {phase: number for phase, number in numbers.items() if number is not None}
-    header = read_image_header(image, spacing)
+    with open_image(image, spacing, orientation) as opened:
+        header, turned = opened.header, opened.orientation
     if len(header.shape) == 3:
         # One frame: ed or es, if only one of them is filled in, says which.
         phase = next(iter(phases)) if len(phases) == 1 else "-"
@@ -150,7 +155,7 @@ def _frames(
         if not phases:
             raise InputError(where, "a mask, but neither ed nor es to say of which frame", "fill in ed or es")
         # A 4D mask of one frame is the labelled frame's, as a 3D one is.
-        mask_header = read_image_header(mask, spacing)
+        mask_header = read_image_header(mask, spacing, turned)
         cine = len(mask_header.shape) == 4 and (mask_header.frames > 1 or header.frames == 1)
         if not cine and len(phases) > 1:
             raise InputError(where, "a mask of one frame, but both ed and es", "leave only the labelled one")

@@ -14,14 +14,15 @@ import numpy.typing as npt
 from storage import fs
 from storage.errors import InputError
 from storage.nifti.header import Header
+from storage.nifti.orientation import upright
 
 Array = npt.NDArray[Any]
 
-ALONG = 0.999  # cosine above which an axis is the scanner's own
 PARALLEL = 0.9  # cosine above which two axes are taken for one
 # Voxels between two origins, along columns, rows and slices. A tool may take a voxel's corner for its centre, which is
 # half a voxel. A pixel more is 1 to 2 mm; a slice more is another slice.
 MOST_APART = (1.0, 1.0, 0.6)
+LEAST_OF_SLICES = 0.65  # difference of neighbouring slices over that of frames
 LABEL_TOLERANCE = 1e-3  # from a whole number; interpolated masks are farther from one
 LARGEST_LABEL = 65535  # in a coding: NIfTI masks of 16 bits hold it
 GRID_TOLERANCE = 0.01  # relative; headers that other tools wrote round voxel sizes
@@ -43,6 +44,36 @@ def checked_image(frame: Array, name: str, index: int | None = None) -> Array:
         problem = f"the image is constant: every voxel is {low:g}{_in_frame(index)}"
         raise InputError(name, problem, "export the image again")
     return image
+
+
+class TimeAxis:
+    """Whether a file's fourth axis is that of time, by its frames in their order.
+
+    Neighbouring slices differ more than frames do: 1.6 to 5.3 times as much as ED and ES in 114 studies of Siemens,
+    Philips and GE.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._last: Array | None = None
+        self._slices: list[float] = []
+        self._frames: list[float] = []
+
+    def add(self, frame_ZHW: Array) -> None:
+        """One frame; every second pixel of it is looked at."""
+        frame = frame_ZHW[:, ::2, ::2].astype(np.float32)
+        if len(frame) > 1:
+            self._slices.append(float(np.abs(np.diff(frame, axis=0)).mean()))
+            if self._last is not None:
+                self._frames.append(float(np.abs(frame - self._last).mean()))
+        self._last = frame
+
+    def check(self) -> None:
+        """Raise InputError if slices are more alike than frames are."""
+        if self._frames and np.mean(self._slices) < LEAST_OF_SLICES * np.mean(self._frames):
+            problem = "its third axis looks like time and its fourth like slices"
+            remedy = "name its axes: --orientation 'x y t z'; if it is a cine as it should be: --orientation stored"
+            raise InputError(self._name, problem, remedy)
 
 
 def _in_frame(index: int | None) -> str:
@@ -136,7 +167,7 @@ def _misplaced(image: Header, mask: Header) -> str | None:
     ours, theirs = image.directions, mask.directions
     if ours is None or theirs is None or image.affine is None or mask.affine is None:
         return None
-    if _upright(ours) != _upright(theirs):  # a tool that loses directions leaves the scanner's axes
+    if upright(ours) != upright(theirs):  # a tool that loses directions leaves the scanner's axes
         return None
     turned = ours.T @ theirs  # cosines between the image's axes (rows) and the mask's (columns)
     along = np.abs(turned).argmax(axis=0)
@@ -153,7 +184,3 @@ def _misplaced(image: Header, mask: Header) -> str | None:
         return None
     slices = f" ({voxels[2]:.1f} slices)" if voxels[2] > MOST_APART[2] else ""
     return f"the mask lies {np.linalg.norm(apart):.1f} mm beside the image{slices}"
-
-
-def _upright(directions: npt.NDArray[np.float64]) -> bool:
-    return bool((np.abs(directions).max(axis=0) > ALONG).all())

@@ -1,8 +1,7 @@
 """NIfTI in and out: the header is checked before the data are touched, arrays come out as slices, rows, columns.
 
 A slice is (H, W): rows are the file's second axis, columns its first, so a volume is the file's (x, y, z) transposed
-to (z, y, x). It is never turned by a header's direction cosines (some data sets' are not orthonormal, or lost): those
-serve only to compare a mask with its image. Free-text fields are never read.
+to (z, y, x), as stored: `storage.images` turns it. Free-text fields are never read.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ def read_raw_header(stream: BinaryIO, name: str) -> nib.Nifti1Header:
 
     Raises InputError if the file is no NIfTI file, is cut off, or is one half of a .hdr/.img pair.
     """
-    not_nifti = InputError(name, "is not a NIfTI file", "convert it, for instance with dcm2niix, or remove it")
+    not_nifti = InputError(name, "is not a NIfTI file", "convert it to NIfTI, or name the folder of a DICOM study")
     try:
         block = stream.read(4)
         sizes = {int.from_bytes(block, order) for order in ("little", "big")} & set(HEADER_BYTES)

@@ -10,26 +10,29 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from storage.dicom.study import DicomStudy
 from storage.errors import InputError
-from storage.images import open_image
+from storage.images import Image, open_image
 from storage.nifti.checks import check_mask_frame, check_same_grid, checked_image, checked_labels, rounded_labels
-from storage.nifti.file import NiftiFile
 from storage.nifti.header import Header
 from storage.nifti.label_order import check_coding
+from storage.nifti.orientation import Orientation
 from storage.slices.intensities import Quantised, Statistics, quantise, statistics
 from storage.subjects import FrameSource, Subject
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One volume. `image` holds (Z, H, W) int16 with scale and offset; `mask` (Z, H, W) uint8 in our labels or None."""
+    """One volume. `image` holds (Z, H, W) int16 with scale and offset; `mask` (Z, H, W) uint8 in our labels or None.
+
+    Both are turned as `orientation` says; `header` is that of the turned image.
+    """
 
     source: FrameSource
     header: Header
     image: Quantised
     statistics: Statistics
     mask: npt.NDArray[np.uint8] | None
+    orientation: Orientation
 
     @property
     def digest(self) -> str:
@@ -71,16 +74,19 @@ def read_frames(subject: Subject) -> Iterator[Frame]:
     A file that holds several frames is opened once and read forwards. Raises InputError for the first thing that is
     wrong: see `nifti` and `dicom` for files and grids, `label_order` for the order of labels.
     """
-    opened: dict[str, NiftiFile | DicomStudy] = {}
+    opened: dict[str, Image] = {}
     try:
-        for path in dict.fromkeys(p for f in subject.frames for p in (f.image, f.mask) if p):
-            opened[path] = open_image(path, subject.spacing)
+        for source in subject.frames:
+            if source.image not in opened:
+                opened[source.image] = open_image(source.image, subject.spacing, subject.orientation)
+            if source.mask is not None and source.mask not in opened:  # a mask is turned as its image is
+                opened[source.mask] = open_image(source.mask, subject.spacing, opened[source.image].orientation)
         placement = subject.check_masks and not subject.trust_mask_place
         for source in subject.frames:
             if source.mask is not None:
-                image_header, mask_header = opened[source.image].header, opened[source.mask].header
-                check_same_grid(image_header, mask_header, placement, subject.subject)
-                check_mask_frame(image_header, mask_header, source.mask_index)
+                ours, theirs = opened[source.image], opened[source.mask]
+                check_same_grid(ours.stored.header, theirs.stored.header, placement, subject.subject)
+                check_mask_frame(ours.header, theirs.header, source.mask_index)
         size = opened[subject.frames[0].image].header.volume_shape[1:]
         for source in subject.frames:
             file = opened[source.image]
@@ -92,13 +98,13 @@ def read_frames(subject: Subject) -> Iterator[Frame]:
                 )
             mask = None if source.mask is None else _mask(opened[source.mask], source, subject)
             image = checked_image(file.frame(source.image_index), file.name, source.image_index)
-            yield Frame(source, file.header, quantise(image), statistics(image), mask)
+            yield Frame(source, file.header, quantise(image), statistics(image), mask, file.orientation)
     finally:
         for file in opened.values():
             file.close()
 
 
-def _mask(file: NiftiFile | DicomStudy, source: FrameSource, subject: Subject) -> npt.NDArray[np.uint8]:
+def _mask(file: Image, source: FrameSource, subject: Subject) -> npt.NDArray[np.uint8]:
     coding = dict(subject.labels)
     mask = checked_labels(file.frame(source.mask_index), coding, file.name, source.mask_index)
     if not mask.any():
@@ -114,7 +120,7 @@ def _mask(file: NiftiFile | DicomStudy, source: FrameSource, subject: Subject) -
     return mask
 
 
-def _labelled_frames(file: NiftiFile | DicomStudy) -> list[int]:
+def _labelled_frames(file: Image) -> list[int]:
     return [frame for frame in range(file.header.frames) if rounded_labels(file.frame(frame)).any()]
 
 

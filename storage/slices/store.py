@@ -80,6 +80,7 @@ class SliceStore:
         self._columns: dict[str, npt.NDArray[Any]] = {}
         self._arrays: dict[tuple[str, str], ShardedArray] = {}
         self._foreground: dict[int, ForegroundStatistics] = {}
+        self._hearts: dict[int, tuple[int, int]] = {}
 
     @classmethod
     def open(cls, run: str) -> SliceStore:
@@ -155,15 +156,36 @@ class SliceStore:
         """
         if self.column("layout")[i] == SAMPLES_LAYOUT:
             return ForegroundStatistics(**asdict(self.statistics(i)), padding=False)
-        first = i - int(self.column("slice")[i])  # a volume's slices follow one another in the table
+        rows = self._volume_of(i)
+        first = rows[0]
         if first not in self._foreground:
-            stop = first + 1
-            while stop < len(self) and self.column("slice")[stop] > 0:
-                stop += 1
             slice_mm, row_mm, col_mm = (float(self.column(name)[i]) for name in ("slice_mm", "row_mm", "col_mm"))
-            volume_ZHW, _ = self.volume(range(first, stop))
+            volume_ZHW, _ = self.volume(rows)
             self._foreground[first] = foreground_statistics(volume_ZHW, (slice_mm, row_mm, col_mm))
         return self._foreground[first]
+
+    def heart(self, i: int) -> tuple[int, int]:
+        """Rows and columns from the image's centre to that of the labelled heart in the volume that slice `i` is in.
+
+        (0, 0) for a volume without labels. Worked out from its masks when first asked for.
+        """
+        if not self.column("labelled")[i]:
+            return 0, 0
+        rows = self._volume_of(i)
+        if rows[0] not in self._hearts:
+            mask = self._rows_of_array("mask", rows[0], self.column("row")[rows].tolist())
+            labelled = np.argwhere(mask)[:, 1:]
+            row, column = labelled.mean(0) - (np.array(mask.shape[1:]) - 1) / 2 if len(labelled) else (0.0, 0.0)
+            self._hearts[rows[0]] = round(float(row)), round(float(column))
+        return self._hearts[rows[0]]
+
+    def _volume_of(self, i: int) -> range:
+        """The slices of the volume that slice `i` is in, which follow one another in the table."""
+        first = i - int(self.column("slice")[i])
+        stop = first + 1
+        while stop < len(self) and self.column("slice")[stop] > 0:
+            stop += 1
+        return range(first, stop)
 
     def volume(self, rows: Sequence[int]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
         """Images and masks (Z, H, W) of the given slices of one frame, such as `Volume.rows`."""

@@ -23,6 +23,7 @@ from storage.identity import identity
 from storage.images import image_stamp
 from storage.layouts import LayoutOptions
 from storage.nifti.file import not_opened
+from storage.nifti.orientation import HEADER
 from storage.parquet import read_parquet
 from storage.sharded_array import write_array
 from storage.slices.frames import read_frames
@@ -122,7 +123,7 @@ def finalise(
 
 
 def source_hash(subject: Subject) -> str:
-    """What a subject's arrays follow from: its files (name, size, time, beginning), frames, labels, spacing, checks.
+    """What a subject's arrays follow from: its files (name, size, time, start), frames, labels, spacing, checks, turn.
 
     Folders do not count, so that moved data are recognised; vendor and split do not, since no array depends on them.
     """
@@ -136,6 +137,7 @@ def source_hash(subject: Subject) -> str:
         "check_masks": subject.check_masks,
         # Only where they are set, so that a subject stored by an earlier version is not read again.
         **{name: True for name in TRUSTED if getattr(subject, name)},
+        **({} if subject.orientation == HEADER else {"orientation": subject.orientation}),
     }
     return hashlib.sha256(json.dumps(definition, sort_keys=True).encode()).hexdigest()
 

@@ -6,6 +6,7 @@ Nothing flagged here stops a subject from entering; what does is in `Survey.skip
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -86,7 +87,7 @@ def flags(subjects: Sequence[SubjectFacts], ra_range_mm2: Range) -> list[Flag]:
     seen_range = (min(seen), max(seen)) if len(seen) >= LEAST_GROUP else None
     found = [f for s in subjects for f in _phases(s)]
     found += [f for s in subjects for f in _masks(s)]
-    found += _row_direction_flags(subjects)
+    found += _orientation_flags(subjects)
     found += [f for s in subjects for f in _pixels(s, ra_range_mm2, seen_range)]
     found += [f for s in subjects for f in _stack(s)]
     told = {(f.subject, f.check.about) for f in found}
@@ -130,14 +131,17 @@ def _masks(s: SubjectFacts) -> Iterator[Flag]:
         yield _flag(check, s, ratio, f"{ratio:.2f}", "times")
 
 
-def _row_direction_flags(subjects: Sequence[SubjectFacts]) -> Iterator[Flag]:
-    """Whose rows run the other way than most others': a network would see their hearts upside down."""
-    ways = {way: [s for s in subjects if s.rows == way] for way in ("up", "down")}
-    fewer, more = sorted(ways, key=lambda way: len(ways[way]))  # of equally many, those that run up
-    stored = {"up": "stored bottom-up, as dcm2niix does", "down": "stored top-down"}[fewer]
-    check = Check("rows", stored, f"upside down beside {len(ways[more])} other subjects")
-    for s in ways[fewer]:
-        yield _flag(check, s, 0, f"{fewer}wards")
+def _orientation_flags(subjects: Sequence[SubjectFacts]) -> Iterator[Flag]:
+    """Whose headers leave a doubt, or turn them unlike most others'."""
+    usual = Counter(s.orientation.turn for s in subjects if s.orientation.known).most_common(1)
+    for s in subjects:
+        found = s.orientation
+        told = "as stored" if found.turn.nothing else found.turn.words
+        if found.doubt:
+            yield _flag(Check("orientation", "in doubt", found.doubt), s, 0, told)
+        elif found.known and found.turn != usual[0][0]:
+            check = Check("orientation", "by its header unlike most", "see that its heart is upright in the picture")
+            yield _flag(check, s, 0, told)
 
 
 def _pixels(s: SubjectFacts, ra_range: Range, seen: Range | None) -> Iterator[Flag]:

@@ -10,7 +10,6 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +18,7 @@ from storage import fs
 from storage.errors import InputError
 from storage.layouts import LayoutOptions, collect, same_images, splits
 from storage.nifti.header import Header, Spacing
+from storage.nifti.orientation import Orientation
 from storage.slices.frames import Frame, read_frames
 from storage.slices.store import subject_folder
 from storage.slices.writer import source_hash
@@ -26,7 +26,6 @@ from storage.subjects import LV, MYO, RV, Skipped, Subject, left_out_lines
 
 PICTURE_PIXELS, PICTURE_PIXEL_MM = 128, 1.5  # 192 mm hold a heart and the chest wall before it
 WINDOW = (1, 99)  # %
-ALIGNED = 0.999  # cosine (2.6°) above which an axis is the scanner's own: of planned short axes none is
 
 Grey = npt.NDArray[np.uint8]
 
@@ -73,8 +72,7 @@ class Picture:
 class SubjectFacts:
     """A subject that can enter. Matrix and spacing (slice, row, column; mm) are its first frame's.
 
-    `rows` says which way rows run by an oblique header: "up" is towards the patient's head or chest wall; None where
-    the header lies along the scanner's axes, as files do that were rebuilt without their place in space.
+    `orientation` says how its first frame is turned, and why.
     """
 
     subject: str
@@ -84,7 +82,7 @@ class SubjectFacts:
     height: int
     width: int
     spacing_mm: Spacing
-    rows: Literal["up", "down"] | None
+    orientation: Orientation
     volumes: tuple[VolumeFacts, ...]
     picture: Picture
     digests: tuple[str, ...]
@@ -182,14 +180,17 @@ def _measure(subject: Subject) -> SubjectFacts | Skipped:
 def _facts(subject: Subject) -> SubjectFacts:
     volumes, digests = [], []
     header: Header | None = None
+    orientation: Orientation | None = None
     picture: Picture | None = None
     for frame in read_frames(subject):
-        header = header or frame.header
+        header, orientation = header or frame.header, orientation or frame.orientation
         if picture is None or (frame.mask is not None and not picture.mask.any()):
             picture = _picture(frame)
         volumes.append(_volume(frame))
         digests.append(frame.digest)
-    assert header is not None and picture is not None  # every layout gives at least one frame
+    assert (
+        header is not None and orientation is not None and picture is not None
+    )  # every layout gives at least one frame
     _, height, width = header.volume_shape
     return SubjectFacts(
         subject=subject.subject,
@@ -199,7 +200,7 @@ def _facts(subject: Subject) -> SubjectFacts:
         height=height,
         width=width,
         spacing_mm=header.spacing_mm,
-        rows=_row_direction(header),
+        orientation=orientation,
         volumes=tuple(volumes),
         picture=picture,
         digests=tuple(digests),
@@ -231,13 +232,6 @@ def _mask(frame: Frame, mask: Grey) -> MaskFacts:
         ratio = blood / muscle if muscle > 0 else None
     border = (mask[:, 0], mask[:, -1], mask[:, :, 0], mask[:, :, -1])
     return MaskFacts(float(ml[LV]), float(ml[MYO]), float(ml[RV]), ratio, any(edge.any() for edge in border))
-
-
-def _row_direction(header: Header) -> Literal["up", "down"] | None:
-    axes = header.directions
-    if axes is None or np.abs(axes).max(axis=0).min() > ALIGNED:
-        return None
-    return "up" if axes[1, 1] + axes[2, 1] > 0 else "down"
 
 
 def _picture(frame: Frame) -> Picture:

@@ -105,7 +105,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
 
 
 PICTURES = ("dice", "cases", "agreement", "learning", "mosaic", "resolutions")
-TABLES = ("table.csv", "cases.csv", "slices.csv", "comparisons.csv", "function.csv", "agreement.csv")
+TABLES = ("table.csv", "cases.csv", "slices.csv", "ranking.csv", "comparisons.csv", "function.csv", "agreement.csv")
 
 
 def test_every_promised_file_is_there(report: tuple[Path, str, str]) -> None:
@@ -119,6 +119,9 @@ def test_every_promised_file_is_there(report: tuple[Path, str, str]) -> None:
     assert tuple(rows[0]) == TABLE_FIELDS and len(rows) == 3 * 2 * 3
     assert [row["arm"] for row in rows[::6]] == ["unet_ra", "fs_sdnet", "fs_sdnet_ra"]  # the paper's order
     assert len(tables["comparisons.csv"]) == 2 * 3 * 4  # steps × (vendors and all) × (structures and their mean)
+    ranked = [(row["arm"], row["verdict"], row["reference"]) for row in tables["ranking.csv"]]
+    beside = "unet_ra"
+    assert ranked[:2] == [("fs_sdnet_ra", "descriptive", beside), ("unet_ra", "", beside)] and len(ranked) == 3
     assert len(tables["function.csv"]) == 3 * 12 * 7 and len(tables["agreement.csv"]) == 3 * 7
 
 
@@ -130,12 +133,29 @@ def test_the_page_needs_no_network_and_no_other_file(report: tuple[Path, str, st
     assert len(re.findall(r'<img [^>]*alt="[^"]{20,}', html)) == len(PICTURES)
 
 
-def test_the_page_begins_with_what_came_out(report: tuple[Path, str, str]) -> None:
+def test_the_page_begins_with_the_best_arm_and_says_that_one_training_is_descriptive(
+    report: tuple[Path, str, str],
+) -> None:
     _, html, text = report
-    verdict = "RA helps over all vendors: +.097 mean Dice [.092, .100] (LV +.10, MYO +.10, RV +.09), n = 12, p < .001."
-    headline = "Helps over all vendors (+.097). A hint, not established, on A (+.100) and on D (+.094)."
+    answer = (
+        "+.049 mean Dice [.046, .052] against the reference, U-Net+RA (n = 12, 1 seed an arm). One training: "
+        "descriptive. The interval is over subjects alone. Another training may turn the order round; a verdict needs "
+        "3 seeds."
+    )
+    title = "Highest mean Dice of 3 arms, over all vendors and structures"
+    assert title in html and answer in html and html.index(answer) < html.index("<table")
+    assert f"**{title}: FS SDNet+RA, .803.** {answer}" in text and text.index(answer) < text.index("| arm |")
+    power = "With 3 seeds, these subjects would show a true difference of .048 to .121 in four of five"
+    assert power in html and power in text
+    verdict = (
+        "RA over all vendors (one training: descriptive): +.097 mean Dice [.091, .103] (LV +.10, MYO +.10, RV +.09), "
+        "n = 12, 1 seed."
+    )
+    headline = "One training: descriptive, on A (+.100), over all vendors (+.097) and on D (+.094)."
     assert headline in html and f"- {verdict}" in text
     assert html.index(headline) < html.index("What each step changes") < html.index("<h2>Failures")
+    for word in ("helps", "harms", "established", "seeds_share_bank"):
+        assert word not in html.lower() and word not in text.lower()
     lacking = "Not compared, since an arm has no scores: Unlabelled data (SS SDNet+RA against FS SDNet+RA), FA ("
     assert lacking in html and lacking in text
 
@@ -220,18 +240,47 @@ def test_a_report_of_the_same_run_is_the_same_bytes(tmp_path: Path) -> None:
     assert pages[0] == pages[1]
 
 
-def _compared(lift: float, n: int = 8) -> list[str]:
-    base, other = _cases("fs_sdnet", "A", n=n), _cases("fs_sdnet_ra", "A", lift=lift, n=n)
-    return sentences(compare_arms([*base, *other], [("fs_sdnet_ra", "fs_sdnet")]))
+def _compared(lift: float, n: int = 8, seeds: int = 3) -> list[str]:
+    cases = [
+        case
+        for seed in range(seeds)
+        for arm, more in (("fs_sdnet", 0.0), ("fs_sdnet_ra", lift + 0.001 * seed))
+        for case in _cases(arm, "A", seed, more, n)
+    ]
+    return sentences(compare_arms(cases, [("fs_sdnet_ra", "fs_sdnet")]))
 
 
 def test_verdicts_are_sentences_with_their_numbers() -> None:
     assert _compared(0.1)[0] == (
-        "RA helps on A: +.100 mean Dice [.100, .100] (LV +.10, MYO +.10, RV +.10), n = 8, p = .008."
+        "RA helps on A: +.101 mean Dice [.099, .103] (LV +.10, MYO +.10, RV +.10), n = 8, 3 seeds, p < .001."
     )
-    assert _compared(-0.1)[0].startswith(f"RA harms on A: {MINUS}.100 mean Dice [{MINUS}.100, {MINUS}.100]")
-    assert _compared(0.0)[0] == "RA on A: no evidence either way: .000 mean Dice [.000, .000], n = 8, p = 1.000."
-    assert _compared(0.1, n=3)[0].startswith("RA on A: too few subjects to test (n = 3, at least 6 needed): +.100")
+    assert _compared(-0.1)[0].startswith(f"RA harms on A: {MINUS}.099 mean Dice [{MINUS}.101, {MINUS}.097]")
+    assert _compared(-0.001)[0] == (
+        f"RA on A: no evidence either way: .000 mean Dice [{MINUS}.002, .002], n = 8, 3 seeds, p = 1.000."
+    )
+    assert _compared(0.1, n=3)[0].startswith(
+        "RA on A: too few subjects to test (n = 3, 3 seeds, at least 6 needed): +.101"
+    )
+    assert _compared(0.1, seeds=2)[0].startswith("RA on A (two trainings: descriptive): +.101 mean Dice [")
+
+
+def test_three_seeds_are_judged_and_what_they_share_is_said(tmp_path: Path) -> None:
+    run = _write_run(tmp_path / "run", {"unet_ra": 0.0, "ss_sdnet_ra_fa": 0.1}, seeds=3)
+    paths = build_report(str(run), "Seeds", {"seeds_share_bank": "yes"}, arms=("unet_ra", "ss_sdnet_ra_fa"))
+    for page in (Path(paths.html).read_text(), Path(paths.table_md).read_text()):
+        assert "against the reference, U-Net+RA: established (n = 12, 3 seeds an arm, p < .001)" in page
+        assert "SS SDNet+RA+FA" in page and "share one SDNet and one bank (seeds_share_bank)" in page
+        assert re.search(r"vary as here show a true difference of \.\d+ in four of five", page)
+        assert "training: descriptive" not in page
+
+
+def test_the_reference_may_be_the_best_or_alone(tmp_path: Path) -> None:
+    run = _write_run(tmp_path / "run", {"unet_ra": 0.1, "unet_ra_bigaug": 0.0}, seeds=3)
+    text = Path(build_report(str(run), "Seeds", {}).table_md).read_text()
+    assert f"U-Net+RA, .822.** This is the reference. The next, U-Net+RA+BigAug-like: {MINUS}.097 mean Dice [" in text
+    alone = _write_run(tmp_path / "alone", {"fs_sdnet": 0.0})
+    text = Path(build_report(str(alone), "Seed", {}).table_md).read_text()
+    assert "Only one arm is scored, so there is nothing to compare it with (n = 12, 1 seed; one training: desc" in text
 
 
 def test_several_seeds_are_a_mean_and_a_standard_deviation(tmp_path: Path) -> None:
@@ -261,7 +310,7 @@ def test_the_terminal_table_of_the_whole_ablation_fits_80_columns() -> None:
     console.print(render_terminal_table(summarise(cases)))
     text = console.export_text()
     assert "SS SDNet+RA+FA" in text and "…" not in text
-    assert "missed" in text
+    assert "one training: descriptive; 10 missed" in text
 
 
 def test_every_arm_has_a_name_and_a_look_of_its_own() -> None:

@@ -40,6 +40,7 @@ def test_a_dry_run_says_plan_stages_time_and_disk_and_writes_nothing(tmp_path: P
         "ingest         to do: about ",
         "unet_ra/seed0  to do: 3 epochs of 7 steps",
         "time: about ",
+        "power: ",
         "An estimate",
         "storage: ",
         " are free where first lies",
@@ -70,6 +71,7 @@ def test_slices_are_counted_from_headers_as_ingest_would_split_them(
     assert counted.labelled == int((train & store.column("labelled").astype(bool)).sum())
     assert counted.pixels == (store.column("height").astype(float) * store.column("width")).sum()
     assert counted.unreadable == 0
+    assert counted.tested == workload(run, settings).contents.tested == 1  # of headers, and of the slices themselves
 
 
 def test_a_study_that_cannot_be_opened_is_told(

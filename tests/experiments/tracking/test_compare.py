@@ -99,12 +99,14 @@ def test_the_verb_prints_json_alone_and_writes_a_csv(runs: list[str], tmp_path: 
     assert [float(row["dice_mean"]) for row in table] == [row["dice_mean"] for row in document["dice"]]
     plain = CliRunner().invoke(app, ["compare", *runs])
     assert plain.exit_code == 0 and "train.epochs" in plain.stdout
+    assert "one training: descriptive; a verdict needs 3 seeds" in plain.stdout
 
 
 def test_no_heading_is_empty_and_none_stands_above_nothing(runs: list[str]) -> None:
     assert [column.header for column in dice_table(find(runs)).columns][:3] == ["arm", "vendor", "structure"]
     alone = CliRunner().invoke(app, ["compare", runs[0]])
     assert "first run" not in alone.stdout and "What differs" not in alone.stdout
+    assert "two trainings: descriptive" in alone.stdout
     twice = CliRunner().invoke(app, ["compare", runs[0], runs[0]])
     assert twice.stdout.rstrip().endswith("What differs\nNothing in settings, data, bank or code.")
 

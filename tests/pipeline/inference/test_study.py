@@ -13,9 +13,10 @@ import pytest
 
 from pipeline.inference.config import InferenceConfig
 from pipeline.inference.find_studies import find_studies
-from pipeline.inference.plausible import header_warnings, volume_warnings
+from pipeline.inference.plausible import header_warnings, padding_warnings, volume_warnings
 from pipeline.inference.predictor import Predictor, load_predictor
 from pipeline.inference.study import Outcome, attempt
+from pipeline.samples.preprocess import PreprocessConfig
 from storage.nifti.file import read_header
 from tests.dicom_files import LONG_AXIS, PERSON, Place, Writer, everything_below
 from tests.tiny_networks import volume_zhw, write_unet
@@ -129,6 +130,27 @@ def write_header(
     header["pixdim"][1:4] = pixdim
     path.write_bytes(header.binaryblock + block[348:])
     return path
+
+
+@pytest.mark.parametrize(("rows", "share"), [(20, None), (80, "57")])
+def test_padding_is_told_to_networks_that_are_normalised_by_the_whole_volume(
+    tmp_path: Path, write_nifti: Write, predictor: Predictor, rows: int, share: str | None
+) -> None:
+    """F1: zeros around a heart changed its volume from 84 to 183 ml, without a word."""
+    padded = np.pad(volume_xyz(0) + 1, ((0, 0), (0, rows), (0, 0)))
+    write_nifti(tmp_path / "in" / "c.nii.gz", padded, ZOOMS)
+    report = outcomes(predictor, tmp_path / "in", tmp_path / "out")["c"].report
+    assert report is not None
+    told = [warning for warning in report["warnings"] if "one value" in warning]
+    assert [line.partition(" of its voxels")[0] for line in told] == ([] if share is None else [f"c.nii.gz: {share} %"])
+    robust = PreprocessConfig(size=32, field=48, normalisation="foreground")
+    assert padding_warnings("c.nii.gz", padded.T, robust) == []
+
+
+def test_frames_of_one_slice_that_are_stored_as_slices_are_told(tmp_path: Path, write_nifti: Write) -> None:
+    path = write_nifti(tmp_path / "c.nii.gz", np.repeat(volume_xyz(0)[..., :1], 24, axis=2), (1.25, 1.4, 9.68))
+    (line,) = header_warnings(read_header(str(path)))
+    assert line.startswith("c.nii.gz: its 24 slices span 232 mm, more than a heart; if they are frames of one slice")
 
 
 TRUE = np.diag([-1.25, -1.4, 8.0, 1.0])

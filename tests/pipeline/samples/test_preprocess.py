@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -15,8 +17,13 @@ from pipeline.samples.preprocess import (
     volume_statistics,
     working_scales,
     working_shape,
+    working_slice,
 )
+from storage.nifti.write import write_volume
 from storage.slices.intensities import statistics
+from storage.slices.store import SliceStore
+from storage.slices.writer import finalise, write_subject
+from storage.subjects import FrameSource, Subject
 
 SPACING = (8.0, 1.4, 1.4)
 
@@ -136,6 +143,34 @@ def test_a_network_that_sees_the_answer_predicts_it_on_the_native_grid() -> None
     for label in (1, 2):
         dice = 2 * np.sum((found == label) & (mask == label)) / (np.sum(found == label) + np.sum(mask == label))
         assert dice > 0.9
+
+
+def test_training_slices_are_centred_on_the_labelled_heart_if_asked_for(tmp_path: Path) -> None:
+    z, y, x = np.ogrid[:4, :60, :64]
+    far = np.hypot(y - 20, x - 43) + 0 * z  # of a heart 9.5 rows above and 11.5 columns beside the centre
+    mask = np.select([far < 6, far < 9, (far < 14) & (x < 36)], [1, 2, 3], 0).astype(np.uint8)
+    image = np.random.default_rng(0).integers(1, 200, mask.shape) + 700 * (mask == 1)
+    for name, data in (("i", image.astype(np.int16)), ("m", mask)):
+        write_volume(str(tmp_path / f"{name}.nii.gz"), data, SPACING, data.dtype)
+    paths = str(tmp_path / "i.nii.gz"), str(tmp_path / "m.nii.gz")
+    frames = (FrameSource("ED", 0, paths[0], None, paths[1], None), FrameSource("-", 1, paths[0], None, None, None))
+    labels = ((1, 1), (2, 2), (3, 3))
+    subject = Subject("s", "table", "X", "c", frames, "train", "given", labels, "CC0", trust_label_order=True)
+    finalise(str(tmp_path), {"s": write_subject(str(tmp_path), subject)}, [], [subject])
+    store = SliceStore.open(str(tmp_path))
+    for size in (48, 32):
+        usual, centred = (PreprocessConfig(size=size, field=48, centre=centre) for centre in ("image", "mask"))  # type: ignore[arg-type]
+        seen = [working_slice(store, i, centred) for i in range(8)]
+        found = np.argwhere(np.stack([s.mask for s in seen[:4]]))[:, 1:].mean(0)
+        assert np.abs(found - (np.array(seen[0].mask.shape) - 1) / 2).max() < 1
+        shift = store.heart(0)
+        inputs = network_input(store.volume(range(4))[0], store.statistics(0), SPACING, usual, shift=shift)
+        for i in range(4):  # validation and prediction see the same pixels
+            crop = centre_crop(seen[i].image, size, 0.0)
+            assert np.abs(inputs[i] - crop).mean() < (1e-5 if size == 48 else 0.02)  # resampled edges differ
+            assert (crop[centre_crop(seen[i].mask, size, 0) == 1] > 0.2).all()
+        for i in range(4, 8):  # no labels
+            np.testing.assert_array_equal(seen[i].image, working_slice(store, i, usual).image)
 
 
 def test_beyond_the_image_the_network_sees_the_slice_s_own_minimum() -> None:

@@ -58,6 +58,14 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
+def test_where_the_heart_is_follows_from_the_masks_of_its_volume(tmp_path: Path, subject: Subject) -> None:
+    unlabelled = replace(subject, subject="u", frames=tuple(replace(f, mask=None) for f in subject.frames[:1]))
+    store = stored(tmp_path / "run", subject, unlabelled)
+    ring = np.stack([store.mask(i) for i in range(3)])  # of three slices
+    rows, columns = (at.mean() - (n - 1) / 2 for at, n in zip(np.nonzero(ring)[1:], ring.shape[1:], strict=True))
+    assert [store.heart(i) for i in range(9)] == [(round(rows), round(columns))] * 6 + [(0, 0)] * 3 != [(0, 0)] * 9
+
+
 def test_images_and_masks_come_back_bit_for_bit(tmp_path: Path, subject: Subject, study: Study) -> None:
     image, mask = study(0)
     store = stored(tmp_path / "run", subject)

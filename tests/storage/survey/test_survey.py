@@ -21,7 +21,7 @@ from storage.survey.survey import PICTURE_PIXELS, SubjectFacts, survey
 Build = Callable[[dict[str, tuple[str, str]]], Path]
 
 RA_RANGE = (0.954, 2.692)
-UPRIGHT = np.array([[0.6, -0.3, 0.74], [-0.7, -0.6, 0.35], [0.4, -0.74, -0.57]])  # a short axis, rows towards the feet
+UPRIGHT = np.array([[-0.71, 0.31, 0.63], [-0.70, -0.27, -0.66], [-0.03, -0.91, 0.41]])  # a short axis as displayed
 
 
 @dataclass(frozen=True)
@@ -184,21 +184,19 @@ def test_a_fault_is_flagged_with_its_number_and_nothing_else_is(
     assert found_beside(sound, tmp_path, scan) == expected
 
 
-def test_rows_that_run_up_are_flagged_only_beside_rows_that_run_down(
+def test_subjects_that_are_turned_unlike_most_are_flagged_and_those_in_doubt_too(
     sound: dict[str, SubjectFacts], tmp_path: Path
 ) -> None:
-    flipped = UPRIGHT * [1, -1, 1]
-    names = {"down1": UPRIGHT, "down2": UPRIGHT, "up": flipped}
+    names = {"down1": UPRIGHT, "down2": UPRIGHT, "up": UPRIGHT * [1, -1, 1]}
     scans = [Scan(name, directions=directions) for name, directions in names.items()]
     facts = survey([str(write(tmp_path / "data", scans))]).subjects
-    assert [s.rows for s in facts] == ["down", "down", "up"]
-    assert {s.rows for s in sound.values()} == {None}  # along the scanner's axes: nobody knows
+    assert [s.orientation.turn.words for s in facts] == ["x y z", "x y z", "x -y z"]
+    assert not any(s.orientation.known for s in sound.values())  # a diagonal without an origin: nobody knows
     (flag,) = flags([*sound.values(), *facts], RA_RANGE)
-    assert (flag.subject, flag.check.about, flag.number) == ("up", "rows", "upwards")
-    assert "bottom-up" in flag.check.finding and "2 other subjects" in flag.check.why
+    assert (flag.subject, flag.check.about, flag.number) == ("up", "orientation", "x -y z")
     assert flags([*sound.values(), facts[2]], RA_RANGE) == []
-    mirrored = [replace(s, rows="up" if s.rows == "down" else "down") for s in facts]
-    assert [f.subject for f in flags(mirrored, RA_RANGE)] == ["up"]  # whichever way the fewer run
+    doubtful = replace(facts[0], orientation=replace(facts[0].orientation, doubt="halfway"))
+    assert [f.check.why for f in flags([doubtful, facts[1]], RA_RANGE)] == ["halfway"]
 
 
 def test_a_group_of_few_or_of_many_kinds_has_no_outliers(sound: dict[str, SubjectFacts]) -> None:
