@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from storage.errors import InputError, StageError
+from storage.lease import Fence, under
 
 Piece = TypeVar("Piece")
 
@@ -111,11 +112,18 @@ class Host:
     """An actor: the stage's object, in a process of its own. It is made by a call and not with the actor, since Ray
     tells nobody what an actor's own start raised."""
 
-    def start(self, make: Callable[..., Any], arguments: tuple[Any, ...], method: str, part: str | None) -> str:
-        """Make the object; returns the id of this actor's node."""
+    def start(
+        self,
+        held: tuple[Fence, ...],
+        make: Callable[..., Any],
+        arguments: tuple[Any, ...],
+        method: str,
+        part: str | None,
+    ) -> str:
+        """Make the object, for the owner of these leases; returns the id of this actor's node."""
         import ray
 
-        self._hosted, self._method, self._part = make(*arguments), method, part
+        self._hosted, self._method, self._part = under(held, make, *arguments), method, part
         return str(ray.get_runtime_context().get_node_id())
 
     def work(self, piece: Any) -> tuple[Any, None]:
@@ -128,9 +136,11 @@ class Host:
         return dict(getattr(self._hosted, self._part)())
 
 
-def run_task(make: Callable[..., Any], arguments: tuple[Any, ...], piece: Any) -> tuple[Any, None]:
+def run_task(
+    held: tuple[Fence, ...], make: Callable[..., Any], arguments: tuple[Any, ...], piece: Any
+) -> tuple[Any, None]:
     """The piece's answer, and a word that it is there."""
-    return make(*arguments, piece), None
+    return under(held, make, *arguments, piece), None
 
 
 def that_fit(wanted: int | None, cpus: float, gpus: float, what: str) -> int:

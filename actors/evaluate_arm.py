@@ -25,7 +25,8 @@ def scored_so_far(out: str) -> tuple[int, int] | None:
 
 
 def evaluate_job(run: str, out: str, arm: str, seed: int, threads: int, precision: str) -> int:
-    """Predict every labelled test volume with the network in `out`; returns the volumes scored.
+    """Predict every labelled test volume with the network in `out`; returns the volumes scored. What nobody drew in a
+    volume is not scored.
 
     Writes `slices.csv` and `examples.npz` there, then `cases.csv`, which says that the evaluation is whole.
     """
@@ -57,11 +58,11 @@ def evaluate_job(run: str, out: str, arm: str, seed: int, threads: int, precisio
         images, mask = store.volume(volume.rows)
         stats = stored_statistics(store, volume.rows[0], preprocess)
         found = predict_volume(model, images, stats, volume.spacing, preprocess, precision)
-        scores = score_volume(found, mask, volume.spacing)
+        scores = score_volume(found, mask, volume.spacing, volume.structures)
         whose = {"arm": arm, "seed": seed, "subject": volume.subject, "vendor": volume.vendor}
         whose |= {"centre": volume.centre, "phase": volume.phase}
         cases += case_rows(scores, share_outside(mask, volume.spacing, preprocess), whose)
-        slices += slice_rows(score_slices(found, mask), whose)
+        slices += slice_rows(score_slices(found, mask, volume.structures), whose)
         shown.append(example(volume.subject, volume.vendor, volume.phase, volume.spacing, images, mask, found))
         dice.append(mean_dice(scores))
     write_slices(fs.join(out, SLICES), slices)

@@ -71,8 +71,8 @@ def export(
 
     `nnunet`: labelled samples alone, as a raw data set of nnU-Net v2, a case a slice. `slices`: labelled and unlabelled
     ones as the stream mixes them, as a slice store; the vendor is that of the scanner that drew the image.
-    `samples.csv` says what each was made from. Raises InputError if `out` holds something else; FinalError if no node
-    has room for an actor.
+    `samples.csv` says what each was made from. Raises InputError if `out` holds something else, or nnU-Net would learn
+    from masks in which nobody drew some structure; FinalError if no node has room for an actor.
     """
     if kind == "nnunet":
         nnunet.check_name(out)
@@ -81,6 +81,8 @@ def export(
     )
     out = fs.absolute(out)
     store = SliceStore.open(stream.run)
+    if kind == "nnunet":
+        _require_all_drawn(store)
     bank = open_bank(stream, store)
     planned = _planned(step_plan(stream, store, bank), samples, labelled_alone=kind == "nnunet")
     donors = modality_donors(bank).vendor if bank is not None else None
@@ -99,6 +101,17 @@ def export(
         stored = {unit.name: write_made(out, unit.name, _source(unit, out), _absent) for unit in units}
         finalise(out, stored, [], subjects)
     return len(planned)
+
+
+def _require_all_drawn(store: SliceStore) -> None:
+    partly = (store.column("split") == "train") & store.column("labelled") & ~store.drawn.all(axis=1)
+    if partly.any():
+        subject = store.column("subject")[partly][0]
+        raise InputError(
+            f"{subject}",
+            "has masks in which some structure is not drawn, and nnU-Net would learn it as background",
+            "ingest without such subjects, or export --format slices, whose index says what is drawn",
+        )
 
 
 class _Exporter:
@@ -136,7 +149,10 @@ class _Exporter:
         """Statistics are such that every normalisation leaves the sample as it is."""
         slice_mm, row_mm, col_mm = self._spacing(planned.sample)
         config = self.maker.config.preprocess
-        return {
+        store = self.maker.store
+        told = store.partly_labelled and planned.labelled
+        drawn = {"structures": str(store.column("structures")[planned.sample.slice_id])} if told else {}
+        return drawn | {
             "phase": str(self.maker.store.column("phase")[planned.sample.slice_id]),
             "frame": planned.number,
             "slices": 1,

@@ -24,10 +24,12 @@ from pipeline.samples.preprocess import PreprocessConfig, canvas_size, working_s
 from storage import fs
 from storage.bank.anatomy_codec import check_channels
 from storage.bank.bank import BANK_INDEX_SCHEMA, BankSpec, FactorBank
+from storage.bank.index import validated_index
 from storage.errors import InputError, StageError
 from storage.identity import identity
-from storage.lock import lock
+from storage.lock import bank_lock
 from storage.slices.store import SliceStore
+from storage.subjects import STRUCTURES_FIELD
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -73,11 +75,12 @@ def extract(
     began = time.perf_counter()
     run, sdnet_dir, bank_uri = map(fs.absolute, (spec.run, spec.sdnet_dir, spec.bank))
     work = replace(spec, run=run, sdnet_dir=sdnet_dir, bank=bank_uri, gpu=actors.gpus > 0)
-    with lock(f"{bank_uri}.lock", fs.base_name(bank_uri)):
+    with bank_lock(bank_uri, patience.say):
         bank = prepare_bank(work)
         bank.tidy()
         if bank.is_sealed():
             return ExtractionReport(len(bank), 0, bank.shards(), time.perf_counter() - began)
+        bank.unseal()
         done = bank.committed()
         told = ExtractionProgress(progress, len(bank), sum(len(bank.shard_rows(k)) for k in done))
         # Once more than needed: an actor that outlived an earlier driver may have been rewriting a shard meanwhile.
@@ -173,7 +176,8 @@ def prepare_bank(work: ExtractionSpec) -> FactorBank:
 def bank_index(
     store: SliceStore, slice_ids: npt.NDArray[np.int64], canvas: tuple[int, int], preprocess: PreprocessConfig
 ) -> pa.Table:
-    """One row for each given slice, in that order, with the columns of `BANK_INDEX_SCHEMA`."""
+    """One row for each given slice, in that order, with the columns of `BANK_INDEX_SCHEMA` and, where some mask lacks a
+    structure that nobody drew, `structures`."""
     import pyarrow as pa
 
     taken = store.table.take(pa.array(slice_ids))
@@ -193,7 +197,10 @@ def bank_index(
         "native_row_mm": taken["row_mm"],
         "native_col_mm": taken["col_mm"],
     }
-    return pa.table({name: columns[name] for name in BANK_INDEX_SCHEMA.names}).cast(BANK_INDEX_SCHEMA)
+    index = pa.table({name: columns[name] for name in BANK_INDEX_SCHEMA.names}).cast(BANK_INDEX_SCHEMA)
+    if store.partly_labelled:
+        index = index.append_column(STRUCTURES_FIELD, taken[STRUCTURES_FIELD.name].combine_chunks())
+    return validated_index(index)
 
 
 class ExtractionProgress:

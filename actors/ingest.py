@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from actors.crew import Crew, that_fit
@@ -12,8 +12,9 @@ from actors.waiting import PATIENCE, Patience
 from storage import fs
 from storage.errors import InputError
 from storage.layouts import LayoutOptions, collect, same_images, splits
-from storage.slices.writer import StoredSubject, finalise, write_subject
-from storage.subjects import Skipped, Subject, left_out_lines
+from storage.layouts.structures import declaring, never_drawn
+from storage.slices.writer import StoredSubject, finalise, mask_contents, write_subject
+from storage.subjects import ALL_STRUCTURES, Skipped, Subject, left_out_lines
 
 TASK_CPUS = 1.0
 QUEUED = 2  # tasks beyond those that can run, so that no process waits for the driver
@@ -30,13 +31,17 @@ class VendorCount:
 
 @dataclass(frozen=True)
 class IngestReport:
-    """What came in and what did not; `left_out` says in lines which images of subjects that came in were not taken."""
+    """What came in and what did not; `left_out` says in lines which images of subjects that came in were not taken.
+
+    `undrawn` says in lines which structures seem to be drawn by nobody, and how to say so.
+    """
 
     subjects: int
     slices: int
     by_vendor: dict[str, VendorCount]
     skipped: list[Skipped] = field(default_factory=list)
     left_out: tuple[str, ...] = ()
+    undrawn: tuple[str, ...] = ()
 
 
 def ingest(
@@ -78,7 +83,8 @@ def ingest(
         raise InputError(_place_of(first), f"{first.reason} (no subject came in)", first.remedy)
     finalise(run, stored, skipped, entered, chosen)
     slices = sum(found.slices for found in stored.values())
-    return IngestReport(len(stored), slices, _by_vendor(entered, stored), skipped, left_out_lines(entered))
+    undrawn = tuple(_undrawn_lines(entered, stored))
+    return IngestReport(len(stored), slices, _by_vendor(entered, stored), skipped, left_out_lines(entered), undrawn)
 
 
 def _read(run: str, subject: Subject) -> StoredSubject | Skipped:
@@ -143,6 +149,21 @@ def _strictly(skipped: Skipped) -> InputError:
 
 def _place_of(skipped: Skipped) -> str:
     return ", ".join(name for name in (skipped.subject, skipped.file) if name != "-")
+
+
+def _undrawn_lines(subjects: Sequence[Subject], stored: Mapping[str, StoredSubject]) -> Iterator[str]:
+    """What no mask of a vendor and centre has, and what no training mask holds."""
+    contents = {s.subject: mask_contents(s, stored[s.subject]) for s in subjects}
+    for found in never_drawn([mask for masks in contents.values() for mask in masks]):
+        yield (
+            f"{found.vendor}, {found.centre}: {found.finding} of {len(found.subjects)} subjects; it is taught as "
+            "background there and scored as missed. If nobody drew it, say what is drawn, with "
+            f"{declaring(found, contents)}, or in a column structures of a table"
+        )
+    taught = {name for s in subjects if s.split == "train" for mask in contents[s.subject] for name in mask.structures}
+    for name in ALL_STRUCTURES if taught else ():
+        if name not in taught:
+            yield f"{name} is drawn in no training mask: the networks take it for background"
 
 
 def _by_vendor(subjects: Sequence[Subject], stored: Mapping[str, StoredSubject]) -> dict[str, VendorCount]:

@@ -29,6 +29,7 @@ from actors.crew import AGAIN, Crew, Host, Job, KilledError, Piece, Worker, run_
 from actors.ray_internals import any_placed
 from actors.waiting import PATIENCE, Patience, Wait
 from storage.errors import InputError, StageError, one_line
+from storage.lease import fences
 
 log = logging.getLogger(__name__)
 
@@ -144,7 +145,7 @@ class Pool(Generic[Piece]):
         # two answers: the second is small, comes to this process by itself, and says what has become of the first
         if crew.method is None:
             task = self._remote.options(num_returns=2, name=name).remote
-            worker = Worker[Piece](None, partial(task, crew.make, crew.arguments), time.monotonic())
+            worker = Worker[Piece](None, partial(task, fences(), crew.make, crew.arguments), time.monotonic())
             self._workers[worker] = None
             self._rank(worker)
             return
@@ -152,7 +153,8 @@ class Pool(Generic[Piece]):
         work = actor.work.options(num_returns=2, name=f"{name}.{crew.method}").remote
         worker = Worker[Piece](actor, work, time.monotonic())
         self._workers[worker] = self._starting[worker] = None
-        self._watch(worker, "start", actor.start.remote(crew.make, crew.arguments, crew.method, crew.part))
+        start = actor.start.remote(fences(), crew.make, crew.arguments, crew.method, crew.part)
+        self._watch(worker, "start", start)
 
     def _watch(self, worker: Worker[Piece], call: str, reference: Any, job: Job[Piece] | None = None) -> Future[Any]:
         """Have an event when the call has answered. What the reference is to must be small."""

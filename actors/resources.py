@@ -19,10 +19,14 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from actors.ray_internals import machine_cpus, machine_gpus
 from actors.waiting import MINUTES
+from storage import fs
 from storage.errors import InputError
 from storage.identity import added
 
 HIDE_UNBOOKED = "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"
+SOCKET = "ray/session_2026-01-01_00-00-00_000000_{pid}/sockets/plasma_store"  # the longest name that Ray makes
+SOCKET_BYTES = 107  # Linux takes no longer name of a socket
+SHARED = "/dev/shm"
 ANSWER_S = 10.0  # how long a cluster may take to accept a connection
 # Of a lane's cores, as Ray books them: the trainer's half leaves room for its data actors and for short tasks.
 TRAINER_SHARE, DATA_SHARE, TASK_CPUS = 0.5, 0.25, 0.25
@@ -323,6 +327,25 @@ def _no_cluster(why: str) -> InputError:
     )
 
 
+def require_places() -> None:
+    """Raises InputError where a Ray of this machine could not put its files, sockets or shared memory. A cluster that
+    is joined is not asked."""
+    if inside_cluster():
+        return
+    name = next((name for name in ("RAY_TMPDIR", "TMPDIR") if name in os.environ), "the folder for temporary files")
+    folder = os.environ.get(name, "/tmp")
+    remedy = "set RAY_TMPDIR to a short path on a disk with room, such as /tmp"
+    longest = os.path.join(os.path.abspath(folder), SOCKET.format(pid=os.getpid()))
+    excess = len(os.fsencode(longest)) - SOCKET_BYTES
+    if excess > 0:
+        raise InputError(f"{name}={folder}", f"is {excess} bytes too long for Ray's sockets", remedy)
+    fs.require_writable(folder, f"{name}={folder}", remedy)
+    remedy = "mount it as tmpfs, free some of it, or give the container more of it (docker run --shm-size)"
+    if not os.path.isdir(SHARED):
+        raise InputError(SHARED, "is not there, and Ray's object store needs it", remedy)
+    fs.require_writable(SHARED, SHARED, remedy)
+
+
 @contextmanager
 def _signal_handlers_kept() -> Iterator[None]:
     """`ray.init` replaces SIGTERM's handler twice: with one of its own in Python, and below it with one in C++ that
@@ -341,7 +364,8 @@ def start_ray(cpus: int | None = None) -> Cluster:
     """Join the cluster that RAY_ADDRESS names, as a job's driver does, or start a local one on loopback, without a
     dashboard, whatever else runs on this machine.
 
-    Raises InputError within `ANSWER_S` seconds where RAY_ADDRESS names a cluster that does not answer.
+    Raises InputError within `ANSWER_S` seconds where RAY_ADDRESS names a cluster that does not answer, and before
+    anything is started where this machine has no place for Ray's files.
     """
     import logging
 
@@ -354,6 +378,7 @@ def start_ray(cpus: int | None = None) -> Cluster:
     if not inside_cluster():
         # read when Ray is imported: without it even a cluster of one node listens on every interface
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    require_places()
     import ray
 
     if not ray.is_initialized():

@@ -16,6 +16,7 @@ from actors.trainer import run_job
 from actors.waiting import Patience, Wait
 from storage import fs
 from storage.errors import FinalError, InputError, StageError, one_line
+from storage.lease import fences, under
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def run_arms(
     """
     import ray
 
-    lane = ray.remote(num_cpus=0, num_gpus=0, max_retries=2)(body)
+    lane = ray.remote(num_cpus=0, num_gpus=0, max_retries=2)(under)
     queue = sorted((r for r in runs if not r.evaluated()), key=_cost, reverse=True)
     running: dict[Any, ArmRun] = {}
     tries: Counter[str] = Counter()
@@ -80,7 +81,7 @@ def run_arms(
             run = queue.pop(0)
             tries[run.label] += 1
             fs.remove(fs.join(run.job.out, WAITING))
-            running[lane.options(name=run.label).remote(run, budget)] = run
+            running[lane.options(name=run.label).remote(fences(), body, run, budget)] = run
         finished, _ = ray.wait(list(running), timeout=tick_s)
         if finished:
             wait.over()
@@ -122,7 +123,7 @@ def pretrain(job: TrainJob, budget: ResourcePlan, on_tick: Callable[[list[str]],
         return
     fs.remove(fs.join(job.out, WAITING))
     wait = Wait(Patience(budget.wait_minutes, job.say_waiting), "pretrain", "a process for the training")
-    reference = ray.remote(num_cpus=0, max_retries=2)(run_job).remote(job, budget)
+    reference = ray.remote(num_cpus=0, max_retries=2)(under).remote(fences(), run_job, job, budget)
     while not ray.wait([reference], timeout=tick_s)[0]:
         wait.check(lambda: any_placed({reference: None}))
         on_tick(["pretrain"])
@@ -137,9 +138,10 @@ def evaluate(run: ArmRun, budget: ResourcePlan, say: Callable[[str], None] | Non
     """Score a trained arm, replacing its `cases.csv`; a task that books what a train worker does, which has ended."""
     import ray
 
-    task = ray.remote(num_cpus=budget.trainer_cpus, num_gpus=budget.trainer_gpus, max_retries=2)(evaluate_job)
+    task = ray.remote(num_cpus=budget.trainer_cpus, num_gpus=budget.trainer_gpus, max_retries=2)(under)
     precision = run.job.train.precision
-    reference = task.remote(run.job.stream.run, run.job.out, run.arm, run.seed, budget.threads, precision)
+    what = (run.job.stream.run, run.job.out, run.arm, run.seed, budget.threads, precision)
+    reference = task.remote(fences(), evaluate_job, *what)
     patience = Patience(budget.wait_minutes, say or run.job.say_waiting)
     need = {"CPU": budget.trainer_cpus, "GPU": budget.trainer_gpus}
     try:

@@ -74,7 +74,7 @@ class TrainJob(BaseModel):
     @property
     def config_hash(self) -> str:
         """First 12 hex digits of SHA-256 over all that determines the result, and nothing about where it lies."""
-        document = identity(self, exclude={"out": True, "start": True, "stream": {"run", "bank", "sdnet"}})
+        document = identity(self, exclude={"out": True, "start": True, "stream": {"run", "bank", "bank_name", "sdnet"}})
         return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:12]
 
     @property

@@ -19,7 +19,9 @@ from pipeline.samples.maker import TWIN
 from storage import fs
 from storage.errors import InputError
 from storage.identity import identity
+from storage.lease import work_for
 from storage.slices.store import SliceStore
+from storage.subjects import ALL_STRUCTURES
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from pipeline.training.validation import ValidationVolume
 
 SCALED_BY = 256  # training slices whose codes `TrainConfig.standardise_codes` standardises
+GREYS_OF = 64  # training slices whose grey values a network remembers
 
 
 def total_steps(job: TrainJob, store: SliceStore) -> tuple[int, int]:
@@ -55,7 +58,7 @@ def validation_volumes(job: TrainJob, store: SliceStore) -> list[ValidationVolum
         inputs = network_input(images, stats, volume.spacing, config, shift=middle(store, volume.rows[0], config))
         slices = [working_slice(store, i, config) for i in volume.rows]
         masks = np.stack([resample_crop(s.image, s.mask, 1.0, config.size, 0.0)[1] for s in slices])
-        out.append(ValidationVolume(inputs, masks))
+        out.append(ValidationVolume(inputs, masks, volume.structures))
     return out
 
 
@@ -68,7 +71,13 @@ def watched_slices(job: TrainJob, store: SliceStore) -> WatchedSlices | None:
     return some_slices(job, store, job.train.watched_slices)
 
 
-def some_slices(job: TrainJob, store: SliceStore, most: int) -> WatchedSlices:
+def grey_quantiles(job: TrainJob, store: SliceStore) -> list[float]:
+    """101 quantiles, from 0 to 1, of what the network sees of the slices that it trains on, before augmentation."""
+    seen = some_slices(job, store, GREYS_OF, labelled_alone=not job.stream.semi_supervised).image.numpy()
+    return [round(float(q), 4) for q in np.quantile(seen, np.linspace(0.0, 1.0, 101))]
+
+
+def some_slices(job: TrainJob, store: SliceStore, most: int, labelled_alone: bool = False) -> WatchedSlices:
     """About that many training slices, as many of each vendor if it has them, spread over its subjects."""
     import torch
 
@@ -77,6 +86,8 @@ def some_slices(job: TrainJob, store: SliceStore, most: int) -> WatchedSlices:
     from pipeline.samples.rescale import resample_crop
 
     train, vendors = store.column("split") == "train", store.column("vendor")
+    if labelled_alone:
+        train = train & store.column("labelled").astype(bool)
     present = np.unique(vendors[train])
     rows: list[int] = []
     for vendor in present:
@@ -125,6 +136,7 @@ def train_loop(settings: dict[str, Any]) -> None:
     import ray.train
     import torch
 
+    work_for(settings["fences"])
     job = TrainJob.model_validate(settings["job"])
     budget = WorkerBudget.model_validate(settings["budget"])
     context = ray.train.get_context()
@@ -147,6 +159,19 @@ def training_vendors(store: SliceStore) -> npt.NDArray[np.str_]:
     """Vendors of the training slices, in the order in which the loss numbers them."""
     vendors: npt.NDArray[np.str_] = np.array(store.texts("vendor", store.column("split") == "train"), dtype=np.str_)
     return vendors
+
+
+def taught_structures(store: SliceStore) -> npt.NDArray[np.bool_] | None:
+    """Of each slice, which of LV, MYO and RV its mask teaches, (len(store), 3); None where every mask teaches all.
+
+    What is drawn in no training slice is background in all of them: a network could not know it from background, and
+    would make it up.
+    """
+    train = (store.column("split") == "train") & store.column("labelled").astype(bool)
+    drawn = store.drawn
+    taught: npt.NDArray[np.bool_] = drawn | ~drawn[train].any(axis=0)
+    taught[~train] = True
+    return None if taught.all() else taught
 
 
 def first_state(job: TrainJob, store: SliceStore, rank: int) -> TrainState:
@@ -194,6 +219,7 @@ def run_epochs(
     makers = budget.data_actors or 1
     flow = StreamStats(makers)
     vendor_of = torch.from_numpy(np.searchsorted(training_vendors(store), store.column("vendor")))
+    taught = taught_structures(store)
     sums: dict[str, torch.Tensor] = {}
     before = time.perf_counter()
     for row in stream:
@@ -201,7 +227,12 @@ def run_epochs(
         vendor = None
         if state.alignment is not None:
             vendor = vendor_of[row["slice_id"]].to(device, non_blocking=True)
-        batch = Batch(row["image"], row["mask"].long(), row["labelled"], row["slice_id"], vendor, row.get(TWIN))
+        teaches = None if taught is None else taught[row["slice_id"].numpy()]
+        drawn = None
+        if teaches is not None and not teaches.all():
+            drawn = torch.from_numpy(teaches).to(device, non_blocking=True)
+        mask = row["mask"].long()
+        batch = Batch(row["image"], mask, row["labelled"], row["slice_id"], vendor, row.get(TWIN), drawn)
         for name, value in train_step(objective, state, batch, job.train).items():
             sums[name] = sums[name].add_(value) if name in sums else value.double()
         if state.step % per_epoch == 0:
@@ -305,7 +336,8 @@ def _validated(
     parts = [mine] * world
     if world > 1:
         torch.distributed.all_gather_object(parts, mine)
-    return mean_scores([parts[i % world][i // world] for i in range(len(held_out))])
+    drawn = [name for name in ALL_STRUCTURES if any(name in volume.structures for volume in held_out)]
+    return mean_scores([parts[i % world][i // world] for i in range(len(held_out))], drawn or ALL_STRUCTURES)
 
 
 def finish_job(job: TrainJob, store: SliceStore, state: TrainState) -> None:
@@ -321,10 +353,10 @@ def finish_job(job: TrainJob, store: SliceStore, state: TrainState) -> None:
     masks_of = store.texts("subject", labelled)
     preprocess = identity(job.stream.preprocess)
     model = state.candidate
-    records = read_history(job)
+    records, greys = read_history(job), grey_quantiles(job, store)
     last, best = (
-        _training_description(job, store, state, records[-1:]),
-        _training_description(job, store, state, records),
+        _training_description(job, store, state, records[-1:], greys),
+        _training_description(job, store, state, records, greys),
     )
     scaled = job.train.standardise_codes and isinstance(model, SDNet)
     of = some_slices(job, store, SCALED_BY).image if scaled else None
@@ -347,7 +379,7 @@ def finish_job(job: TrainJob, store: SliceStore, state: TrainState) -> None:
 
 
 def _training_description(
-    job: TrainJob, store: SliceStore, state: TrainState, records: list[dict[str, Any]]
+    job: TrainJob, store: SliceStore, state: TrainState, records: list[dict[str, Any]], greys: list[float]
 ) -> dict[str, Any]:
     """What the network's description says of its training; its Dice is that of the best of these epochs."""
     from pipeline.inference.model_card import describe_training
@@ -358,12 +390,17 @@ def _training_description(
         "ra": stream.ra,
         "area_range_mm2": list(stream.plan.area_range_mm2) if stream.ra else None,
         "fa": stream.fa,
-        "flips": stream.plan.flips,
+        "flips": "both" if stream.appearance == "nnunet_mirrors" else stream.plan.flips,
         "config_hash": job.config_hash,
         "data_fingerprint": job.data_fingerprint,
         "bank_fingerprint": job.bank_fingerprint,
     }
     scores = {name.removeprefix("val/"): best[name] for name in sorted(best) if name.startswith("val/dice")}
     return describe_training(
-        store, arm=job.name, semi_supervised=stream.semi_supervised, training=training, validation=scores
+        store,
+        arm=job.name,
+        semi_supervised=stream.semi_supervised,
+        training=training,
+        validation=scores,
+        grey_quantiles=greys,
     )

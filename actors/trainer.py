@@ -14,6 +14,7 @@ from actors.waiting import Patience, Wait
 from pipeline.training.errors import NonFiniteLossError, OutOfMemoryError
 from storage import fs
 from storage.errors import FinalError, InputError, StageError, one_line
+from storage.lease import fences
 
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
@@ -97,6 +98,7 @@ def _trainer(job: TrainJob, budget: ResourcePlan, scratch: str) -> TorchTrainer:
     return TorchTrainer(
         train_loop,
         train_loop_config={
+            "fences": fences(),
             "job": job.model_dump(),
             "budget": WorkerBudget(
                 threads=budget.threads,

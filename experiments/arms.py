@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from pipeline.samples.appearance import Appearance
 from pipeline.training.config import ArmConfig
 
 # What the paper compares; `ablate` trains these unless told otherwise.
@@ -68,7 +69,20 @@ FACTORS: dict[str, ArmConfig] = {
     for name, look in _LOOKS.items()
 } | {f"{base}_bigaug": _with(arm, appearance="bigaug") for base, arm in _BASES.items()}
 
-ARMS = PAPER | BEYOND | FACTORS
+# The field's own augmentations, each in place of BigAug, and moves (turn and scale; bends) alone and on top of BigAug.
+_MOVES: dict[str, dict[str, Any]] = {
+    "moved": {"turn_degrees": 34.0, "zoom": (0.85, 1.18)},
+    "elastic": {"elastic": 0.3},
+}
+_FIELD: tuple[Appearance, ...] = ("fourier", "histogram", "mixstyle", "gin", "nnunet", "nnunet_mirrors")
+
+FIELD: dict[str, ArmConfig] = {f"unet_ra_{look}": _with(PAPER["unet_ra"], appearance=look) for look in _FIELD} | {
+    f"unet_ra_{name}{suffix}": _with(PAPER["unet_ra"], appearance=appearance, **move)
+    for suffix, appearance in (("", "none"), ("_bigaug", "bigaug"))
+    for name, move in _MOVES.items()
+}
+
+ARMS = PAPER | BEYOND | FACTORS | FIELD
 
 # On original images (paper section 2.1: "using the original (prior to augmentation) data").
-PRETRAIN = ArmConfig(semi_supervised=True)
+PRETRAIN = ArmConfig(semi_supervised=True, turn_degrees=0.0, zoom=(1.0, 1.0), elastic=0.0)

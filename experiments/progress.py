@@ -79,7 +79,7 @@ class Progress:
             self.say(
                 f"  {vendor}: {counts.subjects} subjects, {counts.slices} slices, {counts.labelled} of them labelled"
             )
-        for line in report.left_out:
+        for line in (*report.left_out, *report.undrawn):
             self.say(f"  {line}")
         for skipped in report.skipped:
             self.say(f"  skipped {skipped.subject}: {skipped.reason}; {skipped.remedy}")

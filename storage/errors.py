@@ -28,6 +28,10 @@ class FinalError(StageError):
     """A StageError that another try would only meet again."""
 
 
+class LeaseLostError(FinalError):
+    """Another driver has taken over the run, so that this one may not write any more."""
+
+
 def one_line(error: BaseException, *, last: bool = False, trusted: bool = True, skip: str = "\n") -> str:
     """An exception as one line for a person: the exception inside a remote failure, a system error without its path.
 

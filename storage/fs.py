@@ -11,6 +11,7 @@ fact about the subject, and it must not be left out for that.
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import re
@@ -21,6 +22,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from glob import has_magic
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
 
@@ -34,6 +36,7 @@ B = TypeVar("B")
 
 FILE_SCHEME = "file://"
 BEGINNING = 2**16  # bytes
+PROBE = 2**12  # bytes
 REQUESTS = 16  # at a time
 BLOCK = 2**21  # bytes fetched at once of a remote file: a header is in the first, a whole study in about ten
 # fsspec would remember listings for ever, and forgetting them is not safe while another thread reads them.
@@ -70,6 +73,21 @@ def absolute(uri: str) -> str:
     return os.path.abspath(local_path(uri)) if is_local(uri) else uri.rstrip("/")
 
 
+_guards: dict[str, Callable[[], str]] = {}
+
+
+def guard(place: str, check: Callable[[], str] | None) -> None:
+    """Have `check` called before each write and removal at or below a remote place; None: no longer.
+
+    `check` raises where this process may not write there any more. It returns its owner's name, which every object that
+    is written keeps in its metadata.
+    """
+    if check is None:
+        _guards.pop(place, None)
+    else:
+        _guards[place] = check
+
+
 def exists(uri: str) -> bool:
     """Whether a file or folder (or any object under that prefix) is there."""
     if is_local(uri):
@@ -81,7 +99,7 @@ def read_bytes(uri: str) -> bytes:
     """A whole file. Raises FileNotFoundError."""
     if is_local(uri):
         return local_path(uri).read_bytes()
-    with _remote(uri) as (fs, path):
+    with remote(uri) as (fs, path):
         return bytes(fs.cat_file(path))
 
 
@@ -91,7 +109,7 @@ def read_range(uri: str, start: int, end: int | None = None) -> bytes:
     Raises FileNotFoundError, and OSError for a local file.
     """
     if not is_local(uri):
-        with _remote(uri) as (fs, path):
+        with remote(uri) as (fs, path):
             return bytes(fs.cat_file(path, start=start, end=end))
     with local_path(uri).open("rb") as file:
         at = start if start >= 0 else max(0, os.fstat(file.fileno()).st_size + start)
@@ -100,12 +118,14 @@ def read_range(uri: str, start: int, end: int | None = None) -> bytes:
 
 
 def write_bytes(uri: str, data: bytes) -> None:
-    """Write a whole file, atomically; folders above it are made."""
+    """Write a whole file, atomically; folders above it are made. A local file is there after a power cut too."""
     if not is_local(uri):
-        with _remote(uri) as (fs, path):
-            fs.pipe_file(path, data)
+        owner = _ask_guards(uri)
+        with remote(uri) as (fs, path):
+            fs.pipe_file(path, data, **({"Metadata": {"owner": owner}} if owner else {}))
         return
     target = local_path(uri)
+    made = list(takewhile(lambda folder: not folder.exists(), target.parents))
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
@@ -117,6 +137,60 @@ def write_bytes(uri: str, data: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    for folder in (target.parent, *(folder.parent for folder in made)):
+        _sync(folder)
+
+
+def _sync(folder: Path) -> None:
+    """Have the names in a folder on disk, where its file system can, and this user may read it."""
+    try:
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except PermissionError:
+        return
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(handle)
+
+
+def require_writable(
+    folder: str, what: str, remedy: str = "name a place that you may write to, on a disk with room"
+) -> None:
+    """Raises InputError unless files can be written in a local folder, or in the one in which it would be made.
+
+    `what` names the folder in the error. Nothing is left behind. A remote place is not asked.
+    """
+    if not is_local(folder):
+        return
+    place = local_path(folder).absolute()
+    there = next(f for f in (place, *place.parents) if os.path.lexists(f))
+    probe = there / f".{uuid.uuid4().hex}.tmp"
+    try:
+        if place != there:
+            probe.mkdir()
+            probe.rmdir()
+        with probe.open("xb") as out:
+            out.write(bytes(PROBE))
+            out.flush()
+            os.fsync(out.fileno())
+    except OSError as error:
+        named = f"{what}, in {there}" if there != place else what
+        raise InputError(named, f"cannot be written ({error.strerror})", remedy) from error
+    finally:
+        with suppress(OSError):
+            probe.unlink(missing_ok=True)
+
+
+def require_writable_file(file: str, what: str) -> None:
+    """As `require_writable` for the folder of a file. Raises InputError if the file is a folder."""
+    if not is_local(file):
+        return
+    if local_path(file).is_dir():
+        raise InputError(what, "is a folder", "name a file")
+    require_writable(str(local_path(file).absolute().parent), what)
 
 
 def read_text(uri: str) -> str:
@@ -126,7 +200,7 @@ def read_text(uri: str) -> str:
 
 def write_new(uri: str, data: bytes) -> None:
     """Write a remote file that is not to be there yet: FileExistsError if it is, where the store can tell."""
-    with _remote(uri) as (fs, path):
+    with remote(uri) as (fs, path):
         try:
             fs.pipe_file(path, data, mode="create")
         except (NotImplementedError, TypeError, ValueError):
@@ -143,7 +217,8 @@ def remove(uri: str) -> None:
     if not is_local(uri):
         if has_magic(uri):  # fsspec would remove whatever it matches
             raise InputError(redacted(uri), "has one of * ? [ in its name, so it is not removed", "name it without")
-        with suppress(FileNotFoundError), _remote(uri) as (fs, path):
+        _ask_guards(uri)
+        with suppress(FileNotFoundError), remote(uri) as (fs, path):
             fs.rm(path, recursive=True)
         return
     target = local_path(uri)
@@ -160,7 +235,7 @@ def list_names(uri: str) -> list[str]:
         names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
         return sorted(n for n in names if not (n.startswith(".") and n.endswith(".tmp")))
     try:
-        with _remote(uri) as (fs, path):
+        with remote(uri) as (fs, path):
             found = fs.ls(path, detail=False)
     except FileNotFoundError:
         return []
@@ -210,7 +285,7 @@ def change_stamp(uri: str) -> str:
         with local_path(uri).open("rb") as file:
             status, beginning = os.fstat(file.fileno()), file.read(BEGINNING)
         return f"{status.st_size}:{status.st_mtime_ns}:{zlib.crc32(beginning):08x}"
-    with _remote(uri) as (fs, path):
+    with remote(uri) as (fs, path):
         info = fs.info(path)
     seen = (info.get(key) for key in ("ETag", "etag", "md5Hash", "LastModified", "mtime", "created"))
     return f"{info.get('size')}:{next((str(s) for s in seen if s is not None), '')}"
@@ -220,7 +295,7 @@ def open_binary(uri: str) -> BinaryIO:
     """A file opened for reading, seekable. Raises FileNotFoundError, and OSError for a local file."""
     if is_local(uri):
         return local_path(uri).open("rb")
-    with _remote(uri) as (fs, path):
+    with remote(uri) as (fs, path):
         return cast(BinaryIO, io.BufferedReader(_RemoteFile(fs.open(path, "rb", block_size=BLOCK), uri)))
 
 
@@ -228,7 +303,7 @@ def size(uri: str) -> int:
     """Bytes of a file. Raises FileNotFoundError."""
     if is_local(uri):
         return local_path(uri).stat().st_size
-    with _remote(uri) as (fs, path):
+    with remote(uri) as (fs, path):
         return int(fs.size(path))
 
 
@@ -243,7 +318,9 @@ def zarr_store(uri: str, read_only: bool) -> Store:
 
     if is_local(uri):
         return LocalStore(local_path(uri), read_only=read_only)
-    with _remote(uri):  # for its errors
+    if not read_only:
+        _ask_guards(uri)
+    with remote(uri):  # for its errors
         return FsspecStore.from_url(uri, storage_options=NO_LISTINGS, read_only=read_only)
 
 
@@ -277,17 +354,26 @@ class _RemoteFile(io.RawIOBase):
         super().close()
 
 
+def _ask_guards(uri: str) -> str | None:
+    """Raises where a guard of a place around `uri` does; the owner that the last of them names, None without any."""
+    owner = None
+    for place, check in list(_guards.items()):
+        if uri == place or uri.startswith(f"{place}/"):
+            owner = check()
+    return owner
+
+
 def _info(uri: str) -> dict[str, Any] | None:
     """What the store says of a remote file or folder; None if there is none. (fs.exists takes any failure for that.)"""
     try:
-        with _remote(uri) as (fs, path):
+        with remote(uri) as (fs, path):
             return dict(fs.info(path))
     except FileNotFoundError:
         return None
 
 
 @contextmanager
-def _remote(uri: str) -> Iterator[tuple[Any, str]]:
+def remote(uri: str) -> Iterator[tuple[Any, str]]:
     """The fsspec file system of a URI and the path inside it, for the body to call. Any number of threads may."""
     from fsspec.core import url_to_fs
 

@@ -1,51 +1,76 @@
 """One driver a run: the second is refused, with a line that says who holds it.
 
 A local run is held by `flock` on a file in it, which the kernel gives up when the process ends, however it ends. (On a
-network file system only where it serves locks.) An object store has no such thing: there a lock object names its owner
-and stays behind a killed driver. It is taken over if that process ran on this host and is gone; else the error says
-what to remove.
+network file system only where it serves locks.) In S3 a lock object holds a lease, see `storage.lease`. Other stores
+have an object that stays behind a killed driver; the error says what to remove.
 """
 
 from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import socket
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from storage import fs
-from storage.errors import InputError
+from storage import conditional, fs
+from storage.errors import InputError, LeaseLostError
+from storage.lease import lease, refused, refused_for_ever
+
+log = logging.getLogger(__name__)
 
 LOCK = ".lock"
 
 
-@contextmanager
-def run_lock(run: str) -> Iterator[None]:
-    """Hold a run folder (made if it is absent) for the body. Raises InputError if another driver holds it."""
-    with lock(fs.join(run, LOCK), fs.base_name(run)):
-        yield
+def run_lock(
+    run: str,
+    say: Callable[[str], None] = log.warning,
+    lost: Callable[[LeaseLostError], None] = lambda error: None,
+) -> AbstractContextManager[None]:
+    """Hold a run folder (made if it is absent) for the body, as `lock` does."""
+    return lock(fs.join(run, LOCK), fs.base_name(run), say, lost)
 
 
-@contextmanager
-def lock(path: str, name: str) -> Iterator[None]:
-    """Hold the lock file or object `path` for the body; `name` is what the error calls the thing it protects.
+def bank_lock(bank: str, say: Callable[[str], None] = log.warning) -> AbstractContextManager[None]:
+    """Hold a factor bank for the body, which writes to it, as `lock` does."""
+    bank = fs.absolute(bank)
+    return lock(f"{bank}.lock", fs.base_name(bank), say)
 
-    Raises InputError if somebody else holds it, another `lock` of this process included.
+
+def lock(
+    path: str,
+    name: str,
+    say: Callable[[str], None] = log.warning,
+    lost: Callable[[LeaseLostError], None] = lambda error: None,
+) -> AbstractContextManager[None]:
+    """Hold the lock file or object `path`, which is `<place>/.lock` or `<place>.lock`, for the body.
+
+    `name` is what lines call the place. In S3 it may wait for another owner's lease to run out, and says so; `lost` is
+    called by another thread if ours was taken over. Raises InputError if somebody else holds it, another `lock` of this
+    process included.
     """
-    held = _local(fs.local_path(path), name) if fs.is_local(path) else _remote(path, name)
-    with held:
-        yield
+    if fs.is_local(path):
+        return _local(fs.local_path(path), name)
+    if conditional.supported(path):
+        return lease(path, path.removesuffix(LOCK).rstrip("/"), name, say, lost)
+    return _exclusive(path, name)
 
 
 @contextmanager
 def _local(path: Path, name: str) -> Iterator[None]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle = _acquire(path, name)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = _acquire(path, name)
+    except OSError as error:
+        problem = f"cannot be written ({error.strerror})"
+        raise InputError(
+            str(path.parent), problem, "name a place that you may write to, on a disk with room"
+        ) from error
     try:
         yield
     finally:
@@ -67,7 +92,7 @@ def _acquire(path: Path, name: str) -> int:
         except BlockingIOError as error:
             owner = _parsed_holder(os.pread(handle, 4096, 0))
             os.close(handle)
-            raise _refused(name, owner, "wait until it ends, or end it") from error
+            raise refused(name, owner) from error
         except BaseException:
             os.close(handle)
             raise
@@ -82,34 +107,31 @@ def _is_at(handle: int, path: Path) -> bool:
 
 
 @contextmanager
-def _remote(path: str, name: str) -> Iterator[None]:
-    mine = _owner()
-    owner = _read_holder(path)
-    if owner is not None and not _gone(owner):
-        raise _refused(name, owner, f"wait until it ends; if it was killed, remove {path}")
-    if owner is not None:
-        fs.remove(path)
+def _exclusive(path: str, name: str) -> Iterator[None]:
+    """Hold an object of a store without conditional writes: nobody takes it over, whatever has become of its owner."""
+    mine = json.dumps(_owner()).encode()
+    if fs.exists(path):
+        raise refused_for_ever(name, path)
     with suppress(FileExistsError):  # where the store cannot do exclusive writes, the reading back decides
-        fs.write_new(path, json.dumps(mine).encode())
-    found = _read_holder(path)
-    if found != mine:  # somebody was as quick, and the store does not do exclusive writes
-        raise _refused(name, found or {}, f"wait until it ends; if it was killed, remove {path}")
+        fs.write_new(path, mine)
+    if _content(path) != mine:  # somebody was as quick
+        raise refused_for_ever(name, path)
     try:
         yield
     finally:
-        if _read_holder(path) == mine:
+        if _content(path) == mine:
             fs.remove(path)
+
+
+def _content(path: str) -> bytes:
+    try:
+        return fs.read_bytes(path)
+    except FileNotFoundError:
+        return b""
 
 
 def _owner() -> dict[str, Any]:
     return {"pid": os.getpid(), "host": socket.gethostname(), "token": uuid.uuid4().hex}
-
-
-def _read_holder(path: str) -> dict[str, Any] | None:
-    try:
-        return _parsed_holder(fs.read_bytes(path))
-    except FileNotFoundError:
-        return None
 
 
 def _parsed_holder(data: bytes) -> dict[str, Any]:
@@ -117,22 +139,3 @@ def _parsed_holder(data: bytes) -> dict[str, Any]:
         return dict(json.loads(data))
     except (ValueError, TypeError):  # its holder has not written it yet
         return {}
-
-
-def _gone(owner: dict[str, Any]) -> bool:
-    """Whether an owner certainly lives no more: only its own host can tell."""
-    pid = owner.get("pid")
-    if owner.get("host") != socket.gethostname() or not isinstance(pid, int) or pid <= 0:
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:  # somebody else's, and alive
-        return False
-    return False
-
-
-def _refused(name: str, owner: dict[str, Any], remedy: str) -> InputError:
-    who = f"process {owner.get('pid', '?')} on {owner.get('host', '?')}"
-    return InputError(name, f"is being worked on by {who}", remedy)

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 BACKGROUND, LV, MYO, RV = 0, 1, 2, 3
 STRUCTURES: Final = {"LV": LV, "MYO": MYO, "RV": RV}
+ALL_STRUCTURES: Final = tuple(STRUCTURES)
 SPLITS: Final = ("train", "validation", "test", "excluded")
 PHASES: Final = ("ED", "ES", "-")
 
@@ -21,8 +22,9 @@ class FrameSource:
     """One volume of a subject: where its image is and, if it is labelled, its mask.
 
     `frame` is the 0-based frame number in the study. `image` is a file, or the folder of a DICOM study. `image_index`
-    is the index along the fourth axis of the image, None for a 3D file; the same for the mask. Paths are full paths or
-    URIs; they are never stored.
+    is the index along the fourth axis of the image, None for a 3D file; the same for the mask. `structures` are those
+    that were drawn in the mask, if there is one: where another one is not in it, that says nothing. Paths are full
+    paths or URIs; they are never stored.
     """
 
     phase: str
@@ -31,6 +33,7 @@ class FrameSource:
     image_index: int | None
     mask: str | None
     mask_index: int | None
+    structures: tuple[str, ...] = ALL_STRUCTURES
 
 
 @dataclass(frozen=True)
@@ -115,3 +118,17 @@ SLICE_SCHEMA: Final = pa.schema(
     ],
     metadata={"cardiomix_slices": SLICES_VERSION},
 )
+
+# Only where some mask lacks a structure that nobody drew, so that the files of all others stay as they were: names in
+# our order with a space between them, such as "LV MYO"; "" for a slice that is not labelled.
+STRUCTURES_FIELD: Final = pa.field("structures", pa.string(), nullable=False)
+
+
+def structures_text(structures: Iterable[str]) -> str:
+    """What a column `structures` says of a slice in whose mask these are drawn."""
+    return " ".join(name for name in STRUCTURES if name in structures)
+
+
+def partly_drawn(texts: Iterable[str]) -> bool:
+    """Whether a column `structures` of these texts is needed: some mask lacks a structure that nobody drew."""
+    return not set(texts) <= {"", structures_text(ALL_STRUCTURES)}

@@ -11,6 +11,9 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from datetime import timedelta
+from email.utils import format_datetime, parsedate_to_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
 from pathlib import Path
@@ -117,6 +120,8 @@ class S3Proxy(ThreadingHTTPServer):
     """A server in front of the S3 server: notes every request, and lets those fail that `fault` (number, method) names.
 
     A fault is a status, "no answer" (the S3 server did as it was asked; the client is not told) or "half an answer".
+    Its clock is `clock_s` seconds ahead of this machine's. Conditional writes are let through one at a time, since
+    moto's server checks and writes in two steps; with `ignores_conditions` they become plain ones.
     """
 
     daemon_threads = True
@@ -125,11 +130,13 @@ class S3Proxy(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Passing)
         self.behind, self.url = urlsplit(endpoint).netloc, f"http://127.0.0.1:{self.server_port}"
         self.numbers = count(1)
+        self.conditional = threading.Lock()
         self.mend()
 
     def mend(self) -> None:
         """From now on nothing fails, and no request is noted yet."""
         self.fault: Callable[[int, str], str | None] = lambda number, method: None
+        self.clock_s, self.ignores_conditions = 0, False
         self.requests: list[tuple[str, str]] = []
 
 
@@ -145,10 +152,15 @@ class _Passing(BaseHTTPRequestHandler):
         if fault is not None and fault.isdecimal():
             self._answer(int(fault), http.client.responses[int(fault)], [], b"", 0)
             return
+        headers = dict(self.headers)
+        conditions = [name for name in headers if name.lower() in ("if-match", "if-none-match")]
+        if self.server.ignores_conditions:
+            headers = {name: value for name, value in headers.items() if name not in conditions}
         behind = http.client.HTTPConnection(self.server.behind)
-        behind.request(self.command, self.path, body, dict(self.headers))
-        answer = behind.getresponse()
-        data = answer.read()
+        with self.server.conditional if conditions else nullcontext():
+            behind.request(self.command, self.path, body, headers)
+            answer = behind.getresponse()
+            data = answer.read()
         behind.close()
         if fault == "no answer":
             self.connection.shutdown(socket.SHUT_RDWR)
@@ -160,7 +172,10 @@ class _Passing(BaseHTTPRequestHandler):
     def _answer(self, status: int, reason: str, headers: Sequence[tuple[str, str]], data: bytes, length: int) -> None:
         self.send_response_only(status, reason)
         for name, value in headers:
-            if name.lower() not in ("connection", "content-length", "transfer-encoding"):
+            if name.lower() in ("date", "last-modified") and self.server.clock_s:
+                told = parsedate_to_datetime(value) + timedelta(seconds=self.server.clock_s)
+                self.send_header(name, format_datetime(told, usegmt=True))
+            elif name.lower() not in ("connection", "content-length", "transfer-encoding"):
                 self.send_header(name, value)
         self.send_header("Content-Length", str(length))
         self.send_header("Connection", "close")

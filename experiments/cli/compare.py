@@ -26,11 +26,13 @@ def compare(
     from rich.console import Console
 
     from experiments.tracking import compare as comparison
+    from storage import fs
 
+    if csv:
+        fs.require_writable_file(csv, f"--csv {csv}")
     found = comparison.find(runs, tracking_uri)
     table = comparison.rows(found)
     if csv:
-        from storage import fs
         from storage.csv_table import csv_text
 
         fs.write_text(csv, csv_text(comparison.FIELDS, table))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from storage import fs
 from storage.errors import InputError
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def phantom(
     document = config.override(config.demo(), [f"phantom.{a}" for a in assignments or []]).model_dump()
     where = " ".join(f"--{name} {value}" for name, value in given.items())
     settings = config.validated(document | {"phantom": document["phantom"] | given}, where)
+    fs.require_writable(str(out), str(out))
     progress = Progress()
     with progress.stage("phantom") as step:
         written = write_phantom(out, settings.phantom, lambda done, total: step.update("", done, total))
@@ -75,6 +77,7 @@ def inspect_data(
     from experiments.progress import Progress
     from storage.survey.survey import survey
 
+    fs.require_writable_file(out, f"--out {out}")
     options = _layout_options(assignments)
     with Progress().stage("inspect") as step:
         found = survey(data, options, layout, lambda done, total: step.update("", done, total))

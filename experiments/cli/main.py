@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from experiments.run.driver import Ablation
 
 FAILED, BAD_INPUT = 1, 2
+NO_PLACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 FIRST_SCREEN = """\
 cardiomix: cardiac MR segmentation for scanners never seen. Start with these:
 
@@ -244,6 +247,7 @@ def preview(
     }
     if show not in pictures:
         raise InputError(f"--show {show}", "there is no such picture", f"choose from {', '.join(pictures)}")
+    fs.require_writable_file(str(out), f"--out {out}")
     fs.write_bytes(str(out), pictures[show]())
     typer.echo(str(out))
 
@@ -265,6 +269,7 @@ def export(
     from experiments.run.driver import require_data
     from experiments.run.export import write_samples
 
+    fs.require_writable(out, out)
     settings = settings_of(run, "cpu", assignments)
     require_data(run, settings)
     with interruptible(Progress().say):
@@ -305,3 +310,16 @@ def main() -> None:
     except StageError as error:
         typer.echo(f"failed: {error}", err=True)
         sys.exit(FAILED)
+    except OSError as error:
+        if error.errno not in NO_PLACE:
+            raise
+        _end_with(
+            f"failed: {error.filename or 'output'}: {error.strerror}; mend that, then give the same command again"
+        )
+
+
+def _end_with(line: str) -> NoReturn:
+    """Say why the command ends, though its output may have no room for anything."""
+    typer.echo(line, err=True)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's last flush would fail once more
+    sys.exit(FAILED)

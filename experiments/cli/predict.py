@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from experiments.cli.run import interruptible
+from storage import fs
 from storage.errors import InputError
 
 if TYPE_CHECKING:
@@ -42,6 +43,9 @@ def predict(
         ),
     ] = "header",
     flips: Annotated[bool, typer.Option("--flips", help="Average over the image and its mirror images.")] = False,
+    match_histogram: Annotated[
+        bool, typer.Option("--match-histogram", help="Give each frame the grey values of the training slices.")
+    ] = False,
     keep_all: Annotated[
         bool, typer.Option("--keep-all", help="Keep every part of a structure, not only the largest connected one.")
     ] = False,
@@ -69,12 +73,14 @@ def predict(
     config = InferenceConfig(
         pixel_area=pixel_area,
         flips=flips,
+        match_histogram=match_histogram,
         keep_largest=not keep_all,
         recentre=not no_recentre,
         precision="bf16" if bf16 else "fp32",
         spacing=None if spacing is None else stated_spacing(parsed_spacing(spacing, "--spacing"), "--spacing"),
         orientation=parsed_orientation(orientation, "--orientation"),
     )
+    fs.require_writable(out, f"--out {out}")
     progress, folders = Progress(), model_folders([model, *(models or [])])
     studies, left_out = find_studies(images, out)
     for line in left_out.lines():
@@ -123,6 +129,7 @@ def export_model(
     """Write a network's segmentation path as ONNX, once ONNX Runtime agrees with torch; needs the extra `onnx`."""
     from pipeline.inference.onnx import export_onnx
 
+    fs.require_writable_file(onnx, f"--onnx {onnx}")
     check = export_onnx(model, onnx)
     turned = f"; {check.turned} of {check.pixels} pixels rounded to another side" if check.turned else ""
     typer.echo(f"{onnx}: logits within {check.largest_difference:.1g} of torch's{turned}")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from storage import fs
-from storage.errors import InputError
+from storage.errors import InputError, StageError
 
 if TYPE_CHECKING:
     from experiments.config import Settings
@@ -53,7 +53,8 @@ def settings_of(run: str, preset: str, assignments: list[str] | None) -> Setting
 def driving(run: str, settings: Settings) -> Iterator[Ablation]:
     """The run, locked, with a driver; the settings become the run's.
 
-    An interrupt ends the body as an exception does: MLflow's runs are closed and the lock is given up.
+    An interrupt ends the body as an exception does: MLflow's runs are closed and the lock is given up. So does the loss
+    of the run's lease, which raises LeaseLostError.
     """
     from experiments import config
     from experiments.progress import Progress
@@ -61,7 +62,11 @@ def driving(run: str, settings: Settings) -> Iterator[Ablation]:
     from storage.lock import run_lock
 
     progress = Progress()
-    with interruptible(progress.say) as stop, run_lock(run), Ablation(run, settings, progress) as driver:
+    with (
+        interruptible(progress.say) as stop,
+        run_lock(run, progress.say, stop.end),
+        Ablation(run, settings, progress) as driver,
+    ):
         try:
             config.save(settings, run)
             yield driver
@@ -80,6 +85,9 @@ def interruptible(
     try:
         yield stop
     except SystemExit as error:
+        if stop.reason is not None:
+            stop.heard()
+            raise stop.reason from None
         if error.code == signal.SIGTERM:  # while Ray starts, the handler is its own
             stop.number = signal.SIGTERM
         if stop.number is None:
@@ -99,6 +107,7 @@ class _Stop:
 
     def __init__(self) -> None:
         self.number: int | None = None
+        self.reason: StageError | None = None
         self._again: threading.Timer | None = None
 
     def __call__(self, number: int, _frame: object) -> None:
@@ -108,6 +117,11 @@ class _Stop:
         self._again.daemon = True
         self._again.start()
         sys.exit(128 + number)
+
+    def end(self, reason: StageError) -> None:
+        """From another thread: end the body as a signal does, and raise `reason` after it."""
+        self.reason = reason
+        os.kill(os.getpid(), signal.SIGTERM)
 
     def heard(self) -> None:
         """What follows is not to be disturbed."""

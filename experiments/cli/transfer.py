@@ -53,6 +53,7 @@ def transfer(
     document |= {"layout": layout} if layout else {}
     document["layouts"]["test_half"] = half
     settings = config.validated(document, "transfer")
+    fs.require_writable(out, f"--out {out}")
     failed: dict[str, str] = {}
     todo = {} if table_only else {v: directions.direction_settings(settings, v, sdnets) for v in sources}
     for vendor, own in todo.items():

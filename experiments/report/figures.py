@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from experiments.report.paper_table import ARM_LABELS, BEYOND_LABELS, FACTOR_LABELS
+from experiments.report.paper_table import ARM_LABELS, BEYOND_LABELS, FACTOR_LABELS, FIELD_LABELS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,6 +35,7 @@ _OTHER_STYLES = tuple((_OTHER_COLOURS[i % 4], marker) for i, marker in enumerate
 _BEYOND_STYLE = dict(zip(BEYOND_LABELS, _OTHER_STYLES, strict=True))
 _SPARE_STYLES = ((c, m) for m in "oDv^sPX<>*phHd8" for c in _OTHER_COLOURS if (c, m) not in _OTHER_STYLES)
 _FACTOR_STYLE = dict(zip(FACTOR_LABELS, _SPARE_STYLES, strict=False))  # more pairs than arms
+_FIELD_STYLE = dict(zip(FIELD_LABELS, ((c, m) for m in "oDv^s" for c in ("#117733", "#AA4499")), strict=True))
 OUTLINES = (("#D55E00", "solid"), ("#56B4E9", "dashed"), ("#F0E442", "dotted"))  # LV, MYO, RV
 _VENDOR_COLOUR = "#3B6EA5"
 INK, MUTED, GRID = "#1F2933", "#6B7280", "#E5E7EB"
@@ -59,7 +60,7 @@ _RC: Any = {
 
 def arm_style(arm: str) -> tuple[str, str]:
     """Colour and marker of an arm, the same in every figure; an unknown name takes a spare pair by its spelling."""
-    known = _PAPER_STYLE | _BEYOND_STYLE | _FACTOR_STYLE
+    known = _PAPER_STYLE | _BEYOND_STYLE | _FACTOR_STYLE | _FIELD_STYLE
     return known.get(arm) or _OTHER_STYLES[sum(arm.encode()) % len(_OTHER_STYLES)]
 
 

@@ -53,6 +53,20 @@ FACTOR_LABELS |= {
     "ss_sdnet_ra_fa_residual": "SS SDNet+RA+residual FA",
     "ss_sdnet_ra_fa_residual_consistency": "SS SDNet+RA+residual FA+consistency",
 }
+# The field's own augmentations and moves, "U-Net+RA+" before each.
+_FIELD = {
+    "fourier": "Fourier",
+    "histogram": "histograms",
+    "mixstyle": "MixStyle-like",
+    "gin": "GIN-IPA",
+    "nnunet": "nnU-Net's",
+    "nnunet_mirrors": "nnU-Net's with mirrors",
+    "moved": "turns and scales",
+    "elastic": "bends",
+    "moved_bigaug": "turns and scales+BigAug-like",
+    "elastic_bigaug": "bends+BigAug-like",
+}
+FIELD_LABELS = {f"unet_ra_{name}": f"{ARM_LABELS['unet_ra']}+{words}" for name, words in _FIELD.items()}
 
 REFERENCE_NOTE = (
     "The paper's numbers are its Table 1, measured on the challenge's hidden set of 80 subjects (20 a vendor), which "
@@ -115,7 +129,7 @@ def phantom_note(beside: bool) -> str:
 def arm_label(arm: str) -> str:
     """The paper's name of an arm, or one in its manner; an arm that is neither keeps its own name."""
     beyond = f"SS SDNet+{BEYOND_LABELS[arm]}" if arm in BEYOND_LABELS else arm
-    return ARM_LABELS.get(arm) or FACTOR_LABELS.get(arm) or beyond
+    return ARM_LABELS.get(arm) or FACTOR_LABELS.get(arm) or FIELD_LABELS.get(arm) or beyond
 
 
 def arm_order(arm: str) -> tuple[int, str]:

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from actors.evaluate_arm import scored_so_far
-from actors.resources import Cluster, ResourcePlan, plan, start_ray
+from actors.resources import Cluster, ResourcePlan, plan, require_places, start_ray
 from actors.waiting import Patience
 from experiments import config
 from experiments.config import Settings
@@ -20,6 +20,7 @@ from experiments.tracking.run_log import RunLog
 from experiments.version import provenance
 from storage import fs
 from storage.errors import InputError
+from storage.lease import is_lost
 from storage.slices.store import TABLE
 
 if TYPE_CHECKING:
@@ -51,7 +52,10 @@ class Ablation:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.log.close("KILLED" if kind else "FAILED" if self._failed else "FINISHED")
+        if is_lost(self.run):  # its new driver goes on with MLflow's runs
+            self.log.close(None)
+        else:
+            self.log.close("KILLED" if kind else "FAILED" if self._failed else "FINISHED")
 
     def budget(self, trainings: int = 1) -> ResourcePlan:
         """The budget for so many trainings on this cluster; starts Ray."""
@@ -66,6 +70,7 @@ class Ablation:
         from actors.ingest import ingest
         from storage.layouts import detect
 
+        require_places()  # before the phantom is drawn
         folders: Sequence[str] = self.settings.data
         if not folders:
             if self.settings.preset != "demo":

@@ -12,7 +12,7 @@ from experiments.arms import ARMS, PRETRAIN
 from experiments.config import Settings
 from pipeline.networks.description import CONFIG as MODEL
 from pipeline.networks.description import read_config, sdnet_fingerprint, subject_key
-from pipeline.samples.stream_config import StreamConfig, missing_of_training, open_bank, step_plan
+from pipeline.samples.stream_config import StreamConfig, missing_of_training, name_of_banks, open_bank, step_plan
 from pipeline.training.config import ArmConfig, LossConfig, TrainConfig
 from storage import fs
 from storage.bank.bank import FactorBank
@@ -98,15 +98,13 @@ def _job(
 ) -> TrainJob:
     stream = _stream(run, settings, arm, train, seed)
     bank = open_bank(stream, store, open_at)
-    fingerprint = bank.fingerprint if bank else None
-    if stream.donors is not None:
-        fingerprint = f"{fingerprint}+{open_at(stream.donors).fingerprint}"
+    fingerprint = name_of_banks(stream, bank) if bank else None
     start = sdnet_uri(run, settings) if train.start == "pretrained" and arm.network == "sdnet" else None
     return TrainJob(
         name=name,
         out=out,
         network=settings.unet if arm.network == "unet" else settings.sdnet,
-        stream=stream,
+        stream=stream.model_copy(update={"bank_name": fingerprint}),
         loss=loss,
         train=train,
         workers=settings.resources.train_workers,

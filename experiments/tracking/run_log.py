@@ -112,11 +112,11 @@ class RunLog:
         """Store the report with the parent run."""
         self._writer.post("report", lambda: self._parent().log_artifacts(folder))
 
-    def close(self, status: str) -> None:
-        """End whatever is still open, so that nothing in MLflow looks as if it went on. Says what could not be logged:
-        the run folder is whole all the same."""
+    def close(self, status: str | None) -> None:
+        """End whatever is still open, so that nothing in MLflow looks as if it went on; None: leave it as it is. Says
+        what could not be logged: the run folder is whole all the same."""
         self._system.stop()
-        if self._refused or not (self._required or self._arms):
+        if status is None or self._refused or not (self._required or self._arms):
             self._writer.close(0)  # a database that is being made is finished first
             return
         for arm in list(self._arms.values()):

@@ -31,6 +31,9 @@ class InferenceConfig(BaseModel):
     recentre: bool = added(
         True, description="look again, centred on the heart, where it is found off-centre or cut off"
     )
+    match_histogram: bool = added(
+        False, description="give each frame the grey values of the slices that the network was trained on"
+    )
     precision: Precision = "fp32"
     spacing: Spacing | None = added(
         None, description="slice, row and column distance in mm, in place of those of the images' headers"

@@ -6,7 +6,7 @@ After Mitchell et al., "Model Cards for Model Reporting", FAT* 2019. No subject 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,27 +33,40 @@ LIMITS = (
 
 
 def describe_training(
-    store: SliceStore, *, arm: str, semi_supervised: bool, training: Mapping[str, Any], validation: Mapping[str, float]
+    store: SliceStore,
+    *,
+    arm: str,
+    semi_supervised: bool,
+    training: Mapping[str, Any],
+    validation: Mapping[str, float],
+    grey_quantiles: Sequence[float] = (),
 ) -> dict[str, Any]:
     """What `model.json` says of a network that was trained on `store`.
 
     `training` is what else is to be told of it (steps, augmentation, fingerprints), `validation` the Dice of the epoch
-    that was kept, on the network's own grid.
+    that was kept, on the network's own grid, `grey_quantiles` those of what it sees, evenly spaced from 0 to 1.
     """
     areas = store.column("pixel_area_mm2")[_of(store, "train", semi_supervised)]
     return {
         "version": f"cardiomix {code_version()}",
-        "labels": {"background": 0, **STRUCTURES},
+        "labels": {"background": 0, **_taught(store)},
         "training": {"arm": arm, "semi_supervised": semi_supervised, **training},
         "data": {
             "train": _vendors(store, _of(store, "train", semi_supervised)),
             "validation": _vendors(store, _of(store, "validation", False)),
             "pixel_area_mm2": [round(float(areas.min()), 4), round(float(areas.max()), 4)],
         },
+        "grey_quantiles": list(grey_quantiles),
         "metrics": {"validation": dict(validation), "test": []},
         "intended_use": INTENDED_USE,
         "limits": list(LIMITS),
     }
+
+
+def _taught(store: SliceStore) -> dict[str, int]:
+    """The labels that some training mask has drawn: no other one is ever given."""
+    drawn = store.drawn[_of(store, "train", False)].any(axis=0)
+    return {name: label for (name, label), there in zip(STRUCTURES.items(), drawn, strict=True) if there}
 
 
 def _of(store: SliceStore, split: str, unlabelled: bool) -> Any:

@@ -88,7 +88,10 @@ class Predictor:
         preprocess: PreprocessConfig,
         config: InferenceConfig | None = None,
         mirrors: Flips = "none",
+        greys: Floats | None = None,
     ) -> None:
+        """`greys`: quantiles of grey, evenly spaced from 0 to 1, that each frame is given; None: it keeps its own."""
+        self.greys = greys
         self.networks = [network.eval() for network in networks]
         self.preprocess, self.config, self.mirrors = preprocess, config or InferenceConfig(), MIRRORS[mirrors]
         self.device = next(self.networks[0].parameters()).device
@@ -106,7 +109,8 @@ class Predictor:
         shape = (0, 0, 0)
         for volume, stats in frames:
             shape = volume.shape
-            inputs.append(network_input(volume, stats, spacing, self.preprocess, self.config.pixel_area, shift))
+            seen = network_input(volume, stats, spacing, self.preprocess, self.config.pixel_area, shift)
+            inputs.append(seen if self.greys is None else with_greys(seen, self.greys))
             if sum(map(len, inputs)) >= BATCH:
                 yield from self._segmented(inputs, shape, spacing, shift)
                 inputs = []
@@ -147,8 +151,9 @@ class Predictor:
 def load_predictor(folders: Sequence[str], config: InferenceConfig | None = None) -> Predictor:
     """The networks of these folders on the GPU if there is one, else the CPU; batch-norm folded, channels_last.
 
-    Raises InputError for absent or damaged files, for networks that were trained with different preprocessing, and if
-    mirror images are asked for of a network that was trained without.
+    Raises InputError for absent or damaged files, for networks that were trained with different preprocessing, if
+    mirror images are asked for of a network that was trained without, and if grey values are to be matched of networks
+    that do not know, or do not agree on, those of their training.
     """
     from pipeline.networks.files import default_device, load_model
     from pipeline.networks.folding import folded
@@ -167,7 +172,28 @@ def load_predictor(folders: Sequence[str], config: InferenceConfig | None = None
         problem = "was trained without flips, so it does not know a mirrored heart"
         raise InputError(fs.base_name(folders[0]), problem, "leave out --flips, or train with plan.flips")
     networks = [folded(network).to(default_device(), memory_format=torch.channels_last) for network, _ in loaded]  # type: ignore[call-overload]
-    return Predictor(networks, PreprocessConfig(**first), config, flips if config.flips else "none")
+    greys = _trained_greys(folders, [document for _, document in loaded]) if config.match_histogram else None
+    return Predictor(networks, PreprocessConfig(**first), config, flips if config.flips else "none", greys)
+
+
+def _trained_greys(folders: Sequence[str], documents: Sequence[Mapping[str, Any]]) -> Floats:
+    """The quantiles of grey that all these networks were trained on."""
+    quantiles = [document.get("about", {}).get("grey_quantiles") for document in documents]
+    for folder, found in zip(folders, quantiles, strict=True):
+        if not found or found != quantiles[0]:
+            differs = "was trained on other grey values than the first model"
+            problem = differs if found else "does not say which grey values it was trained on"
+            raise InputError(fs.base_name(folder), problem, "leave out --match-histogram, or train again")
+    return np.array(quantiles[0], dtype=np.float32)
+
+
+def with_greys(inputs_ZHW: Floats, quantiles: Floats) -> Floats:
+    """The same slices with grey values of this distribution, in their own order: all slices by one curve."""
+    own = np.quantile(inputs_ZHW, np.linspace(0.0, 1.0, len(quantiles)))
+    # a grey value that fills several quantiles becomes their middle, as if its pixels were spread over them
+    values, which = np.unique(own, return_inverse=True)
+    theirs = np.bincount(which, weights=quantiles) / np.bincount(which)
+    return np.interp(inputs_ZHW, values, theirs).astype(np.float32)
 
 
 def trained_flips(document: Mapping[str, Any]) -> Flips:

@@ -2,20 +2,31 @@
 
 `bigaug`: the intensity half of the stacked transformations of Zhang et al. 2020 (BigAug): gamma, contrast, brightness,
 noise, and the bias field that MR adds to it. `fourier`: the low frequencies' amplitudes mixed with another image's
-(Yang and Soatto 2020, FDA; Xu et al. 2021, as a mixture). Both leave the geometry, and so the mask, alone.
+(Yang and Soatto 2020, FDA; Xu et al. 2021, as a mixture). `histogram`: the grey values of another vendor's image (Nyúl
+and Udupa 1999, between two images). `mixstyle`: mean and spread mixed with another image's (Zhou et al. 2021, there of
+feature maps). `gin`: two random shallow networks, blended by a smooth map (Ouyang et al. 2022). All leave the geometry,
+and so the mask, alone; `nnunet`, in `nnunet_transforms`, does not.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Final, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.samples.smooth import smooth_field
+
 Image = npt.NDArray[np.float32]
-Appearance = Literal["none", "bigaug", "fourier"]
+Floats = npt.NDArray[np.float64]
+Appearance = Literal["none", "bigaug", "fourier", "histogram", "mixstyle", "gin", "nnunet", "nnunet_mirrors"]
+NNUNET: Final = ("nnunet", "nnunet_mirrors")  # looks that move image and mask, by a package of their own
 
 LOW = 0.1  # share of the spectrum's width, to each side of its centre, whose amplitudes are mixed
+CHANNELS = (1, 2, 2, 2, 1)  # of GIN's networks, layer by layer, as in the authors' code
+LEAK = 0.01  # slope of their rectifiers below zero
 
 
 def bigaug(image_HW: Image, rng: np.random.Generator) -> Image:
@@ -63,3 +74,78 @@ def fourier(image_HW: Image, look_HW: Image, rng: np.random.Generator) -> Image:
     back = np.fft.ifft2(np.fft.ifftshift(own * image_HW.size)).real
     out: Image = back.clip(-1.0, 1.0).astype(np.float32)
     return out
+
+
+def histogram(image_HW: Image, look_HW: Image, rng: np.random.Generator) -> Image:
+    """With probability one half, the image with the grey values of `look_HW`, in their own order; in [-1, 1].
+
+    Pixels of one grey value keep one grey value: the look's, at the same share of darker pixels.
+    """
+    if rng.random() < 0.5:
+        return image_HW
+    _, where, counts = np.unique(image_HW, return_inverse=True, return_counts=True)
+    theirs, their_counts = np.unique(look_HW, return_counts=True)
+    darker, their_darker = (np.cumsum(n) / n.sum() for n in (counts, their_counts))
+    matched: Image = np.interp(darker, their_darker, theirs)[where].reshape(image_HW.shape).astype(np.float32)
+    return matched
+
+
+def mixstyle(image_HW: Image, look_HW: Image, rng: np.random.Generator) -> Image:
+    """With probability one half, the image with mean and standard deviation on the way to those of `look_HW`; both in
+    [-1, 1], so is it. The share that stays the image's is drawn from Beta(0.1, 0.1): mostly all or nothing."""
+    share = float(rng.beta(0.1, 0.1))
+    if rng.random() < 0.5:
+        return image_HW
+    mean, std, their_mean, their_std = (float(f(x)) for x in (image_HW, look_HW) for f in (np.mean, np.std))
+    to_mean, to_std = share * mean + (1.0 - share) * their_mean, share * std + (1.0 - share) * their_std
+    out: Image = ((image_HW - mean) * (to_std / max(std, 1e-6)) + to_mean).clip(-1.0, 1.0).astype(np.float32)
+    return out
+
+
+def gin(image_HW: Image, rng: np.random.Generator, strength: float = 1.0) -> Image:
+    """The image as two random networks see it, blended by a smooth random map; in [-1, 1].
+
+    Each network is four convolutions of 1 or 3 pixels, without training; a random share of its output, 0 to `strength`,
+    is added to the rest of the image and has its norm (GIN). The map, 0 to 1, says which network a pixel is of (IPA).
+    """
+    mean, std = float(image_HW.mean()), max(float(image_HW.std()), 1e-6)
+    image = (image_HW.astype(np.float64) - mean) / std
+    one, other = (_random_network(image, rng, strength) for _ in range(2))
+    field = smooth_field(image.shape, max(image.shape) / 2, rng)
+    share = (field - field.min()) / max(float(np.ptp(field)), 1e-6)
+    mixed = share * one + (1.0 - share) * other
+    out: Image = (mixed * std + mean).clip(-1.0, 1.0).astype(np.float32)
+    return out
+
+
+def _random_network(image_HW: Floats, rng: np.random.Generator, strength: float) -> Floats:
+    x = image_HW[None]
+    for layer, (inputs, outputs) in enumerate(pairwise(CHANNELS)):
+        size = 3 if rng.random() < 0.5 else 1
+        x = convolved(x, rng.standard_normal((outputs, inputs, size, size))) + rng.standard_normal((outputs, 1, 1))
+        if layer < len(CHANNELS) - 2:
+            x = np.where(x > 0.0, x, LEAK * x)
+    share = strength * rng.random()
+    mixed: Floats = share * x[0] + (1.0 - share) * image_HW
+    return mixed * (np.linalg.norm(image_HW) / (np.linalg.norm(mixed) + 1e-5))
+
+
+def convolved(x_CHW: Floats, kernel_OCKK: Floats) -> Floats:
+    """(O, H, W): a convolution as networks have it, with zeros around the image. Every pixel is summed in one order, so
+    that the bytes do not depend on the number of threads."""
+    size, (height, width) = kernel_OCKK.shape[-1], x_CHW.shape[1:]
+    padded = np.pad(x_CHW, ((0, 0), (size // 2,) * 2, (size // 2,) * 2))
+    out = np.zeros((len(kernel_OCKK), height, width))
+    for row, column in np.ndindex(size, size):
+        shifted = padded[:, row : row + height, column : column + width]
+        out += np.einsum("oc,chw->ohw", kernel_OCKK[:, :, row, column], shifted)
+    return out
+
+
+# Looks that need the image alone, and those that borrow from another slice.
+ALONE: Final[dict[str, Callable[[Image, np.random.Generator], Image]]] = {"bigaug": bigaug, "gin": gin}
+WITH_ANOTHER: Final[dict[str, Callable[[Image, Image, np.random.Generator], Image]]] = {
+    "fourier": fourier,
+    "histogram": histogram,
+    "mixstyle": mixstyle,
+}

@@ -123,7 +123,7 @@ class BatchMaker:
             return _Source(sample, None, *self.maker.masks(sample.slice_id), labelled)
         source = self.maker.working(sample.slice_id)
         if not drawn:
-            source = self.maker.restyled(source, sample)
+            source = self.maker.augmented(source, sample)
         return _Source(sample, source.image, source.mask, source.area, labelled)
 
     def _made(self, sources: Sequence[_Source]) -> tuple[Tensor, Tensor]:
@@ -145,8 +145,8 @@ class BatchMaker:
         drawn = [s for s in sources if s.sample.donor_id is not None]
         if drawn and not self._ra_first:
             image[: len(drawn)] = self._drawn(drawn, self._anatomy(drawn, size), shapes[: len(drawn)], image)
-            if self.maker.restyles:
-                image[: len(drawn)] = self._restyled(drawn, image, size)
+            if self.maker.augments:
+                image[: len(drawn)], mask[: len(drawn)] = self._augmented(drawn, image, size)
         fill = canvas.lowest(image, canvas.inside(shapes, size, self.device))
         rows, columns = (self._axes(sources, axis) for axis in (0, 1))
         made = resample_together(image, rows, columns, fill)
@@ -192,11 +192,15 @@ class BatchMaker:
         outside = fill_N if self._residual else canvas.lowest(drawn, there)
         return drawn.where(there, outside[:, None, None])
 
-    def _restyled(self, sources: Sequence[_Source], image_NHW: Tensor, size: canvas.Shape) -> Tensor:
-        """Drawn images with another look, which is made on the CPU."""
-        looks = []
+    def _augmented(self, sources: Sequence[_Source], image_NHW: Tensor, size: canvas.Shape) -> tuple[Tensor, Tensor]:
+        """Drawn images with another look or moved, and their masks; this is done on the CPU."""
+        made = []
         for s, image in zip(sources, image_NHW[: len(sources)].cpu().numpy(), strict=True):
             height, width = s.mask.shape
             drawn = WorkingSlice(np.ascontiguousarray(image[:height, :width]), s.mask, s.area)
-            looks.append(self.maker.restyled(drawn, s.sample).image)
-        return canvas.on_canvases(looks, size, torch.float32, self.device)
+            made.append(self.maker.augmented(drawn, s.sample))
+        masks = [one.mask if s.labelled else None for one, s in zip(made, sources, strict=True)]
+        return (
+            canvas.on_canvases([one.image for one in made], size, torch.float32, self.device),
+            canvas.on_canvases(masks, size, torch.uint8, self.device),
+        )

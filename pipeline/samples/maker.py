@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.samples.appearance import bigaug, fourier
+from pipeline.samples.appearance import ALONE, NNUNET, WITH_ANOTHER
 from pipeline.samples.drawing import Drawing
+from pipeline.samples.geometry import moved
 from pipeline.samples.plan import Sample, generator
 from pipeline.samples.preprocess import WorkingSlice, centre_crop, working_mask, working_slice
 from pipeline.samples.realism import Encode
@@ -148,7 +149,7 @@ class SampleMaker:
             source = WorkingSlice(self._drawn(self.anatomy(sample.slice_id), sample), mask, area)
         else:
             source = self.working(sample.slice_id)
-        source = self.restyled(source, sample)
+        source = self.augmented(source, sample)
         scale = self.scale(sample, source.area)
         fill = float(source.image.min())
         image, mask = resample_crop(source.image, source.mask, scale, config.size, fill, sample.flip)
@@ -167,12 +168,12 @@ class SampleMaker:
         return area / self.scale(sample, area) ** 2
 
     def scale(self, sample: Sample, area: float) -> float:
-        """RA's linear factor on the working grid, above 1 where the image grows; 1 for a sample without RA. `area`: of
-        a pixel of the slice, mm²."""
+        """Linear factor of RA and zoom on the working grid, above 1 where the image grows; 1 for a sample without
+        them. `area`: of a pixel of the slice, mm²."""
         if sample.area is None:
-            return 1.0
+            return sample.zoom
         plan, factor = self.config.plan, self.config.preprocess.factor
-        return linear_scale(area, sample.area / factor**2, plan.ra_measure)
+        return sample.zoom * linear_scale(area, sample.area / factor**2, plan.ra_measure)
 
     def anatomy(self, slice_id: int) -> npt.NDArray[np.uint8]:
         """The slice's packed anatomy (h, w), its true extent alone: AdaIN averages over what it is given, and padding
@@ -204,17 +205,21 @@ class SampleMaker:
         return self.drawing.rejected if self.drawing is not None else 0
 
     @property
-    def restyles(self) -> bool:
-        """Whether images get another look besides FA."""
-        return self.config.appearance != "none" or self.config.plan.fa_regions != "none"
+    def augments(self) -> bool:
+        """Whether images get another look besides FA, or are moved."""
+        return self.config.appearance != "none" or self.config.plan.fa_regions != "none" or self.config.plan.moves
 
-    def restyled(self, source: WorkingSlice, sample: Sample) -> WorkingSlice:
-        """With another look, where the arm wants one; after FA where there is FA, before RA."""
-        if self.config.appearance != "none":
+    def augmented(self, source: WorkingSlice, sample: Sample) -> WorkingSlice:
+        """With another look and moved, where the arm wants it; after FA where there is FA, before RA."""
+        if self.config.appearance in NNUNET:
+            from pipeline.samples.nnunet_transforms import nnunet
+
+            source = nnunet(source, sample.seed, mirrors=self.config.appearance == "nnunet_mirrors")
+        elif self.config.appearance != "none":
             source = replace(source, image=self._with_appearance(source.image, sample))
         if self.config.plan.fa_regions != "none":
             source = replace(source, image=self._with_region_looks(source, sample))
-        return source
+        return moved(source, sample, self.config.plan.elastic) if self.config.plan.moves else source
 
     def _with_region_looks(self, source: WorkingSlice, sample: Sample) -> npt.NDArray[np.float32]:
         """(h, w) → (h, w) in [-1, 1]; as it is for the share that stays, and for slices without the regions."""
@@ -230,10 +235,10 @@ class SampleMaker:
     def _with_appearance(self, image: npt.NDArray[np.float32], sample: Sample) -> npt.NDArray[np.float32]:
         """(h, w) → (h, w) in [-1, 1]."""
         rng = np.random.Generator(np.random.Philox(sample.seed))
-        if self.config.appearance == "bigaug":
-            return bigaug(image, rng)
+        if self.config.appearance in ALONE:
+            return ALONE[self.config.appearance](image, rng)
         assert sample.style_id is not None
-        return fourier(image, self.working(sample.style_id).image, rng)
+        return WITH_ANOTHER[self.config.appearance](image, self.working(sample.style_id).image, rng)
 
 
 def facts_of(planned: Sequence[tuple[Sample, bool]], seconds: float, rejected: int) -> dict[str, npt.NDArray[Any]]:

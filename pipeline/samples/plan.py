@@ -86,6 +86,19 @@ class PlanConfig(BaseModel):
         description="FA: regions of `fa_share` of the images get a gain and a shift each: of the anatomy factor's "
         "channels, or, as its controls, of label masks (labelled slices alone) or of eight quantiles of grey",
     )
+    turn_degrees: float = added(
+        0.0, ge=0, le=180, description="every sample is turned by up to so many degrees, either way, before RA"
+    )
+    zoom: tuple[float, float] = added(
+        (1.0, 1.0),
+        description="every sample grows by a linear factor in this range, on top of RA; evenly spread in its logarithm",
+    )
+    elastic: float = added(
+        0.0,
+        ge=0,
+        le=0.5,
+        description="every sample is bent smoothly; no length in it changes by more than this share",
+    )
     pairs: PairPolicy = Field("uniform", description="FA: who gives the modality; `uniform` is the paper's")
     unlabelled_ratio: float = Field(1.0, ge=0, description="unlabelled samples for each labelled one in a step")
 
@@ -96,7 +109,16 @@ class PlanConfig(BaseModel):
             raise ValueError(f"area_range_mm2 must be 0 < low <= high, not {low} to {high}")
         if self.fa_step[0] > self.fa_step[1]:
             raise ValueError(f"fa_step must be low <= high, not {self.fa_step[0]} to {self.fa_step[1]}")
+        if not 0 < self.zoom[0] <= self.zoom[1]:
+            raise ValueError(f"zoom must be 0 < low <= high, not {self.zoom[0]} to {self.zoom[1]}")
+        if self.moves and self.fa_order == "ra_first":
+            raise ValueError("turn_degrees and elastic move samples before RA; leave fa_order at fa_first")
         return self
+
+    @property
+    def moves(self) -> bool:
+        """Whether samples are turned or bent, which needs a resampling of its own."""
+        return self.turn_degrees > 0 or self.elastic > 0
 
     @property
     def guard(self) -> Guard:
@@ -122,7 +144,9 @@ class Sample:
     or None for a real sample; area: target pixel area in native mm², or None to keep the slice's own; flip: whether
     rows and columns run backwards; other_id: a donor of another vendor and weight, 0 to 1, for policies that mix two;
     style_id: another slice whose look is borrowed (Fourier mixing); twin_id: the donor of its twin; seed: for whatever
-    else is random in making it; step: how far towards the donor's code, 1 being there (`PlanConfig.fa_step`).
+    else is random in making it; step: how far towards the donor's code, 1 being there (`PlanConfig.fa_step`); turn, in
+    degrees, zoom, a linear factor on top of RA's, and bend, the seed of a displacement: where it is moved, as is its
+    twin.
     """
 
     slice_id: int
@@ -135,6 +159,9 @@ class Sample:
     twin_id: int | None = None
     seed: int = 0
     step: float = 1.0
+    turn: float = 0.0
+    zoom: float = 1.0
+    bend: int = 0
 
     def twin(self) -> Sample:
         """The same anatomy at the same place, drawn with the modality of `twin_id`."""
@@ -148,8 +175,9 @@ class StreamSpec:
     seed; name (the stream's own randomness); pool, slice ids (n,), and their vendors pool_vendors (n,); donors, bank
     rows (m,), and their vendors donor_vendors (m,), for FA; fa_share 0 to 1; ra_range in mm² or None for no RA; pairs,
     flips and policy as in `PlanConfig`; own_bank_rows, for `policy=own`, the bank's row of each slice of the pool (n,);
-    style_sources, slice ids whose look other samples may borrow; twins: every sample gets one; steps, range of
-    `Sample.step`; seeded: making a sample needs random numbers of its own.
+    style_sources, slice ids whose look other samples may borrow, and, where it is to be another vendor's if there is
+    one, their vendors style_vendors; twins: every sample gets one; steps, range of `Sample.step`; seeded: making a
+    sample needs random numbers of its own; turn_degrees and zoom as in `PlanConfig`; bends: samples are bent.
     """
 
     seed: int
@@ -165,9 +193,13 @@ class StreamSpec:
     policy: FaPolicy = "mix"
     own_bank_rows: Ids | None = None
     style_sources: Ids | None = None
+    style_vendors: npt.NDArray[np.str_] | None = None
     twins: bool = False
     steps: tuple[float, float] = (1.0, 1.0)
     seeded: bool = False
+    turn_degrees: float = 0.0
+    zoom: tuple[float, float] = (1.0, 1.0)
+    bends: bool = False
 
 
 class _Lookup:
@@ -192,7 +224,9 @@ class Stream:
         self.seed, self.name, self.pool = spec.seed, spec.name, np.asarray(spec.pool, dtype=np.int64)
         self.fa_share, self.ra_range, self.pairs = spec.fa_share, spec.ra_range, spec.pairs
         self.policy, self.style_sources, self.twins = spec.policy, spec.style_sources, spec.twins
-        self.steps = spec.steps
+        self.steps, self.turn_degrees, self.zoom, self.bends = spec.steps, spec.turn_degrees, spec.zoom, spec.bends
+        self._style_vendors = spec.style_vendors
+        self._is_placed = spec.turn_degrees > 0 or spec.zoom != (1.0, 1.0) or spec.bends
         self._has_rest = spec.seeded or spec.twins or spec.style_sources is not None or spec.steps != (1.0, 1.0)
         self._flips = (spec.flips in ("rows", "both"), spec.flips in ("columns", "both"))
         self.donors = np.asarray(spec.donors if spec.donors is not None else [], dtype=np.int64)
@@ -233,7 +267,18 @@ class Stream:
         if any(self._flips):
             rows, columns = rng.random(2) < 0.5
             flip = (bool(rows) and self._flips[0], bool(columns) and self._flips[1])
-        return self._with_rest(Sample(slice_id, donor, area, flip), index)
+        return self._placed(self._with_rest(Sample(slice_id, donor, area, flip), index), index)
+
+    def _placed(self, sample: Sample, index: int) -> Sample:
+        """With where it is moved, from a generator of its own: looks stay as they are without it."""
+        if not self._is_placed:
+            return sample
+        rng = generator(self.seed, f"{self.name}/place", index >> 32, index & 0xFFFFFFFF)
+        turn, zoom = rng.random(2)
+        low, high = np.log(self.zoom)
+        bend = int(rng.integers(0, 2**62)) if self.bends else 0
+        turn, zoom = self.turn_degrees * (2.0 * float(turn) - 1.0), float(np.exp(low + (high - low) * zoom))
+        return replace(sample, turn=turn, zoom=zoom, bend=bend)
 
     def _with_rest(self, sample: Sample, index: int) -> Sample:
         """What only some policies and augmentations ask for, from a generator of its own."""
@@ -248,7 +293,8 @@ class Stream:
             vendors = [v for v in self._by_vendor if v != mine] or [mine]
             others = self._by_vendor[vendors[int(vendor_place * len(vendors))]]
             other = int(others[int(place * len(others))])
-        style = None if self.style_sources is None else int(self.style_sources[int(look * len(self.style_sources))])
+        styles = self._styles(sample.slice_id)
+        style = None if styles is None else int(styles[int(look * len(styles))])
         seed = int(rng.integers(0, 2**62))
         twin = (
             self._donor(sample.slice_id, float(twin_place), float(twin_vendor))
@@ -259,6 +305,13 @@ class Stream:
         low, high = self.steps
         step = low + (high - low) * float(rng.random()) if low < high else low
         return replace(sample, other_id=other, weight=weight, style_id=style, seed=seed, twin_id=twin, step=step)
+
+    def _styles(self, slice_id: int) -> Ids | None:
+        """The slices whose look this one may borrow."""
+        if self.style_sources is None or self._style_vendors is None:
+            return self.style_sources
+        others = self.style_sources[self._style_vendors != self._vendor_of_slice(slice_id)]
+        return others if len(others) else self.style_sources
 
     def _donor(self, slice_id: int, place: float, vendor_place: float) -> int:
         if self.policy == "own":

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from importlib.util import find_spec
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
-from pipeline.samples.appearance import Appearance
+from pipeline.samples.appearance import NNUNET, Appearance
 from pipeline.samples.plan import PlanConfig, StepPlan, Stream, StreamSpec
 from pipeline.samples.preprocess import PreprocessConfig
 from storage.bank.bank import FactorBank
@@ -29,6 +30,7 @@ class StreamConfig(BaseModel):
 
     run: str
     bank: str | None
+    bank_name: str | None = added(None)  # `name_of_banks` when the job was made; None: it may be any
     sdnet: str | None = None  # folder of the bank's SDNet, which judges what is drawn (`PlanConfig.fa_guard`)
     preprocess: PreprocessConfig
     plan: PlanConfig
@@ -60,8 +62,10 @@ class StreamConfig(BaseModel):
 def step_plan(config: StreamConfig, store: SliceStore, bank: FactorBank | None = None) -> StepPlan:
     """The plan over the store's training slices; modality donors are the rows of the bank and its imported styles.
 
-    Raises InputError if a pool that the arm needs is empty.
+    Raises InputError if a pool that the arm needs is empty, or a package that it needs is not installed.
     """
+    if config.appearance in NNUNET and find_spec("batchgeneratorsv2") is None:
+        raise InputError(config.run, "nnU-Net's transforms need batchgeneratorsv2", "pip install 'cardiomix[nnunet]'")
     train = store.column("split") == "train"
     labelled_mask = store.column("labelled").astype(bool)
     vendors = store.column("vendor")
@@ -99,9 +103,13 @@ def step_plan(config: StreamConfig, store: SliceStore, bank: FactorBank | None =
             policy=config.plan.fa_policy,
             own_bank_rows=rows[pool] if rows is not None else None,
             style_sources=np.flatnonzero(train) if config.appearance != "none" else None,
+            style_vendors=vendors[train] if config.appearance == "histogram" else None,
             twins=config.twins and fa and (donor_vendors is not None or config.plan.fa_regions != "none"),
             steps=config.plan.fa_step if donor_vendors is not None else (1.0, 1.0),
             seeded=config.plan.fa_regions != "none",
+            turn_degrees=config.plan.turn_degrees,
+            zoom=config.plan.zoom,
+            bends=config.plan.elastic > 0,
         )
         return Stream(spec)
 
@@ -135,7 +143,8 @@ def open_bank(
 
     Raises InputError if there is none, it was made on another working grid, it lacks one of the run's training slices,
     or it holds a subject that this run validates or tests on, or excludes, or a vendor that the run's protocol keeps
-    out. Imported styles may be of such a vendor where the arm draws from nothing else (`fa_policy` styles).
+    out. Imported styles may be of such a vendor where the arm draws from nothing else (`fa_policy` styles). Also if the
+    bank has been written to since the job was made.
     """
     if not config.uses_bank:
         return None
@@ -163,7 +172,17 @@ def open_bank(
             if getattr(lender.spec, what) != getattr(bank.spec, what):
                 raise InputError(config.donors, f"was made with another {what}", "codes of two networks do not mix")
         _require_may_train(config, store, lender, config.donors)
+    if config.bank_name not in (None, name_of_banks(config, bank)):
+        remedy = "give the same command again: the arm is then trained anew"
+        raise InputError(config.bank, "is another bank now than when the arm began", remedy)
     return bank
+
+
+def name_of_banks(config: StreamConfig, bank: FactorBank) -> str:
+    """The fingerprint of an arm's bank, joined with that of the bank it borrows codes from."""
+    if config.donors is None:
+        return bank.fingerprint
+    return f"{bank.fingerprint}+{FactorBank.open(config.donors).fingerprint}"
 
 
 def donor_bank(config: StreamConfig, bank: FactorBank | None) -> FactorBank | None:

@@ -43,9 +43,11 @@ def bank_preprocess(bank: str | FactorBank) -> PreprocessConfig:
 
 def slice_sample(store: SliceStore, i: int, preprocess: PreprocessConfig) -> dict[str, Any]:
     """Slice `i` of a run as the transforms take it: image (1, h, w) float32 in [-1, 1] and mask (1, h, w) uint8 on the
-    working grid, pixel_area_mm2 of a pixel there, and subject, frame, slice and vendor."""
+    working grid, pixel_area_mm2 of a pixel there, and subject, frame, slice and vendor. If some masks of the run lack a
+    structure that nobody drew, also structures: those that are drawn in this mask, such as "LV MYO"."""
     working = working_slice(store, i, preprocess)
-    named = {name: store.column(name)[i].item() for name in ("subject", "frame", "slice", "vendor")}
+    names = ("subject", "frame", "slice", "vendor", *["structures"] * store.partly_labelled)
+    named = {name: store.column(name)[i].item() for name in names}
     return {IMAGE: working.image[None], MASK: working.mask[None], AREA: working.area, **named}
 
 
@@ -55,7 +57,7 @@ class FactorAugment:
     bank: a URI or a `FactorBank`. sdnet: folder of the SDNet that filled it, for slices that the bank lacks. plan: what
     is drawn with (`fa_share`, `fa_policy`, `fa_reach`, `fa_render`, `fa_step`, `pairs`, `fa_precision`); by default
     half of the images, residual, from half way to a donor's code to twice the way. Policies `own` and `styles`, pairs
-    `cross_vendor`, region looks and a guard belong to a run's stream and are not taken here.
+    `cross_vendor`, region looks, turns, zooms, bends and a guard belong to a run's stream and are not taken here.
 
     Raises InputError, when made, for such a plan, a bank that cannot be opened or an SDNet that did not fill it; when
     called, for an image that is not on the bank's grid, or is in no bank and there is no SDNet.
@@ -79,6 +81,9 @@ class FactorAugment:
         for name, values in refused.items():
             if getattr(plan, name) in values:
                 raise InputError(f"plan.{name}={getattr(plan, name)}", "needs a run's stream", "choose another one")
+        if plan.moves or plan.zoom != (1.0, 1.0):
+            problem = "turn_degrees, zoom and elastic need a run's stream"
+            raise InputError("plan", problem, "move image and mask by a transform of your own")
         self.uri, self.sdnet, self.plan, self.seed, self.key = _opened(bank).uri, sdnet, plan, seed, key
         if sdnet is not None:
             self._require_fills_bank(sdnet)

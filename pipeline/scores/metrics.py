@@ -17,7 +17,7 @@ import numpy.typing as npt
 from pipeline.scores.volumes import volumes_ml
 from storage.errors import InputError
 from storage.nifti.header import Spacing
-from storage.subjects import LV, MYO, STRUCTURES
+from storage.subjects import ALL_STRUCTURES, LV, MYO, STRUCTURES
 
 Labels = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
@@ -56,8 +56,10 @@ class SliceScore:
     missed: bool
 
 
-def score_volume(prediction_ZHW: Labels, mask_ZHW: Labels, spacing: Spacing) -> list[StructureScore]:
-    """Score LV, MYO and RV of one volume against its reference mask.
+def score_volume(
+    prediction_ZHW: Labels, mask_ZHW: Labels, spacing: Spacing, structures: Sequence[str] = ALL_STRUCTURES
+) -> list[StructureScore]:
+    """Score LV, MYO and RV of one volume against its reference mask, or those `structures` that are drawn in it.
 
     Both are `(slices, rows, columns)` label volumes (0 background, LV 1, MYO 2, RV 3) on one grid; `spacing` is (slice,
     row, column) in mm. Distances are MONAI's, between surface voxels in 3D: HD the largest, HD95 the larger of the two
@@ -77,7 +79,8 @@ def score_volume(prediction_ZHW: Labels, mask_ZHW: Labels, spacing: Spacing) -> 
         )
     predicted_ml, reference_ml = volumes_ml(prediction_ZHW, spacing), volumes_ml(mask_ZHW, spacing)
     scores = []
-    for name, label in STRUCTURES.items():
+    for name in structures:
+        label = STRUCTURES[name]
         dice, hd, hd95, assd, dice_slices = _score_structure(prediction_ZHW == label, mask_ZHW == label, spacing)
         failed = (predicted_ml[name] > 0) != (reference_ml[name] > 0)
         scores.append(
@@ -131,16 +134,18 @@ def _bounding_box(mask: Mask) -> tuple[slice, ...]:
     return tuple(box)
 
 
-def score_slices(prediction_ZHW: Labels, mask_ZHW: Labels) -> list[SliceScore]:
+def score_slices(
+    prediction_ZHW: Labels, mask_ZHW: Labels, structures: Sequence[str] = ALL_STRUCTURES
+) -> list[SliceScore]:
     """2D Dice of every slice and structure that either mask has, in the order of slices and structures.
 
-    Both are as in `score_volume`. What neither mask has in a slice has no row.
+    All are as in `score_volume`. What neither mask has in a slice has no row.
     """
     where = slice_positions(mask_ZHW)
     scores = []
     for z, (prediction, mask) in enumerate(zip(prediction_ZHW, mask_ZHW, strict=True)):
-        for name, label in STRUCTURES.items():
-            p, r = prediction == label, mask == label
+        for name in structures:
+            p, r = prediction == STRUCTURES[name], mask == STRUCTURES[name]
             sizes = int(p.sum()), int(r.sum())
             if any(sizes):
                 dice = 2 * int((p & r).sum()) / sum(sizes)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pipeline.networks.config import Precision
-from pipeline.samples.appearance import Appearance
+from pipeline.samples.appearance import NNUNET, Appearance
 from pipeline.samples.plan import FaPolicy, FaRender, Guard, PlanConfig, Regions
 from storage.identity import added
+
+Schedule = Literal["plateau", "cosine", "polynomial"]
 
 
 class LossConfig(BaseModel):
@@ -74,6 +76,15 @@ class ArmConfig(BaseModel):
     regions: Regions | None = added(
         None, description="in place of `plan.fa_regions`, which an arm without FA otherwise leaves alone"
     )
+    turn_degrees: float | None = added(None, description="in place of `plan.turn_degrees`")
+    zoom: tuple[float, float] | None = added(None, description="in place of `plan.zoom`")
+    elastic: float | None = added(None, description="in place of `plan.elastic`")
+
+    @model_validator(mode="after")
+    def _moves_what_it_can(self) -> ArmConfig:
+        if self.appearance in NNUNET and (self.uses_bank or self.consistency):
+            raise ValueError("nnU-Net's transforms move an image by themselves: not with factors, nor with twins")
+        return self
 
     @property
     def uses_bank(self) -> bool:
@@ -87,6 +98,9 @@ class ArmConfig(BaseModel):
             "fa_render": self.render,
             "fa_step": self.step,
             "fa_guard": self.guard,
+            "turn_degrees": self.turn_degrees,
+            "zoom": self.zoom,
+            "elastic": self.elastic,
         }
         own["fa_regions"] = self.regions if self.fa or self.regions else "none"
         return plan.model_copy(update={name: value for name, value in own.items() if value is not None})
@@ -105,6 +119,11 @@ class TrainConfig(BaseModel):
     plateau_factor: float = Field(0.1, gt=0, lt=1)
     plateau_patience: int = Field(
         1, ge=0, description="1: the second epoch in a row without improvement lowers the rate"
+    )
+    schedule: Schedule = added(
+        "plateau",
+        description="of the learning rate: lowered when validation no longer improves (paper), or down to nearly 0 "
+        "over all epochs, epoch by epoch, as a cosine or as (1 - epoch / epochs) to the .9 (nnU-Net)",
     )
     precision: Precision = "bf16"
     update: Literal["joint", "separate"] = Field(

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from pipeline.training.config import LossConfig
 
 EPSILON = 1e-6
+NEVER = -1e4  # a logit of probability 0; -inf times a target of 0 would be no number
 MEMORY = 80  # slices of a vendor after which a running mean has forgotten about two thirds
 
 
@@ -33,6 +34,20 @@ def segmentation_losses(config: LossConfig) -> Callable[[Tensor, Tensor], dict[s
         }
 
     return losses
+
+
+def merged_with_background(logits_NCHW: Tensor, drawn_N3: Tensor) -> Tensor:
+    """Logits whose softmax gives background the probability of what nobody drew in an image, and the latter none.
+
+    drawn (N, 3) bool: whether LV, MYO and RV are drawn in each image. There a pixel of 0 is background or any structure
+    that is not drawn, so that the loss of the merged class is the loss of what the mask says (Fang and Yan, IEEE TMI
+    2020, target adaptive loss; Shi et al., Medical Image Analysis 2021, marginal loss). An image in which all are drawn
+    keeps its logits.
+    """
+    never = torch.full_like(logits_NCHW[:, 1:], NEVER)
+    hidden = ~drawn_N3[:, :, None, None]
+    background = torch.cat([logits_NCHW[:, :1], logits_NCHW[:, 1:].where(hidden, never)], dim=1).logsumexp(1, True)
+    return torch.cat([background, never.where(hidden, logits_NCHW[:, 1:])], dim=1)
 
 
 def reconstruction_loss(reconstruction: Tensor, image: Tensor) -> Tensor:

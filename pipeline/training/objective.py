@@ -15,6 +15,7 @@ from pipeline.training.losses import (
     consistency_loss,
     contrast_loss,
     latent_regression_loss,
+    merged_with_background,
     ramp,
     reconstruction_loss,
     sample_latent,
@@ -44,9 +45,10 @@ class Objective(nn.Module):
         vendor: Tensor | None = None,
         twin: Tensor | None = None,
         step: int = 0,
+        drawn: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Weighted terms by name. Labelled samples come first in a batch; only they reach the segmentor, unless there
-        are twins."""
+        are twins. `drawn` (N, 3) bool: which structures the masks hold; None where all of them do."""
         count = int(labelled.sum())  # on the CPU
         model = self.model
         terms: dict[str, Tensor] = {}
@@ -77,7 +79,10 @@ class Objective(nn.Module):
             share = self.config.consistency * ramp(step, self.config.consistency_ramp)
             terms["consistency"] = share * consistency_loss(logits[count:].float(), again.float())
         if logits is not None and count:
-            terms |= self.segmentation(logits[:count].float(), mask[:count])
+            supervised = logits[:count].float()
+            if drawn is not None:
+                supervised = merged_with_background(supervised, drawn[:count])
+            terms |= self.segmentation(supervised, mask[:count])
         return terms
 
     def _latent(self, model: SDNet, anatomy: Tensor, codes: Tensor, reconstruction: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The state of a training: network, optimiser, plateau rule, running average, best weights; what a restart needs."""
+"""The state of a training: network, optimiser, learning rate, running average, best weights; what a restart needs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.optim.lr_scheduler import CosineAnnealingLR, PolynomialLR, ReduceLROnPlateau
 
 from pipeline.networks.config import SDNetConfig, UNetConfig
 from pipeline.networks.files import build, default_device
@@ -18,10 +19,24 @@ from pipeline.samples.plan import generator
 from pipeline.training.config import TrainConfig
 from pipeline.training.losses import VendorAlignment
 
+Scheduler = ReduceLROnPlateau | CosineAnnealingLR | PolynomialLR
+POWER = 0.9  # of the polynomial, as in nnU-Net (Isensee et al. 2021)
+
 
 def network_seed(seed: int, name: str, *counters: int) -> int:
     """A seed for torch's generators that depends on its arguments alone."""
     return int(generator(seed, name, *counters).integers(0, 2**62))
+
+
+def _scheduler(optimiser: torch.optim.Optimizer, config: TrainConfig) -> Scheduler:
+    """What sets the learning rate at the end of each epoch."""
+    if config.schedule == "cosine":
+        return CosineAnnealingLR(optimiser, T_max=config.epochs)
+    if config.schedule == "polynomial":
+        return PolynomialLR(optimiser, total_iters=config.epochs, power=POWER)
+    return ReduceLROnPlateau(
+        optimiser, mode="max", factor=config.plateau_factor, patience=config.plateau_patience, threshold=0.0
+    )
 
 
 @dataclass(frozen=True)
@@ -47,7 +62,7 @@ class TrainState:
 
     model: UNet | SDNet
     optimiser: torch.optim.Optimizer
-    scheduler: torch.optim.lr_scheduler.ReduceLROnPlateau
+    scheduler: Scheduler
     latent: torch.Generator
     seed: int
     rank: int = 0
@@ -71,9 +86,7 @@ class TrainState:
         torch.manual_seed(network_seed(seed, "weights"))
         model = build(network).to(default_device(), memory_format=torch.channels_last)  # type: ignore[call-overload]
         optimiser = torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=True)
-        scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
-            optimiser, mode="max", factor=config.plateau_factor, patience=config.plateau_patience, threshold=0.0
-        )
+        scheduler = _scheduler(optimiser, config)
         average = None if config.ema is None else copy.deepcopy(model).requires_grad_(False)
         alignment = None
         if vendors and isinstance(network, SDNetConfig):
@@ -141,9 +154,12 @@ class TrainState:
             ours[name].copy_(theirs[name])
 
     def end_epoch(self, dice: float) -> None:
-        """Plateau rule and best weights, by the candidate's validation Dice."""
+        """The next epoch's learning rate, and best weights, by the candidate's validation Dice."""
         self.epoch += 1
-        self.scheduler.step(dice)
+        if isinstance(self.scheduler, ReduceLROnPlateau):
+            self.scheduler.step(dice)
+        else:
+            self.scheduler.step()
         if dice > self.best_dice:
             self.best_dice = dice
             self.best_weights = {k: v.detach().clone() for k, v in self.candidate.state_dict().items()}

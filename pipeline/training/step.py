@@ -23,8 +23,8 @@ LAG = 4  # steps after which a loss that is not finite is told
 @dataclass(frozen=True)
 class Batch:
     """image (N, 1, S, S) float32 in [-1, 1]; mask (N, S, S) int64; labelled (N,) bool and slice_id (N,) int64, both on
-    the CPU; vendor (N,) int64, numbers from 0, where the loss asks for it; twin like image, for arms with
-    consistency."""
+    the CPU; vendor (N,) int64, numbers from 0, where the loss asks for it; twin like image, for arms with consistency;
+    drawn (N, 3) bool, whether LV, MYO and RV are drawn in the mask, None where all of them are."""
 
     image: Tensor
     mask: Tensor
@@ -32,6 +32,7 @@ class Batch:
     slice_id: Tensor
     vendor: Tensor | None = None
     twin: Tensor | None = None
+    drawn: Tensor | None = None
 
     def parts(self) -> list[Batch]:
         """Its labelled and its unlabelled samples; a batch of one kind is its only part."""
@@ -44,7 +45,7 @@ class Batch:
                 self.mask[c],
                 self.labelled[c],
                 self.slice_id[c],
-                *(None if rest is None else rest[c] for rest in (self.vendor, self.twin)),
+                *(None if rest is None else rest[c] for rest in (self.vendor, self.twin, self.drawn)),
             )
             for c in taken
         ]
@@ -132,7 +133,8 @@ def _update(objective: nn.Module, state: TrainState, batch: Batch, config: Train
     device = batch.image.device
     with _memory_advice(batch, config):
         with autocast(device, config.precision):
-            terms = objective(batch.image, batch.mask, batch.labelled, batch.vendor, batch.twin, state.step)
+            given = (batch.image, batch.mask, batch.labelled, batch.vendor, batch.twin, state.step, batch.drawn)
+            terms = objective(*given)
         total = torch.stack(list(terms.values())).sum()
         state.optimiser.zero_grad(set_to_none=True)
         total.backward()

@@ -12,15 +12,17 @@ import torch
 from pipeline.networks.sdnet import SDNet
 from pipeline.networks.unet import UNet
 from pipeline.training.step import autocast
-from storage.subjects import STRUCTURES
+from storage.subjects import ALL_STRUCTURES, STRUCTURES
 
 
 @dataclass(frozen=True)
 class ValidationVolume:
-    """A held-out volume as the network sees it: image (Z, S, S) float32, mask (Z, S, S) uint8."""
+    """A held-out volume as the network sees it: image (Z, S, S) float32, mask (Z, S, S) uint8, and the structures that
+    are drawn in the mask."""
 
     image: npt.NDArray[np.float32]
     mask: npt.NDArray[np.uint8]
+    structures: tuple[str, ...] = ALL_STRUCTURES
 
 
 def volume_scores(
@@ -28,7 +30,7 @@ def volume_scores(
 ) -> list[dict[str, float]]:
     """Dice (0 to 1) by structure of every volume, on the network's grid.
 
-    A structure absent from mask and prediction is left out.
+    A structure absent from mask and prediction is left out, and so is one that nobody drew.
     """
     model.eval()
     device = next(model.parameters()).device
@@ -40,7 +42,8 @@ def volume_scores(
                 image = torch.from_numpy(volume.image[i : i + chunk, None]).to(device)
                 parts.append(model(image.contiguous(memory_format=torch.channels_last)).argmax(1).cpu().numpy())
         predicted, dice = np.concatenate(parts), {}
-        for name, label in STRUCTURES.items():
+        for name in volume.structures:
+            label = STRUCTURES[name]
             ours, theirs = predicted == label, volume.mask == label
             size = int(ours.sum() + theirs.sum())
             if size:
@@ -49,8 +52,11 @@ def volume_scores(
     return scores
 
 
-def mean_scores(scores: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Means over volumes, `dice_LV`, `dice_MYO` and `dice_RV`, and their mean, `dice`; 0 where no volume has any."""
-    by_name = {name: [dice[name] for dice in scores if name in dice] for name in STRUCTURES}
+def mean_scores(scores: Sequence[dict[str, float]], structures: Sequence[str] = ALL_STRUCTURES) -> dict[str, float]:
+    """Means over volumes, `dice_LV`, `dice_MYO` and `dice_RV`, and their mean, `dice`; 0 where no volume has any.
+
+    `structures` are those that are drawn in some volume; there is no mean of others.
+    """
+    by_name = {name: [dice[name] for dice in scores if name in dice] for name in structures}
     means = {f"dice_{name}": float(np.mean(values)) if values else 0.0 for name, values in by_name.items()}
     return {"dice": float(np.mean(list(means.values()))), **means}

@@ -199,6 +199,11 @@ class FactorBank:
         if len(whole.entries) == self.shards():
             ledger.write_manifest(self.uri, whole)
 
+    def unseal(self) -> None:
+        """Remove the manifest, before shards are written that it may vouch for."""
+        ledger.remove_manifest(self.uri)
+        self._whole = None
+
     def ledger_as_manifest(self) -> ledger.Manifest:
         """What the ledger says now, the manifest left out."""
         entries = self._ledger()

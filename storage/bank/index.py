@@ -19,9 +19,11 @@ import pyarrow.parquet as pq
 from storage import fs
 from storage.bank.spec import INDEX
 from storage.errors import InputError
-from storage.parquet import read_parquet, text_codes, with_repeated
+from storage.parquet import REPEATED, different_texts, read_parquet, text_codes, with_repeated
+from storage.subjects import ALL_STRUCTURES, STRUCTURES_FIELD, partly_drawn, structures_text
 
 DIGEST: Final = b"cardiomix_sha256"  # key of the file's metadata
+_STRUCTURES_NAME: Final = STRUCTURES_FIELD.name.encode() + b"\0"
 AT_ONCE: Final = 2**16  # rows of a column that are bytes at a time
 FEW: Final = 2**20  # of two numbers below it and one below 2**23, the product is an int64
 
@@ -41,8 +43,8 @@ _COLUMNS: Final = (
 BANK_INDEX_SCHEMA: Final = pa.schema(
     [pa.field(name, kind, nullable=False) for kind, names in _COLUMNS for name in names.split()]
 )
-_HELD: Final = with_repeated(BANK_INDEX_SCHEMA)
 _PLACE: Final = frozenset({"row", "top", "left"})  # where a slice is in a bank; the rest says what it is
+_STRUCTURES: Final = STRUCTURES_FIELD.name  # a last column, only in an index in which some mask lacks one
 
 Key = tuple[str, int, int]
 
@@ -89,9 +91,16 @@ def _counted_from_0(values: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64
 
 
 def validated_index(index: pa.Table) -> pa.Table:
-    """The index with exactly our columns, in our order, in one piece. Raises ValueError if it is not an index."""
-    columns = [_held(index[field.name], field) for field in _HELD]
-    table = pa.table(columns, schema=_HELD)
+    """The index with exactly our columns, in our order, in one piece; `structures` only if it says anything.
+
+    Raises ValueError if it is not an index.
+    """
+    schema = with_repeated(_schema_of(index))
+    if _STRUCTURES in schema.names:
+        texts = index[_STRUCTURES]
+        if not texts.null_count and not partly_drawn(different_texts(texts)):
+            schema = with_repeated(BANK_INDEX_SCHEMA)
+    table = pa.table([_held(index[field.name], field) for field in schema], schema=schema)
     if not table.num_rows or not np.array_equal(table["row"].to_numpy(), np.arange(table.num_rows)):
         raise ValueError("the index of a bank numbers its rows 0, 1, 2, …, and has at least one")
     if any(column.null_count for column in table.columns):
@@ -102,6 +111,11 @@ def validated_index(index: pa.Table) -> pa.Table:
     return table
 
 
+def _schema_of(index: pa.Table) -> pa.Schema:
+    """The schema of an index in its file, with `structures` if the table has it."""
+    return BANK_INDEX_SCHEMA.append(STRUCTURES_FIELD) if _STRUCTURES in index.column_names else BANK_INDEX_SCHEMA
+
+
 def _held(column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray:
     """A column of any source in the type, and in one piece, as we hold it."""
     if not pa.types.is_dictionary(field.type):
@@ -109,6 +123,15 @@ def _held(column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray:
     if not pa.types.is_dictionary(column.type):
         column = column.cast(field.type.value_type).dictionary_encode()
     return pa.chunked_array([column.unify_dictionaries().combine_chunks().cast(field.type)], type=field.type)
+
+
+def with_structures(index: pa.Table) -> pa.Table:
+    """The index with the column `structures`, which says of a labelled slice that all are drawn if there was none."""
+    if _STRUCTURES in index.column_names:
+        return index
+    every = structures_text(ALL_STRUCTURES)
+    texts = [every if labelled else "" for labelled in index["labelled"].to_pylist()]
+    return index.append_column(STRUCTURES_FIELD.with_type(REPEATED), pa.array(texts).dictionary_encode())
 
 
 def centred_on_canvas(index: pa.Table, canvas: tuple[int, int]) -> pa.Table:
@@ -128,18 +151,19 @@ def append_missing_slices(index: pa.Table, wanted: pa.Table, canvas: tuple[int, 
     Raises InputError if `wanted` lacks a slice of the index, says something else of one, or has one that is too large.
     """
     remedy = "name another bank, or remove this one to extract it again"
+    before = index
+    index, wanted = with_structures(index), with_structures(wanted)
     shared = rows_of(wanted, index)
     lacking = int((shared < 0).sum())
     if lacking:
         raise InputError(bank, f"holds other slices than the run: {lacking} of them are not among its own", remedy)
-    facts = [field for field in BANK_INDEX_SCHEMA if field.name not in _PLACE]
-    names, plain = [field.name for field in facts], pa.schema(facts)
-    if not wanted.select(names).take(pa.array(shared)).cast(plain).equals(index.select(names).cast(plain)):
+    facts = pa.schema([field for field in _schema_of(wanted) if field.name not in _PLACE])
+    if not wanted.select(facts.names).take(pa.array(shared)).cast(facts).equals(index.select(facts.names).cast(facts)):
         raise InputError(bank, "holds other slices than the run: some of the same name have changed", remedy)
     new = np.ones(wanted.num_rows, dtype=np.bool_)
     new[shared] = False
     if not new.any():
-        return index
+        return before
     added = wanted.take(pa.array(np.flatnonzero(new)))
     needed = tuple(int(pc.max(added[name]).as_py()) for name in ("height", "width"))
     if needed[0] > canvas[0] or needed[1] > canvas[1]:
@@ -168,32 +192,39 @@ def rows_where(index: pa.Table, wanted: dict[str, Any]) -> npt.NDArray[np.int64]
     """
     found = np.ones(index.num_rows, dtype=np.bool_)
     for name, value in wanted.items():
-        if name not in BANK_INDEX_SCHEMA.names:
-            raise InputError(
-                f"where {name}", "an index has no such column", f"use {', '.join(BANK_INDEX_SCHEMA.names)}"
-            )
+        if name not in index.column_names:
+            raise InputError(f"where {name}", "an index has no such column", f"use {', '.join(index.column_names)}")
         values = list(value) if isinstance(value, list | tuple | set | frozenset) else [value]
-        kind, column = BANK_INDEX_SCHEMA.field(name).type, index[name]
-        found &= pc.is_in(column.cast(kind), pa.array(values, type=kind)).to_numpy()
+        column = index[name].cast(pa.string()) if index[name].type == REPEATED else index[name]
+        found &= pc.is_in(column, pa.array(values, type=column.type)).to_numpy()
     return np.flatnonzero(found)
 
 
 def row_digests(index: pa.Table, parts: Iterable[range]) -> list[str]:
     """SHA-256, hex, of each range of rows: column by column, its name and a zero byte, then its values.
 
-    Numbers little endian, bools as one byte, each text in UTF-8 with a zero byte after it.
+    Numbers little endian, bools as one byte, each text in UTF-8 with a zero byte after it. `structures` does not count
+    in a range where it says nothing, so that a shard stays the same when others that are partly labelled are added.
     """
     columns = [(name.encode() + b"\0", *_as_bytes(index[name])) for name in index.column_names]
     digests = []
     for part in parts:
         digest = hashlib.sha256()
         for name, values, texts in columns:
+            if name == _STRUCTURES_NAME and not _says_anything(values[part.start : part.stop], texts):
+                continue
             digest.update(name)
             for start in range(part.start, part.stop, AT_ONCE):
                 piece = values[start : min(start + AT_ONCE, part.stop)]
                 digest.update(piece.data if texts is None else b"".join([texts[code] for code in piece.tolist()]))
         digests.append(digest.hexdigest())
     return digests
+
+
+def _says_anything(codes: npt.NDArray[Any], texts: list[bytes] | None) -> bool:
+    """Whether some row's `structures` are not all of them."""
+    assert texts is not None
+    return partly_drawn(texts[code][:-1].decode() for code in np.unique(codes))
 
 
 def _as_bytes(column: pa.ChunkedArray) -> tuple[npt.NDArray[Any], list[bytes] | None]:
@@ -215,7 +246,7 @@ def write_index(bank: str, index: pa.Table) -> str:
     out, digest = io.BytesIO(), index_digest(index)
     # In the file the columns are plain text, which Parquet itself keeps by dictionaries: every reader of the format
     # finds the types that it names.
-    plain = index.cast(BANK_INDEX_SCHEMA).replace_schema_metadata({DIGEST: digest})
+    plain = index.cast(_schema_of(index)).replace_schema_metadata({DIGEST: digest})
     pq.write_table(plain, out, compression="zstd")
     fs.write_bytes(fs.join(bank, INDEX), out.getvalue())
     return digest

@@ -77,8 +77,13 @@ def document(entry: Entry) -> str:
 
 def retract(bank: str, shard: int) -> None:
     """Remove a shard's entry, and the manifest: from now on its data count as absent."""
-    fs.remove(fs.join(bank, MANIFEST))
+    remove_manifest(bank)
     fs.remove(entry_uri(bank, shard))
+
+
+def remove_manifest(bank: str) -> None:
+    """From now on the entries alone say what counts."""
+    fs.remove(fs.join(bank, MANIFEST))
 
 
 def write_manifest(bank: str, manifest: Manifest) -> None:

@@ -11,11 +11,11 @@ import pyarrow as pa
 from storage import fs
 from storage.bank.arrays import row_shape
 from storage.bank.bank import FactorBank, PackedBank
-from storage.bank.index import centred_on_canvas, index_digest
+from storage.bank.index import centred_on_canvas, index_digest, with_structures
 from storage.bank.spec import ROOT, STYLES
 from storage.bank.styles import read_styles
 from storage.errors import InputError
-from storage.lock import lock
+from storage.lock import bank_lock
 from storage.parquet import different_texts
 
 SAME = ("sdnet_fingerprint", "preprocess", "channels", "modality_size")
@@ -33,9 +33,9 @@ def merge(sources: Sequence[str], out: str, progress: Callable[[int, int], None]
     _require_joinable(banks)
     first = banks[0]
     canvas = (max(bank.spec.canvas[0] for bank in banks), max(bank.spec.canvas[1] for bank in banks))
-    index = centred_on_canvas(pa.concat_tables([bank.index for bank in banks]), canvas)
+    index = centred_on_canvas(pa.concat_tables([with_structures(bank.index) for bank in banks]), canvas)
     spec = first.spec.model_copy(update={"canvas": canvas})
-    with lock(f"{out.rstrip('/')}.lock", fs.base_name(out)):
+    with bank_lock(out):
         if fs.exists(fs.join(out, ROOT)):  # which `create` would extend
             there = FactorBank.open(out, partial=True)
             if index_digest(there.index) != index_digest(index) or there.spec.canvas != canvas:
@@ -56,6 +56,8 @@ def merge(sources: Sequence[str], out: str, progress: Callable[[int, int], None]
             if progress is not None:
                 progress(made.shards() - len(todo) + count, made.shards())
 
+        if todo:
+            made.unseal()
         tell(0)
         far = next((place for place in (out, *sources) if not fs.is_local(place)), out)
         fs.map_concurrently(far, join, todo, tell)

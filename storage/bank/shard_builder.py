@@ -47,7 +47,8 @@ class ShardDraft:
         if self._appended != len(self._rows):
             raise ValueError(f"shard {self._shard} has {len(self._rows)} slices, {self._appended} are given")
         contents = {name: file.content() for name, file in self._files.items()}
-        ledger.retract(self._bank, self._shard)
+        if fs.exists(ledger.entry_uri(self._bank, self._shard)):
+            ledger.retract(self._bank, self._shard)
         for name, content in contents.items():
             fs.write_bytes(shard_uri(self._bank, name, self._shard), content)
         entry = ledger.Entry(

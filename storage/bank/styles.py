@@ -27,6 +27,7 @@ from storage.bank.index import BANK_INDEX_SCHEMA
 from storage.bank.node_cache import map_modality
 from storage.bank.spec import STYLES, as_json, code_version, sha256
 from storage.errors import InputError
+from storage.lock import bank_lock
 from storage.parquet import different_texts, read_parquet, text_array
 
 FORMAT: Final = "cardiomix-styles"
@@ -120,7 +121,7 @@ def import_styles(styles: str, bank: FactorBank) -> int:
     """Add a file of styles to a bank's donors; returns how many vectors it has. The same file twice is once.
 
     Raises InputError if it is no such file, is damaged, of another SDNet or preprocessing, or holds only vectors that
-    are the bank's own.
+    are the bank's own; and if somebody else is writing to the bank.
     """
     where = fs.base_name(styles)
     try:
@@ -134,7 +135,8 @@ def import_styles(styles: str, bank: FactorBank) -> int:
         raise InputError(where, f"was exported from {fs.base_name(bank.uri)} itself", "import it into another bank")
     # Written anew, so that nothing else that the file held comes along.
     clean = _styles_file(table.select(COLUMNS), _vectors(table), about)
-    fs.write_bytes(fs.join(bank.uri, STYLES, f"{sha256(clean)[:16]}.parquet"), clean)
+    with bank_lock(bank.uri):
+        fs.write_bytes(fs.join(bank.uri, STYLES, f"{sha256(clean)[:16]}.parquet"), clean)
     _IMPORTED.pop(bank, None)
     return int(table.num_rows)
 

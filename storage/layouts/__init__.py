@@ -13,6 +13,7 @@ from storage.errors import InputError
 from storage.images import is_study
 from storage.layouts import acdc, dicom, mnms, table
 from storage.layouts.options import LayoutOptions
+from storage.layouts.structures import with_structures
 from storage.subjects import Skipped, Subject
 
 __all__ = ["LAYOUTS", "LayoutOptions", "collect", "detect", "read", "same_images"]
@@ -56,8 +57,11 @@ def read(
         if stray is not None:
             remedy = "copy the file into the folder, or --set layouts.follow_links=true"
             skipped.append(Skipped(subject.subject, stray, "is a link that leaves the data folder", remedy))
-        else:
-            subjects.append(_with_checks(subject, options))
+            continue
+        try:
+            subjects.append(_with_structures(_with_checks(subject, options), options))
+        except InputError as error:
+            skipped.append(Skipped(subject.subject, error.where, error.problem, error.remedy))
     return subjects, sorted(skipped, key=lambda s: (s.subject, s.file))
 
 
@@ -114,6 +118,14 @@ def _with_checks(subject: Subject, options: LayoutOptions) -> Subject:
         trust_mask_place=_named_in(options.trust_mask_place, subject.subject),
         trust_label_order=_named_in(options.trust_label_order, subject.subject),
     )
+
+
+def _with_structures(subject: Subject, options: LayoutOptions) -> Subject:
+    """The subject with what the options say of its masks; raises InputError as `with_structures` does."""
+    for pattern, text in options.structures.items():
+        if subject.labelled and _named_in((pattern,), subject.subject):
+            return with_structures(subject, text, "layouts.structures")
+    return subject
 
 
 def _named_in(patterns: Sequence[str], name: str) -> bool:

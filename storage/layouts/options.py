@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 
 from storage.errors import InputError
 from storage.identity import added
+from storage.layouts.structures import FORM, parsed_structures
 from storage.nifti.orientation import HEADER, parsed_orientation
 
 # Both kinds of file (raw and rebuilt) and both diseases of the first thirty patients are in each list.
@@ -43,6 +44,11 @@ class LayoutOptions(BaseModel):
         HEADER,
         description="how arrays are turned: by their headers (header), not at all (stored), or all of them in one way, "
         "such as 'x -y z' where rows are stored from below",
+    )
+    structures: dict[str, str] = added(
+        {},
+        description="what is drawn in the masks of subjects, by name or pattern: {'SC-*': 'ED: LV MYO; ES: LV'}; what "
+        "is not named is neither taught as background nor scored. It replaces a table's column of that name",
     )
     follow_links: bool = Field(False, description="follow symbolic links that lead out of the data folder")
     acdc_vendor: str = Field("Siemens", min_length=1, description="vendor of every ACDC subject")
@@ -95,6 +101,16 @@ class LayoutOptions(BaseModel):
             return parsed_orientation(orientation, "layouts")
         except InputError as error:
             raise ValueError(f"{error.problem}; {error.remedy}") from error
+
+    @field_validator("structures")
+    @classmethod
+    def _structures_legible(cls, told: dict[str, str]) -> dict[str, str]:
+        for name, text in told.items():
+            try:
+                parsed_structures(text)
+            except ValueError as error:
+                raise ValueError(f"{name}: '{text}': {error}; {FORM}") from error
+        return told
 
     @field_validator("protocol_vendor")
     @classmethod

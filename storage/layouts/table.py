@@ -2,9 +2,10 @@
 
 Columns `subject, image, mask, vendor, centre, ed, es`; optionally `split` (train, validation, test, excluded),
 `spacing` (slice, row and column distance in mm, such as `8 1.4 1.4`, in place of the headers'), `orientation` (such as
-`x -y z`, see `nifti.orientation`; by the headers if empty), `labels` (the masks'
-values, 1 to 65535, such as `LV 3, MYO 2, RV 1, background 4`; LV 1, MYO 2, RV 3 if empty) and `terms`. Paths are
-relative to the table's folder. Images are 3D or 4D NIfTI files or folders of DICOM studies; `ed` and `es` are 0-based
+`x -y z`, see `nifti.orientation`; by the headers if empty), `labels` (the masks' values, 1 to 65535, such as
+`LV 3, MYO 2, RV 1, background 4`; LV 1, MYO 2, RV 3 if empty), `structures` (those that are drawn, such as `LV MYO` or
+`ED: LV MYO; ES: LV`; if empty those of `labels`) and `terms`. Paths are relative to the table's folder. Images are 3D
+or 4D NIfTI files or folders of DICOM studies; `ed` and `es` are 0-based
 frames; an empty mask means unlabelled. Masks are 4D like their image, or of one frame where only one frame is labelled.
 """
 
@@ -21,6 +22,7 @@ from storage.layouts.frames import cine_frames, frame_number
 from storage.layouts.options import LayoutOptions
 from storage.layouts.read_each import legible, read_each
 from storage.layouts.records import ROW, Record, check_row, need_columns, read_records
+from storage.layouts.structures import coded, with_structures
 from storage.layouts.terms import terms_of
 from storage.nifti.checks import LARGEST_LABEL
 from storage.nifti.header import Spacing, parsed_spacing
@@ -118,7 +120,8 @@ def _subject(base: str, record: Record, where: str, terms: str, options: LayoutO
     stated = record.get("spacing", "")
     spacing = parsed_spacing(stated, where) if stated else None
     orientation = parsed_orientation(record.get("orientation") or options.orientation, where)
-    return Subject(
+    labels = _labels(record.get("labels", ""), where)
+    subject = Subject(
         subject=record["subject"],
         layout="table",
         vendor=record["vendor"],
@@ -126,11 +129,13 @@ def _subject(base: str, record: Record, where: str, terms: str, options: LayoutO
         frames=_frames(base, record, where, spacing, orientation, options),
         split=SPLIT_NAMES[split] if split else None,
         split_reason=f"split column of {where.rpartition(' row ')[0]}" if split else "",
-        labels=_labels(record.get("labels", ""), where),
+        labels=labels,
         terms=record.get("terms") or terms,
         spacing=spacing,
         orientation=orientation,
     )
+    drawn = record.get("structures") or " ".join(coded(labels))
+    return with_structures(subject, drawn, where) if drawn else subject
 
 
 def _frames(

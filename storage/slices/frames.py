@@ -17,7 +17,7 @@ from storage.nifti.header import Header
 from storage.nifti.label_order import check_coding
 from storage.nifti.orientation import Orientation
 from storage.slices.intensities import Quantised, Statistics, quantise, statistics
-from storage.subjects import FrameSource, Subject
+from storage.subjects import ALL_STRUCTURES, STRUCTURES, FrameSource, Subject, structures_text
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Frame:
         slices, height, width = self.image.stored.shape
         slice_mm, row_mm, col_mm = self.header.spacing_mm
         seen = self.statistics
-        return {
+        return self._facts_of_mask() | {
             "phase": self.source.phase,
             "frame": self.source.frame,
             "slices": slices,
@@ -66,6 +66,16 @@ class Frame:
             "volume_p005": seen.p005,
             "volume_p995": seen.p995,
         }
+
+    def _facts_of_mask(self) -> dict[str, Any]:
+        """Structures that nobody drew, and those drawn that are not in the mask; nothing where all of them are."""
+        if self.mask is None:
+            return {}
+        there = np.bincount(self.mask.ravel(), minlength=4)
+        drawn = self.source.structures
+        absent = [name for name in drawn if not there[STRUCTURES[name]]]
+        facts = {} if drawn == ALL_STRUCTURES else {"structures": structures_text(drawn)}
+        return facts | ({"absent": structures_text(absent)} if absent else {})
 
 
 def read_frames(subject: Subject) -> Iterator[Frame]:
@@ -115,9 +125,23 @@ def _mask(file: Image, source: FrameSource, subject: Subject) -> npt.NDArray[np.
             f"the mask is empty at {source.phase}, frame {source.frame} (from 0)" + found,
             "correct ED and ES, which say where the masks are, or leave the mask out",
         )
+    _check_drawn(mask, source, file.name)
     if subject.check_masks and not subject.trust_label_order:
         check_coding(mask, coding, file.name, subject.subject)
     return mask
+
+
+def _check_drawn(mask: npt.NDArray[np.uint8], source: FrameSource, name: str) -> None:
+    """Raise InputError if the mask has a structure that is said not to be drawn in it."""
+    there = np.bincount(mask.ravel(), minlength=4)
+    for structure, label in STRUCTURES.items():
+        if there[label] and structure not in source.structures:
+            told = structures_text(source.structures)
+            raise InputError(
+                name,
+                f"the mask has {structure} at {source.phase}, but structures says '{told}'",
+                f"name {structure} in structures; or, to drop it, write background for its value in the column labels",
+            )
 
 
 def _labelled_frames(file: Image) -> list[int]:

@@ -2,7 +2,8 @@
 
     <run>/slices.zarr/<subject>/{image,mask}    (rows, H, W) int16 and uint8; one shard an array, one chunk a slice
     <run>/slices.zarr/<subject>/frames.json     written last: the subject is complete, and this is what it was made from
-    <run>/slices.parquet                        `subjects.SLICE_SCHEMA`, sorted by subject, frame and slice
+    <run>/slices.parquet                        `subjects.SLICE_SCHEMA`, sorted by subject, frame and slice; a column
+                                                `structures` more where some mask lacks one that nobody drew
     <run>/slices.json                           the name of these slices, and the checksum of the file that has it
     <run>/skipped.csv, <run>/splits.csv         who did not come in, and who is in which split, with the reasons
 
@@ -31,7 +32,7 @@ from storage.sharded_array import ShardedArray
 from storage.slices.foreground import ForegroundStatistics, foreground_statistics
 from storage.slices.intensities import Statistics
 from storage.slices.name import checksum_of, name_of, stored_name
-from storage.subjects import SLICE_SCHEMA, SLICES_VERSION
+from storage.subjects import ALL_STRUCTURES, SLICE_SCHEMA, SLICES_VERSION, STRUCTURES_FIELD
 
 ARRAYS, TABLE, SKIPPED, SPLITS = "slices.zarr", "slices.parquet", "skipped.csv", "splits.csv"
 GROUP = "zarr.json"  # beside the subjects' folders
@@ -53,7 +54,10 @@ def subject_folder(run: str, subject: str) -> str:
 
 @dataclass(frozen=True)
 class Volume:
-    """One frame of one subject. `rows` are slice ids, first slice to last; `spacing` is (slice, row, column) in mm."""
+    """One frame of one subject. `rows` are slice ids, first slice to last; `spacing` is (slice, row, column) in mm.
+
+    `structures` are those that were drawn, if it is labelled.
+    """
 
     subject: str
     vendor: str
@@ -64,6 +68,7 @@ class Volume:
     labelled: bool
     split: str
     spacing: Spacing
+    structures: tuple[str, ...] = ALL_STRUCTURES
 
 
 class SliceStore:
@@ -100,7 +105,7 @@ class SliceStore:
                 f"its version is {version}, this cardiomix reads {SLICES_VERSION}",
                 "ingest the data again into a new run, or use the cardiomix that wrote it",
             )
-        if not table.schema.equals(with_repeated(SLICE_SCHEMA)):
+        if table.schema not in (with_repeated(SLICE_SCHEMA), with_repeated(SLICE_SCHEMA.append(STRUCTURES_FIELD))):
             raise InputError(TABLE, "its columns are not those of its version", "ingest the data again")
         return cls(run, table, checksum_of(content))
 
@@ -135,6 +140,21 @@ class SliceStore:
         """The different texts of a column, or of the rows that are true, sorted."""
         column = self.table.column(name)
         return different_texts(column if rows is None else column.filter(pa.array(rows)))
+
+    @property
+    def partly_labelled(self) -> bool:
+        """Whether some labelled slice has a structure that nobody drew; the table then has a column `structures`."""
+        return STRUCTURES_FIELD.name in self.table.column_names
+
+    @property
+    def drawn(self) -> npt.NDArray[np.bool_]:
+        """Which of LV, MYO and RV are drawn in each slice's mask, (len, 3); none where it is not labelled."""
+        if not self.partly_labelled:
+            return np.repeat(self.column("labelled").astype(bool)[:, None], len(ALL_STRUCTURES), axis=1)
+        texts, which = np.unique(self.column(STRUCTURES_FIELD.name), return_inverse=True)
+        known = [[name in text.split() for name in ALL_STRUCTURES] for text in texts.tolist()]
+        found: npt.NDArray[np.bool_] = np.array(known, dtype=np.bool_)[which]
+        return found
 
     def image(self, i: int) -> npt.NDArray[np.float32]:
         """Image of slice `i`, (H, W) float32, in the scanner's intensities."""
@@ -198,7 +218,8 @@ class SliceStore:
 
     def volumes(self, split: str | None = None) -> list[Volume]:
         """Every frame of every subject, or of those in one split, in the order of the table."""
-        names = ("subject", "vendor", "centre", "phase", "frame", "labelled", "split", "slice_mm", "row_mm", "col_mm")
+        names = ["subject", "vendor", "centre", "phase", "frame", "labelled", "split", "slice_mm", "row_mm", "col_mm"]
+        names += [STRUCTURES_FIELD.name] if self.partly_labelled else []
         columns = {name: self.column(name) for name in names}
         chosen = np.arange(len(self)) if split is None else np.flatnonzero(columns["split"] == split)
         frames = zip(columns["subject"][chosen].tolist(), columns["frame"][chosen].tolist(), strict=True)
@@ -250,4 +271,5 @@ def _volume(columns: Mapping[str, npt.NDArray[Any]], rows: Sequence[int]) -> Vol
         rows=tuple(rows),
         labelled=bool(columns["labelled"][i]),
         spacing=(slice_mm, row_mm, col_mm),
+        structures=tuple(str(columns["structures"][i]).split()) if "structures" in columns else ALL_STRUCTURES,
     )

@@ -22,6 +22,7 @@ from storage.csv_table import csv_text
 from storage.identity import identity
 from storage.images import image_stamp
 from storage.layouts import LayoutOptions
+from storage.layouts.structures import MaskContents
 from storage.nifti.file import not_opened
 from storage.nifti.orientation import HEADER
 from storage.parquet import read_parquet
@@ -29,7 +30,17 @@ from storage.sharded_array import write_array
 from storage.slices.frames import read_frames
 from storage.slices.name import checksum_of, name_of, store_name, stored_name
 from storage.slices.store import ARRAYS, GROUP, LAYOUTS_KEY, SKIPPED, SPLITS, TABLE, subject_folder
-from storage.subjects import SLICE_SCHEMA, SLICES_VERSION, FrameSource, Skipped, Subject
+from storage.subjects import (
+    ALL_STRUCTURES,
+    SLICE_SCHEMA,
+    SLICES_VERSION,
+    STRUCTURES_FIELD,
+    FrameSource,
+    Skipped,
+    Subject,
+    partly_drawn,
+    structures_text,
+)
 
 FRAMES = "frames.json"
 # Scans compress hardly better at higher levels, which take up to four times as long; masks are nearly nothing.
@@ -55,6 +66,22 @@ class StoredSubject:
     def labelled(self) -> int:
         """Slices of labelled frames."""
         return sum(int(f["slices"]) for f in self.frames if f["labelled"])
+
+
+def mask_contents(subject: Subject, stored: StoredSubject) -> list[MaskContents]:
+    """What is in each of a stored subject's masks; of one that an earlier version stored, all that is drawn."""
+    return [
+        MaskContents(
+            subject.subject,
+            subject.vendor,
+            subject.centre,
+            str(frame["phase"]),
+            tuple(_drawn(frame).split()),
+            tuple(str(frame.get("absent", "")).split()),
+        )
+        for frame in stored.frames
+        if frame["labelled"]
+    ]
 
 
 @dataclass(frozen=True)
@@ -158,21 +185,27 @@ def _read_arrays(subject: Subject) -> SubjectArrays:
 def _index(entered: Sequence[tuple[Subject, StoredSubject]], options: LayoutOptions | None) -> bytes:
     """The index as a Parquet file, rows in the order of `entered`, put together a row group at a time."""
     out, rows, schema = io.BytesIO(), 0, SLICE_SCHEMA
+    if partly_drawn(_drawn(frame) for _, stored in entered for frame in stored.frames):
+        schema = schema.append(STRUCTURES_FIELD)
     if options is not None:
         about = json.dumps(identity(options), separators=(",", ":"), ensure_ascii=False).encode()
         schema = schema.with_metadata({**schema.metadata, LAYOUTS_KEY: about})
     group_of = np.cumsum([stored.slices for _, stored in entered]) // GROUP_ROWS
     with pq.ParquetWriter(out, schema, compression="zstd") as writer:
         for _, group in groupby(zip(entered, group_of, strict=True), key=itemgetter(1)):
-            table = _index_rows([each for each, _ in group], rows)
+            table = _index_rows([each for each, _ in group], rows, schema)
             writer.write_table(table)
             rows += table.num_rows
     return out.getvalue()
 
 
-def _index_rows(entered: Sequence[tuple[Subject, StoredSubject]], first: int) -> pa.Table:
+def _index_rows(entered: Sequence[tuple[Subject, StoredSubject]], first: int, schema: pa.Schema) -> pa.Table:
     """The rows of some subjects, `slice_id` from `first` on; Arrow repeats each frame's facts for its slices."""
-    frames = [{**_said(subject), **frame} for subject, stored in entered for frame in stored.frames]
+    frames = [
+        {**_said(subject), **frame, STRUCTURES_FIELD.name: _drawn(frame)}
+        for subject, stored in entered
+        for frame in stored.frames
+    ]
     counts = np.array([f["slices"] for f in frames], dtype=np.int64)
     frame_of = pa.array(np.repeat(np.arange(len(frames)), counts))
     numbers = {
@@ -184,9 +217,14 @@ def _index_rows(entered: Sequence[tuple[Subject, StoredSubject]], first: int) ->
         f.name: pa.array(numbers[f.name], type=f.type)
         if f.name in numbers
         else pa.array([frame[f.name] for frame in frames], type=f.type).take(frame_of)
-        for f in SLICE_SCHEMA
+        for f in schema
     }
-    return pa.table(columns, schema=SLICE_SCHEMA)
+    return pa.table(columns, schema=schema)
+
+
+def _drawn(frame: Mapping[str, Any]) -> str:
+    """What the column `structures` says of a stored frame's slices."""
+    return str(frame.get("structures", structures_text(ALL_STRUCTURES))) if frame["labelled"] else ""
 
 
 def _counted(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -226,7 +264,10 @@ def _committed(folder: str) -> dict[str, Any] | None:
 
 def _without_folders(frame: FrameSource) -> dict[str, Any]:
     names = {key: fs.base_name(path) for key in ("image", "mask") if (path := getattr(frame, key))}
-    return {**asdict(frame), **names}
+    facts = {**asdict(frame), **names}
+    if frame.mask is None or frame.structures == ALL_STRUCTURES:  # as in earlier versions' stores
+        del facts["structures"]
+    return facts
 
 
 def _stamp(path: str) -> str:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
 
+from storage.layouts.structures import MaskContents, NeverDrawn, declaring, described, never_drawn
+from storage.subjects import ALL_STRUCTURES
 from storage.survey.survey import SubjectFacts
 
 Range = tuple[float, float]
@@ -86,7 +88,10 @@ def flags(subjects: Sequence[SubjectFacts], ra_range_mm2: Range) -> list[Flag]:
     seen = [s.pixel_area_mm2 for s in subjects if s.labelled and s.split == "train"]
     seen_range = (min(seen), max(seen)) if len(seen) >= LEAST_GROUP else None
     found = [f for s in subjects for f in _phases(s)]
-    found += [f for s in subjects for f in _masks(s)]
+    undrawn = never_drawn([mask for s in subjects for mask in mask_contents(s)])
+    found += _undrawn_flags(subjects, undrawn)
+    seem_undrawn = {(u.vendor, u.centre, *pair) for u in undrawn for pair in u.absent}
+    found += [f for s in subjects for f in _masks(s, seem_undrawn)]
     found += _orientation_flags(subjects)
     found += [f for s in subjects for f in _pixels(s, ra_range_mm2, seen_range)]
     found += [f for s in subjects for f in _stack(s)]
@@ -110,16 +115,39 @@ def _phases(s: SubjectFacts) -> Iterator[Flag]:
             yield _flag(check, s, ml, f"{ml:.0f}", "ml")
 
 
-def _masks(s: SubjectFacts) -> Iterator[Flag]:
+def mask_contents(s: SubjectFacts) -> list[MaskContents]:
+    """What is in each of a subject's masks."""
+    return [
+        MaskContents(s.subject, s.vendor, s.centre, v.phase, v.structures, v.mask.absent)
+        for v in s.volumes
+        if v.mask is not None
+    ]
+
+
+def _undrawn_flags(subjects: Sequence[SubjectFacts], undrawn: Sequence[NeverDrawn]) -> Iterator[Flag]:
+    """What no mask of a vendor and centre has; and what the data set says is not drawn."""
+    names = [s.subject for s in subjects]
+    for u in undrawn:
+        why = f"scored as missed; if nobody drew it: {declaring(u, names)}, or a table's column structures"
+        check = Check("mask", f"has {u.finding}", why)
+        yield from (_flag(check, s, len(u.absent), u.present) for s in subjects if s.subject in u.subjects)
+    for s in subjects:
+        told = {v.phase: v.structures for v in s.volumes if v.mask is not None}
+        if any(names != ALL_STRUCTURES for names in told.values()):
+            check = Check("mask", "said to hold some structures alone", "the others are neither taught nor scored")
+            yield _flag(check, s, 0, described(told))
+
+
+def _masks(s: SubjectFacts, seem_undrawn: Set[tuple[str, ...]]) -> Iterator[Flag]:
     masks = [(v.phase, v.mask) for v in s.volumes if v.mask is not None]
     missing = [
-        f"{name} at {phase}"
-        for phase, mask in masks
-        for name, ml in (("LV", mask.lv_ml), ("MYO", mask.myo_ml), ("RV", mask.rv_ml))
-        if ml == 0
+        f"{name} at {mask.phase}"
+        for mask in mask_contents(s)
+        for name in mask.absent
+        if name in mask.structures and (s.vendor, s.centre, mask.phase, name) not in seem_undrawn
     ]
     if missing:
-        check = Check("mask", "without a structure", "it is learned as background and not scored")
+        check = Check("mask", "without a structure", "it is learned as background; what is found there is a failure")
         yield _flag(check, s, len(missing), ", ".join(missing))
     cut = [phase for phase, mask in masks if mask.at_border]
     if cut:

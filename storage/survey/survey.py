@@ -22,7 +22,7 @@ from storage.nifti.orientation import Orientation
 from storage.slices.frames import Frame, read_frames
 from storage.slices.store import subject_folder
 from storage.slices.writer import source_hash
-from storage.subjects import LV, MYO, RV, Skipped, Subject, left_out_lines
+from storage.subjects import ALL_STRUCTURES, LV, MYO, RV, Skipped, Subject, left_out_lines
 
 PICTURE_PIXELS, PICTURE_PIXEL_MM = 128, 1.5  # 192 mm hold a heart and the chest wall before it
 WINDOW = (1, 99)  # %
@@ -32,7 +32,10 @@ Grey = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class VolumeFacts:
-    """One frame. Intensities are as read; `contrast` is the standard deviation over p0.5 to p99.5, dimensionless."""
+    """One frame. Intensities are as read; `contrast` is the standard deviation over p0.5 to p99.5, dimensionless.
+
+    `structures` are those that are drawn in the mask, as far as the data set says.
+    """
 
     phase: str
     frame: int
@@ -40,6 +43,7 @@ class VolumeFacts:
     p995: float
     contrast: float
     mask: MaskFacts | None
+    structures: tuple[str, ...] = ALL_STRUCTURES
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,12 @@ class MaskFacts:
     rv_ml: float
     blood_to_muscle: float | None
     at_border: bool
+
+    @property
+    def absent(self) -> tuple[str, ...]:
+        """The structures that it does not have."""
+        volumes = {"LV": self.lv_ml, "MYO": self.myo_ml, "RV": self.rv_ml}
+        return tuple(name for name in ALL_STRUCTURES if volumes[name] == 0)
 
 
 @dataclass(frozen=True)
@@ -217,6 +227,7 @@ def _volume(frame: Frame) -> VolumeFacts:
         p995=seen.p995,
         contrast=seen.std / span if span > 0 else 0.0,
         mask=None if frame.mask is None else _mask(frame, frame.mask),
+        structures=frame.source.structures,
     )
 
 

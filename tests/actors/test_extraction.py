@@ -274,7 +274,10 @@ def test_a_second_driver_on_the_same_bank_is_refused(fill: Extract, copy: Path) 
         fill(copy)
 
 
-def test_a_second_driver_on_a_bank_in_an_object_store_is_refused(fill: Extract, s3_endpoint: str) -> None:
+def test_a_second_driver_on_a_bank_in_an_object_store_is_refused(
+    fill: Extract, s3_endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("storage.lease.LEASE_S", 4.0)
     bank = "s3://bucket/locked/bank.zarr"
     with lock(f"{bank}.lock", "bank.zarr"), pytest.raises(InputError, match=f"worked on by process {os.getpid()}"):
         fill(bank)

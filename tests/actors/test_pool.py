@@ -14,6 +14,7 @@ import pytest
 from actors.crew import AGAIN, Crew, KilledError, Worker
 from actors.pool import MOST_DEATHS, MOST_FAILED_STARTS, Pool
 from storage.errors import InputError, StageError
+from storage.lease import Fence, fences, work_for
 from tests.actors.tiny_runs import own_processes
 
 pytestmark = pytest.mark.usefixtures("ray_local")
@@ -64,6 +65,17 @@ class Slow:
         return self.at
 
 
+class Owned:
+    """Says for whom its process works."""
+
+    def held(self, _: int) -> tuple[Fence, ...]:
+        return fences()
+
+
+def held(_: int) -> tuple[Fence, ...]:
+    return fences()
+
+
 def square(notes: str, deaths: int, number: int) -> int:
     return Squares(notes, deaths).square(number)
 
@@ -72,6 +84,16 @@ def crew(*arguments: Any, make: Any = Squares, **changes: Any) -> Crew[int]:
     values: dict[str, Any] = {"stage": "count", "what": "a counter", "method": "square", "size": 2, "cpus": 0.5}
     values |= {"named": lambda number: f"number {number}", "remedy": "count less"}
     return Crew(make=make, arguments=arguments, **values | changes)
+
+
+@pytest.mark.parametrize(("make", "method"), [(Owned, "held"), (held, None)], ids=["actors", "tasks"])
+def test_actors_and_tasks_work_for_the_owner_of_the_leases_of_the_process_that_hires_them(
+    make: Any, method: str | None
+) -> None:
+    for mine in ([Fence("memory://place", "memory://place/.lock", "a token")], []):
+        work_for(mine)
+        with Pool(crew(make=make, method=method)) as pool:
+            assert [answer for _, answer in pool.run([1])] == [tuple(mine)]
 
 
 def test_answers_come_in_order_and_only_so_many_pieces_are_taken_ahead() -> None:

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import pytest
 from actors.streaming import StreamStats, batches
 from actors.waiting import Patience
 from pipeline.phantom import PhantomConfig, write_phantom
+from pipeline.samples import appearance
 from pipeline.samples.maker import MADE_AT, MADE_S, REJECTED, SampleMaker
 from pipeline.samples.plan import PlanConfig
 from pipeline.samples.preprocess import PreprocessConfig
@@ -28,6 +31,7 @@ from storage.slices.store import SliceStore
 from storage.slices.writer import LAYOUTS_KEY
 
 PREPROCESS = PreprocessConfig(size=64)
+NNUNET = pytest.mark.skipif(find_spec("batchgeneratorsv2") is None, reason="pip install 'cardiomix[nnunet]'")
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +168,8 @@ def test_the_fa_arm_refuses_a_bank_that_does_not_fit(run: str) -> None:
         SampleMaker(stream_config(run, bank=None))
     with pytest.raises(InputError, match="another preprocessing"):
         SampleMaker(stream_config(run, preprocess=PreprocessConfig(size=96)))
+    with pytest.raises(InputError, match="another bank now than when the arm began; give the same command again"):
+        SampleMaker(stream_config(run, bank_name="that of another content"))
     assert step_plan(stream_config(run, fa=False), store).labelled.fa_share == 0
 
 
@@ -249,6 +255,11 @@ def test_drawing_in_bfloat16_is_a_choice_and_stays_near(run: str) -> None:
         {"plan": PlanConfig(fa_policy="gaussian")},
         {"appearance": "bigaug"},
         {"appearance": "fourier", "fa": False},
+        {"appearance": "histogram", "fa": False},
+        {"appearance": "mixstyle"},
+        {"appearance": "gin", "fa": False, "bank": None},
+        pytest.param({"appearance": "nnunet_mirrors", "fa": False}, marks=NNUNET),
+        {"plan": PlanConfig(turn_degrees=30, zoom=(0.8, 1.2), elastic=0.3)},
         {"twins": True},
         {"plan": PlanConfig(fa_render="residual")},
         {"plan": PlanConfig(fa_render="residual", fa_order="ra_first")},
@@ -273,7 +284,8 @@ def test_what_goes_beyond_the_paper_is_a_function_of_the_index_too_and_leaves_th
     made, later = SampleMaker(config)({"step": np.arange(4)}), SampleMaker(config)({"step": np.array([3])})
     for name in set(made) & {"image", "mask", "twin"}:
         np.testing.assert_array_equal(made[name][-8:], later[name])
-    np.testing.assert_array_equal(made["mask"], paper["mask"])
+    moves = config.plan.moves or config.appearance in appearance.NNUNET
+    assert np.array_equal(made["mask"], paper["mask"]) != moves
     assert np.abs(made["image"]).max() <= 1 + 1e-6 and 0 <= made["rejected"].mean() <= 1
     differ = np.abs(made["image"] - paper["image"]).mean(axis=(1, 2, 3)) > 1e-4
     if config.twins:
@@ -359,7 +371,10 @@ def test_regions_of_labels_leave_unlabelled_slices_alone_and_change_half_of_the_
     assert 0.3 < differ[plain["labelled"]].mean() < 0.7
 
 
-def test_a_policy_that_cannot_be_had_is_refused(run: str) -> None:
+def test_a_policy_that_cannot_be_had_is_refused(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "batchgeneratorsv2", None)
+    with pytest.raises(InputError, match=r"pip install 'cardiomix\[nnunet\]'"):
+        SampleMaker(stream_config(run, fa=False, appearance="nnunet"))
     with pytest.raises(InputError, match="no imported styles"):
         SampleMaker(stream_config(run, plan=PlanConfig(fa_policy="styles")))
     with pytest.raises(InputError, match="needs the SDNet that made the bank"):

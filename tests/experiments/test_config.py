@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 
 from experiments import config
+from experiments.arms import ARMS, PRETRAIN
+from pipeline.samples.plan import PlanConfig
 from storage.bank.spec import code_version
 from storage.errors import InputError
 
@@ -92,3 +94,13 @@ def test_a_configuration_of_another_version_is_named_as_such(tmp_path: Path) -> 
     for header in ("# made by cardiomix 9.1\n", ""):
         path.write_text(header + text.partition("\n")[2])
         assert config.load(str(tmp_path)) == config.preset("demo")
+
+
+def test_a_plan_moves_every_arm_but_the_network_that_fills_the_bank() -> None:
+    plan = PlanConfig(turn_degrees=10, zoom=(0.9, 1.1), elastic=0.2)
+    assert ARMS["unet_ra"].augmentation(plan) == ARMS["unet_ra_bigaug"].augmentation(plan) == plan
+    assert PRETRAIN.augmentation(plan) == PlanConfig()
+    moved = ARMS["unet_ra_moved"].augmentation(plan)
+    assert (moved.turn_degrees, moved.zoom, moved.elastic) == (34, (0.85, 1.18), 0.2)
+    with pytest.raises(InputError, match="leave fa_order at fa_first"):
+        config.override(config.preset("cpu"), ["plan.elastic=0.2", "plan.fa_order=ra_first"])

@@ -260,3 +260,41 @@ def test_no_error_names_credentials_or_a_query(place: str) -> None:
         with pytest.raises(InputError, match=r"^nosuch://bucket/x: ") as caught:
             fs.exists(place)
         assert "hidden" not in told(caught)
+
+
+def test_a_written_file_is_followed_by_a_sync_of_its_folder_and_of_those_above_new_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    fsync = os.fsync
+
+    def noted(handle: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{handle}"))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    target = tmp_path / "a" / "b" / "file"
+    fs.write_bytes(str(target), b"1")
+    assert synced[0].startswith(str(target.parent)) and synced[0].endswith(".tmp")  # the content before its name
+    assert synced[1:] == [str(target.parent), str(tmp_path / "a"), str(tmp_path)]
+    synced.clear()
+    fs.write_bytes(str(target), b"2")
+    assert synced[1:] == [str(target.parent)]
+
+
+@pytest.mark.parametrize(
+    ("place", "problem"),
+    [("/proc/nope", "No such file or directory"), ("file", "Not a directory"), ("file/below", "Not a directory")],
+)
+def test_a_place_that_cannot_be_written_is_told_and_one_that_can_is_left_as_it_is(
+    tmp_path: Path, place: str, problem: str
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=rf"^--out.*: cannot be written \({problem}\); name a place"):
+        fs.require_writable(str(tmp_path / place), "--out")
+    for fine in (tmp_path, tmp_path / "new" / "folder"):
+        fs.require_writable(str(fine), "--out")
+    fs.require_writable_file(str(tmp_path / "file"), "--out")
+    with pytest.raises(InputError, match="--out: is a folder"):
+        fs.require_writable_file(str(tmp_path), "--out")
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from storage.errors import InputError
 from tests.actors.tiny_runs import PREPROCESS, filled_bank
 
 STEPS = range(3, 7)
+NNUNET = pytest.mark.skipif(find_spec("batchgeneratorsv2") is None, reason="pip install 'cardiomix[nnunet]'")
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +70,12 @@ def stream_config(made: Path, **changes: Any) -> StreamConfig:
         {"appearance": "bigaug"},
         {"appearance": "fourier"},
         {"appearance": "bigaug", "plan": PlanConfig(fa_order="ra_first")},
+        {"appearance": "histogram", "fa": False},
+        {"appearance": "mixstyle", "fa": False},
+        {"appearance": "gin", "fa": False, "bank": None},
+        pytest.param({"appearance": "nnunet", "fa": False}, marks=NNUNET),
+        {"plan": PlanConfig(turn_degrees=30, zoom=(0.8, 1.2), elastic=0.3)},
+        {"twins": True, "plan": PlanConfig(turn_degrees=30, elastic=0.3, fa_render="residual")},
         {"plan": PlanConfig(fa_regions="anatomy")},
         {"plan": PlanConfig(fa_regions="anatomy"), "fa": False, "twins": True},
         {"plan": PlanConfig(fa_regions="labels"), "fa": False, "bank": None},

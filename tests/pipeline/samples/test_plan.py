@@ -115,3 +115,15 @@ def test_flips_turn_half_of_the_samples_and_change_nothing_else(flips: str, axes
 def test_an_empty_pool_is_refused() -> None:
     with pytest.raises(ValueError, match="empty"):
         Stream(StreamSpec(0, "labelled", np.array([], dtype=np.int64)))
+
+
+def test_a_borrowed_look_is_another_vendors_where_that_is_asked_for_and_there_is_one() -> None:
+    ids, vendors = np.arange(6), np.array(list("AABBCC"))
+    spec = StreamSpec(1, "labelled", ids, pool_vendors=vendors, style_sources=ids, style_vendors=vendors)
+    stream, anyone = Stream(spec), Stream(replace(spec, style_vendors=None))
+    made = [stream(i) for i in range(200)]
+    assert all(vendors[s.slice_id] != vendors[s.style_id] for s in made)
+    assert {s.style_id for s in made} == set(range(6))
+    assert any(vendors[s.slice_id] == vendors[s.style_id] for s in map(anyone, range(50)))
+    alone = Stream(replace(spec, pool_vendors=np.full(6, "A"), style_vendors=np.full(6, "A")))
+    assert {alone(i).style_id for i in range(100)} == set(range(6))

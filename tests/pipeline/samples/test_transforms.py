@@ -93,6 +93,8 @@ def test_what_cannot_be_done_is_one_clear_error(made: Path, tmp_path: Path) -> N
         FactorAugment(bank, write_sdnet(tmp_path / "other", 1))
     with pytest.raises(InputError, match="needs a run's stream"):
         FactorAugment(bank, plan=PlanConfig(fa_policy="own"))
+    with pytest.raises(InputError, match="need a run's stream"):
+        FactorAugment(bank, plan=PlanConfig(zoom=(0.9, 1.1)))
     with pytest.raises(InputError, match=r"plan\.fa_guard=reencoding: needs a run's stream"):
         FactorAugment(bank, plan=PlanConfig(fa_policy="gaussian"))
     with pytest.raises(InputError, match="no factor bank here"):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -87,7 +88,9 @@ def test_masks_of_unlabelled_samples_are_never_read() -> None:
 
 
 @pytest.mark.parametrize("network", [SDNET, UNetConfig(width=4)])
-@pytest.mark.parametrize("config", [FP32, FP32.model_copy(update={"ema": 0.9, "gradient_clip": 1.0})])
+@pytest.mark.parametrize(
+    "config", [FP32, FP32.model_copy(update={"ema": 0.9, "gradient_clip": 1.0, "schedule": "cosine"})]
+)
 def test_a_restored_state_goes_on_bit_for_bit(network: SDNetConfig | UNetConfig, config: TrainConfig) -> None:
     state, objective = fresh(network, config)
     checkpoint = b""
@@ -128,6 +131,27 @@ def test_a_restored_state_sums_with_the_threads_it_was_trained_with() -> None:
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "share"),
+    [("cosine", lambda t: (1 + math.cos(math.pi * t)) / 2), ("polynomial", lambda t: (1 - t) ** 0.9)],
+)
+def test_the_rate_falls_over_all_epochs_whatever_the_validation_says(
+    schedule: str, share: Callable[[float], float]
+) -> None:
+    config = FP32.model_copy(update={"schedule": schedule, "epochs": 8})
+    state, objective = fresh(config=config)
+    rates = []
+    for epoch in range(8):
+        train_step(objective, state, batch(), config)
+        rates.append(state.optimiser.param_groups[0]["lr"])
+        state.end_epoch(0.1 * epoch)
+        if epoch == 3:  # a restart goes on from there
+            checkpoint = state.to_bytes()
+            state, objective = fresh(config=config)
+            state.restore(checkpoint)
+    assert rates == pytest.approx([config.learning_rate * share(epoch / 8) for epoch in range(8)])
 
 
 def test_the_rate_falls_at_the_second_epoch_without_improvement() -> None:

@@ -9,11 +9,14 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from storage.bank.bank import FactorBank
+from storage.bank.merge import merge
+from storage.bank.verify import verify
 from storage.errors import InputError
-from tests.storage.banks import DECODER, DECODER_CONFIG, FACTORS, digests, factors, index, made, same, spec
+from tests.storage.banks import DECODER, DECODER_CONFIG, FACTORS, digests, factors, index, made, same, spec, write
 
 ROOT = Path(__file__).resolve().parents[3]
 THREE = ("s0", "s1", "s2")
@@ -156,3 +159,30 @@ def test_an_extension_cut_short_reads_as_the_old_bank_to_plain_zarr_too(two: Pat
     assert np.array_equal(np.asarray(found["anatomy"])[:10], FACTORS.anatomy)
     assert same(FactorBank.open(str(two)).load(), slice(None))
     assert same(made(two, subjects=THREE).load(), slice(None), factors(THREE))
+
+
+def partly_drawn(subjects: tuple[str, ...]) -> pa.Table:
+    """The index of subjects of which s2 has no RV."""
+    rows = index(subjects)
+    facts = zip(rows["subject"].to_pylist(), rows["labelled"].to_pylist(), strict=True)
+    told = [("LV MYO" if name == "s2" else "LV MYO RV") if labelled else "" for name, labelled in facts]
+    return rows.append_column(pa.field("structures", pa.string(), nullable=False), pa.array(told))
+
+
+def test_a_subject_with_partly_drawn_masks_says_so_and_leaves_committed_shards(two: Path, tmp_path: Path) -> None:
+    before = FactorBank.open(str(two))
+    assert partly_drawn(("s0", "s1")).num_columns == before.index.num_columns + 1
+    assert before.append(partly_drawn(("s0", "s1"))) is before  # all is drawn: nothing is new
+    bank = before.append(partly_drawn(THREE))
+    assert bank.committed() == {0, 1} and bank.index.column_names[-1] == "structures"
+    found = FactorBank.open(str(two), partial=True)
+    assert found.index.equals(bank.index) and found.where(structures="LV MYO").tolist() == [10, 11, 12, 13, 14]
+    with pytest.raises(InputError, match="some of the same name have changed"):
+        bank.append(index(THREE))
+    for shard in (2, 3):
+        write(bank, shard, factors(THREE))
+    other = made(tmp_path / "other.zarr", subjects=("s3", "s4"))
+    merged = merge([other.uri, bank.uri], str(tmp_path / "both.zarr"))
+    assert merged.where(structures="LV MYO").tolist() == list(range(20, 25))
+    assert merged.where(structures="", labelled=False).tolist() == merged.where(labelled=False).tolist()
+    assert verify(merged) == []

@@ -15,6 +15,7 @@ from storage.bank.bank import FactorBank
 from storage.bank.styles import COLUMNS, export_styles, import_styles, modality_donors
 from storage.bank.verify import verify
 from storage.errors import InputError
+from storage.lock import bank_lock
 from tests.storage.banks import DECODER, DECODER_CONFIG, digests, factors, index, made, same, spec, write
 
 AWAY = ("s2", "s3")
@@ -110,6 +111,12 @@ def test_imported_styles_are_further_donors(home: FactorBank, styles: Path, tmp_
     after = digests(Path(home.uri))
     import_styles(str(styles), home)  # twice is once
     assert digests(Path(home.uri)) == after
+
+
+def test_styles_are_not_imported_while_somebody_writes_to_the_bank(home: FactorBank, styles: Path) -> None:
+    with bank_lock(home.uri), pytest.raises(InputError, match="is being worked on by process"):
+        import_styles(str(styles), home)
+    assert import_styles(str(styles), home) == 10
 
 
 @pytest.mark.parametrize(
