@@ -272,7 +272,7 @@ def _absent() -> SubjectArrays:
 
 
 def _training_terms(store: SliceStore) -> list[str]:
-    return sorted({str(terms) for terms in store.column("terms")[store.column("split") == "train"]})
+    return store.texts("terms", store.column("split") == "train")
 
 
 def _samples_csv(planned: list[PlannedSample], vendors: list[str], store: SliceStore) -> str:

@@ -80,6 +80,9 @@ def extract(
     with bank_lock(bank_uri, patience.say):
         bank = prepare_bank(work)
         bank.tidy()
+        if bank.is_sealed():
+            return ExtractionReport(len(bank), 0, bank.shards(), time.perf_counter() - began)
+        bank.unseal()
         done = bank.committed()
         told = ExtractionProgress(progress, len(bank), sum(len(bank.shard_rows(k)) for k in done))
         # Once more than needed: an actor that outlived an earlier driver may have been rewriting a shard meanwhile.
@@ -92,6 +95,7 @@ def extract(
             bank.tidy()
         else:
             raise StageError(f"{fs.base_name(bank_uri)}: shards vanish from its ledger; somebody else writes to it")
+        bank.seal()
     return ExtractionReport(len(bank), bank.shards() - len(done), len(done), time.perf_counter() - began)
 
 

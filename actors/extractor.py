@@ -22,7 +22,7 @@ import numpy as np
 from pipeline.samples.preprocess import PreprocessConfig
 from storage import fs
 from storage.bank.bank import FactorBank
-from storage.bank.index import slice_keys
+from storage.bank.index import rows_of
 from storage.errors import InputError
 from storage.slices.store import SliceStore
 
@@ -82,8 +82,9 @@ class Extractor:
         wanted = self._bank.spec.sdnet_fingerprint
         if found != wanted:
             raise InputError(fs.base_name(work.sdnet_dir), f"is now {found}, not {wanted}", "extract to a new bank")
-        in_store = {key: i for i, key in enumerate(slice_keys(self._store.table))}
-        self._slice_ids = [in_store[key] for key in slice_keys(self._bank.index)]
+        self._slice_ids = rows_of(self._store.table, self._bank.index).tolist()
+        if -1 in self._slice_ids:
+            raise InputError(fs.base_name(work.bank), "holds slices that the run has not", "extract to a new bank")
         self._network = FrozenSDNet(load_sdnet(work.sdnet_dir), work.precision, "cuda" if work.gpu else "cpu")
 
     def extract(self, shard: int) -> None:

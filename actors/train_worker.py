@@ -161,7 +161,7 @@ def train_loop(settings: dict[str, Any]) -> None:
 
 def training_vendors(store: SliceStore) -> npt.NDArray[np.str_]:
     """Vendors of the training slices, in the order in which the loss numbers them."""
-    vendors: npt.NDArray[np.str_] = np.unique(store.column("vendor")[store.column("split") == "train"])
+    vendors: npt.NDArray[np.str_] = np.array(store.texts("vendor", store.column("split") == "train"), dtype=np.str_)
     return vendors
 
 
@@ -357,10 +357,10 @@ def finish_job(job: TrainJob, store: SliceStore, state: TrainState) -> None:
     from pipeline.networks.files import save_model
     from pipeline.networks.sdnet import SDNet
 
-    terms = sorted({str(t) for t in store.column("terms")[store.column("split") == "train"]})
-    seen = store.column("subject")[np.isin(store.column("split"), ("train", "validation"))].tolist()
+    terms = store.texts("terms", store.column("split") == "train")
+    seen = store.texts("subject", np.isin(store.column("split"), ("train", "validation")))
     labelled = (store.column("split") == "train") & store.column("labelled").astype(bool)
-    masks_of = store.column("subject")[labelled].tolist()
+    masks_of = store.texts("subject", labelled)
     preprocess = identity(job.stream.preprocess)
     model = state.candidate
     records, greys = read_history(job), grey_quantiles(job, store)

@@ -23,6 +23,7 @@ NAMES = (
     "overhead",
     "predict",
     "rescale",
+    "scale",
     "slice-read",
     "stream",
     "synthesize",

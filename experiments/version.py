@@ -7,8 +7,10 @@ import platform
 import subprocess
 from datetime import UTC, datetime
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from storage.bank.spec import code_version
 
 _LIBRARIES = ("ray", "torch", "zarr", "monai", "mlflow", "numpy")
 
@@ -28,8 +30,15 @@ def provenance() -> dict[str, str]:
     """Facts for a report: date (UTC), versions, commit, machine."""
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "cardiomix": version("cardiomix"),
+        "cardiomix": code_version(),
         "commit": git_commit()[:12],
         "machine": f"{os.cpu_count()} cores, {platform.machine()}",
-        "libraries": ", ".join(f"{name} {version(name)}" for name in _LIBRARIES),
+        "libraries": ", ".join(f"{name} {_version(name)}" for name in _LIBRARIES),
     }
+
+
+def _version(library: str) -> str:
+    try:
+        return version(library)
+    except PackageNotFoundError:  # on the path without having been installed
+        return "unknown"

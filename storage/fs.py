@@ -244,16 +244,28 @@ def list_names(uri: str) -> list[str]:
     return sorted(names)
 
 
-def map_concurrently(place: str, function: Callable[[A], B], items: Iterable[A]) -> list[B]:
-    """`function` of each item, in order: one after another for a local place, side by side for a remote one.
+def map_concurrently(
+    place: str, function: Callable[[A], B], items: Iterable[A], finished: Callable[[int], None] | None = None
+) -> list[B]:
+    """`function` of each item, in order: one after another for a local place, side by side for a remote one. `finished`
+    hears in this thread, now and then, of how many items the results are there.
 
     A request to an object store takes tens of milliseconds whatever it asks, so that hundreds of folders listed one
     after another would take minutes. The first exception passes through, once no call is under way any more.
     """
     if is_local(place):
-        return [function(item) for item in items]
+        return _collected(map(function, items), finished)
     with ThreadPoolExecutor(REQUESTS) as pool:
-        return list(pool.map(function, items))
+        return _collected(pool.map(function, items), finished)
+
+
+def _collected(results: Iterable[B], finished: Callable[[int], None] | None) -> list[B]:
+    collected = []
+    for result in results:
+        collected.append(result)
+        if finished is not None:
+            finished(len(collected))
+    return collected
 
 
 def is_folder(uri: str) -> bool:

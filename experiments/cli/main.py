@@ -91,11 +91,14 @@ def ingest(
 ) -> None:
     """Read studies of any layout into the run's slice store; says what came in and what was skipped, and why."""
     from experiments import config
+    from experiments.run.refusals import require_usable
 
     document = settings_of(run, preset, assignments).model_dump()
     document |= {"data": tuple(map(fs.absolute, data))} if data else {}
     document |= {"layout": layout} if layout else {}
-    with driving(run, config.validated(document, "ingest")) as driver:
+    settings = config.validated(document, "ingest")
+    require_usable(run, settings)
+    with driving(run, settings) as driver:
         driver.ingest(strict)
 
 
@@ -178,6 +181,7 @@ def ablate(
     from experiments import config
     from experiments.run import dry_run
     from experiments.run.driver import ablate as run_ablation
+    from experiments.run.refusals import require_usable
 
     settings = config.load(preset) if preset.endswith((".yaml", ".yml")) else config.preset(preset)
     document = config.override(settings, assignments or []).model_dump()
@@ -190,6 +194,7 @@ def ablate(
     given = {"layout": layout, "seeds": seeds, "bank": bank, "pretrained": sdnet}
     document |= {name: value for name, value in given.items() if value is not None}
     settings = config.validated(document, "ablate")
+    require_usable(run, settings)
     if dry:
         return dry_run.show(run, settings, typer.echo)
     dry_run.require_space(run, settings)

@@ -43,6 +43,7 @@ def transfer(
     from experiments import config
     from experiments.run import transfer as directions
     from experiments.run.driver import ablate
+    from experiments.run.refusals import require_usable
 
     settings = config.load(preset) if preset.endswith((".yaml", ".yml")) else config.preset(preset)
     sources, beside = _names(vendors), _names(baselines)
@@ -54,8 +55,10 @@ def transfer(
     settings = config.validated(document, "transfer")
     fs.require_writable(out, f"--out {out}")
     failed: dict[str, str] = {}
-    for vendor in () if table_only else sources:
-        own = directions.direction_settings(settings, vendor, sdnets)
+    todo = {} if table_only else {v: directions.direction_settings(settings, v, sdnets) for v in sources}
+    for vendor, own in todo.items():
+        require_usable(directions.direction_run(out, vendor), own)
+    for vendor, own in todo.items():
         with driving(directions.direction_run(out, vendor), own) as driver:
             driver.progress.say(f"from {vendor}")
             failed |= {f"from {vendor}, {label}": why for label, why in ablate(driver)[1].items()}

@@ -15,6 +15,7 @@ from experiments.config import Settings
 from experiments.progress import Progress
 from experiments.report.build import SHARED_BANK, ReportPaths, build_report
 from experiments.run import jobs
+from experiments.run.refusals import require_local_phantom
 from experiments.tracking.run_log import TABLE as REPORT_TABLE
 from experiments.tracking.run_log import RunLog
 from experiments.version import provenance
@@ -96,6 +97,7 @@ class Ablation:
         """Write the phantom into the run folder, once."""
         from pipeline.phantom import is_written, write_phantom
 
+        require_local_phantom(self.run, self.settings)
         folder = fs.local_path(fs.join(self.run, PHANTOM_FOLDER))
         if not is_written(folder, self.settings.phantom):
             with self.progress.stage("phantom") as step:

@@ -1,21 +1,20 @@
-"""`ablate --dry-run`: on what, which stages, how long, how much disk; and the check of the disk before real work.
+"""`ablate --dry-run`: on what, which stages, at what cost; and the check of the disk before real work.
 
-Time and disk are estimates. A step of each kind of network is timed here and now, or taken from the run's own history;
-disk is by the bytes a pixel and a weight that finished runs took (see the constants).
+Time, memory and disk are estimates (`experiments.run.cost`); disk is by the bytes a pixel and a weight that finished
+runs took (see the constants).
 """
 
 from __future__ import annotations
 
-import heapq
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from actors.resources import Cluster, ResourcePlan, inside_cluster, local_cluster, plan, start_ray
-from actors.train_job import read_history
+from actors.resources import inside_cluster, local_cluster, plan, start_ray
 from experiments.config import Settings
 from experiments.run import jobs
-from experiments.run.workload import Training, Workload, workload
+from experiments.run.cost import cost_lines
+from experiments.run.workload import Training, Workload, require_enough, workload
 from pipeline.scores.compare_arms import ALPHA, FEWEST_SEEDS, FEWEST_SUBJECTS, WHOLE_SHARE, trainings
 from pipeline.scores.power import POWER, SEED_SDS, SUBJECT_SDS, usually_detectable
 from storage import fs
@@ -29,7 +28,6 @@ WEIGHTS_STORED = 9.5  # copies of its weights in a network's folder (checkpoint,
 NETWORK_BYTES = 2e6  # scores, examples and metrics of a network
 REPORT_BYTES = 10e6  # and MLflow's database
 
-START_S = 15.0  # Ray Train's start-up of a network, about
 GB = 1e9
 
 
@@ -41,6 +39,9 @@ def show(run: str, settings: Settings, say: Callable[[str], None]) -> None:
     if work.contents.known:
         jobs.require_trainable(run, settings)
         jobs.check_pretrained(run, settings)
+        jobs.require_bank_without_other_masks(run, settings)
+    else:
+        require_enough(run, settings, work.contents)
     todo = [arm for arm in work.arms if arm.state != "done"]
     budget = plan(settings.resources, cluster, max(1, len(todo)))
     say(f"resources: {cluster}")
@@ -50,7 +51,8 @@ def show(run: str, settings: Settings, say: Callable[[str], None]) -> None:
     width = max(len(name) for name, _ in work.stages)
     for name, state in work.stages:
         say(f"  {name:{width}}  {state}")
-    say(_time(work, settings, cluster, budget))
+    for line in cost_lines(work, settings, cluster, budget):
+        say(line)
     say(_power(settings.seeds, work.contents.tested))
     needed, free = storage_needed(settings, work), _free(run)
     parts = ", ".join(f"{name} {_size(size)}" for name, size in needed.items() if size)
@@ -115,34 +117,6 @@ def _enough(run: str, needed: float, free: float) -> None:
         )
 
 
-def _time(work: Workload, settings: Settings, cluster: Cluster, budget: ResourcePlan) -> str:
-    """One line on how long training takes: the pretraining, then the arms in their lanes."""
-    import torch
-
-    if budget.trainer_gpus and not torch.cuda.is_available():
-        return "time: not estimated, training would be on GPUs and this machine has none to time a step on"
-    timed: dict[str, float] = {}
-
-    def seconds(training: Training, threads: int) -> float:
-        if not training.steps:
-            return 0.0
-        kind = f"{training.network!r}{training.loss!r}{training.train!r}{training.arm!r}{threads}"
-        if kind not in timed:
-            timed[kind] = _step(training, settings, threads)
-        return timed[kind] * training.steps / budget.train_workers + START_S
-
-    alone = plan(settings.resources, cluster, 1)
-    first = seconds(work.pretrain, alone.threads) if work.pretrain else 0.0
-    total = first + _in_lanes(work.arms, budget.lanes, lambda arm: seconds(arm, budget.threads))
-    if not total:
-        return "time: nothing is left to train"
-    took = f"{total / 60:.0f} minutes" if total < 5400 else f"{total / 3600:.1f} hours"
-    return (
-        f"time: about {took} of training. An estimate: a step of each kind of network timed here just now or in this "
-        f"run, {START_S:.0f} s a network to start; ingest, extraction, evaluation and the report come on top"
-    )
-
-
 def _power(seeds: int, subjects: int) -> str:
     """One line on what the comparison of two arms will be able to show."""
     enough = max(seeds, FEWEST_SEEDS)
@@ -154,35 +128,6 @@ def _power(seeds: int, subjects: int) -> str:
         f"power: {few}{enough} seeds and {subjects} test subjects show a difference of {low:.3f} to {high:.3f} "
         f"mean Dice in {POWER:.0%} of such runs. An estimate: one arm's seeds {SEED_SDS[0]} to {SEED_SDS[1]} apart and "
         f"subjects' differences {SUBJECT_SDS[0]} to {SUBJECT_SDS[1]} (standard deviations), as on real patients"
-    )
-
-
-def _in_lanes(arms: list[Training], lanes: int, seconds: Callable[[Training], float]) -> float:
-    """When the last lane ends, the longest arms first."""
-    ends = [0.0] * lanes
-    for took in sorted(map(seconds, arms), reverse=True):
-        heapq.heappush(ends, heapq.heappop(ends) + took)
-    return max(ends)
-
-
-def _step(training: Training, settings: Settings, threads: int) -> float:
-    """Seconds a step: of the job's own last epoch if it has one, else timed."""
-    from pipeline.training.step_time import seconds_a_step
-
-    records = read_history(training.job) if training.job is not None else []
-    if records and training.train.steps_per_epoch:
-        return float(records[-1]["train_seconds"]) / training.train.steps_per_epoch
-    labelled = training.train.batch_size
-    unlabelled = round(labelled * settings.plan.unlabelled_ratio) if training.arm.semi_supervised else 0
-    return seconds_a_step(
-        training.network,
-        training.loss,
-        training.train,
-        labelled,
-        unlabelled,
-        settings.preprocess.size,
-        threads=threads,
-        twins=training.arm.consistency,
     )
 
 

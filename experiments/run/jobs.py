@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
 
 from actors.stages import ArmRun
 from actors.train_job import TrainJob
@@ -11,16 +12,16 @@ from experiments.arms import ARMS, PRETRAIN
 from experiments.config import Settings
 from pipeline.networks.description import CONFIG as MODEL
 from pipeline.networks.description import read_config, sdnet_fingerprint, subject_key
-from pipeline.samples.plan import StepPlan
-from pipeline.samples.stream_config import StreamConfig, name_of_banks, open_bank, step_plan
+from pipeline.samples.stream_config import StreamConfig, missing_of_training, name_of_banks, open_bank, step_plan
 from pipeline.training.config import ArmConfig, LossConfig, TrainConfig
 from storage import fs
 from storage.bank.bank import FactorBank
-from storage.bank.index import Key, slice_keys
+from storage.bank.index import rows_of
 from storage.errors import InputError
 from storage.identity import identity
 from storage.layouts import LayoutOptions
 from storage.layouts.protocols import excludes_from_training
+from storage.parquet import different_texts
 from storage.slices.store import TABLE, SliceStore
 
 SDNET, BANK, ARMS_FOLDER = "sdnet", "bank.zarr", "arms"
@@ -36,7 +37,7 @@ def borrows_donors(run: str, settings: Settings) -> bool:
     SDNet that filled it, and it lacks some of the run's training slices."""
     if not (settings.bank and settings.pretrained and fs.exists(fs.join(run, TABLE))):
         return False
-    return not set(slice_keys(FactorBank.open(settings.bank).index)) >= _training_slices(run)
+    return len(missing_of_training(SliceStore.open(run), FactorBank.open(settings.bank))) > 0
 
 
 def makes_bank(run: str, settings: Settings) -> bool:
@@ -47,13 +48,6 @@ def makes_bank(run: str, settings: Settings) -> bool:
 def sdnet_uri(run: str, settings: Settings) -> str:
     """The pretrained network's folder."""
     return settings.pretrained or fs.join(run, SDNET)
-
-
-def data_fingerprint(run: str) -> str:
-    """Names the slices of a run: SHA-256 over the index, which holds every volume's statistics, splits and origin."""
-    table = SliceStore.open(run).table
-    text = json.dumps(table.to_pylist(), sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def split_options_of(run: str, settings: Settings) -> LayoutOptions:
@@ -99,10 +93,11 @@ def _job(
     train: TrainConfig,
     seed: int,
     out: str,
-    data: str,
+    store: SliceStore,
+    open_at: Callable[[str], FactorBank] = FactorBank.open,
 ) -> TrainJob:
     stream = _stream(run, settings, arm, train, seed)
-    bank = open_bank(stream, SliceStore.open(run))
+    bank = open_bank(stream, store, open_at)
     fingerprint = name_of_banks(stream, bank) if bank else None
     start = sdnet_uri(run, settings) if train.start == "pretrained" and arm.network == "sdnet" else None
     return TrainJob(
@@ -116,7 +111,7 @@ def _job(
         bank_fingerprint=fingerprint,
         start=start,
         start_fingerprint=sdnet_fingerprint(start) if start else None,
-        data_fingerprint=data,
+        data_fingerprint=store.fingerprint,
     )
 
 
@@ -131,8 +126,7 @@ def pretrain_job(run: str, settings: Settings) -> TrainJob:
     unlabelled = bool(((store.column("split") == "train") & ~store.column("labelled").astype(bool)).any())
     arm = PRETRAIN.model_copy(update={"semi_supervised": unlabelled})
     out = fs.join(run, SDNET)
-    loss, train, data = settings.pretrain_loss, settings.pretrain, data_fingerprint(run)
-    return _job(run, settings, "pretrain", arm, loss, train, settings.seed, out, data)
+    return _job(run, settings, "pretrain", arm, settings.pretrain_loss, settings.pretrain, settings.seed, out, store)
 
 
 def arm_runs(run: str, settings: Settings) -> list[ArmRun]:
@@ -143,12 +137,13 @@ def arm_runs(run: str, settings: Settings) -> list[ArmRun]:
     """
     if needs_bank(settings) and stale_bank(run, settings):
         raise InputError(BANK, "is of an earlier SDNet, preprocessing or data", "run `cardiomix extract --run RUN`")
-    data = data_fingerprint(run)
-    runs = []
+    store, open_at, runs = SliceStore.open(run), cache(FactorBank.open), []
     for arm in settings.arms:
         for k in range(settings.seeds):
             out = fs.join(run, ARMS_FOLDER, arm, f"seed{k}")
-            job = _job(run, settings, arm, ARMS[arm], settings.loss, settings.train, settings.seed + k, out, data)
+            job = _job(
+                run, settings, arm, ARMS[arm], settings.loss, settings.train, settings.seed + k, out, store, open_at
+            )
             runs.append(ArmRun(arm, k, job))
     return runs
 
@@ -169,23 +164,24 @@ def require_trainable(run: str, settings: Settings) -> None:
     if starts_from_sdnet(settings):
         check_pretrained(run, settings)
     if needs_sdnet(settings) and settings.pretrained is None and settings.bank is None:
-        _require_even_shares(step_plan(pretrain_job(run, settings).stream, store), settings, "pretrain.batch_size")
+        step = step_plan(pretrain_job(run, settings).stream, store)
+        require_even_shares(step.labelled_per_step, step.unlabelled_per_step, settings, "pretrain.batch_size")
     for name in settings.arms:
         stream = _stream(run, settings, ARMS[name], settings.train, settings.seed)
         try:
             step = step_plan(stream, store)
         except InputError as error:
             raise InputError(f"arm {name}", error.problem, error.remedy) from error
-        _require_even_shares(step, settings, "train.batch_size")
+        require_even_shares(step.labelled_per_step, step.unlabelled_per_step, settings, "train.batch_size")
 
 
-def _require_even_shares(step: StepPlan, settings: Settings, batch_size: str) -> None:
+def require_even_shares(labelled: int, unlabelled: int, settings: Settings, batch_size: str) -> None:
+    """Raises InputError, naming the setting `batch_size`, unless the train workers share a step's samples evenly."""
     workers = settings.resources.train_workers
-    if step.labelled_per_step % workers or step.unlabelled_per_step % workers:
+    if labelled % workers or unlabelled % workers:
         raise InputError(
             "resources.train_workers",
-            f"{workers} workers cannot share {step.labelled_per_step} labelled and {step.unlabelled_per_step} "
-            "unlabelled samples evenly",
+            f"{workers} workers cannot share {labelled} labelled and {unlabelled} unlabelled samples evenly",
             f"choose {batch_size} and plan.unlabelled_ratio as multiples",
         )
 
@@ -210,15 +206,41 @@ def check_pretrained(run: str, settings: Settings) -> None:
         if factors_name(sdnet_fingerprint(settings.pretrained), settings.bank_precision) != made_by:
             remedy = f"give the one with fingerprint {made_by}, and bank_precision as it was"
             raise InputError(where, f"is not the SDNet that filled {fs.base_name(str(settings.bank))}", remedy)
-    store = SliceStore.open(run)
-    split = store.column("split")
-    kept_out = set(store.column("subject")[(split == "test") | (split == "excluded")].tolist())
-    seen = sorted(name for name in kept_out if subject_key(name) in document.get("trained_on", ()))
+    require_sdnet_may_train(settings.pretrained, groups_of(SliceStore.open(run)), split_options_of(run, settings))
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Subjects of a run: those that are not trained on, of these the tested and excluded, and those that are trained on
+    without any mask."""
+
+    held_out: frozenset[str]
+    kept_out: frozenset[str]
+    without_masks: frozenset[str]
+
+
+def groups_of(store: SliceStore) -> Groups:
+    """Of a store's slices."""
+    split, labelled = store.column("split"), store.column("labelled").astype(bool)
+    train = split == "train"
+    return Groups(
+        frozenset(store.texts("subject", ~train)),
+        frozenset(store.texts("subject", (split == "test") | (split == "excluded"))),
+        frozenset(store.texts("subject", train)).difference(store.texts("subject", train & labelled)),
+    )
+
+
+def require_sdnet_may_train(folder: str, groups: Groups, protocol: LayoutOptions) -> None:
+    """Raises InputError if an SDNet from elsewhere saw a subject that is kept out, masks that an arm is to do without,
+    or a vendor that the protocol keeps out."""
+    document, where = read_config(folder), fs.base_name(folder)
+    trained_on = set(document.get("trained_on", ()))
+    seen = sorted(name for name in groups.kept_out if subject_key(name) in trained_on)
     if seen:
         problem = f"was trained on {seen[0]}, which this run tests on or excludes"
         raise InputError(where, problem, "pretrain without these subjects")
-    _require_no_other_masks(store, set(document.get("masks_of", ())), where)
-    protocol, data = split_options_of(run, settings), document.get("about", {}).get("data", {})
+    _require_no_other_masks(groups, set(document.get("masks_of", ())), where)
+    data = document.get("about", {}).get("data", {})
     vendors = {vendor for split in ("train", "validation") for vendor in data.get(split, ())}
     forbidden = sorted(vendor for vendor in vendors if excludes_from_training(protocol, vendor))
     if forbidden:
@@ -228,19 +250,19 @@ def check_pretrained(run: str, settings: Settings) -> None:
 
 def require_bank_without_other_masks(run: str, settings: Settings) -> None:
     """Raises InputError if a bank from elsewhere was filled with masks of subjects that this run trains on without."""
-    if settings.bank is None:
-        return
-    index = FactorBank.open(settings.bank).index.select(["subject", "labelled"]).to_pylist()
-    masks_of = {subject_key(row["subject"]) for row in index if row["labelled"]}
-    _require_no_other_masks(SliceStore.open(run), masks_of, fs.base_name(settings.bank))
+    if settings.bank is not None:
+        require_no_other_masks(FactorBank.open(settings.bank), groups_of(SliceStore.open(run)))
 
 
-def _require_no_other_masks(store: SliceStore, masks_of: set[str], where: str) -> None:
+def require_no_other_masks(bank: FactorBank, groups: Groups) -> None:
+    """As `require_bank_without_other_masks`, of groups that are known already."""
+    masks_of = set(map(subject_key, different_texts(bank.index["subject"].filter(bank.index["labelled"]))))
+    _require_no_other_masks(groups, masks_of, fs.base_name(bank.uri))
+
+
+def _require_no_other_masks(groups: Groups, masks_of: set[str], where: str) -> None:
     """An SDNet that has seen more masks than an arm hands them on through its anatomy, and looks like a gain."""
-    train, labelled = store.column("split") == "train", store.column("labelled").astype(bool)
-    names = store.column("subject")
-    without = set(names[train].tolist()) - set(names[train & labelled].tolist())
-    leaked = sorted(name for name in without if subject_key(name) in masks_of)
+    leaked = sorted(name for name in groups.without_masks if subject_key(name) in masks_of)
     if leaked:
         raise InputError(
             where,
@@ -256,7 +278,7 @@ def bank_is_complete(run: str, settings: Settings) -> bool:
         return False
     opened = FactorBank.open(bank, partial=True)
     whole = opened.is_complete() and opened.spec.preprocess == identity(settings.preprocess)
-    return whole and set(slice_keys(opened.index)) >= _training_slices(run)
+    return whole and not len(missing_of_training(SliceStore.open(run), opened))
 
 
 def trainable_settings(run: str, settings: Settings) -> Settings:
@@ -283,13 +305,14 @@ def stale_bank(run: str, settings: Settings) -> bool:
     return (
         opened.spec.sdnet_fingerprint != made_by
         or opened.spec.preprocess != identity(settings.preprocess)
-        or not set(slice_keys(opened.index)) <= _training_slices(run)
+        or _holds_others(opened, SliceStore.open(run))
     )
 
 
-def _training_slices(run: str) -> set[Key]:
-    store = SliceStore.open(run)
-    return set(slice_keys(store.table.take((store.column("split") == "train").nonzero()[0])))
+def _holds_others(bank: FactorBank, store: SliceStore) -> bool:
+    """Whether a bank has slices that a store does not train on."""
+    rows = rows_of(store.table, bank.index)
+    return bool((rows < 0).any() or (store.column("split")[rows] != "train").any())
 
 
 def needs_sdnet(settings: Settings) -> bool:

@@ -13,8 +13,9 @@ from pipeline.samples.preprocess import centre_crop, working_slice
 from pipeline.samples.rescale import linear_scale, resample_crop
 from storage import fs
 from storage.bank.bank import FactorBank
-from storage.bank.index import slice_keys
+from storage.bank.index import rows_of
 from storage.errors import InputError
+from storage.parquet import text_array
 from storage.slices.store import SliceStore
 
 LADDER = 5  # pixel areas of a ladder
@@ -32,15 +33,15 @@ def mosaic_png(run: str, settings: Settings, a_vendor: int = 1, anatomy_vendor: 
     from storage.bank.styles import modality_donors
 
     bank, store = FactorBank.open(bank_uri(run, settings)), SliceStore.open(run)
-    by_key = {key: i for i, key in enumerate(slice_keys(store.table))}
-    rows, titles = _representatives(bank, {subject for subject, _, _ in by_key}, a_vendor)
+    slice_of = rows_of(store.table, bank.index)
+    rows, titles = _representatives(bank, slice_of >= 0, a_vendor)
     if not rows:
         raise InputError(fs.base_name(run), "shares no subject with the bank", "preview the run that the bank is of")
     shown = [k for k, vendor in enumerate(titles) if anatomy_vendor in (None, vendor)]
     if not shown:
         remedy = f"choose from {', '.join(sorted(set(titles)))}"
         raise InputError(f"--anatomy {anatomy_vendor}", "the bank has no such vendor's slice", remedy)
-    factors, keys = bank.read(rows), slice_keys(bank.index)
+    factors = bank.read(rows)
     draw = Drawing(bank, modality_donors(bank), PlanConfig())
     index, size = bank.index, settings.preprocess.size
     originals: list[npt.NDArray[np.float32]] = []
@@ -48,7 +49,7 @@ def mosaic_png(run: str, settings: Settings, a_vendor: int = 1, anatomy_vendor: 
     residual: list[list[npt.NDArray[np.float32]]] = []
     for k in shown:
         row = rows[k]
-        image = working_slice(store, by_key[keys[row]], settings.preprocess).image
+        image = working_slice(store, int(slice_of[row]), settings.preprocess).image
         fill = float(image.min())
         originals.append(centre_crop(image, size, fill))
         top, left, height, width = (int(index[n][row].as_py()) for n in ("top", "left", "height", "width"))
@@ -106,17 +107,17 @@ def batch_png(run: str, settings: Settings, arm: str) -> bytes:
     return labelled_grid(cells, 4)
 
 
-def _representatives(bank: FactorBank, known: set[str], a_vendor: int) -> tuple[list[int], list[str]]:
-    """Rows of the middle slice of the first frame of each vendor's first subjects that the run has images of."""
-    columns = bank.index.select(["row", "vendor", "subject", "frame", "slice"]).to_pylist()
-    index = [row for row in columns if row["subject"] in known]
+def _representatives(bank: FactorBank, known: npt.NDArray[np.bool_], a_vendor: int) -> tuple[list[int], list[str]]:
+    """Rows of the middle slice of the first frame of each vendor's first subjects that the run has images of, of the
+    known rows (n,)."""
+    vendors, subject_of = (text_array(bank.index[name]) for name in ("vendor", "subject"))
     rows, titles = [], []
-    for vendor in sorted({r["vendor"] for r in index}):
-        subjects = sorted({r["subject"] for r in index if r["vendor"] == vendor})[:a_vendor]
+    for vendor in np.unique(vendors[known]):
+        subjects = np.unique(subject_of[known & (vendors == vendor)])[:a_vendor]
         for subject in subjects:
-            own = [r for r in index if r["subject"] == subject]
-            first = min(r["frame"] for r in own)
-            volume = sorted((r for r in own if r["frame"] == first), key=lambda r: r["slice"])
-            rows.append(int(volume[len(volume) // 2]["row"]))
+            own = np.flatnonzero(known & (subject_of == subject))
+            frames, slices = (bank.index[name].to_numpy()[own] for name in ("frame", "slice"))
+            volume = own[frames == frames.min()][np.argsort(slices[frames == frames.min()])]
+            rows.append(int(volume[len(volume) // 2]))
             titles.append(f"{vendor}")
     return rows, titles

@@ -9,7 +9,7 @@ import numpy as np
 from storage import fs
 from storage.bank.anatomy_codec import unpack
 from storage.bank.bank import FactorBank
-from storage.bank.index import slice_keys
+from storage.bank.index import rows_of
 from storage.errors import InputError
 from storage.slices.store import SliceStore
 
@@ -36,13 +36,13 @@ def reextract(bank: FactorBank, run: str, sdnet: str, seed: int | None = None) -
         raise InputError(fs.base_name(sdnet), problem, "give the network that made the bank")
     shard, store = random.Random(seed).randrange(bank.shards()), SliceStore.open(run)
     rows = bank.shard_rows(shard)
-    ids = {key: i for i, key in enumerate(slice_keys(store.table))}
-    keys = slice_keys(bank.index)[rows.start : rows.stop]
-    lacking = [key for key in keys if key not in ids]
-    if lacking:
-        raise InputError(fs.base_name(run), f"lacks slices of {lacking[0][0]}", "give the run that made the bank")
+    part = bank.index.slice(rows.start, len(rows))
+    ids = rows_of(store.table, part)
+    if (ids < 0).any():
+        lacking = part["subject"][int(np.argmin(ids))].as_py()
+        raise InputError(fs.base_name(run), f"lacks slices of {lacking}", "give the run that made the bank")
     preprocess = PreprocessConfig(**bank.spec.preprocess)
-    views = [view(store, ids[key], preprocess) for key in keys]
+    views = [view(store, i, preprocess) for i in ids.tolist()]
     again = bank_rows(FrozenSDNet(load_sdnet(sdnet), precision), views, bank.spec.canvas)
     held, where = bank.read_shard(shard), f"{fs.base_name(bank.uri)}, shard {shard}"
     same = float((unpack(again.anatomy, bank.spec.channels) == unpack(held.anatomy, bank.spec.channels)).mean())

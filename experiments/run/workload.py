@@ -5,9 +5,9 @@ Reads listings, headers and the run folder; writes nothing and starts nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from experiments import config
 from experiments.arms import ARMS, PRETRAIN
 from experiments.run import jobs
 from pipeline.networks.config import SDNetConfig, UNetConfig
+from pipeline.samples.stream_config import require_bank_may_train
 from pipeline.training.config import ArmConfig, LossConfig, TrainConfig
 from storage import fs
 from storage.bank.bank import FactorBank
@@ -35,7 +36,8 @@ PHANTOM_PIXELS = 78_000  # of a slice, on average over the vendors, at `field_sc
 @dataclass(frozen=True)
 class Contents:
     """Slices of a run and their pixels, native grid; `train` of the training split, `labelled` of its labelled part.
-    `known`: counted from the run's own slices, not from headers or the phantom's plan."""
+    `tested`: subjects of the test split with a mask; `validated`, `scored`: labelled volumes of the validation and of
+    the test split. `known`: counted from the run's own slices, not from headers or the phantom's plan."""
 
     slices: int
     pixels: float
@@ -45,12 +47,15 @@ class Contents:
     known: bool
     unreadable: int = 0
     drawn: int = 0  # slices of a phantom that is still to be written
-    tested: int = 0  # subjects of the test split with a mask
+    tested: int = 0
+    validated: int = 0
+    scored: int = 0
+    groups: jobs.Groups | None = None  # where they are not known
 
 
 @dataclass(frozen=True)
 class Training:
-    """A network to train: `steps` are those that are left, `state` is said to the user."""
+    """A network to train: `steps` and `epochs` are those that are left, `state` is said to the user."""
 
     label: str
     state: str
@@ -60,6 +65,7 @@ class Training:
     train: TrainConfig
     steps: int
     job: TrainJob | None = None
+    epochs: int = 0
 
 
 @dataclass(frozen=True)
@@ -118,10 +124,10 @@ def _stored(store: SliceStore) -> Contents:
     pixels = store.column("height").astype(float) * store.column("width")
     train = store.column("split") == "train"
     labelled = int((train & store.column("labelled").astype(bool)).sum())
-    scored = (store.column("split") == "test") & store.column("labelled").astype(bool)
-    tested = len(set(store.column("subject")[scored]))
     counts = (len(store), float(pixels.sum()), int(train.sum()), float(pixels[train].sum()), labelled)
-    return Contents(*counts, known=True, tested=tested)
+    validated, tested = ([v for v in store.volumes(split) if v.labelled] for split in ("validation", "test"))
+    subjects = len({volume.subject for volume in tested})
+    return Contents(*counts, known=True, tested=subjects, validated=len(validated), scored=len(tested))
 
 
 def _headers(data: tuple[str, ...], settings: Settings) -> Contents:
@@ -148,12 +154,31 @@ def _headers(data: tuple[str, ...], settings: Settings) -> Contents:
         int(slices[train & labelled].sum()),
         False,
         len(skipped) + len(subjects) - len(found),
-        tested=_tested(entered),
+        **_held_out(entered),
     )
 
 
-def _tested(subjects: Sequence[Subject]) -> int:
-    return sum(s.split == "test" and any(frame.mask is not None for frame in s.frames) for s in subjects)
+def _held_out(subjects: Sequence[Subject]) -> dict[str, Any]:
+    """What `Contents` says of those who are not trained on."""
+    return {
+        "tested": sum(s.split == "test" and s.labelled for s in subjects),
+        "validated": _labelled_volumes(subjects, "validation"),
+        "scored": _labelled_volumes(subjects, "test"),
+        "groups": _groups(subjects),
+    }
+
+
+def _groups(subjects: Sequence[Subject]) -> jobs.Groups:
+    split_of = {s.subject: s.split for s in subjects}
+    return jobs.Groups(
+        frozenset(name for name, split in split_of.items() if split != "train"),
+        frozenset(name for name, split in split_of.items() if split in ("test", "excluded")),
+        frozenset(s.subject for s in subjects if s.split == "train" and not s.labelled),
+    )
+
+
+def _labelled_volumes(subjects: Iterable[Subject], split: str) -> int:
+    return sum(frame.mask is not None for s in subjects if s.split == split for frame in s.frames)
 
 
 def _volumes(subject: Subject) -> list[tuple[int, int, int]]:
@@ -191,7 +216,42 @@ def _planned(settings: Settings) -> Contents:
     slices, train = (len(of) * frames * depth for of in (subjects, trained))
     labelled = sum(frame.mask is not None for s in trained for frame in s.frames) * depth
     drawn = len(wanted) * depth * phantom.frames
-    return Contents(slices, slices * area, train, train * area, labelled, False, drawn=drawn, tested=_tested(entered))
+    counts = (slices, slices * area, train, train * area, labelled)
+    return Contents(*counts, known=False, drawn=drawn, **_held_out(entered))
+
+
+def require_enough(run: str, settings: Settings, contents: Contents) -> None:
+    """What the run asks of its slices and of a bank and a network from elsewhere, of slices that have been counted
+    before they are ingested. Raises InputError."""
+    name = fs.base_name(run)
+    if settings.pretrained is not None and contents.groups is not None:
+        jobs.require_sdnet_may_train(settings.pretrained, contents.groups, settings.layouts)
+    if settings.bank is not None and contents.groups is not None:
+        bank = FactorBank.open(settings.bank)
+        policies = {ARMS[arm].augmentation(settings.plan).fa_policy for arm in settings.arms if ARMS[arm].uses_bank}
+        if policies:
+            own_alone = policies == {"styles"}
+            require_bank_may_train(bank, contents.groups.held_out, settings.layouts, settings.bank, own_alone)
+        jobs.require_no_other_masks(bank, contents.groups)
+    if not contents.validated:
+        remedy = "see `cardiomix inspect`; add labelled subjects"
+        raise InputError(name, "has no labelled validation subject to choose by", remedy)
+    if not contents.labelled:
+        raise InputError(name, "no labelled training slices", "ingest labelled subjects whose split is train")
+    unlabelled = contents.train - contents.labelled
+
+    def share_evenly(train: TrainConfig, semi_supervised: bool, batch_size: str) -> None:
+        more = round(train.batch_size * settings.plan.unlabelled_ratio) if semi_supervised else 0
+        jobs.require_even_shares(train.batch_size, more, settings, batch_size)
+
+    if jobs.needs_sdnet(settings) and settings.pretrained is None and settings.bank is None:
+        share_evenly(settings.pretrain, unlabelled > 0, "pretrain.batch_size")
+    for arm in settings.arms:
+        semi_supervised = ARMS[arm].semi_supervised
+        if semi_supervised and settings.plan.unlabelled_ratio and not unlabelled:
+            problem = "a semi-supervised arm needs unlabelled training slices"
+            raise InputError(f"arm {arm}", problem, "add unlabelled subjects or leave it out")
+        share_evenly(settings.train, semi_supervised, "train.batch_size")
 
 
 def _pretrain(run: str, settings: Settings, contents: Contents) -> Training:
@@ -262,4 +322,6 @@ def _training(
         state = f"made anew, its configuration or data are others now: {state}"
     else:
         state = f"to do: {state}"
-    return Training(label, state, arm, network, loss, train, per_epoch * (train.epochs - reached), job)
+    return Training(
+        label, state, arm, network, loss, train, per_epoch * (train.epochs - reached), job, train.epochs - reached
+    )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from experiments.config import Settings, shareable
 from storage.identity import identity
+from storage.parquet import different_texts, text_array
 from storage.slices.store import SliceStore
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ def _bank(bank: str) -> dict[str, Any]:
     from storage.bank.bank import FactorBank
 
     opened = FactorBank.open(bank, partial=True)
-    vendors = Counter(opened.index["vendor"].to_pylist())
+    vendors = Counter(text_array(opened.index["vendor"]).tolist())
     return {
         "num_rows": len(opened),
         "slices": dict(sorted(vendors.items())),
@@ -124,4 +125,4 @@ def _bank(bank: str) -> dict[str, Any]:
 
 
 def _data_terms(table: Any) -> list[str]:
-    return sorted(set(table["terms"].to_pylist()))
+    return different_texts(table["terms"])

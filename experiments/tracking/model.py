@@ -7,12 +7,12 @@ the model ("models from code"). Everything else comes from the installed cardiom
 from __future__ import annotations
 
 import warnings
-from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from storage import fs
+from storage.bank.spec import UNKNOWN, code_version
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -78,7 +78,7 @@ def save_model(target: str, model_folder: str, **identity: Any) -> str:
                 python_model=str(CODE),
                 artifacts={NETWORK: str(Path(scratch) / NETWORK)},
                 signature=signature(),
-                pip_requirements=[f"cardiomix=={version('cardiomix')}"],
+                pip_requirements=["cardiomix" if (made_by := code_version()) == UNKNOWN else f"cardiomix=={made_by}"],
                 mlflow_model=model,
             )
     _forget_origin(model, target)

@@ -17,10 +17,11 @@ from pipeline.samples.drawing import Drawing
 from pipeline.samples.plan import PlanConfig, generator
 from pipeline.samples.preprocess import PreprocessConfig, working_slice
 from storage.bank.bank import FactorBank
-from storage.bank.index import slice_keys
+from storage.bank.index import rows_of
 from storage.bank.node_cache import BankView
 from storage.bank.styles import modality_donors
 from storage.errors import InputError
+from storage.parquet import text_array
 from storage.slices.store import SliceStore
 from storage.subjects import STRUCTURES
 
@@ -86,16 +87,16 @@ def quality(run: str, bank: FactorBank, a_vendor: int = 150) -> tuple[list[Kept]
 def _slices(
     store: SliceStore, bank: FactorBank, preprocess: PreprocessConfig, draw: Drawing, a_vendor: int
 ) -> list[_Slice]:
-    by_key, view = {key: i for i, key in enumerate(slice_keys(store.table))}, BankView(bank)
-    keys, index = slice_keys(bank.index), {name: bank.index[name].to_pylist() for name in bank.index.column_names}
+    slice_of, view = rows_of(store.table, bank.index), BankView(bank)
+    vendors = text_array(bank.index["vendor"]).tolist()
     usable: dict[str, list[int]] = {}
-    for row, key in enumerate(keys):
-        if index["labelled"][row] and key in by_key and _has_all(view.mask[row]):
-            usable.setdefault(index["vendor"][row], []).append(row)
+    for row in np.flatnonzero((slice_of >= 0) & bank.index["labelled"].to_numpy()).tolist():
+        if _has_all(view.mask[row]):
+            usable.setdefault(vendors[row], []).append(row)
     out = []
     for vendor, rows in usable.items():
         for row in sorted({rows[k * len(rows) // a_vendor] for k in range(a_vendor)}):
-            working = working_slice(store, by_key[keys[row]], preprocess)
+            working = working_slice(store, int(slice_of[row]), preprocess)
             anatomy, code = view.anatomy[row], view.modality[row]
             drawn = draw.decoded(anatomy, code)
             out.append(_Slice(vendor, working.image, working.mask, anatomy, code, drawn))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ import numpy as np
 from pipeline.networks.description import read_config, write_config
 from pipeline.networks.files import count_parameters, load_model
 from storage import fs
+from storage.bank.spec import code_version
 from storage.slices.store import SliceStore
 from storage.subjects import STRUCTURES
 
@@ -48,7 +48,7 @@ def describe_training(
     """
     areas = store.column("pixel_area_mm2")[_of(store, "train", semi_supervised)]
     return {
-        "version": f"cardiomix {version('cardiomix')}",
+        "version": f"cardiomix {code_version()}",
         "labels": {"background": 0, **_taught(store)},
         "training": {"arm": arm, "semi_supervised": semi_supervised, **training},
         "data": {

@@ -10,7 +10,6 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,7 @@ from pipeline.inference.predictor import Floats, Predictor, Segmented
 from pipeline.samples.preprocess import volume_statistics
 from pipeline.scores.volumes import MYOCARDIUM_G_PER_ML, ejection_fraction, volumes_ml
 from storage import fs
+from storage.bank.spec import code_version
 from storage.errors import InputError, StageError, one_line
 from storage.identity import identity
 from storage.images import Image, left_out_of, open_image, write_mask_of
@@ -125,7 +125,7 @@ def segment_study(predictor: Predictor, study: Study, models: Sequence[str]) -> 
         "warnings": [],
         "models": list(models),
         "inference": identity(predictor.config),
-        "made_by": f"cardiomix {version('cardiomix')}",
+        "made_by": f"cardiomix {code_version()}",
         "use": USE,
     }
     doubts = (

@@ -19,8 +19,9 @@ from pipeline.samples.realism import Encode
 from pipeline.samples.regions import grey_regions, label_regions, region_looks
 from pipeline.samples.rescale import linear_scale, resample_crop
 from pipeline.samples.sized_cache import SizedCache
-from pipeline.samples.stream_config import StreamConfig, bank_rows, donor_bank, keys_of, open_bank, step_plan
+from pipeline.samples.stream_config import StreamConfig, donor_bank, open_bank, step_plan
 from storage.bank.bank import FactorBank
+from storage.bank.index import rows_of
 from storage.bank.node_cache import BankView
 from storage.bank.styles import Donors, modality_donors
 from storage.errors import InputError
@@ -56,8 +57,7 @@ class SampleMaker:
 
     def _load_factors(self, bank: FactorBank, threads: int) -> None:
         self._anatomies = BankView(bank).anatomy  # mapped: this node holds it once
-        rows, ids = bank_rows(bank), np.flatnonzero(self.store.column("split") == "train")
-        self._row_of = {int(i): rows[key] for i, key in zip(ids, keys_of(self.store, ids), strict=True)}
+        self._row_of = rows_of(bank.index, self.store.table)  # of each slice of the store
         if not self.config.fa:
             return
         plan, self._own_code = self.config.plan, BankView(bank).modality
@@ -67,9 +67,14 @@ class SampleMaker:
             return
         encode = self._reader() if plan.guard == "reencoding" else None
         if plan.fa_render == "residual":  # real images, which are those of the run's own slices
-            slice_of = {row: i for i, row in self._row_of.items()}
+            ids = np.flatnonzero(self.store.column("split") == "train")
+            slice_of = np.empty(len(bank), dtype=np.int64)
+            slice_of[self._row_of[ids]] = ids
             drawing.judge_by(
-                np.array(sorted(slice_of)), self._own_code, lambda row, _: self.working(slice_of[row]).image, encode
+                np.sort(self._row_of[ids]),
+                self._own_code,
+                lambda row, _: self.working(int(slice_of[row])).image,
+                encode,
             )
         else:
             looked_at = np.arange(len(bank))

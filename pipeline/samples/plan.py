@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from typing import Literal
+from functools import cached_property, lru_cache
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -202,6 +202,17 @@ class StreamSpec:
     bends: bool = False
 
 
+class _Lookup:
+    """The value of an id: a dictionary of a million ids takes 100 MB."""
+
+    def __init__(self, ids: Ids, values: npt.NDArray[Any]) -> None:
+        order = np.argsort(ids, kind="stable")
+        self._ids, self._values = ids[order], np.asarray(values)[order]
+
+    def __call__(self, wanted: int) -> Any:
+        return self._values[np.searchsorted(self._ids, wanted)]
+
+
 class Stream:
     """Samples over a pool of slices, by index. Raises ValueError if the pool is empty, or FA has no donors."""
 
@@ -222,12 +233,18 @@ class Stream:
         vendors = np.asarray(spec.donor_vendors if spec.donor_vendors is not None else [""] * len(self.donors))
         self._by_vendor = {str(v): self.donors[vendors == v] for v in np.unique(vendors)}
         pool_vendors = spec.pool_vendors if spec.pool_vendors is not None else np.full(len(self.pool), "")
-        self._pool_vendor = dict(zip(self.pool.tolist(), map(str, pool_vendors), strict=True))
-        rows = spec.own_bank_rows
-        self._own_bank_row = dict(zip(self.pool.tolist(), rows.tolist(), strict=True)) if rows is not None else {}
-        self._vendor_of = dict(zip(self.donors.tolist(), map(str, vendors), strict=True))
+        self._donor_vendors, self._pool_vendors = vendors, pool_vendors
+        self._own_bank_row = _Lookup(self.pool, spec.own_bank_rows) if spec.own_bank_rows is not None else None
         # one pass is kept: samples are mostly asked for in order
         self._order = lru_cache(maxsize=4)(self._shuffled)
+
+    @cached_property
+    def _vendor_of_donor(self) -> _Lookup:
+        return _Lookup(self.donors, self._donor_vendors)
+
+    @cached_property
+    def _vendor_of_slice(self) -> _Lookup:
+        return _Lookup(self.pool, self._pool_vendors)
 
     def _shuffled(self, epoch: int) -> Ids:
         return generator(self.seed, f"{self.name}/order", epoch).permutation(self.pool)
@@ -272,7 +289,7 @@ class Stream:
         weight, vendor_place, place, look, twin_vendor, twin_place = rng.random(6)
         other = None
         if two and sample.donor_id is not None:
-            mine = self._vendor_of[sample.donor_id]
+            mine = str(self._vendor_of_donor(sample.donor_id))
             vendors = [v for v in self._by_vendor if v != mine] or [mine]
             others = self._by_vendor[vendors[int(vendor_place * len(vendors))]]
             other = int(others[int(place * len(others))])
@@ -293,19 +310,20 @@ class Stream:
         """The slices whose look this one may borrow."""
         if self.style_sources is None or self._style_vendors is None:
             return self.style_sources
-        others = self.style_sources[self._style_vendors != self._pool_vendor[slice_id]]
+        others = self.style_sources[self._style_vendors != self._vendor_of_slice(slice_id)]
         return others if len(others) else self.style_sources
 
     def _donor(self, slice_id: int, place: float, vendor_place: float) -> int:
         if self.policy == "own":
-            return int(self._own_bank_row[slice_id])
+            assert self._own_bank_row is not None
+            return int(self._own_bank_row(slice_id))
         if self.pairs == "uniform":
             candidates = self.donors
         else:
             vendors = list(self._by_vendor)
             if self.pairs == "cross_vendor":
                 # with one vendor there is no other: its own are all there are
-                vendors = [v for v in vendors if v != self._pool_vendor[slice_id]] or vendors
+                vendors = [v for v in vendors if v != self._vendor_of_slice(slice_id)] or vendors
             candidates = self._by_vendor[vendors[int(vendor_place * len(vendors))]]
         return int(candidates[int(place * len(candidates))])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 
 import numpy as np
@@ -12,12 +13,13 @@ from pipeline.samples.appearance import NNUNET, Appearance
 from pipeline.samples.plan import PlanConfig, StepPlan, Stream, StreamSpec
 from pipeline.samples.preprocess import PreprocessConfig
 from storage.bank.bank import FactorBank
-from storage.bank.index import Key, slice_keys
-from storage.bank.styles import modality_donors
+from storage.bank.index import rows_of
+from storage.bank.styles import different_donors, donor_texts
 from storage.errors import InputError
 from storage.identity import added, identity
 from storage.layouts import LayoutOptions
 from storage.layouts.protocols import excludes_from_training
+from storage.parquet import different_texts
 from storage.slices.store import SliceStore
 
 
@@ -78,11 +80,12 @@ def step_plan(config: StreamConfig, store: SliceStore, bank: FactorBank | None =
             "add unlabelled subjects or leave it out",
         )
     lender = donor_bank(config, bank)
-    donors = modality_donors(lender) if lender is not None and config.fa else None
-    rows = bank_rows(bank) if bank is not None and config.fa and config.plan.fa_policy == "own" else None
+    donor_vendors = donor_texts(lender, "vendor") if lender is not None and config.fa else None
+    own = config.fa and config.plan.fa_policy == "own"
+    rows = rows_of(bank.index, store.table) if bank is not None and own else None
     # imported donors follow the bank's own
     first_imported = len(lender) if lender is not None and config.plan.fa_policy == "styles" else 0
-    if donors is not None and first_imported == len(donors):
+    if donor_vendors is not None and first_imported == len(donor_vendors):
         raise InputError(config.run, "the bank has no imported styles", "run `cardiomix bank import-styles`")
 
     def stream(name: str, pool: npt.NDArray[np.int64], fa: bool = True, ra: bool = True) -> Stream:
@@ -90,19 +93,19 @@ def step_plan(config: StreamConfig, store: SliceStore, bank: FactorBank | None =
             config.seed,
             name,
             pool,
-            fa_share=config.plan.fa_share if donors is not None and fa else 0.0,
+            fa_share=config.plan.fa_share if donor_vendors is not None and fa else 0.0,
             ra_range=config.plan.area_range_mm2 if config.ra and ra else None,
             pairs=config.plan.pairs,
-            donors=np.arange(first_imported, len(donors)) if donors is not None else None,
-            donor_vendors=donors.vendor[first_imported:] if donors is not None else None,
+            donors=np.arange(first_imported, len(donor_vendors)) if donor_vendors is not None else None,
+            donor_vendors=donor_vendors[first_imported:] if donor_vendors is not None else None,
             pool_vendors=vendors[pool],
             flips=config.plan.flips,
             policy=config.plan.fa_policy,
-            own_bank_rows=np.array([rows[key] for key in keys_of(store, pool)]) if rows is not None else None,
+            own_bank_rows=rows[pool] if rows is not None else None,
             style_sources=np.flatnonzero(train) if config.appearance != "none" else None,
             style_vendors=vendors[train] if config.appearance == "histogram" else None,
-            twins=config.twins and fa and (donors is not None or config.plan.fa_regions != "none"),
-            steps=config.plan.fa_step if donors is not None else (1.0, 1.0),
+            twins=config.twins and fa and (donor_vendors is not None or config.plan.fa_regions != "none"),
+            steps=config.plan.fa_step if donor_vendors is not None else (1.0, 1.0),
             seeded=config.plan.fa_regions != "none",
             turn_degrees=config.plan.turn_degrees,
             zoom=config.plan.zoom,
@@ -132,8 +135,11 @@ def samples_of_worker(config: StreamConfig, plan: StepPlan, rank: int, world: in
     return rows
 
 
-def open_bank(config: StreamConfig, store: SliceStore) -> FactorBank | None:
-    """The bank of an arm that uses one, checked against the run.
+def open_bank(
+    config: StreamConfig, store: SliceStore, open_at: Callable[[str], FactorBank] = FactorBank.open
+) -> FactorBank | None:
+    """The bank of an arm that uses one, checked against the run. `open_at` opens a complete bank, or hands out one that
+    is open already.
 
     Raises InputError if there is none, it was made on another working grid, it lacks one of the run's training slices,
     or it holds a subject that this run validates or tests on, or excludes, or a vendor that the run's protocol keeps
@@ -144,7 +150,7 @@ def open_bank(config: StreamConfig, store: SliceStore) -> FactorBank | None:
         return None
     if config.bank is None:
         raise InputError(config.run, "an arm with FA needs a factor bank", "run `cardiomix extract`, or pass --bank")
-    bank = FactorBank.open(config.bank)
+    bank = open_at(config.bank)
     if bank.spec.preprocess != identity(config.preprocess):
         raise InputError(
             config.bank,
@@ -152,7 +158,7 @@ def open_bank(config: StreamConfig, store: SliceStore) -> FactorBank | None:
             f"use --set preprocess… as in the bank: {bank.spec.preprocess}",
         )
     _require_may_train(config, store, bank, config.bank)
-    missing = len(set(_keys_of_training(store)) - set(bank_rows(bank)))
+    missing = len(missing_of_training(store, bank))
     if missing:
         raise InputError(
             config.bank,
@@ -160,8 +166,8 @@ def open_bank(config: StreamConfig, store: SliceStore) -> FactorBank | None:
             "run `cardiomix extract`; or pass the SDNet that filled the bank too, with --sdnet: the run's slices are "
             "then encoded, and the bank gives the modalities",
         )
-    lender = donor_bank(config, bank)
-    if lender is not None and config.donors is not None:
+    if config.donors is not None:
+        lender = open_at(config.donors)
         for what in ("preprocess", "sdnet_fingerprint"):
             if getattr(lender.spec, what) != getattr(bank.spec, what):
                 raise InputError(config.donors, f"was made with another {what}", "codes of two networks do not mix")
@@ -185,19 +191,25 @@ def donor_bank(config: StreamConfig, bank: FactorBank | None) -> FactorBank | No
 
 
 def _require_may_train(config: StreamConfig, store: SliceStore, bank: FactorBank, where: str) -> None:
-    """Raises InputError if the bank holds whom this run validates or tests on, or a vendor that is kept out."""
-    donors = modality_donors(bank)
-    held_out = set(store.column("subject")[store.column("split") != "train"].tolist())
-    leaked = sorted(held_out & set(donors.subject.tolist()))
+    held_out = store.texts("subject", store.column("split") != "train")
+    own_alone = config.plan.fa_policy == "styles"
+    require_bank_may_train(bank, held_out, store.layouts or LayoutOptions(), where, own_alone)
+
+
+def require_bank_may_train(
+    bank: FactorBank, held_out: Iterable[str], protocol: LayoutOptions, where: str, own_alone: bool = False
+) -> None:
+    """Raises InputError if the bank holds one of the subjects `held_out`, whom a run validates or tests on or excludes,
+    or a vendor that the protocol keeps out; with `own_alone`, of its own rows, for imported styles may be of one."""
+    leaked = sorted(set(held_out).intersection(different_donors(bank, "subject")))
     if leaked:
         raise InputError(
             where,
             f"holds {leaked[0]}, which this run validates or tests on, or excludes",
             "use a bank made without these subjects",
         )
-    checked = donors.vendor[: len(bank)] if config.plan.fa_policy == "styles" else donors.vendor
-    protocol = store.layouts or LayoutOptions()
-    forbidden = [vendor for vendor in sorted(set(checked.tolist())) if excludes_from_training(protocol, vendor)]
+    vendors = different_texts(bank.index["vendor"]) if own_alone else different_donors(bank, "vendor")
+    forbidden = [vendor for vendor in vendors if excludes_from_training(protocol, vendor)]
     if forbidden:
         raise InputError(
             where,
@@ -206,15 +218,7 @@ def _require_may_train(config: StreamConfig, store: SliceStore, bank: FactorBank
         )
 
 
-def keys_of(store: SliceStore, ids: npt.NDArray[np.int64]) -> list[Key]:
-    """(subject, frame, slice): names a slice in a store and in a bank, wherever each was made."""
-    return slice_keys(store.table.take(ids))
-
-
-def _keys_of_training(store: SliceStore) -> list[Key]:
-    return keys_of(store, np.flatnonzero(store.column("split") == "train"))
-
-
-def bank_rows(bank: FactorBank) -> dict[Key, int]:
-    """The row of each of a bank's slices, by `keys_of`."""
-    return {key: row for row, key in enumerate(slice_keys(bank.index))}
+def missing_of_training(store: SliceStore, bank: FactorBank) -> npt.NDArray[np.int64]:
+    """The training slices of a store, by id, that a bank lacks."""
+    train = np.flatnonzero(store.column("split") == "train")
+    return train[rows_of(bank.index, store.table)[train] < 0]

@@ -6,6 +6,7 @@
     <bank>/index.parquet             `BANK_INDEX_SCHEMA`, one row a slice; its rows are the bank's
     <bank>/decoder.safetensors, decoder.json
     <bank>/ledger/shard-00000.json   that shard counts (see `storage.bank.ledger`)
+    <bank>/manifest.json             every shard counts: the whole ledger in one file
     <bank>/styles/….parquet          modality vectors of other banks (see `storage.bank.styles`)
 
 Specified in docs/bank-format.md. Rows are written and read a whole shard at a time: one writer a shard, and never fancy
@@ -39,7 +40,6 @@ from storage.bank.arrays import (
 from storage.bank.index import (
     BANK_INDEX_SCHEMA,
     append_missing_slices,
-    index_digest,
     read_index,
     require_on_canvas,
     row_digests,
@@ -61,10 +61,11 @@ from storage.bank.spec import (
     sha256,
 )
 from storage.errors import InputError
+from storage.parquet import different_texts
 
 __all__ = ["ARRAYS", "BANK_INDEX_SCHEMA", "BankSpec", "FactorBank", "PackedBank"]
 
-KNOWN_FILES = frozenset({ROOT, INDEX, WEIGHTS, WEIGHTS_CONFIG, STYLES, ledger.FOLDER, *ARRAYS})
+KNOWN_FILES = frozenset({ROOT, INDEX, WEIGHTS, WEIGHTS_CONFIG, STYLES, ledger.FOLDER, ledger.MANIFEST, *ARRAYS})
 
 
 @dataclass(frozen=True)
@@ -81,14 +82,18 @@ class PackedBank:
 
 
 class FactorBank:
-    """A bank at a local path or an fsspec URI. Make one with `create` or `open`."""
+    """A bank at a local path or an fsspec URI. Make one with `create` or `open`.
 
-    def __init__(self, bank: str, spec: BankSpec, index: pa.Table, decoder_sha256: str) -> None:
-        terms = tuple(sorted(set(index["terms"].to_pylist())))
+    Its index is that of the time when it was opened, and so is its ledger once it has been seen complete.
+    `decoder_sha256` is over the decoder's weights and configuration, as the bank records it.
+    """
+
+    def __init__(self, bank: str, spec: BankSpec, index: pa.Table, index_sha256: str, decoder_sha256: str) -> None:
         self.uri = bank
-        self.spec = spec.model_copy(update={"terms": terms})
+        self.spec = spec.model_copy(update={"terms": tuple(different_texts(index["terms"]))})
         self.index = index
-        self._decoder_sha256 = decoder_sha256
+        self._index_sha256, self.decoder_sha256 = index_sha256, decoder_sha256
+        self._whole: ledger.Manifest | None = None
 
     @classmethod
     def create(
@@ -107,13 +112,13 @@ class FactorBank:
             return found.append(index)
         _clear_unfinished(bank)
         digest = sha256(decoder, config.encode())
-        write_index(bank, index)
+        index_sha256 = write_index(bank, index)
         fs.write_bytes(fs.join(bank, WEIGHTS), decoder)
         fs.write_text(fs.join(bank, WEIGHTS_CONFIG), config)
         for name in ARRAYS:
             write_metadata(bank, name, spec, index.num_rows)
         fs.write_text(fs.join(bank, ROOT), root_document(spec, digest))
-        return cls(bank, spec, index, digest)
+        return cls(bank, spec, index, index_sha256, digest)
 
     @classmethod
     def open(cls, bank: str, partial: bool = False) -> FactorBank:
@@ -122,12 +127,12 @@ class FactorBank:
         With `partial`, missing shards are no error; they are when they are read.
         """
         spec, decoder = read_root(bank)
-        found = cls(bank, spec, read_index(bank), decoder)
+        found = cls(bank, spec, *read_index(bank), decoder)
         require_on_canvas(found.index, spec.canvas, fs.base_name(bank))
         for name in ARRAYS:
             check_metadata(bank, name, spec, len(found))
-        missing = found.shards() - len(found.committed())
-        if missing and not partial:
+        if not partial and not found.is_complete():
+            missing = found.shards() - len(found.committed())
             raise InputError(
                 fs.base_name(bank),
                 f"is not complete: {missing} of {found.shards()} shards are missing",
@@ -149,8 +154,7 @@ class FactorBank:
             return self
         for name in ARRAYS:  # longer than the index says for a moment, which readers allow
             write_metadata(self.uri, name, self.spec, wanted.num_rows)
-        write_index(self.uri, wanted)
-        return FactorBank(self.uri, self.spec, wanted, self._decoder_sha256)
+        return FactorBank(self.uri, self.spec, wanted, write_index(self.uri, wanted), self.decoder_sha256)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return FactorBank.open, (self.uri, True)  # other processes open their own
@@ -170,8 +174,9 @@ class FactorBank:
         return range(start, min(start + self.spec.shard_slices, len(self)))
 
     def committed(self) -> set[int]:
-        """Shards whose ledger entry is there and is about this bank's rows and network; read anew at each call."""
-        return set(self._entries())
+        """Shards whose ledger entry is there and is about this bank's rows and network; read anew at each call, the
+        manifest left out."""
+        return set(self._ledger())
 
     def is_committed(self, shard: int) -> bool:
         """Whether one shard is committed; read anew at each call."""
@@ -179,8 +184,32 @@ class FactorBank:
         return entry is not None and self._entry_matches(shard, entry)
 
     def is_complete(self) -> bool:
-        """Whether every shard is committed."""
-        return len(self.committed()) == self.shards()
+        """Whether every shard is committed. Read until it is so, and never again."""
+        return self._seen_whole() is not None
+
+    def is_sealed(self) -> bool:
+        """Whether the manifest is there, and the ledger has a file for every shard: asked without reading these."""
+        found = self._manifest()
+        return found is not None and set(found.entries) <= ledger.listed(self.uri)
+
+    def seal(self) -> None:
+        """Write the manifest of a bank whose ledger is complete, from that ledger; else nothing happens. Call it only
+        while nobody else writes."""
+        whole = self.ledger_as_manifest()
+        if len(whole.entries) == self.shards():
+            ledger.write_manifest(self.uri, whole)
+
+    def unseal(self) -> None:
+        """Remove the manifest, before shards are written that it may vouch for."""
+        ledger.remove_manifest(self.uri)
+        self._whole = None
+
+    def ledger_as_manifest(self) -> ledger.Manifest:
+        """What the ledger says now, the manifest left out."""
+        entries = self._ledger()
+        shards = [[k, dict(entry.sha256)] for k, entry in sorted(entries.items())]
+        name = sha256(as_json({**self._identity, "shards": shards}).encode())[:16]
+        return ledger.Manifest(self._identity, name, entries)
 
     def write_shard(
         self,
@@ -200,29 +229,31 @@ class FactorBank:
 
     def draft(self, shard: int) -> ShardDraft:
         """A shard to be compressed slice by slice, for whoever gets them one by one. Raises IndexError."""
+        self._whole = None
         return ShardDraft(self.uri, shard, self.shard_rows(shard), self.spec, self._row_digests[shard])
 
     def read_shard(self, shard: int) -> PackedBank:
         """One whole shard, its files checked against the ledger. Raises InputError if it is missing or damaged."""
-        return PackedBank(**{name: self.read_array(name, shard) for name in ARRAYS})
+        entry = self.entry(shard)
+        return PackedBank(**{name: self.read_array(name, shard, entry) for name in ARRAYS})
 
-    def read_array(self, name: str, shard: int) -> npt.NDArray[Any]:
+    def read_array(self, name: str, shard: int, entry: ledger.Entry | None = None) -> npt.NDArray[Any]:
         """One array's rows of a shard, as `read_rows` reads them."""
         out = np.empty((len(self.shard_rows(shard)), *row_shape(name, self.spec)), dtype=dtype(name))
-        for _ in self.read_rows(name, shard, out):
+        for _ in self.read_rows(name, shard, out, entry):
             pass
         return out
 
-    def read_rows(self, name: str, shard: int, out: npt.NDArray[Any] | None = None) -> Iterator[npt.NDArray[Any]]:
+    def read_rows(
+        self, name: str, shard: int, out: npt.NDArray[Any] | None = None, entry: ledger.Entry | None = None
+    ) -> Iterator[npt.NDArray[Any]]:
         """One array's rows of a shard, decoded one by one; into the rows of `out` if that is given.
 
-        The file is checked against the ledger before the first row. Raises InputError if it is missing or damaged.
+        The file is checked against the shard's `entry`, read if it is not given, before the first row. Raises
+        InputError if it is missing or damaged.
         """
-        rows = self.shard_rows(shard)
+        rows, entry = self.shard_rows(shard), entry or self.entry(shard)
         where = f"{fs.base_name(self.uri)}, shard {shard}"
-        entry = ledger.read_entry(self.uri, shard)
-        if entry is None or not self._entry_matches(shard, entry):
-            raise InputError(where, "is not in the ledger", "run `cardiomix extract` to its end")
         remedy = f"remove ledger/shard-{shard:05d}.json and run `cardiomix extract`, or restore the bank's copy"
         try:
             stored = fs.read_bytes(shard_uri(self.uri, name, shard))
@@ -233,6 +264,29 @@ class FactorBank:
         except (OSError, ValueError, RuntimeError) as error:
             raise InputError(where, f"its {name} cannot be read ({type(error).__name__})", remedy) from error
 
+    def read_column(self, name: str) -> npt.NDArray[Any]:
+        """One array's rows of the whole bank, as `read_rows` reads them; several shards at a time from far away."""
+        out = np.empty((len(self), *row_shape(name, self.spec)), dtype=dtype(name))
+
+        def read(shard: int) -> None:
+            rows = self.shard_rows(shard)
+            out[rows.start : rows.stop] = self.read_array(name, shard)
+
+        fs.map_concurrently(self.uri, read, range(self.shards()))
+        return out
+
+    def entry(self, shard: int) -> ledger.Entry:
+        """What the ledger says of a shard. Raises InputError if it says nothing, IndexError."""
+        if not 0 <= shard < self.shards():
+            raise IndexError(f"shard {shard} of {self.shards()}")
+        if self._whole is not None:
+            return self._whole.entries[shard]
+        entry = ledger.read_entry(self.uri, shard)
+        if entry is None or not self._entry_matches(shard, entry):
+            where = f"{fs.base_name(self.uri)}, shard {shard}"
+            raise InputError(where, "is not in the ledger", "run `cardiomix extract` to its end")
+        return entry
+
     def read(self, rows: Sequence[int] | npt.NDArray[np.integer[Any]]) -> PackedBank:
         """The given rows in the given order, repeats allowed; every shard is read once, whole. Raises IndexError."""
         wanted = np.asarray(rows, dtype=np.int64)
@@ -240,11 +294,14 @@ class FactorBank:
             raise IndexError(f"rows {wanted.min()} to {wanted.max()} of a bank of {len(self)}")
         out = PackedBank(**{n: np.empty((len(wanted), *row_shape(n, self.spec)), dtype=dtype(n)) for n in ARRAYS})
         shard_of = wanted // self.spec.shard_slices
-        for shard in np.unique(shard_of):
+
+        def read(shard: int) -> None:
             here = np.flatnonzero(shard_of == shard)
-            found, at = self.read_shard(int(shard)), wanted[here] - int(shard) * self.spec.shard_slices
+            found, at = self.read_shard(shard), wanted[here] - shard * self.spec.shard_slices
             for name in ARRAYS:
                 getattr(out, name)[here] = getattr(found, name)[at]
+
+        fs.map_concurrently(self.uri, read, np.unique(shard_of).tolist())
         return out
 
     def load(self) -> PackedBank:
@@ -266,25 +323,14 @@ class FactorBank:
             config = fs.read_bytes(fs.join(self.uri, WEIGHTS_CONFIG))
         except OSError as error:
             raise InputError(where, "its decoder is missing", remedy) from error
-        if sha256(weights, config) != self._decoder_sha256:
+        if sha256(weights, config) != self.decoder_sha256:
             raise InputError(where, "its decoder is not the one it was made with", remedy)
         return weights, dict(json.loads(config))
 
     @property
-    def decoder_sha256(self) -> str:
-        """SHA-256 of the decoder's weights and configuration, as the bank records it."""
-        return self._decoder_sha256
-
-    @property
     def content_fingerprint(self) -> str:
         """Names the factors: 16 hex digits of SHA-256 over identity, index, decoder and the ledger's checksums."""
-        content = {
-            "spec": self.spec.identity(),
-            "index": index_digest(self.index),
-            "decoder": self._decoder_sha256,
-            "shards": [[k, dict(entry.sha256)] for k, entry in sorted(self._entries().items())],
-        }
-        return sha256(as_json(content).encode())[:16]
+        return (self._seen_whole() or self.ledger_as_manifest()).fingerprint
 
     @property
     def fingerprint(self) -> str:
@@ -303,8 +349,27 @@ class FactorBank:
     def _row_digests(self) -> list[str]:
         return row_digests(self.index, map(self.shard_rows, range(self.shards())))
 
-    def _entries(self) -> dict[int, ledger.Entry]:
+    def _ledger(self) -> dict[int, ledger.Entry]:
         return {k: entry for k, entry in ledger.committed(self.uri).items() if self._entry_matches(k, entry)}
+
+    def _seen_whole(self) -> ledger.Manifest | None:
+        """The complete ledger, from the manifest or, where there is none of this bank, from the entries; None if shards
+        are missing. It is read once."""
+        if self._whole is None:
+            found = self._manifest() or self.ledger_as_manifest()
+            self._whole = found if len(found.entries) == self.shards() else None
+        return self._whole
+
+    def _manifest(self) -> ledger.Manifest | None:
+        """The manifest, if it is of this bank and whole."""
+        found = ledger.read_manifest(self.uri)
+        ours = found is not None and found.bank == self._identity and set(found.entries) == set(range(self.shards()))
+        return found if ours else None
+
+    @cached_property
+    def _identity(self) -> dict[str, Any]:
+        """What a ledger is of, as JSON values."""
+        return {"spec": self.spec.identity(), "index": self._index_sha256, "decoder": self.decoder_sha256}
 
     def _entry_matches(self, shard: int, entry: ledger.Entry) -> bool:
         return (

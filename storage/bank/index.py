@@ -1,7 +1,11 @@
-"""The index of a factor bank: which slice each row is. Its file is the one truth about how many slices a bank holds."""
+"""The index of a factor bank: which slice each row is. Its file is the one truth about how many slices a bank holds.
+
+In memory its text columns hold each different text once (`storage.parquet.REPEATED`).
+"""
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Iterable
 from typing import Any, Final
@@ -13,12 +17,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from storage import fs
-from storage.bank.spec import INDEX, sha256
+from storage.bank.spec import INDEX
 from storage.errors import InputError
-from storage.parquet import read_parquet
+from storage.parquet import REPEATED, different_texts, read_parquet, text_codes, with_repeated
 from storage.subjects import ALL_STRUCTURES, STRUCTURES_FIELD, partly_drawn, structures_text
 
 DIGEST: Final = b"cardiomix_sha256"  # key of the file's metadata
+_STRUCTURES_NAME: Final = STRUCTURES_FIELD.name.encode() + b"\0"
+AT_ONCE: Final = 2**16  # rows of a column that are bytes at a time
+FEW: Final = 2**20  # of two numbers below it and one below 2**23, the product is an int64
 
 # height, width, top, left: the image's true extent on the canvas, in working pixels; pixel_area_mm2: that of a working
 # pixel; native_: the scanner's own grid.
@@ -47,21 +54,75 @@ def slice_keys(table: pa.Table) -> list[Key]:
     return list(zip(*(table.column(name).to_pylist() for name in ("subject", "frame", "slice")), strict=True))
 
 
+def rows_of(index: pa.Table, wanted: pa.Table) -> npt.NDArray[np.int64]:
+    """(n,): for each row of `wanted`, the row of `index` that is the same slice (see `slice_keys`), or -1.
+
+    Both are a bank's or a slice store's table; `index` names no slice twice.
+    """
+    ours, theirs = _numbered(index, wanted)
+    order = np.argsort(ours, kind="stable")  # mostly in order already
+    at = np.minimum(np.searchsorted(ours, theirs, sorter=order), max(0, len(ours) - 1))
+    rows = order[at] if len(ours) else np.full(len(theirs), -1)
+    return np.where(ours[rows] == theirs, rows, -1) if len(ours) else rows
+
+
+def _numbered(*tables: pa.Table) -> list[npt.NDArray[np.int64]]:
+    """A number for each row of each table; two rows have the same if, and only if, they are the same slice."""
+    known: dict[str, int] = {}
+    subjects = []
+    for table in tables:
+        codes, texts = text_codes(table["subject"])
+        numbers = np.array([known.setdefault(text, len(known)) for text in texts], dtype=np.int64)
+        subjects.append(numbers[codes] if texts else np.zeros(0, dtype=np.int64))
+    whole = np.concatenate(subjects)
+    for name in ("frame", "slice"):
+        values, count = _counted_from_0(np.concatenate([table[name].to_numpy() for table in tables]).astype(np.int64))
+        whole = whole * count + values
+    return np.split(whole, np.cumsum([table.num_rows for table in tables])[:-1])
+
+
+def _counted_from_0(values: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], int]:
+    """The same order in numbers from 0, and an upper end of them, exclusive."""
+    low, high = (int(values.min()), int(values.max())) if len(values) else (0, 0)
+    if high - low < FEW:
+        return values - low, high - low + 1
+    different, ranks = np.unique(values, return_inverse=True)
+    return ranks.astype(np.int64), len(different)
+
+
 def validated_index(index: pa.Table) -> pa.Table:
     """The index with exactly our columns, in our order, in one piece; `structures` only if it says anything.
 
     Raises ValueError if it is not an index.
     """
-    texts = index[_STRUCTURES].to_pylist() if _STRUCTURES in index.column_names else []
-    schema = BANK_INDEX_SCHEMA.append(STRUCTURES_FIELD) if partly_drawn(texts) else BANK_INDEX_SCHEMA
-    table = index.select(schema.names).cast(schema).combine_chunks()
+    schema = with_repeated(_schema_of(index))
+    if _STRUCTURES in schema.names:
+        texts = index[_STRUCTURES]
+        if not texts.null_count and not partly_drawn(different_texts(texts)):
+            schema = with_repeated(BANK_INDEX_SCHEMA)
+    table = pa.table([_held(index[field.name], field) for field in schema], schema=schema)
     if not table.num_rows or not np.array_equal(table["row"].to_numpy(), np.arange(table.num_rows)):
         raise ValueError("the index of a bank numbers its rows 0, 1, 2, …, and has at least one")
     if any(column.null_count for column in table.columns):
         raise ValueError("the index of a bank has no gaps")
-    if len(set(slice_keys(table))) != table.num_rows:
+    numbers = np.sort(_numbered(table)[0])
+    if (numbers[1:] == numbers[:-1]).any():
         raise ValueError("the index of a bank names no slice twice")
     return table
+
+
+def _schema_of(index: pa.Table) -> pa.Schema:
+    """The schema of an index in its file, with `structures` if the table has it."""
+    return BANK_INDEX_SCHEMA.append(STRUCTURES_FIELD) if _STRUCTURES in index.column_names else BANK_INDEX_SCHEMA
+
+
+def _held(column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray:
+    """A column of any source in the type, and in one piece, as we hold it."""
+    if not pa.types.is_dictionary(field.type):
+        return pa.chunked_array([column.cast(field.type).combine_chunks()], type=field.type)
+    if not pa.types.is_dictionary(column.type):
+        column = column.cast(field.type.value_type).dictionary_encode()
+    return pa.chunked_array([column.unify_dictionaries().combine_chunks().cast(field.type)], type=field.type)
 
 
 def with_structures(index: pa.Table) -> pa.Table:
@@ -70,7 +131,7 @@ def with_structures(index: pa.Table) -> pa.Table:
         return index
     every = structures_text(ALL_STRUCTURES)
     texts = [every if labelled else "" for labelled in index["labelled"].to_pylist()]
-    return index.append_column(STRUCTURES_FIELD, pa.array(texts, type=STRUCTURES_FIELD.type))
+    return index.append_column(STRUCTURES_FIELD.with_type(REPEATED), pa.array(texts).dictionary_encode())
 
 
 def centred_on_canvas(index: pa.Table, canvas: tuple[int, int]) -> pa.Table:
@@ -92,17 +153,18 @@ def append_missing_slices(index: pa.Table, wanted: pa.Table, canvas: tuple[int, 
     remedy = "name another bank, or remove this one to extract it again"
     before = index
     index, wanted = with_structures(index), with_structures(wanted)
-    at = {key: row for row, key in enumerate(slice_keys(wanted))}
-    shared = [at.pop(key, None) for key in slice_keys(index)]
-    lacking = shared.count(None)
+    shared = rows_of(wanted, index)
+    lacking = int((shared < 0).sum())
     if lacking:
         raise InputError(bank, f"holds other slices than the run: {lacking} of them are not among its own", remedy)
-    facts = [name for name in wanted.column_names if name not in _PLACE]
-    if not wanted.select(facts).take(pa.array(shared, type=pa.int64())).equals(index.select(facts)):
+    facts = pa.schema([field for field in _schema_of(wanted) if field.name not in _PLACE])
+    if not wanted.select(facts.names).take(pa.array(shared)).cast(facts).equals(index.select(facts.names).cast(facts)):
         raise InputError(bank, "holds other slices than the run: some of the same name have changed", remedy)
-    if not at:
+    new = np.ones(wanted.num_rows, dtype=np.bool_)
+    new[shared] = False
+    if not new.any():
         return before
-    added = wanted.take(pa.array(list(at.values()), type=pa.int64()))
+    added = wanted.take(pa.array(np.flatnonzero(new)))
     needed = tuple(int(pc.max(added[name]).as_py()) for name in ("height", "width"))
     if needed[0] > canvas[0] or needed[1] > canvas[1]:
         raise InputError(
@@ -133,7 +195,8 @@ def rows_where(index: pa.Table, wanted: dict[str, Any]) -> npt.NDArray[np.int64]
         if name not in index.column_names:
             raise InputError(f"where {name}", "an index has no such column", f"use {', '.join(index.column_names)}")
         values = list(value) if isinstance(value, list | tuple | set | frozenset) else [value]
-        found &= pc.is_in(index[name], pa.array(values, type=index[name].type)).to_numpy()
+        column = index[name].cast(pa.string()) if index[name].type == REPEATED else index[name]
+        found &= pc.is_in(column, pa.array(values, type=column.type)).to_numpy()
     return np.flatnonzero(found)
 
 
@@ -143,21 +206,34 @@ def row_digests(index: pa.Table, parts: Iterable[range]) -> list[str]:
     Numbers little endian, bools as one byte, each text in UTF-8 with a zero byte after it. `structures` does not count
     in a range where it says nothing, so that a shard stays the same when others that are partly labelled are added.
     """
-    columns = []
-    for name in index.column_names:
-        text = pa.types.is_string(index[name].type)
-        columns.append((name, index[name].to_pylist() if text else index[name].to_numpy()))
+    columns = [(name.encode() + b"\0", *_as_bytes(index[name])) for name in index.column_names]
+    digests = []
+    for part in parts:
+        digest = hashlib.sha256()
+        for name, values, texts in columns:
+            if name == _STRUCTURES_NAME and not _says_anything(values[part.start : part.stop], texts):
+                continue
+            digest.update(name)
+            for start in range(part.start, part.stop, AT_ONCE):
+                piece = values[start : min(start + AT_ONCE, part.stop)]
+                digest.update(piece.data if texts is None else b"".join([texts[code] for code in piece.tolist()]))
+        digests.append(digest.hexdigest())
+    return digests
 
-    def content(name: str, values: Any) -> bytes:
-        if not isinstance(values, list):
-            body = bytes(values.astype(values.dtype.newbyteorder("<")).tobytes())
-        elif name == _STRUCTURES and not partly_drawn(values):
-            return b""
-        else:
-            body = b"".join(text.encode() + b"\0" for text in values)
-        return name.encode() + b"\0" + body
 
-    return [sha256(*(content(name, values[part.start : part.stop]) for name, values in columns)) for part in parts]
+def _says_anything(codes: npt.NDArray[Any], texts: list[bytes] | None) -> bool:
+    """Whether some row's `structures` are not all of them."""
+    assert texts is not None
+    return partly_drawn(texts[code][:-1].decode() for code in np.unique(codes))
+
+
+def _as_bytes(column: pa.ChunkedArray) -> tuple[npt.NDArray[Any], list[bytes] | None]:
+    """A column's numbers, little endian; or the codes of its texts and the bytes of each."""
+    if pa.types.is_dictionary(column.type) or pa.types.is_string(column.type):
+        codes, texts = text_codes(column)
+        return codes, [text.encode() + b"\0" for text in texts]
+    values = column.to_numpy()
+    return np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<")), None
 
 
 def index_digest(index: pa.Table) -> str:
@@ -165,18 +241,22 @@ def index_digest(index: pa.Table) -> str:
     return row_digests(index, [range(index.num_rows)])[0]
 
 
-def write_index(bank: str, index: pa.Table) -> None:
-    """Write the index, atomically: from now on the bank holds its rows."""
-    out = io.BytesIO()
-    pq.write_table(index.replace_schema_metadata({DIGEST: index_digest(index)}), out, compression="zstd")
+def write_index(bank: str, index: pa.Table) -> str:
+    """Write the index, atomically: from now on the bank holds its rows. Returns its digest."""
+    out, digest = io.BytesIO(), index_digest(index)
+    # In the file the columns are plain text, which Parquet itself keeps by dictionaries: every reader of the format
+    # finds the types that it names.
+    plain = index.cast(_schema_of(index)).replace_schema_metadata({DIGEST: digest})
+    pq.write_table(plain, out, compression="zstd")
     fs.write_bytes(fs.join(bank, INDEX), out.getvalue())
+    return digest
 
 
-def read_index(bank: str) -> pa.Table:
-    """The index. Raises InputError if it is missing, damaged or not as it was written."""
+def read_index(bank: str) -> tuple[pa.Table, str]:
+    """The index and its digest. Raises InputError if it is missing, damaged or not as it was written."""
     where, remedy = f"{fs.base_name(bank)}, {INDEX}", "restore it, or extract again"
     try:
-        table = read_parquet(fs.read_bytes(fs.join(bank, INDEX)))
+        table = read_parquet(fs.read_bytes(fs.join(bank, INDEX)), repeated=True)
         index = validated_index(table)
         digest = index_digest(index)
     except FileNotFoundError as error:
@@ -185,4 +265,4 @@ def read_index(bank: str) -> pa.Table:
         raise InputError(where, "is damaged", remedy) from error
     if digest.encode() != (table.schema.metadata or {}).get(DIGEST):
         raise InputError(where, "is not as it was written", remedy)
-    return index.replace_schema_metadata(None)
+    return index, digest

@@ -2,6 +2,9 @@
 
 The ledger is the truth that a resume reads. An entry says from which weights and by which version a shard was made and
 what its bytes are; no time and no host, so that the same inputs leave the same files.
+
+Of a complete bank, `<bank>/manifest.json` holds all entries, so that a reader asks for one file instead of one a shard.
+It goes as soon as a shard is written again. Banks made before there were manifests are read without.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,7 +22,7 @@ import numpy.typing as npt
 
 from storage import fs
 
-FOLDER = "ledger"
+FOLDER, MANIFEST = "ledger", "manifest.json"
 _NAME = re.compile(r"shard-(\d{5}|[1-9]\d{5,8})\.json")
 
 
@@ -40,6 +44,16 @@ class Entry:
     code_version: str
 
 
+@dataclass(frozen=True)
+class Manifest:
+    """A complete bank's ledger in one: `bank` says what the entries are of (as in `FactorBank.content_fingerprint`),
+    `fingerprint` is that name, `entries` are by shard."""
+
+    bank: Mapping[str, Any]
+    fingerprint: str
+    entries: Mapping[int, Entry]
+
+
 def array_sha256(values: npt.NDArray[Any]) -> str:
     """SHA-256 of an array's raw bytes as an entry records them: C order, little endian; shape and type do not enter."""
     little = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<"))
@@ -53,18 +67,50 @@ def entry_uri(bank: str, shard: int) -> str:
 
 def commit(bank: str, shard: int, entry: Entry) -> None:
     """Write a shard's entry, atomically: from now on the shard counts."""
-    fs.write_text(entry_uri(bank, shard), json.dumps(asdict(entry), indent=1, sort_keys=True) + "\n")
+    fs.write_text(entry_uri(bank, shard), document(entry))
+
+
+def document(entry: Entry) -> str:
+    """An entry's file."""
+    return json.dumps(asdict(entry), indent=1, sort_keys=True) + "\n"
 
 
 def retract(bank: str, shard: int) -> None:
-    """Remove a shard's entry: from now on its data count as absent."""
+    """Remove a shard's entry, and the manifest: from now on its data count as absent."""
+    remove_manifest(bank)
     fs.remove(entry_uri(bank, shard))
+
+
+def remove_manifest(bank: str) -> None:
+    """From now on the entries alone say what counts."""
+    fs.remove(fs.join(bank, MANIFEST))
+
+
+def write_manifest(bank: str, manifest: Manifest) -> None:
+    """Write the manifest, atomically, unless it is there as it should be."""
+    text, place = json.dumps(asdict(manifest), sort_keys=True) + "\n", fs.join(bank, MANIFEST)
+    with suppress(FileNotFoundError, ValueError):
+        if fs.read_text(place) == text:
+            return
+    fs.write_text(place, text)
+
+
+def read_manifest(bank: str) -> Manifest | None:
+    """The manifest; None if there is none or it is damaged, for the ledger says the same."""
+    try:
+        document = json.loads(fs.read_text(fs.join(bank, MANIFEST)))
+        entries = {int(shard): _entry(entry) for shard, entry in document["entries"].items()}
+        return Manifest(dict(document["bank"]), str(document["fingerprint"]), entries)
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        return None
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError):
+        return None
 
 
 def read_entry(bank: str, shard: int) -> Entry | None:
     """A shard's entry; None if there is none or it is damaged, for then nothing vouches for the data."""
     try:
-        return _parsed_entry(fs.read_text(entry_uri(bank, shard)))
+        return _entry(json.loads(fs.read_text(entry_uri(bank, shard))))
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         return None
     except (ValueError, TypeError, KeyError, RecursionError, OverflowError):
@@ -73,14 +119,18 @@ def read_entry(bank: str, shard: int) -> Entry | None:
 
 def committed(bank: str) -> dict[int, Entry]:
     """Shard → entry of every shard that has a readable one."""
-    names = fs.list_names(fs.join(bank, FOLDER))
-    shards = [int(matched[1]) for matched in map(_NAME.fullmatch, names) if matched]
+    shards = sorted(listed(bank))
     entries = fs.map_concurrently(bank, lambda shard: read_entry(bank, shard), shards)
     return {shard: entry for shard, entry in zip(shards, entries, strict=True) if entry is not None}
 
 
-def _parsed_entry(text: str) -> Entry:
-    document: dict[str, Any] = json.loads(text)
+def listed(bank: str) -> set[int]:
+    """Shards that have an entry, readable or not."""
+    names = fs.list_names(fs.join(bank, FOLDER))
+    return {int(matched[1]) for matched in map(_NAME.fullmatch, names) if matched}
+
+
+def _entry(document: dict[str, Any]) -> Entry:
     return Entry(
         start=int(document["start"]),
         stop=int(document["stop"]),

@@ -11,11 +11,12 @@ import pyarrow as pa
 from storage import fs
 from storage.bank.arrays import row_shape
 from storage.bank.bank import FactorBank, PackedBank
-from storage.bank.index import centred_on_canvas, with_structures
+from storage.bank.index import centred_on_canvas, index_digest, with_structures
 from storage.bank.spec import ROOT, STYLES
 from storage.bank.styles import read_styles
 from storage.errors import InputError
 from storage.lock import bank_lock
+from storage.parquet import different_texts
 
 SAME = ("sdnet_fingerprint", "preprocess", "channels", "modality_size")
 
@@ -37,7 +38,7 @@ def merge(sources: Sequence[str], out: str, progress: Callable[[int, int], None]
     with bank_lock(out):
         if fs.exists(fs.join(out, ROOT)):  # which `create` would extend
             there = FactorBank.open(out, partial=True)
-            if not there.index.equals(index) or there.spec.canvas != canvas:
+            if index_digest(there.index) != index_digest(index) or there.spec.canvas != canvas:
                 raise InputError(fs.base_name(out), "holds other slices", "name a new folder for the bank")
         made = FactorBank.create(out, spec, index, *first.decoder())
         made.tidy()
@@ -45,13 +46,22 @@ def merge(sources: Sequence[str], out: str, progress: Callable[[int, int], None]
             for name in fs.list_names(fs.join(bank.uri, STYLES)):
                 read_styles(bank, name)  # whole, and of this network
                 fs.write_bytes(fs.join(out, STYLES, name), fs.read_bytes(fs.join(bank.uri, STYLES, name)))
-        done = made.committed()
-        for shard in range(made.shards()):
-            if shard not in done:
-                found = _rows_of_banks(banks, made, made.shard_rows(shard))
-                made.write_shard(shard, found.anatomy, found.modality, found.mask)
+        todo = sorted(set(range(made.shards())) - made.committed())
+
+        def join(shard: int) -> None:
+            found = _rows_of_banks(banks, made, made.shard_rows(shard))
+            made.write_shard(shard, found.anatomy, found.modality, found.mask)
+
+        def tell(count: int) -> None:
             if progress is not None:
-                progress(shard + 1, made.shards())
+                progress(made.shards() - len(todo) + count, made.shards())
+
+        if todo:
+            made.unseal()
+        tell(0)
+        far = next((place for place in (out, *sources) if not fs.is_local(place)), out)
+        fs.map_concurrently(far, join, todo, tell)
+        made.seal()
     return made
 
 
@@ -65,7 +75,7 @@ def _require_joinable(banks: Sequence[FactorBank]) -> None:
             if ours[key] != theirs[key]:
                 problem = f"its {key} is {theirs[key]}, the first bank's is {ours[key]}"
                 raise InputError(name, problem, "factors of two networks do not mix; extract again with one of them")
-    counts = Counter(subject for bank in banks for subject in set(bank.index["subject"].to_pylist()))
+    counts = Counter(subject for bank in banks for subject in different_texts(bank.index["subject"]))
     shared = sorted(subject for subject, count in counts.items() if count > 1)
     if shared:
         more = f" and {len(shared) - 1} more subjects are" if len(shared) > 1 else " is"

@@ -110,15 +110,11 @@ class BankView:
         if not -len(self) <= i < len(self):
             raise IndexError(f"slice {i} of {len(self)}")
         row = int(self.rows[i])
-        facts = {name: values[row].item() for name, values in self._columns.items()}
+        facts = {name: self.bank.index[name][row].as_py() for name in self.bank.index.column_names}
         extent = _extent(*(facts[name] for name in EXTENT))
         anatomy, mask = (np.zeros(self.bank.spec.canvas, dtype=np.uint8) for _ in range(2))
         anatomy[extent], mask[extent] = self.anatomy[row], self.mask[row]
         return {"anatomy": anatomy, "mask": mask, "modality": np.array(self.modality[row]), **facts}
-
-    @cached_property
-    def _columns(self) -> dict[str, npt.NDArray[Any]]:
-        return {name: np.array(self.bank.index[name].to_pylist()) for name in self.bank.index.column_names}
 
 
 def map_rows(bank: FactorBank, name: str, folder: str | None = None) -> MapRows:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
@@ -16,15 +17,18 @@ from storage.errors import InputError
 FORMAT: Final = "cardiomix-factor-bank"
 VERSION: Final = 1
 ROOT, INDEX, STYLES = "zarr.json", "index.parquet", "styles"
+UNKNOWN: Final = "unknown"
 WEIGHTS, WEIGHTS_CONFIG = "decoder.safetensors", "decoder.json"
 
 
+@cache
 def code_version() -> str:
-    """The installed cardiomix, as banks record it."""
+    """The installed cardiomix, as banks record it; `unknown` where it is run without having been installed. Read once,
+    so that an installation that changes during a run does not show in half of its files."""
     try:
         return version("cardiomix")
-    except PackageNotFoundError:  # run from a bare checkout
-        return "unknown"
+    except PackageNotFoundError:
+        return UNKNOWN
 
 
 class BankSpec(BaseModel):

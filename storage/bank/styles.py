@@ -14,6 +14,7 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -22,11 +23,12 @@ import pyarrow.parquet as pq
 
 from storage import fs
 from storage.bank.bank import FactorBank
+from storage.bank.index import BANK_INDEX_SCHEMA
 from storage.bank.node_cache import map_modality
 from storage.bank.spec import STYLES, as_json, code_version, sha256
 from storage.errors import InputError
 from storage.lock import bank_lock
-from storage.parquet import read_parquet
+from storage.parquet import different_texts, read_parquet, text_array
 
 FORMAT: Final = "cardiomix-styles"
 VERSION: Final = 1
@@ -35,6 +37,8 @@ COLUMNS: Final = (
     *("subject", "vendor", "centre", "phase", "frame", "slice", "pixel_area_mm2"),
     *("native_height", "native_width", "native_row_mm", "native_col_mm", "terms"),
 )
+
+_IMPORTED: WeakKeyDictionary[FactorBank, list[pa.Table]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -54,10 +58,27 @@ def modality_donors(bank: FactorBank, cache: str | None = None) -> Donors:
 
     Raises InputError if a shard or a file of styles is missing or damaged.
     """
-    tables = [read_styles(bank, name) for name in fs.list_names(fs.join(bank.uri, STYLES))]
-    vectors = [map_modality(bank, cache), *(_vectors(table) for table in tables)]
-    text = [np.array([v for t in (bank.index, *tables) for v in t[name].to_pylist()]) for name in ("vendor", "subject")]
-    return Donors(np.concatenate(vectors), *text)
+    vectors = [map_modality(bank, cache), *map(_vectors, _imported(bank))]
+    whole = vectors[0] if len(vectors) == 1 else np.concatenate(vectors)
+    return Donors(whole, donor_texts(bank, "vendor"), donor_texts(bank, "subject"))
+
+
+def donor_texts(bank: FactorBank, name: str) -> npt.NDArray[np.str_]:
+    """Of every donor, its `vendor`, `subject` or another text of the index; no vector is read for it."""
+    return np.concatenate([text_array(table[name]) for table in (bank.index, *_imported(bank))])
+
+
+def different_donors(bank: FactorBank, name: str) -> list[str]:
+    """The different texts among those of `donor_texts`, sorted."""
+    return sorted({text for table in (bank.index, *_imported(bank)) for text in different_texts(table[name])})
+
+
+def _imported(bank: FactorBank) -> list[pa.Table]:
+    """Imported styles, read once for an opened bank."""
+    if bank not in _IMPORTED:
+        names = fs.list_names(fs.join(bank.uri, STYLES))
+        _IMPORTED[bank] = fs.map_concurrently(bank.uri, lambda name: read_styles(bank, name), names)
+    return _IMPORTED[bank]
 
 
 def export_styles(bank: FactorBank, out: str, keep_subjects: bool = False, vendors: Sequence[str] = ()) -> int:
@@ -69,12 +90,12 @@ def export_styles(bank: FactorBank, out: str, keep_subjects: bool = False, vendo
     """
     if fs.exists(out):
         raise InputError(fs.base_name(out), "is there already", "name a new file")
-    table, key = bank.index.select(COLUMNS), secrets.token_bytes(32)
+    plain = pa.schema([BANK_INDEX_SCHEMA.field(name) for name in COLUMNS])
+    table, key = bank.index.select(COLUMNS).cast(plain), secrets.token_bytes(32)
     if not keep_subjects:
         names = [hmac.new(key, name.encode(), hashlib.sha256).hexdigest()[:12] for name in table["subject"].to_pylist()]
         table = table.set_column(0, table.schema.field("subject"), pa.array(names))
-    vectors = np.concatenate([bank.read_array("modality", shard) for shard in range(bank.shards())])
-    there = np.array(table["vendor"].to_pylist(), dtype=np.str_)
+    vectors, there = bank.read_column("modality"), text_array(table["vendor"])
     for vendor in sorted(set(vendors) - set(there.tolist())):
         has = ", ".join(sorted(set(there.tolist())))
         raise InputError(fs.base_name(bank.uri), f"has no slice of vendor {vendor}", f"choose from {has}")
@@ -88,7 +109,7 @@ def export_styles(bank: FactorBank, out: str, keep_subjects: bool = False, vendo
         "preprocess": bank.spec.preprocess,
         "modality_size": bank.spec.modality_size,
         "subjects": "as in the bank" if keep_subjects else "pseudonyms",
-        "terms": sorted(set(table["terms"].to_pylist())),
+        "terms": different_texts(table["terms"]),
         "code_version": code_version(),
     }
     content = _styles_file(table.combine_chunks(), vectors, about)
@@ -109,13 +130,14 @@ def import_styles(styles: str, bank: FactorBank) -> int:
         raise InputError(where, f"cannot be read ({type(error).__name__})", "correct the path") from error
     table, about = _parsed_styles(content, where)
     _require_same(about, bank, where)
-    own = np.concatenate([bank.read_array("modality", shard) for shard in range(bank.shards())])
+    own = bank.read_column("modality")
     if {row.tobytes() for row in _vectors(table)} <= {row.tobytes() for row in own}:
         raise InputError(where, f"was exported from {fs.base_name(bank.uri)} itself", "import it into another bank")
     # Written anew, so that nothing else that the file held comes along.
     clean = _styles_file(table.select(COLUMNS), _vectors(table), about)
     with bank_lock(bank.uri):
         fs.write_bytes(fs.join(bank.uri, STYLES, f"{sha256(clean)[:16]}.parquet"), clean)
+    _IMPORTED.pop(bank, None)
     return int(table.num_rows)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -19,26 +19,33 @@ CLASSES = 4  # background, LV, MYO, RV
 
 
 def verify(bank: FactorBank, progress: Callable[[int, int], None] | None = None) -> list[str]:
-    """Everything that is wrong with the decoder, every shard, imported styles, and what lies in the folder, one line
-    each; empty if the bank is whole and every byte is as the ledger says.
+    """Everything that is wrong with the decoder, every shard, the manifest, imported styles, and what lies in the
+    folder, one line each; empty if the bank is whole and every byte is as the ledger says.
 
     progress is called with the shards checked and the shards there are.
     """
-    return list(_problems(bank, progress))
+    return list(_problems(FactorBank.open(bank.uri, partial=True), progress))
 
 
 def _problems(bank: FactorBank, progress: Callable[[int, int], None] | None) -> Iterator[str]:
     yield from _problem_of(bank.decoder)
-    for shard in range(bank.shards()):
-        yield from _of_shard(bank, shard)
-        if progress is not None:
-            progress(shard + 1, bank.shards())
+    entries, shards = ledger.committed(bank.uri), bank.shards()
+    tell = None if progress is None else lambda count: progress(count, shards)
+
+    def check(shard: int) -> list[str]:
+        return list(_of_shard(bank, shard, entries.get(shard)))
+
+    for problems in fs.map_concurrently(bank.uri, check, range(shards), tell):
+        yield from problems
+    manifest = ledger.read_manifest(bank.uri)
+    if manifest is not None and set(entries) >= set(range(shards)) and manifest != bank.ledger_as_manifest():
+        yield f"{ledger.MANIFEST} is not what the ledger says; remove it"
     for name in fs.list_names(fs.join(bank.uri, STYLES)):
         yield from _problem_of(lambda name=name: read_styles(bank, name))  # type: ignore[misc]
-    yield from _strays(bank)
+    yield from _strays(bank, entries)
 
 
-def _of_shard(bank: FactorBank, shard: int) -> Iterator[str]:
+def _of_shard(bank: FactorBank, shard: int, entry: ledger.Entry | None) -> Iterator[str]:
     """What the ledger says against the data, and the data against what a bank may hold."""
     try:
         found = bank.read_shard(shard)
@@ -46,7 +53,6 @@ def _of_shard(bank: FactorBank, shard: int) -> Iterator[str]:
         yield str(error)
         return
     rows, where = bank.shard_rows(shard), f"{fs.base_name(bank.uri)}, shard {shard}"
-    entry = ledger.read_entry(bank.uri, shard)
     for name in ARRAYS:
         if entry is None or ledger.array_sha256(getattr(found, name)) != entry.sha256.get(name):
             yield f"{where}: its {name} decodes to other values than the ledger says"
@@ -73,10 +79,10 @@ def _around(bank: FactorBank, rows: range) -> npt.NDArray[np.bool_]:
     return found
 
 
-def _strays(bank: FactorBank) -> Iterator[str]:
+def _strays(bank: FactorBank, entries: Iterable[int]) -> Iterator[str]:
     for name in sorted(set(fs.list_names(bank.uri)) - KNOWN_FILES):
         yield f"{name} does not belong in a bank; move it elsewhere"
-    for shard in sorted(k for k in ledger.committed(bank.uri) if k >= bank.shards()):
+    for shard in sorted(k for k in entries if k >= bank.shards()):
         yield f"ledger: shard {shard} is beyond the bank's {bank.shards()}"
     shards = {str(k) for k in range(bank.shards())}
     for array in ARRAYS:

@@ -4,6 +4,7 @@
     <run>/slices.zarr/<subject>/frames.json     written last: the subject is complete, and this is what it was made from
     <run>/slices.parquet                        `subjects.SLICE_SCHEMA`, sorted by subject, frame and slice; a column
                                                 `structures` more where some mask lacks one that nobody drew
+    <run>/slices.json                           the name of these slices, and the checksum of the file that has it
     <run>/skipped.csv, <run>/splits.csv         who did not come in, and who is in which split, with the reasons
 
 Written by `storage.slices.writer`, which readers need not import.
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 from urllib.parse import quote
 
@@ -25,10 +27,11 @@ from storage import fs
 from storage.errors import InputError, StageError
 from storage.layouts import LayoutOptions
 from storage.nifti.header import Spacing
-from storage.parquet import read_parquet
+from storage.parquet import different_texts, read_parquet, text_array, with_repeated
 from storage.sharded_array import ShardedArray
 from storage.slices.foreground import ForegroundStatistics, foreground_statistics
 from storage.slices.intensities import Statistics
+from storage.slices.name import checksum_of, name_of, stored_name
 from storage.subjects import ALL_STRUCTURES, SLICE_SCHEMA, SLICES_VERSION, STRUCTURES_FIELD
 
 ARRAYS, TABLE, SKIPPED, SPLITS = "slices.zarr", "slices.parquet", "skipped.csv", "splits.csv"
@@ -75,9 +78,10 @@ class SliceStore:
     StageError if it is unreadable.
     """
 
-    def __init__(self, run: str, table: pa.Table) -> None:
+    def __init__(self, run: str, table: pa.Table, checksum: str = "") -> None:
         self.run = run
-        self.table = table
+        self.table = table  # text columns hold each different text once (`storage.parquet.REPEATED`)
+        self._checksum = checksum
         self._columns: dict[str, npt.NDArray[Any]] = {}
         self._arrays: dict[tuple[str, str], ShardedArray] = {}
         self._foreground: dict[int, ForegroundStatistics] = {}
@@ -86,11 +90,12 @@ class SliceStore:
     @classmethod
     def open(cls, run: str) -> SliceStore:
         """Open a run's slice store. Raises InputError if there is none or its version is not ours."""
-        path = fs.join(run, TABLE)
-        if not fs.exists(path):
-            raise InputError(fs.base_name(run), "has no slices", "run `cardiomix ingest DATA --run RUN` first")
         try:
-            table = read_parquet(fs.read_bytes(path))
+            content = fs.read_bytes(fs.join(run, TABLE))
+            table = read_parquet(content, repeated=True)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            remedy = "run `cardiomix ingest DATA --run RUN` first"
+            raise InputError(fs.base_name(run), "has no slices", remedy) from error
         except pa.ArrowInvalid as error:
             raise InputError(TABLE, "is damaged", "remove it and ingest again: finished subjects are kept") from error
         version = (table.schema.metadata or {}).get(VERSION_KEY, b"none").decode()
@@ -100,15 +105,21 @@ class SliceStore:
                 f"its version is {version}, this cardiomix reads {SLICES_VERSION}",
                 "ingest the data again into a new run, or use the cardiomix that wrote it",
             )
-        if table.schema not in (SLICE_SCHEMA, SLICE_SCHEMA.append(STRUCTURES_FIELD)):
+        if table.schema not in (with_repeated(SLICE_SCHEMA), with_repeated(SLICE_SCHEMA.append(STRUCTURES_FIELD))):
             raise InputError(TABLE, "its columns are not those of its version", "ingest the data again")
-        return cls(run, table)
+        return cls(run, table, checksum_of(content))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return SliceStore.open, (self.run,)  # other processes open their own
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Names the slices: 16 hex digits over the index, which has every volume's statistics, splits and origin. As
+        `slices.json` beside the index says it, or worked out where that is absent or of another index."""
+        return stored_name(self.run, self._checksum) or name_of(self.table)
 
     @property
     def layouts(self) -> LayoutOptions | None:
@@ -122,9 +133,13 @@ class SliceStore:
         """One column, (len,): numbers and bools in their type, text as numpy str. Do not write into it."""
         if name not in self._columns:
             values = self.table.column(name)
-            text = pa.types.is_string(values.type)
-            self._columns[name] = np.array(values.to_pylist(), dtype=np.str_) if text else values.to_numpy()
+            self._columns[name] = values.to_numpy() if pa.types.is_primitive(values.type) else text_array(values)
         return self._columns[name]
+
+    def texts(self, name: str, rows: npt.NDArray[np.bool_] | None = None) -> list[str]:
+        """The different texts of a column, or of the rows that are true, sorted."""
+        column = self.table.column(name)
+        return different_texts(column if rows is None else column.filter(pa.array(rows)))
 
     @property
     def partly_labelled(self) -> bool:
@@ -206,10 +221,11 @@ class SliceStore:
         names = ["subject", "vendor", "centre", "phase", "frame", "labelled", "split", "slice_mm", "row_mm", "col_mm"]
         names += [STRUCTURES_FIELD.name] if self.partly_labelled else []
         columns = {name: self.column(name) for name in names}
+        chosen = np.arange(len(self)) if split is None else np.flatnonzero(columns["split"] == split)
+        frames = zip(columns["subject"][chosen].tolist(), columns["frame"][chosen].tolist(), strict=True)
         rows: dict[tuple[str, int], list[int]] = {}
-        for i in range(len(self)):
-            if split is None or columns["split"][i] == split:
-                rows.setdefault((str(columns["subject"][i]), int(columns["frame"][i])), []).append(i)
+        for i, frame in zip(chosen.tolist(), frames, strict=True):
+            rows.setdefault(frame, []).append(i)
         order = self.column("slice")
         return [_volume(columns, sorted(found, key=lambda i: int(order[i]))) for found in rows.values()]
 
@@ -218,7 +234,7 @@ class SliceStore:
         if not -len(self) <= i < len(self):
             raise IndexError(f"slice {i} of {len(self)}")
         at = i % len(self)
-        facts = {name: self.column(name)[at].item() for name in self.table.column_names}
+        facts = {name: self.table.column(name)[at].as_py() for name in self.table.column_names}
         return {"image": self.image(at), "mask": self.mask(at), **facts}
 
     def _rows_of_array(self, kind: str, i: int, rows: Sequence[int]) -> npt.NDArray[Any]:

@@ -25,8 +25,10 @@ from storage.layouts import LayoutOptions
 from storage.layouts.structures import MaskContents
 from storage.nifti.file import not_opened
 from storage.nifti.orientation import HEADER
+from storage.parquet import read_parquet
 from storage.sharded_array import write_array
 from storage.slices.frames import read_frames
+from storage.slices.name import checksum_of, name_of, store_name, stored_name
 from storage.slices.store import ARRAYS, GROUP, LAYOUTS_KEY, SKIPPED, SPLITS, TABLE, subject_folder
 from storage.subjects import (
     ALL_STRUCTURES,
@@ -123,7 +125,8 @@ def finalise(
     subjects: Sequence[Subject],
     options: LayoutOptions | None = None,
 ) -> None:
-    """Write the index and the two CSV files, each atomically; then remove the arrays of subjects not in the index.
+    """Write the index, its name and the two CSV files, each atomically; then remove the arrays of subjects not in the
+    index.
 
     `slice_id` is the row number after sorting by subject; splits are those of `subjects` (of which only the stored ones
     are listed), so that a change of split does not touch the arrays. `options` are those that gave the splits: the
@@ -136,7 +139,10 @@ def finalise(
     splits = [{**_said(known[name]), "reason": known[name].split_reason} for name in names]
     fs.write_text(fs.join(run, SPLITS), csv_text(("subject", "vendor", "centre", "split", "reason"), splits))
     _write_root(fs.join(run, ARRAYS))
-    fs.write_bytes(fs.join(run, TABLE), _index([(known[name], stored[name]) for name in names], options))
+    index = _index([(known[name], stored[name]) for name in names], options)
+    fs.write_bytes(fs.join(run, TABLE), index)
+    if stored_name(run, checksum := checksum_of(index)) is None:
+        store_name(run, name_of(read_parquet(index, repeated=True)), checksum)
     kept = {GROUP, *(fs.base_name(subject_folder(run, name)) for name in names)}
     for folder in fs.list_names(fs.join(run, ARRAYS)):
         if folder not in kept:  # of a subject that was withdrawn, or is another one's copy

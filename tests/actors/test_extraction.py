@@ -21,6 +21,7 @@ from actors.waiting import Patience
 from pipeline.networks.files import load_decoder, load_sdnet, save_model
 from pipeline.samples.preprocess import canvas_size, centre_on, working_slice
 from pipeline.samples.rescale import resample_crop
+from storage import fs
 from storage.bank.anatomy_codec import unpack
 from storage.bank.bank import FactorBank
 from storage.bank.index import slice_keys
@@ -28,7 +29,8 @@ from storage.bank.verify import verify
 from storage.errors import InputError, StageError
 from storage.lock import lock
 from storage.slices.store import SliceStore
-from tests.actors.tiny_runs import PREPROCESS, SUBJECTS, digests, own_processes, write_run, write_sdnet
+from storage.subjects import SLICE_SCHEMA
+from tests.actors.tiny_runs import PREPROCESS, SUBJECTS, digests, filled_bank, own_processes, write_run, write_sdnet
 
 TRAIN_SLICES, SHARD = 13, 3
 
@@ -163,6 +165,7 @@ def test_a_shard_that_cannot_be_read_leaves_those_in_flight_beside_it_whole(
         assert FactorBank.open(str(copy), partial=True).committed() == set(range(5)) - of_b1
     image.write_bytes(content)
     assert not any(refused(shard) for shard in of_b1)
+    FactorBank.open(str(copy), partial=True).seal()  # as the driver does in the end
     assert digests(copy) == digests(whole)
 
 
@@ -191,9 +194,24 @@ def test_subjects_that_a_run_gains_are_appended_as_if_they_had_been_there(
     assert (bank / "anatomy" / "c" / "0" / "0" / "0").stat().st_mtime_ns == kept
 
 
-def test_a_finished_bank_is_left_as_it_is(fill: Extract, whole: Path) -> None:
-    report = fill(whole)
-    assert (report.shards_done, report.shards_reused) == (0, 5)
+def test_a_finished_bank_is_left_as_it_is_and_its_ledger_unread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bank, run = filled_bank(tmp_path / "made")
+    spec = ExtractionSpec(run, str(tmp_path / "made" / "sdnet"), bank.uri, PREPROCESS)
+    assert extract(spec).shards_reused == bank.shards()  # which writes the manifest
+    before, read_bytes = digests(Path(bank.uri)), fs.read_bytes
+    read: list[str] = []
+
+    def watched(uri: str) -> bytes:
+        read.append(uri)
+        return read_bytes(uri)
+
+    monkeypatch.setattr(fs, "read_bytes", watched)
+    report = extract(spec)
+    assert (report.shards_done, report.shards_reused) == (0, bank.shards())
+    assert digests(Path(bank.uri)) == before
+    assert not [uri for uri in read if "/ledger/" in uri]
 
 
 @pytest.mark.slow
@@ -280,7 +298,7 @@ def test_a_run_with_nothing_to_train_on_is_refused(fill: Extract, tmp_path: Path
     run = write_run(tmp_path / "data")
     table = SliceStore.open(run).table
     at, tests = table.column_names.index("split"), pa.array(["test"] * len(table))
-    pq.write_table(table.set_column(at, table.schema.field("split"), tests), f"{run}/slices.parquet")
+    pq.write_table(table.set_column(at, SLICE_SCHEMA.field("split"), tests), f"{run}/slices.parquet")
     with pytest.raises(InputError, match="no training slices"):
         fill(tmp_path / "bank.zarr", run=run)
     assert not (tmp_path / "bank.zarr").exists()

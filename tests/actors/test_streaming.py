@@ -187,7 +187,7 @@ def test_the_fa_arm_refuses_a_bank_with_a_subject_that_this_run_does_not_train_o
     subject = str(in_bank[0])
     splits = pa.array(np.where(store.column("subject") == subject, split, store.column("split")).tolist())
     column = store.table.schema.get_field_index("split")
-    moved = SliceStore(run, store.table.set_column(column, store.table.schema.field("split"), splits))
+    moved = SliceStore(run, store.table.set_column(column, "split", splits))
     with pytest.raises(InputError, match=f"holds {subject}, which this run validates or tests on, or excludes"):
         open_bank(stream_config(run), moved)
 

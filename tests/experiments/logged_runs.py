@@ -20,6 +20,7 @@ from experiments.run import jobs
 from pipeline.networks.description import WEIGHTS
 from pipeline.networks.files import build, save_model
 from pipeline.scores.tables import CASE_FIELDS, write_cases
+from storage.identity import identity
 from tests.actors.tiny_runs import PREPROCESS, write_run
 
 ARMS = ("unet_ra",)
@@ -62,7 +63,7 @@ def write_result(run: ArmRun, dice: float) -> None:
     out = run.job.out
     torch.manual_seed(0)
     network = build(run.job.network)
-    fingerprint = save_model(out, network, run.job.network, PREPROCESS.model_dump(), ["terms"])
+    fingerprint = save_model(out, network, run.job.network, identity(PREPROCESS), ["terms"])
     done = {"config_hash": run.job.config_hash, "fingerprint": fingerprint}
     done |= {"weights_bytes": (Path(out) / WEIGHTS).stat().st_size}
     (Path(out) / DONE).write_text(json.dumps(done))

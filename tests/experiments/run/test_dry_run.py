@@ -9,8 +9,10 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from actors.resources import Cluster, Node, plan
 from experiments.cli.main import app
 from experiments.config import demo, override, validated
+from experiments.run.cost import START_S, Cost, cost
 from experiments.run.dry_run import require_space, storage_needed
 from experiments.run.workload import workload
 from pipeline.networks.config import SDNetConfig, UNetConfig
@@ -38,7 +40,7 @@ def test_a_dry_run_says_plan_stages_time_and_disk_and_writes_nothing(tmp_path: P
         "ingest         to do: about ",
         "unet_ra/seed0  to do: 3 epochs of 7 steps",
         "time: about ",
-        "power: one training: descriptive, no verdict; 3 seeds and ",
+        "power: ",
         "An estimate",
         "storage: ",
         " are free where first lies",
@@ -106,6 +108,22 @@ def test_the_room_asked_for_grows_with_slices_seeds_and_width(tmp_path: Path) ->
     assert needed("phantom.slices=[14,18]")["bank"] == 2 * base["bank"]
     assert needed("seeds=3")["networks"] > 2.5 * base["networks"]
     assert needed("unet.width=32")["networks"] > base["networks"]
+
+
+def test_the_cost_counts_gpus_seeds_and_what_stands_on_a_node(tmp_path: Path) -> None:
+    def of(node: Node, *assignments: str) -> Cost:
+        settings = override(demo(), [*TINY, "arms=[unet_ra]", *assignments])
+        cluster, work = Cluster((node,)), workload(str(tmp_path / "run"), settings)
+        return cost(work, settings, cluster, plan(settings.resources, cluster, len(work.arms)))
+
+    alone, on_cards = of(Node(2)), of(Node(8, 2), "seeds=4")
+    assert alone.gpu_seconds == alone.stages["pretrain"] == alone.stages["extract"] == alone.cache == 0
+    assert on_cards.gpu_seconds == pytest.approx(2 * on_cards.stages["arms"])  # of four arms, two at a time
+    assert on_cards.stages["arms"] > 2 * START_S
+    assert on_cards.memory["samples"] == 2 * alone.memory["samples"]
+    assert all(size > 0 for size in alone.memory.values())
+    time, hours, memory = on_cards.lines()
+    assert "GPU-hours" in hours and " GB a node while arms train" in memory and time.startswith("time: about ")
 
 
 @pytest.mark.parametrize("loss", [LossConfig(), LossConfig(kl=0.05, balance=0.1, align=0.01)])

@@ -18,6 +18,7 @@ from pipeline.networks.config import UNetConfig
 from pipeline.networks.files import save_model
 from pipeline.networks.unet import UNet
 from storage.errors import InputError
+from storage.identity import identity
 from storage.layouts import LayoutOptions
 from storage.slices.store import SliceStore
 from storage.slices.writer import LAYOUTS_KEY
@@ -91,7 +92,7 @@ def test_what_split_the_slices_is_no_part_of_their_fingerprint_but_of_what_mlflo
     run, _, (first, _) = make_run(tmp_path)
     assert not any(name.startswith("layouts") for name in job_params("unet_ra", 0, first.job))
     split_by(run, **LEFT_OUT, label_fraction=0.05)
-    assert jobs.data_fingerprint(run) == first.job.data_fingerprint
+    assert SliceStore.open(run).fingerprint == first.job.data_fingerprint
     params = job_params("unet_ra", 0, first.job)
     assert {name: value for name, value in params.items() if name.startswith("layouts")} == {
         "layouts.protocol": "leave_one_vendor_out",
@@ -117,7 +118,7 @@ def test_masks_that_an_sdnet_saw_and_the_run_has_not_are_refused(tmp_path: Path)
     with_masks = set(store.column("subject")[train & labelled].tolist())
     without = sorted(set(store.column("subject")[train].tolist()) - with_masks)
     assert without
-    small, preprocess = UNetConfig(width=4), PREPROCESS.model_dump(mode="json")
+    small, preprocess = UNetConfig(width=4), identity(PREPROCESS)
     for name, masks_of in (("same", with_masks), ("more", {*with_masks, without[0]})):
         save_model(str(tmp_path / name), UNet(4, small.classes), small, preprocess, [], masks_of=masks_of)
     jobs.check_pretrained(run, settings.model_copy(update={"pretrained": str(tmp_path / "same")}))
@@ -130,9 +131,7 @@ def test_a_pretrained_network_that_saw_a_vendor_which_is_left_out_is_refused(tmp
     small = UNetConfig(width=4)
     for vendor in ("B", "Canon"):
         about: dict[str, Any] = {"data": {"train": {"A": {}}, "validation": {vendor: {}}}}
-        save_model(
-            str(tmp_path / vendor), UNet(4, small.classes), small, PREPROCESS.model_dump(mode="json"), [], (), about
-        )
+        save_model(str(tmp_path / vendor), UNet(4, small.classes), small, identity(PREPROCESS), [], (), about)
     split_by(run, **LEFT_OUT)
     jobs.check_pretrained(run, settings.model_copy(update={"pretrained": str(tmp_path / "B")}))
     line = "Canon: was trained on vendor Canon, which may not train under leave_one_vendor_out D; pretrain without"

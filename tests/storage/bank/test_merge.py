@@ -25,7 +25,7 @@ def banks(tmp_path: Path) -> list[str]:
 
 def test_a_merged_bank_has_the_bytes_of_one_extracted_at_once(banks: list[str], tmp_path: Path) -> None:
     assert verify(merge(banks, str(tmp_path / "both.zarr"))) == []
-    made(tmp_path / "once.zarr", subjects=HERE + THERE)
+    made(tmp_path / "once.zarr", subjects=HERE + THERE).seal()
     assert digests(tmp_path / "both.zarr") == digests(tmp_path / "once.zarr")
     assert not (tmp_path / "both.zarr.lock").exists()
 

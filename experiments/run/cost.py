@@ -1,0 +1,213 @@
+"""What an ablation takes of this data and this cluster: hours, GPU-hours, memory, estimated from measured rates.
+
+Steps, an encoder's slice and a scored volume are timed here and now, or taken from the run's own history. What follows
+no setting has a constant below, measured on one core of 2 (Zen 4, docs/performance.md).
+"""
+
+from __future__ import annotations
+
+import heapq
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+
+from actors.resources import Cluster, ResourcePlan, plan
+from actors.train_job import read_history
+from experiments.config import Settings
+from experiments.run.workload import Contents, Training, Workload
+from pipeline.samples.maker import CACHE_BYTES
+
+START_S = 15.0  # Ray Train's start-up of a network, about
+OVERHEAD_S = 45.0  # Ray's own start and the report
+DRAW_S = 0.012  # a slice of the phantom
+INGEST_PIXELS_S = 45e6  # 804 slices of 56,000 pixels
+PACK_S = 0.0053  # a slice of the bank: read, prepared, compressed
+
+# Bytes of resident memory.
+RAY_BYTES, DRIVER_BYTES = 0.5e9, 0.5e9  # Ray's own processes of a node; a driver
+MAKER_BYTES = 0.41e9  # a data actor with its libraries, without slices (`python -m benchmarks scale`)
+WORKING_BYTES = 5  # of a slice's pixel on the working grid: image and mask
+VOLUME = (10, 224, 224)  # slices, rows, columns of a volume that is scored, 1.25 mm
+PART = 4  # of its slices that are segmented to time it
+GB, HOUR = 1e9, 3600.0
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds of the stages by name, one after the other; GPU-seconds; bytes of memory of the busiest node while arms
+    train, by what for, and of the node's cache."""
+
+    stages: dict[str, float]
+    gpu_seconds: float
+    memory: dict[str, float]
+    cache: float
+
+    def lines(self) -> list[str]:
+        """For the user."""
+        total = sum(self.stages.values())
+        parts = ", ".join(f"{name} {_duration(took)}" for name, took in self.stages.items() if took)
+        memory = ", ".join(f"{name} {size / GB:.1f}" for name, size in self.memory.items() if size)
+        cache = f"; the bank's cache takes {self.cache / GB:.1f} GB of each node's disk" if self.cache else ""
+        return [
+            f"time: about {_duration(total)} ({parts}). An estimate: a step of each kind of network, a slice to "
+            f"extract and a volume to score timed here just now or in this run, {START_S:.0f} s a network to start",
+            f"cost: about {total / HOUR:.1f} hours of the cluster, {self.gpu_seconds / HOUR:.1f} GPU-hours",
+            f"memory: about {sum(self.memory.values()) / GB:.1f} GB a node while arms train ({memory}){cache}",
+        ]
+
+
+def cost_lines(work: Workload, settings: Settings, cluster: Cluster, budget: ResourcePlan) -> list[str]:
+    """What is left to pay, in lines; or that it cannot be said, where the GPUs of the work are on other machines."""
+    import torch
+
+    if not any(training.steps for training in (work.pretrain, *work.arms) if training) and not work.bank_slices:
+        return ["time: nothing is left to train"]
+    if budget.trainer_gpus and not torch.cuda.is_available():
+        return ["time: not estimated, training would be on GPUs and this machine has none to time a step on"]
+    return cost(work, settings, cluster, budget).lines()
+
+
+def cost(work: Workload, settings: Settings, cluster: Cluster, budget: ResourcePlan) -> Cost:
+    """Of all that is left of an ablation. Times what it has to on this machine."""
+    timed: dict[str, float] = {}
+
+    def once(kind: str, measure: Callable[[], float]) -> float:
+        if kind not in timed:
+            timed[kind] = measure()
+        return timed[kind]
+
+    def seconds(training: Training, threads: int) -> float:
+        """Of one network: its steps, its validations, its scores."""
+        scored = 0 if training is work.pretrain or training.state == "done" else work.contents.scored
+        if not training.steps and not scored:
+            return 0.0
+        network = f"{training.network!r}{threads}"
+        volume = once(f"volume{network}", partial(_volume, training, settings, threads))
+        kind = f"step{network}{training.loss!r}{training.train!r}{training.arm!r}"
+        step = once(kind, partial(_step, training, settings, threads)) if training.steps else 0.0
+        validated = work.contents.validated * training.epochs
+        return START_S + training.steps * step / budget.train_workers + (validated + scored) * volume
+
+    contents, alone = work.contents, plan(settings.resources, cluster, 1)
+    slice_s = _slice(settings, contents) / alone.threads if work.bank_slices else 0.0
+    arms = [seconds(arm, budget.threads) for arm in work.arms]
+    stages = {
+        "phantom": contents.drawn * DRAW_S,
+        "ingest": 0.0 if contents.known else contents.pixels / INGEST_PIXELS_S / max(1.0, cluster.cpus),
+        "pretrain": seconds(work.pretrain, alone.threads) if work.pretrain else 0.0,
+        "extract": work.bank_slices * (slice_s + PACK_S) / budget.extract_actors,
+        "arms": _in_lanes(arms, budget.lanes),
+        "Ray and report": OVERHEAD_S,
+    }
+    on_gpu = stages["pretrain"] + sum(arms)
+    gpu_seconds = budget.trainer_gpus * budget.train_workers * on_gpu
+    gpu_seconds += budget.extract_gpus * budget.extract_actors * stages["extract"]
+    uses_bank = any(arm.arm.uses_bank for arm in work.arms)
+    working = contents.train_pixels * settings.preprocess.factor**2
+    return Cost(stages, gpu_seconds, _memory(budget, working), working if uses_bank else 0.0)
+
+
+def _memory(budget: ResourcePlan, working: float) -> dict[str, float]:
+    """Of the busiest node. A trainer's is the peak of this process, which has just trained each kind of network."""
+    trainer = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
+    maker = MAKER_BYTES + min(working * WORKING_BYTES, 1.25 * CACHE_BYTES)
+    trainers, makers = max(((share.trainers, share.data_actors) for share in budget.shares), default=(1, 1))
+    return {
+        "Ray and driver": RAY_BYTES + DRIVER_BYTES,
+        "trainers": trainers * trainer,
+        "data actors": makers * maker,
+        "samples": trainers * budget.stream_mb * 1e6,
+    }
+
+
+def _in_lanes(seconds: list[float], lanes: int) -> float:
+    """When the last lane ends, the longest arms first."""
+    ends = [0.0] * lanes
+    for took in sorted(seconds, reverse=True):
+        heapq.heappush(ends, heapq.heappop(ends) + took)
+    return max(ends)
+
+
+def _step(training: Training, settings: Settings, threads: int) -> float:
+    """Seconds a step: of the job's own last epoch if it has one, else timed."""
+    from pipeline.training.step_time import seconds_a_step
+
+    records = read_history(training.job) if training.job is not None else []
+    if records and training.train.steps_per_epoch:
+        return float(records[-1]["train_seconds"]) / training.train.steps_per_epoch
+    labelled = training.train.batch_size
+    unlabelled = round(labelled * settings.plan.unlabelled_ratio) if training.arm.semi_supervised else 0
+    return seconds_a_step(
+        training.network,
+        training.loss,
+        training.train,
+        labelled,
+        unlabelled,
+        settings.preprocess.size,
+        threads=threads,
+        twins=training.arm.consistency,
+    )
+
+
+def _slice(settings: Settings, contents: Contents) -> float:
+    """Seconds in which one thread, or the GPU, encodes a slice as large as the data's are on average."""
+    from pipeline.factors.extract import FrozenSDNet, NetworkView
+    from pipeline.networks.files import default_device
+    from pipeline.networks.sdnet import SDNet
+
+    pixels = contents.train_pixels / max(1, contents.train) * settings.preprocess.factor**2
+    side = max(16, round(pixels**0.5 / 16) * 16)  # canvases are multiples of 16
+    image = np.random.default_rng(0).random((side, side), dtype=np.float32)
+    crop = np.zeros((settings.preprocess.size,) * 2, dtype=np.float32)
+    seen = NetworkView(image, np.s_[0:side, 0:side], crop, np.zeros((side, side), dtype=np.uint8))
+    network = FrozenSDNet(SDNet(settings.sdnet).eval(), settings.bank_precision, default_device())
+    return _timed(lambda: network.factors(seen), 1)
+
+
+def _volume(training: Training, settings: Settings, threads: int) -> float:
+    """Seconds in which a network segments a volume and the result is scored."""
+    from pipeline.inference.predictor import predict_volume
+    from pipeline.networks.files import build, default_device
+    from pipeline.scores.metrics import score_volume
+    from storage.slices.intensities import statistics
+
+    image = np.random.default_rng(0).random((PART, *VOLUME[1:]), dtype=np.float32)
+    model = build(training.network).eval().to(default_device())
+    stats, spacing = statistics(image), (10.0, 1.25, 1.25)
+    reference, found = _rings(0.0), _rings(2.0)
+    segmented = _timed(lambda: predict_volume(model, image, stats, spacing, settings.preprocess), threads)
+    return VOLUME[0] / PART * segmented + _timed(lambda: score_volume(found, reference, spacing), threads)
+
+
+def _rings(shift: float) -> npt.NDArray[np.uint8]:
+    """A volume's labels of about a heart's sizes."""
+    rows, columns = np.mgrid[: VOLUME[1], : VOLUME[2]] - VOLUME[1] / 2.0
+    radius, beside = np.hypot(rows - shift, columns), np.hypot(rows, columns + 40)
+    labels = np.where(radius < 18, 1, np.where(radius < 26, 2, np.where(beside < 18, 3, 0)))
+    return np.repeat(labels[None].astype(np.uint8), VOLUME[0], axis=0)
+
+
+def _timed(work: Callable[[], object], threads: int) -> float:
+    """Of the second time."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        work()
+        began = time.perf_counter()
+        work()
+        return time.perf_counter() - began
+    finally:
+        torch.set_num_threads(before)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / HOUR:.1f} hours"

@@ -1,0 +1,69 @@
+"""What no run could use, refused before work begins: by the flag that gave it and its full path."""
+
+from __future__ import annotations
+
+from experiments.config import Settings
+from experiments.run import jobs
+from pipeline.networks.description import WEIGHTS, read_config
+from storage import fs
+from storage.bank.bank import FactorBank
+from storage.errors import InputError
+from storage.identity import identity
+from storage.layouts import LAYOUTS
+
+
+def require_usable(run: str, settings: Settings) -> None:
+    """Whether layout, data, bank and network are there and fit the settings, and whether the phantom, where it is the
+    data, can be drawn. Reads no study and none of the run's slices, and starts nothing. Raises InputError."""
+    if settings.layout not in ("auto", *LAYOUTS):
+        problem = "there is no such layout"
+        raise InputError(f"--layout {settings.layout}", problem, f"choose from auto, {', '.join(LAYOUTS)}")
+    require_local_phantom(run, settings)
+    for folder in settings.data:
+        if not fs.exists(folder):
+            raise InputError(f"--data {fs.redacted(folder)}", "no such folder", "check the path")
+    if settings.bank is not None:
+        _require_bank(settings.bank, settings)
+    if settings.pretrained is not None:
+        _require_sdnet(settings.pretrained, settings)
+
+
+def require_local_phantom(run: str, settings: Settings) -> None:
+    """Raises InputError for a run in an object store whose data are the phantom."""
+    if settings.preset == "demo" and not settings.data and not fs.is_local(run):
+        place = fs.redacted(run)
+        raise InputError(
+            f"--run {place}",
+            "the demo draws its phantom into the run, for which the run must be a local folder",
+            f"draw it first: `cardiomix phantom DIR`, then `cardiomix ablate demo --data DIR --run {place}`",
+        )
+
+
+def _require_bank(bank: str, settings: Settings) -> None:
+    flag = f"--bank {fs.redacted(bank)}"
+    try:
+        spec = FactorBank.open(bank).spec
+    except InputError as error:
+        part = error.where.removeprefix(fs.base_name(bank)).lstrip(", ")
+        raise InputError(flag, f"{part}: {error.problem}" if part else error.problem, error.remedy) from error
+    if spec.preprocess != identity(settings.preprocess):
+        remedy = f"use --set preprocess… as in the bank: {spec.preprocess}"
+        raise InputError(flag, "was made with another preprocessing", remedy)
+
+
+def _require_sdnet(folder: str, settings: Settings) -> None:
+    flag = f"--sdnet {fs.redacted(folder)}"
+    try:
+        document = read_config(folder)
+    except InputError as error:
+        raise InputError(flag, error.problem, error.remedy) from error
+    if document["kind"] != "sdnet":
+        raise InputError(flag, f"is a {document['kind']}, not an SDNet", "give the folder of a pretrained SDNet")
+    if not fs.exists(fs.join(folder, WEIGHTS)):
+        raise InputError(flag, f"has no {WEIGHTS}", "restore it, or pretrain again")
+    if document["preprocess"] != identity(settings.preprocess):
+        remedy = f"use --set preprocess… as it was: {document['preprocess']}"
+        raise InputError(flag, "was trained with another preprocessing", remedy)
+    if jobs.starts_from_sdnet(settings) and document["network"] != identity(settings.sdnet):
+        problem = "is another SDNet than the arms that are to start from it"
+        raise InputError(flag, problem, f"use --set sdnet… as it was trained: {document['network']}")
