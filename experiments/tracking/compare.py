@@ -219,7 +219,7 @@ def _cell(row: Mapping[str, Any]) -> str:
 
 def weight(compared: Sequence[Compared]) -> str:
     """How much the numbers of seeds can carry: MLflow has no Dice of single subjects, so nothing is tested here."""
-    few = trainings(min(len(values) for run in compared for values in run.dice.values()))
+    few = trainings(min((len(values) for run in compared for values in run.dice.values()), default=FEWEST_SEEDS))
     remedy = "verdicts, paired by subject, are in the report of each run"
     return f"{few}; a verdict needs {FEWEST_SEEDS} seeds" if few else f"means over seeds, not tested: {remedy}"
 
