@@ -34,7 +34,8 @@ class Crew(Generic[Piece]):
     Without a method they are no actors but tasks, at most `size` at a time: each is `make(*arguments, piece)`, in a
     process that the next task finds warm.
     `what` is one of the actors in a line for people, `named` a piece, `remedy` what to do if they die.
-    An actor works on `at_once` calls at the same time, in threads, and has up to `in_flight` of them given to it.
+    An actor works on `at_once` calls at the same time, in threads, and has up to `in_flight` of them given to it. It
+    needs `abreast` of them to be busy, and gets no more than its share towards the end.
     `part`: a method that says how far the calls under way are, as {piece: amount}.
     `failed` is given a piece that has failed, and why; its answer stands for the piece's, unless that is `AGAIN`. By
     default it raises.
@@ -50,6 +51,7 @@ class Crew(Generic[Piece]):
     gpus: float = 0.0
     at_once: int = 1
     in_flight: int = 1
+    abreast: int = 1
     part: str | None = None
     named: Callable[[Piece], str] = str
     remedy: str = "use a machine with more memory"

@@ -4,14 +4,30 @@ from __future__ import annotations
 
 import json
 import time
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
 
 from storage import fs
-from storage.slices.store import SliceStore
+from storage.slices.store import SliceStore, Volume
+
+if TYPE_CHECKING:
+    from pipeline.inference.predictor import Predictor
+    from pipeline.networks.config import Precision
+    from pipeline.scores.examples import Example
 
 CASES, SLICES, EXAMPLES = "cases.csv", "slices.csv", "examples.npz"
 SCORING = "scoring.json"  # how many volumes are scored, while it goes on
 TELL_S = 2.0
+AHEAD = 8  # volumes that are read, and as many that are scored, while the network segments
+_T = TypeVar("_T")
+_R = TypeVar("_R")
 
 
 def scored_so_far(out: str) -> tuple[int, int] | None:
@@ -24,50 +40,132 @@ def scored_so_far(out: str) -> tuple[int, int] | None:
     return (done, total) if total else None
 
 
-def evaluate_job(run: str, out: str, arm: str, seed: int, threads: int, precision: str) -> int:
-    """Predict every labelled test volume with the network in `out`; returns the volumes scored. What nobody drew in a
-    volume is not scored.
+def evaluate_job(run: str, out: str, arm: str, seed: int, threads: int, precision: Precision) -> int:
+    """Predict every labelled test volume with the network in `out`; returns the volumes scored. What
+    nobody drew in a volume is not scored.
 
-    Writes `slices.csv` and `examples.npz` there, then `cases.csv`, which says that the evaluation is whole.
+    Volumes are read ahead on one thread and scored on another, while the network segments; on a GPU several of them
+    share its batches. Writes `slices.csv` and `examples.npz` there, then `cases.csv`, which says that the evaluation is
+    whole.
     """
     import torch
 
+    from pipeline.inference.config import InferenceConfig
     from pipeline.inference.model_card import add_test_scores
-    from pipeline.inference.predictor import predict_volume
+    from pipeline.inference.predictor import BATCH, Predictor
     from pipeline.networks.files import default_device, load_model
-    from pipeline.samples.preprocess import PreprocessConfig, stored_statistics
-    from pipeline.scores.examples import choose, example, mean_dice, pack
-    from pipeline.scores.metrics import score_slices, score_volume
-    from pipeline.scores.tables import case_rows, slice_rows, summarise, write_cases, write_slices
-    from pipeline.scores.volumes import share_outside
+    from pipeline.samples.preprocess import PreprocessConfig
+    from pipeline.scores.examples import choose, pack
+    from pipeline.scores.tables import summarise, write_cases, write_slices
 
     torch.set_num_threads(threads)
+    torch.backends.cudnn.deterministic = True
     store = SliceStore.open(run)
     model, document = load_model(out)
-    model.to(default_device())
-    preprocess = PreprocessConfig(**document["preprocess"])
-    cases: list[dict[str, Any]] = []
-    slices: list[dict[str, Any]] = []
-    shown, dice = [], []
+    plain = InferenceConfig(precision=precision, keep_largest=False)  # as the network says: nothing is cleaned up
+    predictor = Predictor([model.to(default_device())], PreprocessConfig(**document["preprocess"]), plain)
+    # On a CPU one volume: there its bits may depend on what shares a batch, and a larger one is no faster.
+    at_once = 1 if predictor.device.type == "cpu" else 2 * BATCH
     volumes = [v for v in store.volumes("test") if v.labelled]
+    scored: list[_Scored] = []
     told = time.monotonic()
-    for done, volume in enumerate(volumes):
+
+    def tell() -> None:
+        nonlocal told
         if time.monotonic() - told > TELL_S:
             told = time.monotonic()
-            fs.write_text(fs.join(out, SCORING), json.dumps([done, len(volumes)]))
-        images, mask = store.volume(volume.rows)
-        stats = stored_statistics(store, volume.rows[0], preprocess)
-        found = predict_volume(model, images, stats, volume.spacing, preprocess, precision)
-        scores = score_volume(found, mask, volume.spacing, volume.structures)
-        whose = {"arm": arm, "seed": seed, "subject": volume.subject, "vendor": volume.vendor}
-        whose |= {"centre": volume.centre, "phase": volume.phase}
-        cases += case_rows(scores, share_outside(mask, volume.spacing, preprocess), whose)
-        slices += slice_rows(score_slices(found, mask, volume.structures), whose)
-        shown.append(example(volume.subject, volume.vendor, volume.phase, volume.spacing, images, mask, found))
-        dice.append(mean_dice(scores))
-    write_slices(fs.join(out, SLICES), slices)
-    fs.write_bytes(fs.join(out, EXAMPLES), pack({kind: shown[i] for kind, i in choose(dice).items()}))
+            fs.write_text(fs.join(out, SCORING), json.dumps([len(scored), len(volumes)]))
+
+    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as scorer:
+        inputs = _ahead(reader, partial(_read, store, predictor), volumes)
+        score = partial(_score, predictor, {"arm": arm, "seed": seed})
+        tell()
+        for result in _ahead(scorer, score, _segmented(predictor, inputs, at_once)):
+            scored.append(result)
+            tell()
+    write_slices(fs.join(out, SLICES), [row for one in scored for row in one.slices])
+    chosen = choose([one.dice for one in scored])
+    fs.write_bytes(fs.join(out, EXAMPLES), pack({kind: scored[i].shown for kind, i in chosen.items()}))
+    cases = [row for one in scored for row in one.cases]
     add_test_scores(out, summarise(cases))
     write_cases(fs.join(out, CASES), cases)
     fs.remove(fs.join(out, SCORING))
     return len(volumes)
+
+
+@dataclass(frozen=True)
+class _Input:
+    """A volume to score: image (Z, H, W) float32 and mask (Z, H, W) uint8 on its own grid, what the network sees of it
+    (Z, S, S) float32."""
+
+    volume: Volume
+    image: npt.NDArray[np.float32]
+    mask: npt.NDArray[np.uint8]
+    seen: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """Rows of `cases.csv` and `slices.csv`, what the report may show, mean Dice."""
+
+    cases: list[dict[str, Any]]
+    slices: list[dict[str, Any]]
+    shown: Example
+    dice: float
+
+
+def _ahead(pool: ThreadPoolExecutor, work: Callable[[_T], _R], items: Iterable[_T]) -> Iterator[_R]:
+    """Results in the order of the items, `AHEAD` of which are given to the pool before one is waited for."""
+    under_way: deque[Future[_R]] = deque()
+    for item in items:
+        under_way.append(pool.submit(work, item))
+        if len(under_way) > AHEAD:
+            yield under_way.popleft().result()
+    while under_way:
+        yield under_way.popleft().result()
+
+
+def _read(store: SliceStore, predictor: Predictor, volume: Volume) -> _Input:
+    from pipeline.inference.predictor import network_input
+    from pipeline.samples.preprocess import stored_statistics
+
+    image, mask = store.volume(volume.rows)
+    stats = stored_statistics(store, volume.rows[0], predictor.preprocess)
+    return _Input(volume, image, mask, network_input(image, stats, volume.spacing, predictor.preprocess))
+
+
+def _segmented(
+    predictor: Predictor, inputs: Iterable[_Input], at_once: int
+) -> Iterator[tuple[_Input, npt.NDArray[np.float32]]]:
+    """Every volume with its class shares (Z, classes, S, S). As many volumes as have `at_once` slices go together."""
+    group: list[_Input] = []
+
+    def together() -> Iterator[tuple[_Input, npt.NDArray[np.float32]]]:
+        shares = predictor.shares(np.concatenate([one.seen for one in group]))
+        return zip(group, np.split(shares, np.cumsum([len(one.seen) for one in group])[:-1]), strict=True)
+
+    for one in inputs:
+        group.append(one)
+        if sum(len(each.seen) for each in group) >= at_once:
+            yield from together()
+            group = []
+    if group:
+        yield from together()
+
+
+def _score(predictor: Predictor, whose: Mapping[str, Any], of: tuple[_Input, npt.NDArray[np.float32]]) -> _Scored:
+    from pipeline.scores.examples import example, mean_dice
+    from pipeline.scores.metrics import score_slices, score_volume
+    from pipeline.scores.tables import case_rows, slice_rows
+    from pipeline.scores.volumes import share_outside
+
+    (one, shares), volume = of, of[0].volume
+    found = predictor.on_grid(shares, one.image.shape, volume.spacing).mask
+    scores = score_volume(found, one.mask, volume.spacing, volume.structures)
+    row = {**whose, "subject": volume.subject, "vendor": volume.vendor, "centre": volume.centre, "phase": volume.phase}
+    return _Scored(
+        case_rows(scores, share_outside(one.mask, volume.spacing, predictor.preprocess), row),
+        slice_rows(score_slices(found, one.mask, volume.structures), row),
+        example(volume.subject, volume.vendor, volume.phase, volume.spacing, one.image, one.mask, found),
+        mean_dice(scores),
+    )

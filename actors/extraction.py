@@ -74,7 +74,9 @@ def extract(
     """
     began = time.perf_counter()
     run, sdnet_dir, bank_uri = map(fs.absolute, (spec.run, spec.sdnet_dir, spec.bank))
-    work = replace(spec, run=run, sdnet_dir=sdnet_dir, bank=bank_uri, gpu=actors.gpus > 0)
+    gpu = actors.gpus > 0
+    helpers = max(1, int(actors.cpus)) if gpu else 1
+    work = replace(spec, run=run, sdnet_dir=sdnet_dir, bank=bank_uri, gpu=gpu, helpers=helpers)
     with bank_lock(bank_uri, patience.say):
         bank = prepare_bank(work)
         bank.tidy()
@@ -103,9 +105,10 @@ def extractors(
     actors: ExtractionActors,
     make: type[Extractor] = Extractor,
     patience: Patience = PATIENCE,
+    abreast: int = 1,
 ) -> Pool[int]:
-    """A pool that fills the shards of the bank that `work` names. Raises InputError if the cluster cannot hold one
-    actor."""
+    """A pool that fills the shards of the bank that `work` names, in actors that encode `abreast` shards at the same
+    time. Raises InputError if the cluster cannot hold one actor."""
 
     def named(shard: int) -> str:
         """The shard and its slices, from first to last."""
@@ -126,8 +129,9 @@ def extractors(
         size=that_fit(actors.count, actors.cpus, actors.gpus, what),
         cpus=actors.cpus,
         gpus=actors.gpus,
-        at_once=IN_FLIGHT,
-        in_flight=IN_FLIGHT,
+        at_once=abreast + IN_FLIGHT - 1,
+        in_flight=abreast + IN_FLIGHT - 1,
+        abreast=abreast,
         part="encoded",
         named=named,
         remedy="lower bank_shard or resources.extract_actors, or use a machine with more memory",

@@ -1,16 +1,18 @@
 """The actor's side of extraction: the frozen SDNet, the slice store and the bank, opened once.
 
-Slices go through three stages, a thread each: one reads them ahead, one encodes them, one compresses what has come out.
-Ray runs up to `IN_FLIGHT` calls of an actor at a time, so that the next shard is read and the one before is written
-while one is in the network, the network does not wait for disks, and at most `IN_FLIGHT` shards are in memory. A shard
-is compressed slice by slice and not when it is whole, or actors that started together would all want their cores at
-once in the end. Whatever goes wrong on any of these threads is the answer of that shard's call.
+Slices go through three stages: some threads read them ahead, one encodes them, some compress what has come out. On a
+CPU slices are encoded one by one; a GPU gets those of a shard together, in batches. Ray runs up to `IN_FLIGHT` calls of
+an actor at a time, so that the next shard is read and the one before is written while one is in the network, the
+network does not wait for disks, and at most `IN_FLIGHT` shards are in memory. A shard is compressed slice by slice and
+not when it is whole, or actors that started together would all want their cores at once in the end. Whatever goes wrong
+on any of these threads is the answer of that shard's call.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -25,11 +27,13 @@ from storage.errors import InputError
 from storage.slices.store import SliceStore
 
 if TYPE_CHECKING:
-    from pipeline.factors.extract import NetworkView
+    from pipeline.factors.extract import Factors, NetworkView
     from pipeline.networks.config import Precision
+    from storage.bank.arrays import EncodedRow
     from storage.bank.shard_builder import ShardDraft
 
 IN_FLIGHT = 3  # shards of an actor: one is read, one encoded, one written
+TOGETHER = 256  # slices at most that a GPU gets at once, in batches of those of one canvas
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,8 @@ class ExtractionSpec:
     """What actors extract, how and to where.
 
     sdnet_dir, the frozen network's folder; precision, of the encoders (see `factors_name`); threads, torch's, which the
-    bits may depend on; shard_slices, of a bank that is not there yet; gpu: on the GPU that the actor has booked.
+    bits may depend on; shard_slices, of a bank that is not there yet; gpu: on the GPU that the actor has booked;
+    helpers: threads that compress, and a quarter as many that read, which takes less.
     """
 
     run: str
@@ -48,6 +53,7 @@ class ExtractionSpec:
     threads: int = 1
     shard_slices: int = 64
     gpu: bool = False
+    helpers: int = 1
 
 
 class Extractor:
@@ -63,7 +69,8 @@ class Extractor:
 
         self._work = work
         self._encoding = threading.Lock()
-        self._reader, self._packer = (ThreadPoolExecutor(1) for _ in range(2))
+        threads = max(1, work.helpers // 4), work.helpers, 1
+        self._readers, self._packers, self._appender = map(ThreadPoolExecutor, threads)
         self._encoded: dict[int, int] = {}
         torch.set_num_threads(work.threads)
         torch.backends.cudnn.allow_tf32 = False  # float32 is to mean float32
@@ -85,12 +92,14 @@ class Extractor:
         if self._bank.is_committed(shard):
             return
         draft = self._bank.draft(shard)
-        views = deque(self._reader.submit(self._view, row) for row in self._bank.shard_rows(shard))
+        views = deque(self._readers.submit(self._view, row) for row in self._bank.shard_rows(shard))
+        together = TOGETHER if self._work.gpu else 1
         packed: list[Future[None]] = []
         try:
             with self._encoding:
                 while views:
-                    packed.append(self._encode(views.popleft().result(), draft))
+                    some = [views.popleft().result() for _ in range(min(together, len(views)))]
+                    packed += self._encode(some, draft)
                     self._encoded[shard] = len(packed)
             for done in packed:
                 done.result()
@@ -111,15 +120,22 @@ class Extractor:
 
         return view(self._store, self._slice_ids[row], self._work.preprocess)
 
-    def _encode(self, seen: NetworkView, draft: ShardDraft) -> Future[None]:
-        """Encode a slice; what is returned compresses it into the draft."""
-        from pipeline.factors.extract import bank_row
-
-        anatomy, modality, mask = bank_row(self._network, seen, self._bank.spec.canvas)
-        if not np.isfinite(modality).all():
+    def _encode(self, views: Sequence[NetworkView], draft: ShardDraft) -> list[Future[None]]:
+        """Encode slices; what is returned compresses them and adds them to the draft, in their order."""
+        factors = self._network.factors(views)
+        if not all(np.isfinite(modality).all() for _, modality in factors):
             raise InputError(
                 fs.base_name(self._work.sdnet_dir),
                 "its modality is not finite",
                 "pretrain again with a lower learning rate",
             )
-        return self._packer.submit(draft.append, anatomy, modality, mask)
+        packed = []
+        for found, seen in zip(factors, views, strict=True):
+            compressed = self._packers.submit(self._compressed, found, seen, draft)
+            packed.append(self._appender.submit(lambda row: draft.append_encoded(row.result()), compressed))
+        return packed
+
+    def _compressed(self, found: Factors, seen: NetworkView, draft: ShardDraft) -> dict[str, EncodedRow]:
+        from pipeline.factors.extract import bank_row
+
+        return draft.encoded(*bank_row(found, seen, self._bank.spec.canvas))

@@ -166,7 +166,8 @@ class Pool(Generic[Piece]):
         """Give each waiting job to the worker that has fewest, but none more than its share of those that are left."""
         while self._waiting:
             worker = next((next(iter(rank)) for rank in self._ranks if rank), None)
-            share = 1 + (len(self._waiting) - 1) // self.crew.size
+            abreast = self.crew.abreast
+            share = abreast * (1 + (len(self._waiting) - 1) // (abreast * self.crew.size))
             if worker is None or worker.rank >= min(self.crew.in_flight, share):
                 return
             if worker.rank and self._waiting[0].suspect:

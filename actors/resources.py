@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from actors.ray_internals import machine_cpus, machine_gpus
 from actors.waiting import MINUTES
@@ -30,6 +30,7 @@ SHARED = "/dev/shm"
 ANSWER_S = 10.0  # how long a cluster may take to accept a connection
 # Of a lane's cores, as Ray books them: the trainer's half leaves room for its data actors and for short tasks.
 TRAINER_SHARE, DATA_SHARE, TASK_CPUS = 0.5, 0.25, 0.25
+MOST_BESIDE_GPU = 16.0  # CPUs of an extraction actor there, which reads and compresses what the GPU encodes
 LEAST_CORES = 0.5  # of a trainer with its data actors
 MOST_DATA_ACTORS = 8  # for each train worker, where nothing else is asked for
 # CPUs of a data actor beside a GPU, the largest that fits; it makes samples in one thread.
@@ -62,6 +63,20 @@ class ResourceConfig(BaseModel):
     wait_minutes: float = added(
         MINUTES, gt=0, description="how long work that no node has room for waits before it is given up"
     )
+    compile: bool | None = added(
+        None, description="training steps by torch.compile; None: on a GPU, where so many steps are left that it pays"
+    )
+    deterministic: bool = added(
+        False, description="training gives the same bits again on the same kind of GPU, more slowly; on CPUs it does"
+    )
+
+    @model_validator(mode="after")
+    def _compiled_for_one(self) -> ResourceConfig:
+        if self.compile and self.deterministic:
+            raise ValueError("compile=true chooses kernels by their speed; leave it out where deterministic=true")
+        if self.compile and self.train_workers > 1:
+            raise ValueError("compile=true is for one train worker an arm; leave it out, or set train_workers=1")
+        return self
 
 
 @dataclass(frozen=True)
@@ -128,6 +143,8 @@ class ResourcePlan:
     extract_gpus: float
     arm_retries: int = 1
     wait_minutes: float = MINUTES
+    compile: bool | None = None
+    deterministic: bool = False
     shares: tuple[NodeShare, ...] = ()
 
     def describe(self) -> str:
@@ -180,6 +197,8 @@ def plan(config: ResourceConfig, cluster: Cluster, jobs: int = 1) -> ResourcePla
         extract_gpus=1.0 if use_gpu else 0.0,
         arm_retries=config.arm_retries,
         wait_minutes=config.wait_minutes,
+        compile=config.compile,
+        deterministic=config.deterministic,
         shares=tuple(NodeShare(*share) for share in zip(nodes, seats, data, strict=True)),
     )
 
@@ -260,7 +279,7 @@ def _extraction(config: ResourceConfig, cluster: Cluster, use_gpu: bool) -> tupl
     """(extraction actors, CPUs of each), some left over for tasks."""
     if use_gpu:
         shares = [node.cpus / int(node.gpus) for node in cluster.nodes if int(node.gpus) and node.cpus]
-        cpus = min(1.0, min(shares, default=0.0)) * (1 - TASK_CPUS)
+        cpus = min(MOST_BESIDE_GPU, min(shares, default=0.0) * (1 - TASK_CPUS))
         actors = config.extract_actors or sum(int(node.gpus) for node in cluster.nodes if node.cpus)
     else:
         actors = config.extract_actors or max(1, sum(int(node.cpus) for node in cluster.nodes))

@@ -42,7 +42,7 @@ WAITING = "waiting.txt"  # what a job last waited for
 
 class WorkerBudget(BaseModel):
     """What one train worker may use: torch threads; data actors, none if it makes its samples itself, and CPUs for
-    each; MB of blocks in flight; GPUs; minutes that it waits for room."""
+    each; MB of blocks in flight; GPUs; minutes that it waits for room; see `ResourceConfig` for the others."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -52,6 +52,8 @@ class WorkerBudget(BaseModel):
     stream_mb: int
     gpus: float
     wait_minutes: float = MINUTES
+    compile: bool | None = None
+    deterministic: bool = False
 
 
 class TrainJob(BaseModel):

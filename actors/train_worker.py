@@ -136,6 +136,8 @@ def train_loop(settings: dict[str, Any]) -> None:
     import ray.train
     import torch
 
+    from pipeline.training.kernels import same_bits_every_time
+
     work_for(settings["fences"])
     job = TrainJob.model_validate(settings["job"])
     budget = WorkerBudget.model_validate(settings["budget"])
@@ -148,6 +150,8 @@ def train_loop(settings: dict[str, Any]) -> None:
             "mend its driver, or pass --set resources.gpus=false",
         )
     torch.set_num_threads(budget.threads)
+    if budget.deterministic:
+        same_bits_every_time()
     store = SliceStore.open(job.stream.run)
     state = first_state(job, store, rank)
     run_epochs(job, budget, store, state, rank, world)
@@ -211,7 +215,7 @@ def run_epochs(
     if state.step >= total:  # killed after the last epoch
         return
     device = next(state.model.parameters()).device
-    objective = _objective(job, state, world)
+    objective = _objective(job, budget, state, total - state.step, world)
     held_out = validation_volumes(job, store)
     watched = watched_slices(job, store) if rank == 0 else None
     history = _History(job, state.epoch)
@@ -267,17 +271,23 @@ def _stream(
     )
 
 
-def _objective(job: TrainJob, state: TrainState, world: int) -> Any:
-    """Network and losses; for several workers, wrapped so that their gradients are averaged."""
+def _objective(job: TrainJob, budget: WorkerBudget, state: TrainState, steps: int, world: int) -> Any:
+    """Network and losses, compiled where that pays for so many steps; for several workers, wrapped so that their
+    gradients are averaged, and never compiled."""
     import ray.train.torch
     from torch import nn
 
+    from pipeline.training.kernels import WORTH_COMPILING
     from pipeline.training.objective import Objective
 
     objective: Any = Objective(state.model, job.loss, state.latent, state.alignment)
+    on_card = next(state.model.parameters()).device.type == "cuda"
     if world == 1:
+        pays = on_card and steps >= WORTH_COMPILING and not budget.deterministic
+        if pays if budget.compile is None else budget.compile:
+            objective.compile_terms()
         return objective
-    if next(state.model.parameters()).device.type == "cuda":
+    if on_card:
         objective = nn.SyncBatchNorm.convert_sync_batchnorm(objective)  # in place: the optimiser's parameters stay
     # an update of unlabelled samples alone leaves the segmentor without gradients
     lone = {"find_unused_parameters": job.train.update == "separate"}

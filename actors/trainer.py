@@ -106,6 +106,8 @@ def _trainer(job: TrainJob, budget: ResourcePlan, scratch: str) -> TorchTrainer:
                 data_cpus=budget.data_cpus,
                 stream_mb=budget.stream_mb,
                 wait_minutes=budget.wait_minutes,
+                compile=budget.compile,
+                deterministic=budget.deterministic,
                 gpus=budget.trainer_gpus,
             ).model_dump(),
         },

@@ -149,7 +149,7 @@ def trained_briefly(run: str) -> None:
     reference = plain(model, views, 1)
     for precision in ("fp32", "bf16"):
         frozen = FrozenSDNet(model, precision)
-        found = [frozen.factors(seen) for seen in views]
+        found = frozen.factors(views)
         ours, theirs = (
             [synthesize(model.decoder, CHANNELS, a[None], m[None])[0] for a, m in factors]
             for factors in (found, reference)

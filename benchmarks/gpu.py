@@ -1,4 +1,5 @@
-"""What a card does with the `paper` preset: a training step as the stream gives it, extraction, synthesis, scoring.
+"""What a card does with the `paper` preset: a training step as the stream gives it, as it is and compiled, extraction,
+synthesis, scoring.
 
 `ours` is the time of a U-Net step of four images at width 64 and 224², `reference` that of the same step in plain eager
 PyTorch; the other figures are printed. Without a card it says so and measures the CPU at a quarter of the width.
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from benchmarks.train_step import sides
 from pipeline.factors.extract import FrozenSDNet, NetworkView
 from pipeline.inference.config import InferenceConfig
 from pipeline.inference.predictor import Predictor
-from pipeline.networks.config import SDNetConfig, UNetConfig
+from pipeline.networks.config import Precision, SDNetConfig, UNetConfig
 from pipeline.networks.files import build, default_device
 from pipeline.networks.sdnet import Decoder, SDNet
 from pipeline.samples.preprocess import PreprocessConfig
@@ -31,6 +32,7 @@ from pipeline.training.step import Batch, settle, train_step
 
 SIZE, WARM, STEPS, SLICES = 224, 20, 100, 128
 TOGETHER = 16  # samples that a decoder draws at once
+PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
 
 
 def told(text: str) -> None:
@@ -47,10 +49,14 @@ def batch(labelled: int, unlabelled: int, device: torch.device) -> Batch:
     return Batch(image.to(device), mask.to(device), order < labelled, order)
 
 
-def milliseconds_a_step(network: UNetConfig | SDNetConfig, labelled: int, unlabelled: int, steps: int) -> float:
+def milliseconds_a_step(
+    network: UNetConfig | SDNetConfig, labelled: int, unlabelled: int, steps: int, compiled: bool = False
+) -> float:
     """Of a long run of steps, the device waited for only at its end."""
     state = TrainState.create(network, TrainConfig(), seed=0)
     objective = Objective(state.model, LossConfig(), state.latent)
+    if compiled:
+        objective.compile_terms()
     samples = batch(labelled, unlabelled, next(state.model.parameters()).device)
     for _ in range(min(WARM, steps)):
         train_step(objective, state, samples, TrainConfig())
@@ -69,6 +75,14 @@ def a_second(work: Callable[[], int]) -> float:
     return work() / (time.perf_counter() - began)
 
 
+def slices_encoded(
+    config: SDNetConfig, precision: Precision, device: torch.device, views: Sequence[NetworkView]
+) -> float:
+    """A second, to factors on the CPU."""
+    frozen = FrozenSDNet(SDNet(config).eval(), precision, device)
+    return a_second(lambda: len(frozen.factors(views)))
+
+
 def run() -> dict[str, Any]:
     """Steps a minute of a U-Net; all else on standard error."""
     device = default_device()
@@ -77,13 +91,18 @@ def run() -> dict[str, Any]:
     told(torch.cuda.get_device_name(device) if card else "no GPU: the CPU, at width 16 and with a few items")
     unet, sdnet = UNetConfig(width=width), SDNetConfig(anatomy_width=width, modality_width=width, segmentor_width=width)
     for name, network, labelled, unlabelled in (("U-Net", unet, 4, 0), ("SDNet", sdnet, 4, 0), ("SDNet", sdnet, 4, 4)):
-        ms = milliseconds_a_step(network, labelled, unlabelled, steps)
-        told(f"{name}, a step of {labelled} + {unlabelled}: {ms:.1f} ms")
+        text = f"{milliseconds_a_step(network, labelled, unlabelled, steps):.1f} ms"
+        if card:  # on a CPU compiling takes minutes and gains nothing (docs/performance.md)
+            began = time.perf_counter()
+            ms = milliseconds_a_step(network, labelled, unlabelled, steps, compiled=True)
+            start = time.perf_counter() - began - ms * steps / 1000
+            text += f", compiled {ms:.1f} ms after {start:.0f} s"
+        told(f"{name}, a step of {labelled} + {unlabelled}: {text}")
     rng = np.random.default_rng(0)
     images = (rng.random((slices, 256, 256)) * 2 - 1).astype(np.float32)
     views = [NetworkView(x, np.s_[:256, :256], x[:SIZE, :SIZE], np.zeros((256, 256), np.uint8)) for x in images]
-    frozen = FrozenSDNet(SDNet(sdnet).eval(), device=device)
-    told(f"extraction, one slice at a time: {a_second(lambda: len([frozen.factors(v) for v in views])):.0f} slices/s")
+    for precision in PRECISIONS:
+        told(f"encoders, {precision}, in batches: {slices_encoded(sdnet, precision, device, views):.0f} slices/s")
     decoder = Decoder(sdnet).eval().to(device)
     anatomy, modality = (1 << rng.integers(0, 8, images.shape)).astype(np.uint8), rng.random((slices, 8), np.float32)
     drawn = a_second(lambda: len(synthesize(decoder, sdnet.anatomy_channels, anatomy, modality)))

@@ -95,12 +95,21 @@ class ShardWriter:
         self._chunks: list[bytes] = []
         self._rows = self._end = 0
 
+    def encoded(self, values: npt.NDArray[Any]) -> bytes | None:
+        """A row's chunk, None for zeros; on any thread."""
+        if not values.any():
+            return None
+        return bytes(self._encode(values.astype(values.dtype.newbyteorder("<"), order="C", copy=False)))
+
     def append(self, values: npt.NDArray[Any]) -> None:
         """Encode the next row, whose chunk is kept and whose values are not. Raises IndexError beyond the slots."""
+        self.append_encoded(self.encoded(values))
+
+    def append_encoded(self, chunk: bytes | None) -> None:
+        """The next row by its chunk. Raises IndexError beyond the slots."""
         if self._rows == len(self._index):
             raise IndexError(f"a shard of {self._rows} rows is full")
-        if values.any():
-            chunk = bytes(self._encode(values.astype(values.dtype.newbyteorder("<"), order="C", copy=False)))
+        if chunk is not None:
             self._index[self._rows] = self._end, len(chunk)
             self._chunks.append(chunk)
             self._end += len(chunk)

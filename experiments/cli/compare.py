@@ -19,18 +19,25 @@ def compare(
     csv: Annotated[str | None, typer.Option("--csv", help="Also write the table here; replaced if there.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
-    """Runs side by side, from MLflow: Dice by arm, vendor and structure, and what was configured differently."""
+    """Runs side by side, from MLflow: Dice by arm, vendor and structure, and what was configured differently.
+
+    A run folder that MLflow does not know is logged there first.
+    """
     import json
     import sys
 
     from rich.console import Console
 
+    from experiments.run.driver import log_from_folder
     from experiments.tracking import compare as comparison
     from storage import fs
 
+    def log(run: str) -> None:
+        log_from_folder(run, lambda line: typer.echo(line, err=True), tracking_uri)
+
     if csv:
         fs.require_writable_file(csv, f"--csv {csv}")
-    found = comparison.find(runs, tracking_uri)
+    found = comparison.find(runs, tracking_uri, log)
     table = comparison.rows(found)
     if csv:
         from storage.csv_table import csv_text

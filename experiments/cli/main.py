@@ -281,13 +281,16 @@ def _show(html: str, run: str, driver: Ablation) -> None:
     from rich.console import Console
 
     from experiments.report.tables import render_terminal_table
-    from experiments.tracking.store import ui_command
+    from experiments.tracking.store import ui_address, ui_command
     from pipeline.scores.tables import read_cases, summarise
 
     Console().print(render_terminal_table(summarise(read_cases(fs.join(run, "report", "cases.csv")))))
     typer.echo(f"report: {html}")
     typer.echo(f"table:  {fs.join(run, 'report', 'table.md')}")
-    typer.echo(f"MLflow: {ui_command(driver.log.tracking_uri)}")
+    typer.echo(f"MLflow: {ui_command(driver.run, driver.log.tracking_uri)}")
+    page = driver.log.page()
+    if page:
+        typer.echo(f"        arms by Dice: {ui_address(driver.log.tracking_uri)}/{page}")
 
 
 def _finish(failed: dict[str, str]) -> None:

@@ -166,7 +166,7 @@ def _slice(settings: Settings, contents: Contents) -> float:
     crop = np.zeros((settings.preprocess.size,) * 2, dtype=np.float32)
     seen = NetworkView(image, np.s_[0:side, 0:side], crop, np.zeros((side, side), dtype=np.uint8))
     network = FrozenSDNet(SDNet(settings.sdnet).eval(), settings.bank_precision, default_device())
-    return _timed(lambda: network.factors(seen), 1)
+    return _timed(lambda: network.factors([seen]), 1)
 
 
 def _volume(training: Training, settings: Settings, threads: int) -> float:

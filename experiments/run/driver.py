@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from experiments.progress import Progress
 from experiments.report.build import SHARED_BANK, ReportPaths, build_report
 from experiments.run import jobs
 from experiments.run.refusals import require_local_phantom
+from experiments.tracking.run_log import TABLE as REPORT_TABLE
 from experiments.tracking.run_log import RunLog
 from experiments.version import provenance
 from storage import fs
@@ -44,7 +45,7 @@ class Ablation:
         self._cluster: Cluster | None = None
         self._failed: dict[str, str] = {}
         self._warned: set[tuple[str, str]] = set()
-        self._last_wait: dict[str, str] = {}
+        self._last_wait: dict[str, str | None] = {}
 
     def __enter__(self) -> Ablation:
         return self
@@ -206,7 +207,8 @@ class Ablation:
                 runs=[(run.arm, run.seed) for run in runs if run.evaluated()],
                 problems=problems,
             )
-        self._log_what_is_there(runs)
+        _log_what_is_there(self.run, self.settings, runs, self.log)
+        self.log.report()
         self._failed = self._failed or problems
         return paths
 
@@ -226,20 +228,6 @@ class Ablation:
         if replaced:
             self.progress.say(f"made anew, since the configuration, data or bank are others now: {', '.join(replaced)}")
 
-    def _log_what_is_there(self, runs: Sequence[ArmRun]) -> None:
-        """Have MLflow agree with the run folder, whatever an earlier command could not log."""
-        if jobs.needs_sdnet(self.settings) and not (self.settings.pretrained or self.settings.bank):
-            job = jobs.pretrain_job(self.run, self.settings)
-            if job.finished():
-                self.log.finish("pretrain", 0, job)
-        for run in runs:
-            if run.evaluated() or run.failure() is not None:
-                self.log.finish_arm(run, failed=not run.evaluated())
-            else:
-                self.log.follow(run.arm, run.seed, run.job)
-        if fs.is_local(self.run):
-            self.log.report(fs.local_path(fs.join(self.run, "report")))
-
     def _arm_runs(self) -> list[ArmRun]:
         return jobs.arm_runs(self.run, jobs.trainable_settings(self.run, self.settings))
 
@@ -257,9 +245,10 @@ class Ablation:
 
     def _follow(self, arm: str, seed: int, job: TrainJob, bar: ProgressBar) -> None:
         line = job.waiting()
-        if line is not None and line != self._last_wait.get(job.out):
-            self._last_wait[job.out] = line
-            self.progress.say(f"{arm}/seed{seed}, {line}")
+        if line != self._last_wait.get(job.out):
+            self._last_wait[job.out] = line  # None once it is tried again, so that its next wait is told too
+            if line is not None:
+                self.progress.say(f"{arm}/seed{seed}, {line}")
         records = self.log.follow(arm, seed, job)
         if records:
             self._warn(f"{arm}/seed{seed}", records[-1])
@@ -312,6 +301,41 @@ def ablate(driver: Ablation, strict: bool = False) -> tuple[ReportPaths, dict[st
     paths = driver.report()
     driver.progress.say(f"{(time.perf_counter() - began) / 60:.1f} minutes")
     return paths, failed
+
+
+def log_from_folder(run: str, say: Callable[[str], None], tracking_uri: str | None = None) -> None:
+    """Have MLflow know a run by what its folder holds, as `cardiomix report` does, without making a report.
+
+    Nothing happens if there is no scored arm in that folder. Raises InputError if another driver holds the run.
+    """
+    from storage.lock import run_lock
+
+    if not fs.exists(fs.join(run, config.CONFIG_FILE)) or not fs.exists(fs.join(run, TABLE)):
+        return
+    settings = config.load(run)
+    runs = jobs.arm_runs(run, jobs.trainable_settings(run, settings))
+    if not any(each.evaluated() for each in runs):
+        return
+    with run_lock(run, say):
+        say(f"MLflow does not know {fs.base_name(run)}: it is logged from its folder")
+        log = RunLog(run, fs.base_name(run), settings, say, tracking_uri)
+        _log_what_is_there(run, settings, runs, log)
+        if fs.exists(fs.join(run, "report", REPORT_TABLE)):
+            log.report()
+        log.close("FINISHED")
+
+
+def _log_what_is_there(run: str, settings: Settings, runs: Sequence[ArmRun], log: RunLog) -> None:
+    """Have MLflow agree with the run folder, whatever an earlier command could not log."""
+    if jobs.needs_sdnet(settings) and not (settings.pretrained or settings.bank):
+        job = jobs.pretrain_job(run, settings)
+        if job.finished():
+            log.finish("pretrain", 0, job)
+    for each in runs:
+        if each.evaluated() or each.failure() is not None:
+            log.finish_arm(each, failed=not each.evaluated())
+        else:
+            log.follow(each.arm, each.seed, each.job)
 
 
 def require_data(run: str, settings: Settings | None = None) -> None:

@@ -35,7 +35,7 @@ def write_samples(run: str, settings: Settings, out: str, kind: str, samples: in
             kind,  # type: ignore[arg-type]
             samples,
             actors=budget.extract_actors,
-            cpus=budget.extract_cpus,
+            cpus=min(1.0, budget.extract_cpus),  # an extractor beside a GPU books more
             progress=step.update,
             patience=Patience(settings.resources.wait_minutes, progress.say),
         )

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from experiments.tracking.own_database import prepare
 from experiments.tracking.store import (
     PARENT_TAG,
     RUN_TAG,
+    is_own,
     is_server,
-    open_client,
+    open_store,
     redacted,
     run_key,
     search,
+    sqlite_file,
     tracking_uri_of,
 )
 from pipeline.scores.compare_arms import FEWEST_SEEDS, trainings
@@ -45,35 +47,53 @@ class Compared:
     made: Mapping[str, Mapping[str, str]]
 
 
-def find(runs: Sequence[str], tracking_uri: str | None = None) -> list[Compared]:
+class NotLoggedError(InputError):
+    """MLflow does not know a run folder, or none of its scores."""
+
+
+def find(
+    runs: Sequence[str], tracking_uri: str | None = None, log: Callable[[str], None] | None = None
+) -> list[Compared]:
     """The runs as MLflow holds them. Each is a run folder, the name of an experiment on the server, or the id of a
     parent run there.
 
     `tracking_uri` and `MLFLOW_TRACKING_URI` as for `store.tracking_uri_of`; an experiment or an id needs one of them.
-    Raises InputError for a run that MLflow does not know, or that has no scores there.
+    A run folder that MLflow does not know is given to `log`, which is to log it there, and looked up again. Raises
+    InputError for a run that MLflow does not know, or that has no scores there.
     """
     found, names = [], list(map(fs.base_name, runs))
     for number, run in enumerate(runs):
         twins = names[:number].count(names[number])
-        found.append(_compared(run, tracking_uri, names[number] + (f" ({twins + 1})" if twins else "")))
+        name = names[number] + (f" ({twins + 1})" if twins else "")
+        try:
+            found.append(_compared(run, tracking_uri, name))
+        except NotLoggedError:
+            if log is None:
+                raise
+            log(fs.absolute(run))
+            found.append(_compared(run, tracking_uri, name))
     return found
 
 
 def _compared(run: str, tracking_uri: str | None, name: str) -> Compared:
-    folder = fs.is_folder(run)
-    place = tracking_uri_of(fs.absolute(run), tracking_uri)
-    file = Path(place.removeprefix("sqlite:///"))
-    if place.startswith("sqlite:///") and not file.is_file():  # which opening it would create
-        problem = "MLflow knows nothing of it" if folder else "is no run folder, and no tracking server is named"
+    folder, place = fs.is_folder(run), tracking_uri_of(fs.absolute(run), tracking_uri)
+    if folder and is_own(fs.absolute(run), place):
+        prepare(fs.absolute(run))
+    file = sqlite_file(place)
+    if file is not None and not file.is_file():  # which opening it would create
+        if folder:
+            raise NotLoggedError(name, "MLflow knows nothing of it", "train it first, or pass --tracking-uri")
+        problem = "is no run folder, and no tracking server is named"
         raise InputError(name, problem, "train it first, or pass --tracking-uri")
-    client = open_client(place)
+    client = open_store(fs.absolute(run), place)
     parent = _parent_of_folder(client, fs.absolute(run), place, name) if folder else _parent(client, run, place)
     newest: dict[tuple[str, str], Run] = {}
     for child in search(client, parent.info.experiment_id, {PARENT_TAG: parent.info.run_id}):
         if any(key.startswith("dice/") for key in child.data.metrics):  # the oldest first: the newest stays
             newest[child.data.tags["arm"], child.data.tags["seed"]] = child
     if not newest:
-        raise InputError(name, "has no scored arm in MLflow", "run `cardiomix report --run RUN`, or train it first")
+        kind = NotLoggedError if folder else InputError
+        raise kind(name, "has no scored arm in MLflow", "run `cardiomix report --run RUN`, or train it first")
     return _collected(name, newest)
 
 
@@ -81,10 +101,9 @@ def _parent_of_folder(client: MlflowClient, run: str, place: str, name: str) -> 
     experiment = client.get_experiment_by_name(fs.base_name(run))
     found = search(client, experiment.experiment_id, {RUN_TAG: run_key(run, place)}) if experiment else []
     if not found:
-        raise InputError(
-            name,
-            f"MLflow at {redacted(place)} does not know it",
-            "run `cardiomix report --run RUN`, or name its experiment",
+        where = "its own database" if is_own(run, place) else f"MLflow at {redacted(place)}"
+        raise NotLoggedError(
+            name, f"{where} does not know it", "run `cardiomix report --run RUN`, or name its experiment"
         )
     return found[0]
 
@@ -118,7 +137,7 @@ def _collected(name: str, children: Mapping[tuple[str, str], Run]) -> Compared:
         for metric, value in child.data.metrics.items():
             kind, _, rest = metric.partition("/")
             vendor, _, structure = rest.rpartition("/")
-            if kind == "dice" and vendor:
+            if kind == "dice" and vendor and structure in STRUCTURES:
                 dice[arm, vendor, structure] = (*dice.get((arm, vendor, structure), ()), float(value))
         facts = {key: value for key, value in child.data.params.items() if key not in _NOT_COMPARED}
         facts |= {key: child.data.tags[key][:16] for key in _TAGS if key in child.data.tags}

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from experiments.config import Settings, shareable
 from storage.identity import identity
 from storage.parquet import different_texts, text_array
 from storage.slices.store import SliceStore
@@ -51,6 +52,13 @@ def job_params(arm: str, seed: int, job: TrainJob) -> dict[str, str]:
         train: job.train.model_dump(mode="json"),
         "train_workers": job.workers,
     }
+    return dict(_flat(tree))
+
+
+def run_params(settings: Settings) -> dict[str, str]:
+    """The run's configuration under its fields' names, for the parent run: without places, and without the arms and
+    seeds, which another command may add to (MLflow refuses to change a parameter)."""
+    tree = shareable(settings).model_dump(mode="json", exclude={"arms", "seeds"})
     return dict(_flat(tree))
 
 

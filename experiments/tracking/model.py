@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
     from mlflow.models import Model, ModelSignature
 
+    from experiments.tracking.artifacts import Artifacts
+
 NAME = "segmentation"
 FINGERPRINT_TAG = "cardiomix_fingerprint"
 CODE = Path(__file__).with_name("model_code.py")
@@ -26,8 +28,9 @@ NETWORK = "network"
 VOLUMES = ("lv_edv_ml", "lv_esv_ml", "lv_ef_percent", "rv_edv_ml", "rv_esv_ml", "rv_ef_percent", "lv_mass_g")
 
 
-def log_model(run_id: str, tracking_uri: str, model_folder: str) -> str:
-    """Log the network in `model_folder` as a model of an MLflow run; returns its address, `models:/<id>`.
+def log_model(run_id: str, tracking_uri: str, model_folder: str, files: Artifacts | None = None) -> str:
+    """Log the network in `model_folder` as a model of an MLflow run; returns its address, `models:/<id>`. `files` puts
+    the model's files where they belong, if MLflow itself is not to do that.
 
     The same network is logged once: a second call returns the first one's, or ends what that one began. Only this
     run's store is touched; MLflow's global tracking URI and active run stay as they are. Raises InputError if the
@@ -50,7 +53,7 @@ def log_model(run_id: str, tracking_uri: str, model_folder: str) -> str:
         return f"models:/{model.model_id}"
     with TemporaryDirectory() as scratch:
         saved = save_model(str(Path(scratch) / "saved"), model_folder, run_id=run_id, model_id=model.model_id)
-        client.log_model_artifacts(model.model_id, saved)
+        (files.model if files else client.log_model_artifacts)(model.model_id, saved)
     if model.model_id not in [output.model_id for output in (run.outputs.model_outputs if run.outputs else [])]:
         client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
     client.finalize_logged_model(model.model_id, "READY")

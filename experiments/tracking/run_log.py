@@ -11,11 +11,10 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.config import CONFIG_FILE, Settings, as_yaml, shareable
-from experiments.tracking import store
+from experiments.tracking import own_database, store
 from experiments.tracking.system_metrics import SystemSampler
 from experiments.tracking.writer import LogWriter
 from experiments.version import git_commit
@@ -29,6 +28,8 @@ if TYPE_CHECKING:
 
 PATIENCE_S = 10.0  # for a server that is away when all else is done
 NAMED = 5  # arms in a warning
+TABLE = "table.md"  # of the report
+_LAYOUT = 2  # of what is logged of an arm; a run that was logged in an earlier layout is completed
 
 
 @dataclass
@@ -52,7 +53,7 @@ class _Arm:
         from actors.evaluate_arm import CASES
 
         scores = fs.read_text(fs.join(self.job.out, CASES)) if self.scored else ""
-        text = json.dumps([self.records, self.outcome, scores])
+        text = json.dumps([_LAYOUT, self.records, self.outcome, scores])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -60,9 +61,13 @@ class RunLog:
     """Parent and child runs of one run folder. No method but `require` and `close` waits for MLflow, and only `require`
     raises what MLflow raised, as InputError. `say` shows a line to the user."""
 
-    def __init__(self, run: str, name: str, settings: Settings, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, run: str, name: str, settings: Settings, say: Callable[[str], None], tracking_uri: str | None = None
+    ) -> None:
         self.run, self.name, self.settings, self._say = run, name, settings, say
-        self.tracking_uri = store.tracking_uri_of(run)
+        self.tracking_uri = store.tracking_uri_of(run, tracking_uri)
+        self._own = store.is_own(run, self.tracking_uri)
+        self._unsaved = False
         self._tracker: Tracker | None = None  # this and the next: only the writer's thread uses them
         self._children: dict[str, ChildRun] = {}
         self._arms: dict[str, _Arm] = {}
@@ -73,7 +78,7 @@ class RunLog:
     def start(self) -> None:
         """Begin to open MLflow, which takes seconds the first time."""
         if not self._required:
-            self._writer.post("open", lambda: store.open_client(self.tracking_uri))
+            self._writer.post("open", lambda: store.open_store(self.run, self.tracking_uri))
 
     def require(self) -> None:
         """Wait until MLflow has taken the parent run, then begin to sample the machine. Raises InputError if it does
@@ -108,9 +113,19 @@ class RunLog:
         """Log an arm's epochs, scores and model, and end its run."""
         self.finish(run.arm, run.seed, run.job, "FAILED" if failed else "FINISHED", scored=not failed)
 
-    def report(self, folder: Path) -> None:
-        """Store the report with the parent run."""
-        self._writer.post("report", lambda: self._parent().log_artifacts(folder))
+    def report(self) -> None:
+        """Show the report's table as the parent run's description; store a local run's report with it."""
+        self._writer.post("report", self._log_report)
+
+    def page(self) -> str | None:
+        """The list of this run's arms with Dice in its first columns, below MLflow's own address; None if MLflow does
+        not answer. Waits for what is being logged."""
+        from experiments.tracking.headline import VIEW
+
+        self._writer.post("parent", self._parent)
+        self._writer.wait("parent")
+        tracker = self._tracker
+        return None if tracker is None else f"#/experiments/{tracker.experiment_id}/runs?viewStateShareKey={VIEW}"
 
     def close(self, status: str | None) -> None:
         """End whatever is still open, so that nothing in MLflow looks as if it went on; None: leave it as it is. Says
@@ -123,11 +138,13 @@ class RunLog:
             if arm.outcome is None and arm.records:
                 self._post(_Arm(arm.arm, arm.seed, arm.job, arm.records, "KILLED"))
         self._log_system()
-        self._writer.post("end", lambda: self._parent().finish(status))
+        self._writer.post("end", partial(self._log_end, status))
         missing = self._writer.close(PATIENCE_S)
         if missing:
             self._system.keep()
             self._say(self._what_is_missing(missing))
+        if self._own:
+            own_database.let_go(self.run)
 
     def _what_is_missing(self, missing: list[str]) -> str:
         behind = [
@@ -139,10 +156,9 @@ class RunLog:
         named = ", ".join(behind[:NAMED]) or "the run's end"
         named += f" and {len(behind) - NAMED} more" if len(behind) > NAMED else ""
         why = store.reason(self._writer.error) if self._writer.error else "it was not waited for"
-        return (
-            f"warning: {why}: {store.redacted(self.tracking_uri)} lacks {named}; nothing is lost, "
-            "`cardiomix report --run RUN` logs it once the server is back"
-        )
+        where = "the run's MLflow" if self._own else store.redacted(self.tracking_uri)
+        then = " once the server is back" if store.is_server(self.tracking_uri) else ", once that is mended"
+        return f"warning: {why}: {where} lacks {named}; nothing is lost, `cardiomix report --run RUN` logs it{then}"
 
     def _post(self, arm: _Arm) -> None:
         before = self._arms.get(arm.label)
@@ -154,11 +170,15 @@ class RunLog:
 
     def _parent(self) -> Tracker:
         if self._tracker is None:
+            from experiments.tracking.lineage import run_params
             from experiments.tracking.tracker import Tracker
 
             tags = self._tags() | {"config_hash": self.settings.config_hash}
-            self._tracker = Tracker(self.run, self.name, self.tracking_uri, tags)
-            self._tracker.log_text(as_yaml(shareable(self.settings)), CONFIG_FILE)
+            tags |= {"arms": ", ".join(self.settings.arms), "seeds": str(self.settings.seeds)}
+            tracker = Tracker(self.run, self.name, self.tracking_uri, tags)
+            tracker.describe(run_params(self.settings))
+            tracker.log_text(as_yaml(shareable(self.settings)), CONFIG_FILE)
+            self._tracker = tracker
         return self._tracker
 
     def _tags(self) -> dict[str, str]:
@@ -168,16 +188,24 @@ class RunLog:
         self._writer.post("system", lambda: self._system.flush(self._parent().log_system))
 
     def _log_arm(self, arm: _Arm) -> None:
+        mark = arm.mark()
+        if not (arm.outcome and self._parent().is_logged(arm.arm, arm.seed, arm.job.config_hash, mark)):
+            self._unsaved = True
+            self._log_state(arm, mark)
+        arm.logged = len(arm.records)
+        if arm.outcome and self._unsaved:
+            self._parent().log_standing()
+            self._save()
+
+    def _log_state(self, arm: _Arm, mark: str) -> None:
         from experiments.tracking.lineage import job_inputs, job_params, job_tags
 
-        job, mark = arm.job, arm.mark()
-        if arm.outcome and self._parent().is_logged(arm.arm, arm.seed, job.config_hash, mark):
-            arm.logged = len(arm.records)
-            return
+        job = arm.job
         if arm.label not in self._children:
-            tags, params = self._tags() | job_tags(job), job_params(arm.arm, arm.seed, job)
+            tags, params, inputs = self._tags() | job_tags(job), job_params(arm.arm, arm.seed, job), job_inputs(job)
             child = self._parent().child(arm.arm, arm.seed, job.config_hash, tags, params)
-            child.log_inputs(job_inputs(job))
+            child.log_inputs(inputs)
+            self._parent().describe({}, inputs)
             self._children[arm.label] = child
         child = self._children[arm.label]
         child.log_history(arm.records)
@@ -192,12 +220,29 @@ class RunLog:
         """Scores, their cases, and the network as a model with a signature."""
         from actors.evaluate_arm import CASES
         from experiments.tracking.model import log_model
-        from pipeline.scores.tables import read_cases, summarise
+        from pipeline.scores.tables import read_cases
 
         cases = fs.join(arm.job.out, CASES)
-        child.log_scores(summarise(read_cases(cases)))
+        child.log_scores(read_cases(cases))
         child.log_text(fs.read_text(cases), CASES)
-        log_model(child.run_id, self.tracking_uri, arm.job.out)
+        log_model(child.run_id, self.tracking_uri, arm.job.out, child.files)
+
+    def _log_report(self) -> None:
+        folder = fs.join(self.run, "report")
+        self._parent().note(fs.read_text(fs.join(folder, TABLE)))
+        if fs.is_local(self.run):
+            self._parent().log_artifacts(fs.local_path(folder))
+
+    def _log_end(self, status: str) -> None:
+        self._parent().log_standing()
+        self._parent().finish(status)
+        self._save()
+
+    def _save(self) -> None:
+        """Put a snapshot into a run whose database cannot be opened where it is, in an object store."""
+        if self._own:
+            own_database.put_snapshot(self.run)
+        self._unsaved = False
 
     def _forget(self) -> None:
         """After a failure nobody knows what the store holds: it is asked again."""
@@ -206,6 +251,7 @@ class RunLog:
 
     def _say_change(self, error: BaseException | None) -> None:
         if error is None:
-            self._say(f"MLflow: {store.redacted(self.tracking_uri)} is back, all is logged")
+            where = "the run's database" if self._own else store.redacted(self.tracking_uri)
+            self._say(f"MLflow: {where} is back, all is logged")
         elif self._writer.succeeded:
             self._say(f"MLflow: {store.reason(error)}; it will be tried again, training goes on")

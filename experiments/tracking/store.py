@@ -7,10 +7,13 @@ import logging
 import os
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
+from experiments.tracking.own_database import DATABASE, database_file, prepare
 from storage import fs
 from storage.errors import InputError, one_line
 
@@ -19,7 +22,6 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 PARENT_TAG, RUN_TAG = "mlflow.parentRunId", "cardiomix_run"
-DATABASE = "mlflow.db"
 OWN_FOLDER = "this folder"
 _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",  # a study's machine should not report to anyone
@@ -36,20 +38,32 @@ class StoreError(InputError):
 
 
 def tracking_uri_of(run: str, tracking_uri: str | None = None) -> str:
-    """The tracking URI of a run: the one given, else `MLFLOW_TRACKING_URI`, else SQLite in `<run>/mlflow.db` (in the
-    working directory where the run lives in an object store, since SQLite needs a file)."""
-    return tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{local_folder(run) / DATABASE}"
+    """The tracking URI of a run: the one given, else `MLFLOW_TRACKING_URI`, else the run's own database, SQLite at
+    `own_database.database_file`."""
+    return tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or _own_uri(run)
 
 
-def local_folder(run: str) -> Path:
-    """The local folder of what MLflow keeps in files."""
-    return fs.local_path(run).absolute() if fs.is_local(run) else Path.cwd()
+def is_own(run: str, tracking_uri: str) -> bool:
+    """Whether this is the database that the run keeps in itself."""
+    return tracking_uri == _own_uri(run)
+
+
+def _own_uri(run: str) -> str:
+    # What SQLAlchemy reads is a URL: a `?` would begin its query.
+    return f"sqlite:///{str(database_file(run)).replace('%', '%25').replace('?', '%3F')}"
+
+
+def sqlite_file(tracking_uri: str) -> Path | None:
+    """The file of an SQLite database's address; None for any other address."""
+    if not tracking_uri.startswith("sqlite:///"):
+        return None
+    return Path(unquote(tracking_uri.removeprefix("sqlite:///").partition("?")[0]))
 
 
 def run_key(run: str, tracking_uri: str) -> str:
-    """The parent run's tag `cardiomix_run`. A database in the run folder moves with it and knows no other run;
-    elsewhere a hash of the folder's place tells runs of one name apart."""
-    if fs.is_local(run) and tracking_uri == f"sqlite:///{local_folder(run) / DATABASE}":
+    """The parent run's tag `cardiomix_run`. A run's own database moves with it and knows no other run; elsewhere a hash
+    of the folder's place tells runs of one name apart."""
+    if is_own(run, tracking_uri):
         return OWN_FOLDER
     place = str(fs.local_path(run).resolve()) if fs.is_local(run) else run.rstrip("/")
     return hashlib.sha256(place.encode()).hexdigest()[:16]
@@ -65,11 +79,33 @@ def redacted(tracking_uri: str) -> str:
     return re.sub(r"//[^/@]*@", "//***@", tracking_uri)
 
 
-def ui_command(tracking_uri: str) -> str:
+def ui_command(run: str, tracking_uri: str) -> str:
     """The command that serves this store to a browser on this machine; for a tracking server, its address."""
     if is_server(tracking_uri):
         return redacted(tracking_uri)
+    if is_own(run, tracking_uri) and not fs.is_local(run):  # the file at work goes with this process
+        snapshot, tracking_uri = fs.join(run, DATABASE), f"sqlite:///{DATABASE}"
+        return f"copy {redacted(snapshot)} to this machine, then: {_serve(tracking_uri)}"
+    return _serve(tracking_uri)
+
+
+def ui_address(tracking_uri: str) -> str:
+    """Where a browser finds what `ui_command` names."""
+    return redacted(tracking_uri).rstrip("/") if is_server(tracking_uri) else "http://127.0.0.1:5000"
+
+
+def _serve(tracking_uri: str) -> str:
     return f"mlflow ui --backend-store-uri {shlex.quote(tracking_uri)} --host 127.0.0.1"
+
+
+def open_store(run: str, tracking_uri: str) -> MlflowClient:
+    """`open_client` for the store of this run, whose own database is first made to fit where the run is now.
+
+    Raises StoreError as that does, StageError where the run's object store does not answer.
+    """
+    if is_own(run, tracking_uri):
+        prepare(run)
+    return open_client(tracking_uri)
 
 
 def open_client(tracking_uri: str) -> MlflowClient:
@@ -88,7 +124,8 @@ def open_client(tracking_uri: str) -> MlflowClient:
     _check_sqlite(tracking_uri)
     try:
         client = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
-        client.search_experiments(max_results=1)  # the first call is what creates, migrates or refuses the database
+        with _no_folder_of_an_escaped_name(tracking_uri):
+            client.search_experiments(max_results=1)  # the first call creates, migrates or refuses the database
     except MlflowException as error:
         remedy = "check that it is reachable, or give another tracking URI"
         if "out-of-date database schema" in str(error):
@@ -100,6 +137,20 @@ def open_client(tracking_uri: str) -> MlflowClient:
         remedy = "check that it is reachable and writable, or unset MLFLOW_TRACKING_URI"
         raise StoreError(redacted(tracking_uri), problem, remedy) from None
     return client
+
+
+@contextmanager
+def _no_folder_of_an_escaped_name(tracking_uri: str) -> Iterator[None]:
+    """MLflow makes the folder that an SQLite address would name if nothing in it were escaped; take it away again."""
+    meant, folder = sqlite_file(tracking_uri), Path(tracking_uri.removeprefix("sqlite:///")).parent
+    stray = meant is not None and meant.parent != folder and not folder.exists()
+    above = next(parent for parent in folder.parents if parent.exists()) if stray else folder
+    try:
+        yield
+    finally:
+        while stray and folder != above and folder.is_dir():
+            folder.rmdir()
+            folder = folder.parent
 
 
 def reason(error: BaseException) -> str:
@@ -136,9 +187,9 @@ def search(client: MlflowClient, experiment_id: str, tags: Mapping[str, str]) ->
 
 def _check_sqlite(tracking_uri: str) -> None:
     """What MLflow would find out only after ten attempts and 100 seconds."""
-    if not tracking_uri.startswith("sqlite:///"):
+    path = sqlite_file(tracking_uri)
+    if path is None:
         return
-    path = Path(tracking_uri.removeprefix("sqlite:///"))
     if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
         raise StoreError(
             tracking_uri, "cannot open the MLflow store here", "give a writable file in an existing folder"

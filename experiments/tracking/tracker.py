@@ -18,51 +18,56 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from experiments.tracking.artifacts import Artifacts
+from experiments.tracking.headline import MEAN, VIEW_TAG, WORST, mean_dice, standing, vendor_means, view
+from experiments.tracking.own_database import ARTIFACTS, artifacts_uri
 from experiments.tracking.store import (
+    OWN_FOLDER,
     PARENT_TAG,
     RUN_TAG,
+    is_own,
     is_server,
-    local_folder,
-    open_client,
+    open_store,
     run_key,
     search,
+    sqlite_file,
     tracking_uri_of,
 )
+from pipeline.scores.tables import summarise
+from storage import fs
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import DatasetInput, Run
+    from mlflow.entities import DatasetInput, Experiment, Run
 
 PARENT_RUN_NAME = "ablation"
 DONE_TAG = "logged"
 
 _METRICS, _PARAMS = 500, 100  # in a request; MLflow allows 1000 and 100
-_MAX_PARAM = 6000
+_MAX_PARAM, _MAX_TAG = 6000, 8000  # characters
+NOTE_TAG = "mlflow.note.content"
 _SCORES = {"dice": "dice_mean", "hd95_median_mm": "hd95_median_mm", "missed": "missed"}
 
 
 class Tracker:
     """The parent run of one run folder, at `store.tracking_uri_of`.
 
-    Artifacts of a database go to `mlartifacts/` beside it; a tracking server decides itself. Raises `InputError` where
-    the store cannot be opened.
+    Artifacts of the run's own database go to `mlartifacts/` in the run, those of another SQLite to `mlartifacts/`
+    beside it; a tracking server decides itself. Raises `InputError` where the store cannot be opened.
     """
 
     def __init__(
         self, run_uri: str, experiment: str, tracking_uri: str | None = None, tags: Mapping[str, str] | None = None
     ) -> None:
-        folder = local_folder(run_uri)
-        folder.mkdir(parents=True, exist_ok=True)
+        if fs.is_local(run_uri):
+            fs.local_path(run_uri).mkdir(parents=True, exist_ok=True)
         self.tracking_uri = tracking_uri_of(run_uri, tracking_uri)
         self.experiment = experiment
-        self._client = open_client(self.tracking_uri)
-        self.experiment_id = self._experiment_id(
-            None if is_server(self.tracking_uri) else (folder / "mlartifacts").as_uri()
-        )
+        self._client = open_store(run_uri, self.tracking_uri)
+        self.files = Artifacts(self._client, run_uri)
+        self.experiment_id = self._experiment_id(run_uri)
         run = self._open_run(PARENT_RUN_NAME, {RUN_TAG: run_key(run_uri, self.tracking_uri)}, tags or {})
-        for key, value in (tags or {}).items():
-            if run.data.tags.get(key) != value:
-                self._client.set_tag(run.info.run_id, key, value)
+        self._set_tags(run, tags or {})
         self.run_id: str = run.info.run_id
         self._began_ms = int(run.info.start_time)
 
@@ -78,7 +83,46 @@ class Tracker:
         stays, such as the commit that it was begun with."""
         run = self._open_run(f"{arm} seed {seed}", self._identity(arm, seed, config_hash), tags or {})
         _log_params(self._client, run, params or {})
-        return ChildRun(self._client, run, arm)
+        return ChildRun(self._client, run, arm, self.files)
+
+    def describe(self, params: Mapping[str, str], inputs: Sequence[DatasetInput] = ()) -> None:
+        """Parameters and data sets of the parent run; a parameter that is there stays."""
+        _log_params(self._client, self._client.get_run(self.run_id), params)
+        if inputs:
+            self._client.log_inputs(self.run_id, datasets=list(inputs))
+
+    def note(self, text: str) -> None:
+        """What MLflow shows as the parent run's description, Markdown; what is too long for a tag is cut at a line."""
+        rest = "\n\n… the rest is in report/table.md, under Artifacts"
+        if len(text) > _MAX_TAG:
+            text = text[: text.rindex("\n", 0, _MAX_TAG - len(rest))] + rest
+        self._client.set_tag(self.run_id, NOTE_TAG, text)
+
+    def log_standing(self) -> None:
+        """What the children's scores come to, as `headline.standing`, on the parent run; and the view of them.
+
+        Of each arm and seed the newest scored child counts. A number that has changed becomes the next step.
+        """
+        newest: dict[tuple[str, str], Run] = {}
+        for run in search(self._client, self.experiment_id, {PARENT_TAG: self.run_id}):  # the oldest first
+            if MEAN in run.data.metrics:
+                newest[run.data.tags["arm"], run.data.tags["seed"]] = run
+        metrics, tags = standing([(arm, run.data.metrics) for (arm, _), run in sorted(newest.items())])
+        if not metrics:
+            return
+        parent = self._client.get_run(self.run_id)
+        points = []
+        for key, value in metrics.items():
+            if parent.data.metrics.get(key) != value:
+                known = [metric.step for metric in self._client.get_metric_history(self.run_id, key)]
+                step = max(known, default=-1) + 1
+                points.append((key, value, step, self._began_ms + step))
+        _log_metrics(self._client, self.run_id, points)
+        self._set_tags(parent, tags)
+        names = [str(run.info.run_name) for run in newest.values()]
+        saved = view(names, vendor_means(metrics), self._began_ms)
+        if self._client.get_experiment(self.experiment_id).tags.get(VIEW_TAG) != saved:
+            self._client.set_experiment_tag(self.experiment_id, VIEW_TAG, saved)
 
     def is_logged(self, arm: str, seed: int, config_hash: str, mark: str) -> bool:
         """Whether this run was ended with this very mark: nothing of it is missing."""
@@ -87,11 +131,11 @@ class Tracker:
 
     def log_text(self, text: str, name: str) -> None:
         """Store a text as a file of the parent run."""
-        self._client.log_text(self.run_id, text, name)
+        self.files.text(self.run_id, text, name)
 
     def log_artifacts(self, folder: str | Path) -> None:
         """Store a folder's files with the parent run, under the folder's own name."""
-        self._client.log_artifacts(self.run_id, str(folder), Path(folder).name)
+        self.files.folder(self.run_id, str(folder), Path(folder).name)
 
     def log_system(self, samples: Sequence[tuple[int, Mapping[str, float]]]) -> None:
         """Log samples (milliseconds since 1970, numbers) of the driver's machine; a step is a second since the start
@@ -126,13 +170,31 @@ class Tracker:
     def _identity(self, arm: str, seed: int, config_hash: str) -> dict[str, str]:
         return {"arm": arm, "seed": str(seed), "config_hash": config_hash, PARENT_TAG: self.run_id}
 
-    def _experiment_id(self, artifact_location: str | None) -> str:
+    def _experiment_id(self, run_uri: str) -> str:
         found = self._client.get_experiment_by_name(self.experiment)
+        if found is None and is_own(run_uri, self.tracking_uri):
+            found = self._under_its_former_name()
         if found is None:
-            return str(self._client.create_experiment(self.experiment, artifact_location=artifact_location))
+            place = _artifacts_place(run_uri, self.tracking_uri)
+            return str(self._client.create_experiment(self.experiment, artifact_location=place))
         if found.lifecycle_stage == "deleted":
             self._client.restore_experiment(found.experiment_id)
         return str(found.experiment_id)
+
+    def _under_its_former_name(self) -> Experiment | None:
+        """The experiment of a run that was renamed, which is given the run's name; the newest, should there be
+        several."""
+        known = sorted(self._client.search_experiments(), key=lambda each: int(each.creation_time or 0))
+        for each in reversed(known):
+            if search(self._client, each.experiment_id, {RUN_TAG: OWN_FOLDER}):
+                self._client.rename_experiment(each.experiment_id, self.experiment)
+                return each
+        return None
+
+    def _set_tags(self, run: Run, tags: Mapping[str, str]) -> None:
+        for key, value in tags.items():
+            if run.data.tags.get(key) != value:
+                self._client.set_tag(run.info.run_id, key, value)
 
     def _open_run(self, name: str, identity: Mapping[str, str], tags: Mapping[str, str]) -> Run:
         found = search(self._client, self.experiment_id, identity)
@@ -144,17 +206,15 @@ class Tracker:
                 self._client.delete_run(twin.info.run_id)
         if run.info.status != "RUNNING":
             self._client.update_run(run.info.run_id, status="RUNNING")
-        for key, value in tags.items():
-            if key not in run.data.tags:
-                self._client.set_tag(run.info.run_id, key, value)
+        self._set_tags(run, {key: value for key, value in tags.items() if key not in run.data.tags})
         return run
 
 
 class ChildRun:
     """One arm and seed; made by `Tracker.child`."""
 
-    def __init__(self, client: MlflowClient, run: Run, arm: str) -> None:
-        self._client = client
+    def __init__(self, client: MlflowClient, run: Run, arm: str, files: Artifacts) -> None:
+        self._client, self.files = client, files
         self._arm = arm
         self.run_id: str = run.info.run_id
         self._began_ms = self._now_ms = int(run.info.start_time)
@@ -177,27 +237,34 @@ class ChildRun:
             now += 1000 * (record.get("train_seconds", 0.0) + record.get("validation_seconds", 0.0))
             points += [
                 (key, float(value), step, int(now))
-                for key, value in record.items()
+                for key, value in sorted(record.items(), key=lambda item: _history_order(item[0]))
                 if key != "step" and isinstance(value, (int, float)) and step not in self._steps.get(key, ())
             ]
         self._now_ms = int(now)
         self._log(points)
 
-    def log_scores(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Log this arm's rows of `pipeline.scores.tables.summarise` as `dice/<vendor>/<structure>`, likewise
+    def log_scores(self, cases: Sequence[Mapping[str, Any]]) -> None:
+        """Log this arm's rows of `cases.csv`: `dice/mean` over all vendors, `dice/worst` of the worst of them,
+        `dice/<vendor>/mean`, then `dice/<vendor>/<structure>` as `pipeline.scores.tables.summarise` has it, likewise
         HD95 and missed.
 
         A score that has not changed is not logged again; one that has (the arm was evaluated anew) becomes the next
         step.
         """
+        own = [case for case in cases if case["arm"] == self._arm]
+        means = mean_dice(own)
+        whole = means.pop("", None)
+        values = {} if whole is None else {MEAN: whole, WORST: min(means.values())}
+        values |= {_metric_name("dice", vendor, "mean"): value for vendor, value in means.items()}
+        for row in summarise(own):
+            for name, column in _SCORES.items():
+                values[_metric_name(name, row["vendor"], row["structure"])] = float(row[column])
         current = self._client.get_run(self.run_id).data.metrics
         points = []
-        for row in rows:
-            for name, column in _SCORES.items() if row["arm"] == self._arm else ():
-                key, value = _metric_name(name, row["vendor"], row["structure"]), float(row[column])
-                if current.get(key) != value:
-                    step = max(self._steps.get(key, {-1})) + 1
-                    points.append((key, value, step, self._now_ms + step))
+        for key, value in values.items():
+            if current.get(key) != value:
+                step = max(self._steps.get(key, {-1})) + 1
+                points.append((key, value, step, self._now_ms + step))
         self._log(points)
 
     def log_inputs(self, inputs: Sequence[DatasetInput]) -> None:
@@ -206,7 +273,7 @@ class ChildRun:
 
     def log_text(self, text: str, name: str) -> None:
         """Store a text as a file of this run; a file of the same name is replaced."""
-        self._client.log_text(self.run_id, text, name)
+        self.files.text(self.run_id, text, name)
 
     def finish(self, status: str = "FINISHED", mark: str = "") -> None:
         """End the run as `FINISHED`, `FAILED` or `KILLED`. `mark` says what was logged; see `Tracker.is_logged`."""
@@ -216,6 +283,21 @@ class ChildRun:
     def _log(self, points: Iterable[tuple[str, float, int, int]]) -> None:
         for key, step in _log_metrics(self._client, self.run_id, points):
             self._steps.setdefault(key, set()).add(step)
+
+
+def _history_order(key: str) -> int:
+    """MLflow's compare page opens on the metric that a run was given first, and a run's page lists them so."""
+    return 0 if key == "val/dice" else 1 if key.startswith("val/") else 3 if "/" not in key else 2
+
+
+def _artifacts_place(run_uri: str, tracking_uri: str) -> str | None:
+    """Where a new experiment's artifacts go; None: the server decides."""
+    if is_server(tracking_uri):
+        return None
+    file = sqlite_file(tracking_uri)
+    if file is None or is_own(run_uri, tracking_uri):
+        return artifacts_uri(run_uri)
+    return (file.absolute().parent / ARTIFACTS).as_uri()  # a run's folder may be moved; the database stays
 
 
 def _log_metrics(

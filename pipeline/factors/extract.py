@@ -1,14 +1,16 @@
 """A slice's factors: what the frozen SDNet sees of it and what it says, as a bank holds it.
 
-A slice's factors depend on the slice, the network, its precision and the kind of processor, and on nothing else: no
-other slice is in its batch, and it is seen on its own canvas, not on the bank's, which depends on the largest slice
-there. So a bank to which subjects are added keeps every byte that it had.
+On a CPU a slice's factors depend on the slice, the network and its precision, and on nothing else: no other slice is
+in its batch, and it is seen on its own canvas, not on the bank's, which depends on the largest slice there. So a bank
+to which subjects are added keeps every byte that it had. On a GPU, where one slice would leave most of the card idle,
+slices of one canvas share a batch; its size may change how a number is rounded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,9 +22,13 @@ from pipeline.networks.folding import folded
 from pipeline.networks.sdnet import SDNet
 from pipeline.samples.preprocess import PreprocessConfig, canvas_size, centre_on, working_slice
 from pipeline.samples.rescale import resample_crop
-from storage.bank.anatomy_codec import pack
 from storage.bank.bank import PackedBank
 from storage.slices.store import SliceStore
+
+GPU_BATCH = 32  # slices: enough to keep a card busy
+Factors = tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]  # packed anatomy, modality
+BankRow = tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32], npt.NDArray[np.uint8]]  # and the mask
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -55,41 +61,68 @@ def view(store: SliceStore, slice_id: int, preprocess: PreprocessConfig) -> Netw
 
 
 class FrozenSDNet:
-    """An SDNet's two encoders for inference: batch-norm folded, channels_last, in one precision on one device."""
+    """An SDNet's two encoders for inference: batch-norm folded, channels_last, in one precision on one device.
 
-    def __init__(self, model: SDNet, precision: Precision = "fp32", device: torch.device | str = "cpu") -> None:
+    batch: the most slices at once; None for one on a CPU and `GPU_BATCH` elsewhere.
+    """
+
+    def __init__(
+        self,
+        model: SDNet,
+        precision: Precision = "fp32",
+        device: torch.device | str = "cpu",
+        batch: int | None = None,
+    ) -> None:
         self.config = model.config
         self._device = torch.device(device)
+        self.batch = batch or (1 if self._device.type == "cpu" else GPU_BATCH)
         self._dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         self._anatomy, self._modality = map(self._prepared, (model.anatomy_encoder, model.modality_encoder))
 
-    def factors(self, seen: NetworkView) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
-        """Packed anatomy (h, w) uint8 of the slice's extent and its modality (M,) float32."""
+    def factors(self, views: Sequence[NetworkView]) -> list[Factors]:
+        """Of each view, its packed anatomy (h, w) uint8 of the slice's extent and its modality (M,) float32."""
+        by_canvas: dict[tuple[int, ...], list[int]] = {}
+        for k, seen in enumerate(views):
+            by_canvas.setdefault(seen.canvas.shape, []).append(k)
+        anatomy: dict[int, npt.NDArray[np.uint8]] = {}
+        modality: list[npt.NDArray[np.float32]] = []
         with torch.inference_mode():
-            logits = self._anatomy(self._tensor(seen.canvas)).float()
-            binary = logits.softmax(dim=1).round().bool()[0]  # as SDNet.encode_anatomy
-            modality = self._modality(self._tensor(seen.crop)).float()[0]
-        return pack(binary.cpu().numpy())[seen.extent], modality.cpu().numpy()
+            for members in by_canvas.values():
+                for some in _parts(members, self.batch):
+                    logits = self._anatomy(self._tensor([views[k].canvas for k in some])).float()
+                    binary = logits.softmax(dim=1).round().bool()  # as SDNet.encode_anatomy
+                    anatomy |= zip(some, _packed(binary).cpu().numpy(), strict=True)
+            for few in _parts(views, self.batch):
+                modality += [*self._modality(self._tensor([seen.crop for seen in few])).float().cpu().numpy()]
+        return [(anatomy[k][seen.extent], modality[k]) for k, seen in enumerate(views)]
 
     def _prepared(self, network: nn.Module) -> nn.Module:
         return folded(network).to(self._device, self._dtype, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
-    def _tensor(self, image_HW: npt.NDArray[np.float32]) -> Tensor:
-        batch = torch.from_numpy(image_HW)[None, None]
+    def _tensor(self, images_HW: Sequence[npt.NDArray[np.float32]]) -> Tensor:
+        batch = torch.from_numpy(np.stack(images_HW)[:, None])
         return batch.to(self._device, self._dtype).contiguous(memory_format=torch.channels_last)
 
 
-def bank_row(
-    network: FrozenSDNet, seen: NetworkView, canvas: tuple[int, int]
-) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
+def _parts(items: Sequence[_T], most: int) -> list[Sequence[_T]]:
+    return [items[i : i + most] for i in range(0, len(items), most)]
+
+
+def _packed(binary_NCHW: Tensor) -> Tensor:
+    """`anatomy_codec.pack` on the device, which sends an eighth of the bytes."""
+    shifts = torch.arange(binary_NCHW.shape[1], device=binary_NCHW.device, dtype=torch.uint8)[:, None, None]
+    return (binary_NCHW.to(torch.uint8) << shifts).sum(dim=1, dtype=torch.uint8)
+
+
+def bank_row(found: Factors, seen: NetworkView, canvas: tuple[int, int]) -> BankRow:
     """A view's packed anatomy, modality and mask as a row of a bank of that canvas; zeros around its extent."""
-    found, modality = network.factors(seen)
-    anatomy, _, _ = centre_on(found, canvas, 0)
+    anatomy, _, _ = centre_on(found[0], canvas, 0)
     mask, _, _ = centre_on(seen.mask, canvas, 0)
-    return anatomy, modality, mask
+    return anatomy, found[1], mask
 
 
 def bank_rows(network: FrozenSDNet, views: Sequence[NetworkView], canvas: tuple[int, int]) -> PackedBank:
-    """`bank_row` of one view after the other."""
-    anatomy, modality, mask = zip(*(bank_row(network, seen, canvas) for seen in views), strict=True)
+    """Rows of a bank of that canvas, one for each view."""
+    rows = (bank_row(found, seen, canvas) for found, seen in zip(network.factors(views), views, strict=True))
+    anatomy, modality, mask = zip(*rows, strict=True)
     return PackedBank(np.stack(anatomy), np.stack(mask), np.stack(modality))

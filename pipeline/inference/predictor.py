@@ -135,17 +135,27 @@ class Predictor:
     def _segmented(
         self, inputs: Sequence[Floats], shape: tuple[int, int, int], spacing: Spacing, shift: tuple[int, int]
     ) -> Iterator[Segmented]:
-        slices, height, width = shape
+        shares = self.shares(np.concatenate(inputs))
+        for first in range(0, len(shares), shape[0]):
+            yield self.on_grid(shares[first : first + shape[0]], shape, spacing, shift)
+
+    def on_grid(
+        self,
+        shares_ZCHW: Floats,
+        shape: tuple[int, int, int],
+        spacing: Spacing,
+        shift: tuple[int, int] = (0, 0),
+    ) -> Segmented:
+        """A frame of that shape (Z, H, W) from its `shares`; `shift` as in `masks`. On any thread."""
+        _, height, width = shape
         scale_y, scale_x = network_scales(spacing, self.preprocess, self.config.pixel_area)
         rows = resampling_matrix(self.preprocess.size, even(height), 1.0 / scale_y, -shift[0] * scale_y)
         cols = resampling_matrix(self.preprocess.size, even(width), 1.0 / scale_x, -shift[1] * scale_x)
-        shares = self.shares(np.concatenate(inputs))
-        for first in range(0, len(shares), slices):
-            mask = np.zeros(shape, dtype=np.uint8)
-            for out, share in zip(mask, shares[first : first + slices], strict=True):
-                out[: len(rows), : len(cols)] = _native_labels(share, rows, cols)
-            cut = _cut(mask, rows, cols)
-            yield Segmented(keep_largest(mask) if self.config.keep_largest else mask, cut)
+        mask = np.zeros(shape, dtype=np.uint8)
+        for out, share in zip(mask, shares_ZCHW, strict=True):
+            out[: len(rows), : len(cols)] = _native_labels(share, rows, cols)
+        cut = _cut(mask, rows, cols)
+        return Segmented(keep_largest(mask) if self.config.keep_largest else mask, cut)
 
 
 def load_predictor(folders: Sequence[str], config: InferenceConfig | None = None) -> Predictor:

@@ -22,9 +22,10 @@ def double_conv(inputs: int, outputs: int, middle: int | None = None) -> nn.Sequ
 def _dense_gradient(x_NCHW: Tensor) -> Tensor:
     """`x`; its gradient, half of the one for the concatenated maps, is copied out in x's own memory layout.
 
-    Interpolation's backward pass does the same copy, but leaves channels_last for it, at many times the cost.
+    Interpolation's backward pass does the same copy, but leaves channels_last for it, at many times the cost. A
+    compiler chooses the layout itself, and its graph would end at a hook.
     """
-    if x_NCHW.requires_grad:
+    if x_NCHW.requires_grad and not torch.compiler.is_compiling():
         channels_last = x_NCHW.is_contiguous(memory_format=torch.channels_last)
         layout = torch.channels_last if channels_last else torch.contiguous_format
         x_NCHW.register_hook(lambda gradient: gradient.contiguous(memory_format=layout))

@@ -1,9 +1,10 @@
-"""The objective of the paper (eq. 1): reconstruction, latent regression, Dice and focal, the last two MONAI's."""
+"""The objective of the paper (eq. 1): reconstruction, latent regression, Dice and focal, the last two as MONAI's."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,23 +14,22 @@ from pipeline.training.config import LossConfig
 
 EPSILON = 1e-6
 NEVER = -1e4  # a logit of probability 0; -inf times a target of 0 would be no number
+SMOOTH = 1e-5  # MONAI's, in numerator and denominator of Dice
 MEMORY = 80  # slices of a vendor after which a running mean has forgotten about two thirds
 
 
 def segmentation_losses(config: LossConfig) -> Callable[[Tensor, Tensor], dict[str, Tensor]]:
     """A function (logits (N, C, H, W), labels (N, H, W) int64) → {"dice", "focal"}, weighted scalars."""
-    from monai.losses import DiceLoss, FocalLoss, GeneralizedDiceLoss
+    from monai.losses import FocalLoss
+    from monai.networks import one_hot
 
-    form = GeneralizedDiceLoss if config.dice_form == "generalised" else DiceLoss
-    # Over the batch: many slices lack a structure, and by image an absent class outweighs all others.
-    dice = form(softmax=True, to_onehot_y=True, batch=True)
-    focal = FocalLoss(use_softmax=True, to_onehot_y=True, gamma=config.focal_gamma)
+    focal = FocalLoss(use_softmax=True, gamma=config.focal_gamma)
 
     def losses(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        target = labels[:, None]
+        target = one_hot(labels[:, None], logits.shape[1])
         # MONAI's focal loss averages over classes too; the sum over classes is the cross-entropy at gamma 0
         return {
-            "dice": config.dice * dice(logits, target),
+            "dice": config.dice * dice_loss(logits, target, config.dice_form),
             "focal": config.focal * logits.shape[1] * focal(logits, target),
         }
 
@@ -48,6 +48,24 @@ def merged_with_background(logits_NCHW: Tensor, drawn_N3: Tensor) -> Tensor:
     hidden = ~drawn_N3[:, :, None, None]
     background = torch.cat([logits_NCHW[:, :1], logits_NCHW[:, 1:].where(hidden, never)], dim=1).logsumexp(1, True)
     return torch.cat([background, never.where(hidden, logits_NCHW[:, 1:])], dim=1)
+
+
+def dice_loss(logits_NCHW: Tensor, target_NCHW: Tensor, form: Literal["generalised", "soft"]) -> Tensor:
+    """MONAI's DiceLoss or GeneralizedDiceLoss of the whole batch; target is one-hot, float32. Theirs asks the CPU for
+    numbers, which ends a compiled graph.
+
+    Over the batch: many slices lack a structure, and by image an absent class outweighs all others.
+    """
+    shares, axes = logits_NCHW.softmax(dim=1), (0, 2, 3)
+    overlap, wanted = (shares * target_NCHW).sum(axes), target_NCHW.sum(axes)  # (C,)
+    both = 2.0 * (overlap + 0.5 * (shares.sum(axes) - overlap) + 0.5 * (wanted - overlap))
+    if form == "soft":
+        return (1.0 - (2.0 * overlap + SMOOTH) / (both + SMOOTH)).mean()
+    weight = (wanted * wanted).reciprocal()
+    absent = weight.isinf()  # weighs as much as the smallest structure that is there
+    weight = weight.masked_fill(absent, 0.0)
+    weight = weight + absent * weight.max()
+    return 1.0 - (2.0 * (overlap * weight).sum() + SMOOTH) / ((both * weight).sum() + SMOOTH)
 
 
 def reconstruction_loss(reconstruction: Tensor, image: Tensor) -> Tensor:
@@ -138,7 +156,7 @@ class VendorAlignment(nn.Module):
         self.variance += 4.0 / MEMORY * (within - self.variance)
 
 
-def sample_latent(like: Tensor, generator: torch.Generator) -> Tensor:
-    """z ~ N(0, I) of the codes' shape, from a generator on the CPU, so that all devices draw the same."""
-    drawn = torch.randn(like.shape, generator=generator)
-    return (drawn.pin_memory() if like.is_cuda else drawn).to(like, non_blocking=True)
+def sample_latent(count: int, size: int, generator: torch.Generator, device: torch.device) -> Tensor:
+    """z ~ N(0, I), (count, size) float32, from a generator on the CPU, so that all devices draw the same."""
+    drawn = torch.randn((count, size), generator=generator)
+    return (drawn.pin_memory() if device.type == "cuda" else drawn).to(device, non_blocking=True)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from pipeline.networks.sdnet import SDNet, binarise
 from pipeline.networks.unet import UNet
 from pipeline.training.config import LossConfig
+from pipeline.training.kernels import Compiled
 from pipeline.training.losses import (
     VendorAlignment,
     channel_balance,
@@ -36,6 +39,13 @@ class Objective(nn.Module):
         super().__init__()
         self.model, self.config, self.latent, self.alignment = model, config, latent, alignment
         self.segmentation = segmentation_losses(config)
+        self.run: Callable[..., dict[str, Tensor]] = self.terms
+
+    def compile_terms(self, backend: str = "inductor") -> Compiled:
+        """Have every later call compiled, see `Compiled`."""
+        compiled = Compiled(self, self.terms, backend)
+        self.run = compiled
+        return compiled
 
     def forward(
         self,
@@ -50,6 +60,30 @@ class Objective(nn.Module):
         """Weighted terms by name. Labelled samples come first in a batch; only they reach the segmentor, unless there
         are twins. `drawn` (N, 3) bool: which structures the masks hold; None where all of them do."""
         count = int(labelled.sum())  # on the CPU
+        latent = share = None
+        if isinstance(self.model, SDNet) and self.config.latent_source == "sampled":
+            latent = sample_latent(len(image), self.model.config.modality_size, self.latent, image.device)
+        if twin is not None and count < len(image):
+            weight = self.config.consistency * ramp(step, self.config.consistency_ramp)
+            share = torch.full((), weight, device=image.device)
+        return self.run(image, mask, count, latent, vendor, twin, share, drawn)
+
+    def terms(
+        self,
+        image: Tensor,
+        mask: Tensor,
+        count: int,
+        latent: Tensor | None,
+        vendor: Tensor | None,
+        twin: Tensor | None,
+        share: Tensor | None,
+        drawn: Tensor | None,
+    ) -> dict[str, Tensor]:
+        """The terms of `count` labelled samples and those after them: a function of tensors, numbers drawn before.
+
+        latent (N, M) are the sampled modality vectors, share the weight of the consistency, where they are
+        wanted; drawn is that of `forward`.
+        """
         model = self.model
         terms: dict[str, Tensor] = {}
         if isinstance(model, SDNet):
@@ -61,7 +95,7 @@ class Objective(nn.Module):
             if self.config.contrast > 0:
                 labelled_part = contrast_loss(reconstruction[:count].float(), image[:count], mask[:count])
                 terms["contrast"] = self.config.contrast * labelled_part
-            terms["latent"] = self.config.latent * self._latent(model, anatomy, codes, reconstruction)
+            terms["latent"] = self.config.latent * self._latent(model, anatomy, codes, reconstruction, latent)
             if self.config.kl > 0:
                 terms["kl"] = self.config.kl * code_kl(codes.float())
             if self.config.balance > 0:
@@ -74,9 +108,8 @@ class Objective(nn.Module):
         else:
             seen = image if twin is not None else image[:count]
             logits = model(seen) if len(seen) else None
-        again = model(twin[count:]) if twin is not None and count < len(image) else None
-        if logits is not None and again is not None:
-            share = self.config.consistency * ramp(step, self.config.consistency_ramp)
+        if twin is not None and share is not None and logits is not None:
+            again = model(twin[count:])
             terms["consistency"] = share * consistency_loss(logits[count:].float(), again.float())
         if logits is not None and count:
             supervised = logits[:count].float()
@@ -85,8 +118,10 @@ class Objective(nn.Module):
             terms |= self.segmentation(supervised, mask[:count])
         return terms
 
-    def _latent(self, model: SDNet, anatomy: Tensor, codes: Tensor, reconstruction: Tensor) -> Tensor:
-        if self.config.latent_source == "reconstruction":
+    def _latent(
+        self, model: SDNet, anatomy: Tensor, codes: Tensor, reconstruction: Tensor, sampled: Tensor | None
+    ) -> Tensor:
+        if sampled is None:
             return latent_regression_loss(model.encode_modality(reconstruction).float(), codes.float())
-        sampled = sample_latent(codes, self.latent)
+        sampled = sampled.to(codes.dtype)
         return latent_regression_loss(model.encode_modality(model.decode(anatomy, sampled)).float(), sampled.float())

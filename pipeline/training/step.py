@@ -15,6 +15,7 @@ from pipeline.networks.sdnet import SDNet
 from pipeline.training.channel_revival import revive
 from pipeline.training.config import TrainConfig
 from pipeline.training.errors import NonFiniteLossError, OutOfMemoryError
+from pipeline.training.kernels import fastest_convolutions
 from pipeline.training.state import TrainState, Unread, network_seed
 
 LAG = 4  # steps after which a loss that is not finite is told
@@ -131,19 +132,20 @@ def _revive(state: TrainState, batch: Batch, config: TrainConfig) -> None:
 def _update(objective: nn.Module, state: TrainState, batch: Batch, config: TrainConfig) -> dict[str, Tensor]:
     """One forward, backward and optimiser step; returns the weighted terms."""
     device = batch.image.device
-    with _memory_advice(batch, config):
+    state.optimiser.zero_grad(set_to_none=True)  # first: a compiled step writes its gradients over the last ones
+    with _memory_advice(batch, config), fastest_convolutions(device):
         with autocast(device, config.precision):
             given = (batch.image, batch.mask, batch.labelled, batch.vendor, batch.twin, state.step, batch.drawn)
-            terms = objective(*given)
-        total = torch.stack(list(terms.values())).sum()
-        state.optimiser.zero_grad(set_to_none=True)
+            found = objective(*given)
+        values = torch.stack(list(found.values()))  # a copy, which no later step overwrites
+        total = values.sum()
         total.backward()
         norm = _clip(state.model, config.gradient_clip)
         finite = total.detach().isfinite() & norm.isfinite()
         # the fused kernel leaves weights and moments as they are where this is 1, without asking the host
         state.optimiser.found_inf = finite.logical_not().float()  # type: ignore[attr-defined]
         state.optimiser.step()
-    terms = {name: term.detach() for name, term in terms.items()}
+    terms = dict(zip(found, values.detach().unbind(), strict=True))
     state.unread.append(Unread(state.step, batch.slice_id, terms, norm.detach(), *_sent(finite)))
     return terms
 

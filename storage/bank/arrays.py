@@ -27,6 +27,7 @@ METADATA: Final = "zarr.json"
 LEVEL: Final = 15
 
 Values = npt.NDArray[Any]
+EncodedRow = tuple[Values, bytes | None]  # a row's values; its chunk, None where it has none
 
 
 def dtype(name: str) -> np.dtype[Any]:
@@ -56,14 +57,19 @@ class ShardFile:
         self._maps = ShardWriter(Zstd(level=LEVEL).encode, spec.shard_slices)
         self._vectors: list[Values] = []
 
-    def append(self, values: Values) -> None:
-        """The next row, of the array's shape and type. Raises IndexError if the shard is full."""
+    def encoded(self, values: Values) -> EncodedRow:
+        """A row of the array's shape and type, ready to be appended; on any thread."""
         values = np.ascontiguousarray(values, dtype=dtype(self._name))
+        return values, None if self._name == "modality" else self._maps.encoded(values)
+
+    def append(self, row: EncodedRow) -> None:
+        """The next row. Raises IndexError if the shard is full."""
+        values, chunk = row
         self._sha256.update(values.data)
         if self._name == "modality":
             self._vectors.append(values)
         else:
-            self._maps.append(values)
+            self._maps.append_encoded(chunk)
 
     def values_sha256(self) -> str:
         """As the ledger records it, see `ledger.array_sha256`."""

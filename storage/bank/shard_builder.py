@@ -9,12 +9,12 @@ import numpy.typing as npt
 
 from storage import fs
 from storage.bank import ledger
-from storage.bank.arrays import ARRAYS, ShardFile, dtype, row_shape, shard_uri
+from storage.bank.arrays import ARRAYS, EncodedRow, ShardFile, dtype, row_shape, shard_uri
 from storage.bank.spec import BankSpec, code_version, sha256
 
 
 class ShardDraft:
-    """See `FactorBank.draft`. Until `commit` nothing is written. One thread at a time may append."""
+    """See `FactorBank.draft`. Until `commit` nothing is written. Any thread may encode, one at a time may append."""
 
     def __init__(self, bank: str, shard: int, rows: range, spec: BankSpec, index_sha256: str) -> None:
         self._bank, self._shard, self._rows, self._spec, self._index_sha256 = bank, shard, rows, spec, index_sha256
@@ -24,20 +24,30 @@ class ShardDraft:
     def append(
         self, anatomy: npt.NDArray[np.uint8], modality: npt.NDArray[np.float32], mask: npt.NDArray[np.uint8]
     ) -> None:
-        """Compress the next slice's factors: (H, W), (modality_size,) and (H, W), as in `PackedBank`.
+        """Compress the next slice's factors, see `encoded` and `append_encoded`."""
+        self.append_encoded(self.encoded(anatomy, modality, mask))
 
-        Raises ValueError for other shapes or types, a modality that is not finite, or more slices than the shard has.
+    def encoded(
+        self, anatomy: npt.NDArray[np.uint8], modality: npt.NDArray[np.float32], mask: npt.NDArray[np.uint8]
+    ) -> dict[str, EncodedRow]:
+        """A slice's factors, compressed: (H, W), (modality_size,) and (H, W), as in `PackedBank`.
+
+        Raises ValueError for other shapes or types, or a modality that is not finite.
         """
-        if self._appended == len(self._rows):
-            raise ValueError(f"shard {self._shard} has {len(self._rows)} slices, more are given")
         if not np.isfinite(modality).all():
             raise ValueError(f"modality of shard {self._shard} is not finite")
         row: dict[str, npt.NDArray[Any]] = {"anatomy": anatomy, "mask": mask, "modality": modality}
-        for name, values in row.items():  # all before any is taken
+        for name, values in row.items():
             wanted, shape = dtype(name), row_shape(name, self._spec)
             if values.shape != shape or values.dtype != wanted:
                 found = f"{values.dtype} {values.shape}"
                 raise ValueError(f"{name} of shard {self._shard} is {found} a slice, not {wanted} {shape}")
+        return {name: self._files[name].encoded(values) for name, values in row.items()}
+
+    def append_encoded(self, row: dict[str, EncodedRow]) -> None:
+        """Take the next slice. Raises ValueError for more slices than the shard has."""
+        if self._appended == len(self._rows):
+            raise ValueError(f"shard {self._shard} has {len(self._rows)} slices, more are given")
         for name, values in row.items():
             self._files[name].append(values)
         self._appended += 1

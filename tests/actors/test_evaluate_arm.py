@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from actors import evaluate_arm
-from actors.evaluate_arm import CASES, EXAMPLES, SCORING, SLICES, evaluate_job, scored_so_far
-from pipeline.inference.predictor import predict_volume
+from actors.evaluate_arm import CASES, EXAMPLES, SCORING, SLICES, _read, _segmented, evaluate_job, scored_so_far
+from pipeline.inference.predictor import Predictor, predict_volume
 from pipeline.networks.files import load_model
 from pipeline.scores.examples import unpack
 from pipeline.scores.metrics import score_volume
@@ -40,6 +40,18 @@ def test_every_labelled_test_volume_and_no_other_is_scored_on_its_own_grid(tmp_p
     assert set(shown) == {"best"}  # one volume is best, median and worst
     assert (shown["best"].subject, shown["best"].phase) == ("d1", "ED")
     assert np.array_equal(np.unique(shown["best"].reference), [0, 1, 2, 3])
+
+
+def test_volumes_that_are_segmented_together_get_their_own_shares_in_their_order(tmp_path: Path) -> None:
+    store, (network, _) = SliceStore.open(write_run(tmp_path)), load_model(write_sdnet(tmp_path / "arm", seed=0))
+    predictor = Predictor([network], PREPROCESS)
+    volumes = store.volumes()
+    alone, together = (
+        list(_segmented(predictor, (_read(store, predictor, v) for v in volumes), slices)) for slices in (1, 7)
+    )
+    assert [one.volume for one, _ in together] == volumes and len(volumes) > 3
+    for (_, expected), (_, shares) in zip(alone, together, strict=True):
+        np.testing.assert_allclose(shares, expected, rtol=0, atol=1e-5)
 
 
 def test_how_far_it_is_is_told_while_it_goes_on_and_no_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

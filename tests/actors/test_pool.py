@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -76,6 +77,17 @@ def held(_: int) -> tuple[Fence, ...]:
     return fences()
 
 
+class Together:
+    """A call ends when as many others are under way."""
+
+    def __init__(self, calls: int) -> None:
+        self.all_there = threading.Barrier(calls, timeout=60)
+
+    def meet(self, number: int) -> int:
+        self.all_there.wait()
+        return number
+
+
 def square(notes: str, deaths: int, number: int) -> int:
     return Squares(notes, deaths).square(number)
 
@@ -111,6 +123,18 @@ def test_answers_come_in_order_and_only_so_many_pieces_are_taken_ahead() -> None
             found.append((number, square))
         assert found == [(number, number**2) for number in range(30)]
         assert dict(pool.run(range(7))) == {number: number**2 for number in range(7)}  # as they get done
+
+
+def test_an_actor_that_does_several_at_the_same_time_gets_so_many_to_the_end() -> None:
+    several = {"at_once": 4, "in_flight": 6, "abreast": 4}
+    with Pool(crew(4, make=Together, method="meet", size=1, **several)) as pool:
+        assert sorted(piece for piece, _ in pool.run(range(12))) == list(range(12))
+
+
+def test_a_death_while_others_go_on_changes_neither_answers_nor_order(tmp_path: Path) -> None:
+    with Pool(crew(str(tmp_path), 1, in_flight=3)) as pool:
+        assert list(pool.run(range(12), ahead=6)) == [(number, number**2) for number in range(12)]
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 from hypothesis import example, given
@@ -82,6 +83,14 @@ def test_two_cores_train_two_arms_of_one_thread_or_one_of_two() -> None:
     many, alone = (plan(ResourceConfig(), one(2), jobs) for jobs in (5, 1))
     assert (many.lanes, many.threads, many.data_actors) == (2, 1, 1)
     assert (alone.lanes, alone.threads, alone.data_actors) == (1, 2, 1)
+
+
+@pytest.mark.parametrize("other", [{"deterministic": True}, {"train_workers": 2}])
+def test_steps_are_not_compiled_where_bits_must_stay_or_workers_share_them(other: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"compile=true.*leave it out"):
+        ResourceConfig(compile=True, **other)
+    budget = plan(ResourceConfig(**other), one(8, 2))
+    assert budget.compile is None and budget.deterministic == other.get("deterministic", False)
 
 
 def test_a_trainer_never_books_more_than_one_node_has() -> None:

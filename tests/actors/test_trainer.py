@@ -17,7 +17,7 @@ import zarr
 from actors import stages
 from actors.resources import ResourcePlan
 from actors.train_job import DONE, HISTORY, LAST, TrainJob, WorkerBudget, read_history
-from actors.train_worker import finish_job, first_state, run_epochs, some_slices, validation_volumes
+from actors.train_worker import _objective, finish_job, first_state, run_epochs, some_slices, validation_volumes
 from actors.trainer import run_job
 from pipeline.networks.config import SDNetConfig, UNetConfig
 from pipeline.networks.files import load_model
@@ -27,6 +27,7 @@ from pipeline.samples.plan import PlanConfig
 from pipeline.samples.preprocess import PreprocessConfig
 from pipeline.samples.stream_config import StreamConfig
 from pipeline.training.config import LossConfig, TrainConfig
+from pipeline.training.kernels import Compiled
 from pipeline.training.objective import Objective
 from pipeline.training.state import TrainState, network_seed
 from pipeline.training.validation import mean_scores, volume_scores
@@ -244,6 +245,15 @@ def test_a_folder_that_is_not_whole_is_not_a_finished_job(run: str, tmp_path: Pa
         assert not job.finished(), name
         path.write_bytes(whole)
     assert job.finished()
+
+
+def test_on_a_cpu_steps_are_compiled_only_where_that_is_asked_for(run: str, tmp_path: Path) -> None:
+    job = training(run, tmp_path)
+    state = TrainState.create(job.network, job.train, seed=0)
+    budget = WorkerBudget(threads=1, data_actors=1, data_cpus=0.25, stream_mb=1, gpus=0)
+    for asked in (None, False, True):
+        objective = _objective(job, budget.model_copy(update={"compile": asked}), state, steps=10**6, world=1)
+        assert isinstance(objective.run, Compiled) == (asked is True)
 
 
 def shares(job: TrainJob) -> list[tuple[dict[str, float], list[torch.Tensor]]]:

@@ -91,7 +91,8 @@ def filled_bank(folder: Path, masks: bool = True) -> tuple[FactorBank, str]:
     for shard in range(bank.shards()):
         draft = bank.draft(shard)
         for row in bank.shard_rows(shard):
-            anatomy, code, mask = bank_row(network, view(store, ids[keys[row]], PREPROCESS), bank.spec.canvas)
+            seen = view(store, ids[keys[row]], PREPROCESS)
+            anatomy, code, mask = bank_row(network.factors([seen])[0], seen, bank.spec.canvas)
             # codes of an untrained network lie close together
             draft.append(anatomy, 40 * code, mask if masks else 0 * mask)
         draft.commit()

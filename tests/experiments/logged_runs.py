@@ -67,14 +67,18 @@ def write_result(run: ArmRun, dice: float) -> None:
     done = {"config_hash": run.job.config_hash, "fingerprint": fingerprint}
     done |= {"weights_bytes": (Path(out) / WEIGHTS).stat().st_size}
     (Path(out) / DONE).write_text(json.dumps(done))
-    other: dict[str, Any] = dict.fromkeys(CASE_FIELDS, 1.0) | {"centre": "X", "phase": "ED", "missed": False}
+    structures = ("LV", "MYO", "RV")
     rows = [
-        other
-        | {"arm": run.arm, "seed": run.seed, "subject": vendor, "vendor": vendor, "structure": structure, "dice": dice}
-        for vendor in ("A", "D")
-        for structure in ("LV", "MYO", "RV")
+        case(run.arm, vendor, structure, dice) | {"seed": run.seed} for vendor in ("A", "D") for structure in structures
     ]
     write_cases(f"{out}/{CASES}", rows)
+
+
+def case(arm: str, vendor: str, structure: str, dice: float, **other: Any) -> dict[str, Any]:
+    """A row of `cases.csv`, of one subject a vendor."""
+    row = dict.fromkeys(CASE_FIELDS, 1.0) | {"seed": 0, "centre": "X", "phase": "ED", "missed": False}
+    whose = {"arm": arm, "subject": vendor, "vendor": vendor, "structure": structure, "dice": dice}
+    return row | whose | other
 
 
 def runs_of(client: MlflowClient, experiment: str) -> list[Run]:

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -122,13 +124,12 @@ def test_the_modality_encoder_reads_the_same_code_from_an_image() -> None:
 def test_factors_are_the_cpu_s() -> None:
     torch.manual_seed(0)
     model = SDNet(SDNET).eval()
-    image = noise(1)[0, 0].numpy()
-    seen = NetworkView(image, np.s_[:64, :64], image, np.zeros((64, 64), np.uint8))
-    (anatomy, modality), (ours, code) = (
-        FrozenSDNet(copy.deepcopy(model), device=d).factors(seen) for d in ("cpu", GPU)
-    )
-    assert (anatomy == ours).mean() > 0.999
-    np.testing.assert_allclose(code, modality, rtol=0, atol=1e-4)
+    images = [noise(40)[k, 0, : 64 - 16 * (k % 2)].numpy() for k in range(40)]  # two canvases, more than a batch
+    views = [NetworkView(x, np.s_[:48, :64], x[:48, :48], np.zeros((48, 64), np.uint8)) for x in images]
+    here, there = (FrozenSDNet(copy.deepcopy(model), device=d).factors(views) for d in ("cpu", GPU))
+    for (anatomy, modality), (ours, code) in zip(here, there, strict=True):
+        assert (anatomy == ours).mean() > 0.999
+        np.testing.assert_allclose(code, modality, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("network", [UNET, SDNET])
@@ -145,11 +146,14 @@ def test_the_first_step_has_the_cpu_s_losses(
     assert terms[1] == pytest.approx(terms[0], abs=2e-3)
 
 
+@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("network", [UNET, SDNET])
-def test_no_step_waits_for_the_card(network: UNetConfig | SDNetConfig) -> None:
+def test_no_step_waits_for_the_card(network: UNetConfig | SDNetConfig, compiled: bool) -> None:
     config = TrainConfig(ema=0.9, gradient_clip=1.0)
     state = TrainState.create(network, config, seed=0)
     objective = Objective(state.model, LossConfig(), state.latent)
+    if compiled:
+        objective.compile_terms()
     rows = batch(GPU, 4, 4 if network is SDNET else 0)
     for _ in range(LAG + 2):
         train_step(objective, state, rows, config)
@@ -159,6 +163,42 @@ def test_no_step_waits_for_the_card(network: UNetConfig | SDNetConfig) -> None:
     finally:
         torch.cuda.set_sync_debug_mode("default")
     settle(state)
+
+
+@pytest.mark.parametrize("network", [UNET, SDNET])
+def test_compiled_steps_are_the_plain_ones_whatever_the_batch_s_size(network: UNetConfig | SDNetConfig) -> None:
+    config, kept = TrainConfig(precision="fp32", ema=0.9), []
+    for compiled in (False, True):
+        state = TrainState.create(network, config, seed=0)
+        objective = Objective(state.model, LossConfig(), state.latent)
+        by_graph = objective.compile_terms() if compiled else None
+        sizes = [(4, 4)] * 5 + [(3, 0)] + [(4, 4)] * 2  # warmed up, recorded, replayed, another graph, replayed
+        made = [train_step(objective, state, batch(GPU, *size), config) for size in sizes]
+        settle(state)
+        kept.append([{name: float(term) for name, term in terms.items()} for terms in made])
+        assert by_graph is None or by_graph.works
+    for found, expected in zip(kept[1], kept[0], strict=True):
+        assert found == pytest.approx(expected, abs=5e-3)
+
+
+def test_where_bits_must_stay_a_second_training_has_the_first_one_s() -> None:
+    program = """
+import hashlib, sys
+sys.path.insert(0, ".")
+from pipeline.training.kernels import same_bits_every_time
+same_bits_every_time()
+from tests.pipeline.test_gpu import *
+state = TrainState.create(SDNET, TrainConfig(), seed=0)
+objective = Objective(state.model, LossConfig(), state.latent)
+for _ in range(5):
+    train_step(objective, state, batch(GPU), TrainConfig())
+settle(state)
+weights = b"".join(value.cpu().numpy().tobytes() for value in state.model.state_dict().values())
+print(hashlib.sha256(weights).hexdigest())
+"""
+    words = [sys.executable, "-c", program]
+    told = [subprocess.run(words, capture_output=True, text=True, check=True).stdout for _ in range(2)]
+    assert told[0] == told[1]
 
 
 def test_a_state_that_was_kept_goes_on_with_the_same_losses() -> None:

@@ -17,6 +17,8 @@ from experiments.cli.main import app
 from experiments.tracking.compare import dice_table, difference_table, differences, find, rows
 from experiments.tracking.tracker import Tracker
 from storage.errors import InputError
+from storage.lock import run_lock
+from tests.experiments.logged_runs import case, make_run, write_epochs, write_result
 
 TREATED = {"first": {"train.epochs": "10", "network": "unet"}, "second": {"train.epochs": "20", "network": "unet"}}
 SCORES = {"first": (0.80, 0.90), "second": (0.87, 0.89), "third": (0.70,)}  # of LV on D, a seed each
@@ -26,14 +28,8 @@ def log(run: Path, seeds: tuple[float, ...], params: Mapping[str, str], arm: str
     tracker = Tracker(str(run), run.name, tags={})
     for seed, dice in enumerate(seeds):
         child = tracker.child(arm, seed, "c0ffee", {"data_fingerprint": "f00"}, {"seed": str(seed), **params})
-        row = {"arm": arm, "hd95_median_mm": 4.0, "missed": 0}
-        child.log_scores(
-            [
-                row | {"vendor": "D [new]", "structure": "LV", "dice_mean": dice},
-                row | {"vendor": "A", "structure": "RV", "dice_mean": 0.5},
-                row | {"vendor": "A", "structure": "MYO", "dice_mean": 0.6},
-            ]
-        )
+        others = [case(arm, "A", "RV", 0.5), case(arm, "A", "MYO", 0.6)]
+        child.log_scores([case(arm, "D [new]", "LV", dice), *others])
         child.finish()
     tracker.finish()
 
@@ -140,6 +136,29 @@ def test_a_run_that_mlflow_does_not_know_is_one_line_and_makes_nothing(
         done = CliRunner().invoke(app, ["compare", run, *store])
         assert isinstance(done.exception, InputError) and "\n" not in str(done.exception)
     assert list(tmp_path.rglob("*")) == [tmp_path / "new"]
+
+
+def test_a_run_that_mlflow_does_not_know_is_logged_from_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, _, arms = make_run(tmp_path)
+    write_epochs(arms[0].job, 2)
+    write_result(arms[0], 0.5)
+    done = CliRunner().invoke(app, ["compare", run, "--json"])
+    assert done.exit_code == 0, done.exception
+    assert "is logged from its folder" in done.stderr
+    assert {row["dice_mean"] for row in json.loads(done.stdout)["dice"]} == {0.5}
+    again = CliRunner().invoke(app, ["compare", run, "--json"])
+    assert again.stderr == "" and again.stdout == done.stdout
+    # the same in a store that is named
+    store = f"sqlite:///{tmp_path}/shared.db"
+    assert CliRunner().invoke(app, ["compare", run, "--tracking-uri", store]).exit_code == 0
+    # while another driver holds the run, nothing is written
+    (tmp_path / "run" / "mlflow.db").unlink()
+    with run_lock(run):
+        refused = CliRunner().invoke(app, ["compare", run])
+    assert isinstance(refused.exception, InputError) and "is being worked on" in str(refused.exception)
+    assert not (tmp_path / "run" / "mlflow.db").exists()
 
 
 def test_a_run_without_scores_says_so(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def test_a_run_in_mlflow_is_what_the_run_folder_holds_and_says_where_it_comes_fr
     assert child["metrics"]["loss/total"] == [(10, 1.0), (20, 0.5), (30, pytest.approx(1 / 3))]
     assert child["metrics"]["samples_per_s"] == [(10, 21.0), (20, 22.0), (30, 23.0)]
     assert {"queue_depth", "actor_utilisation", "missed/D/RV"} <= set(child["metrics"])
-    assert child["metrics"]["dice/D/LV"] == [(0, 0.6)]
+    assert child["metrics"]["dice/D/LV"] == child["metrics"]["dice/mean"] == [(0, 0.6)]
     assert child["inputs"] == [("slices", arms[1].job.data_fingerprint)]
     assert child["artifacts"] == ["cases.csv"] and child["models"] == 1
     wanted = {"arm": "unet_ra", "seed": "1", "preset": "demo", "data_fingerprint": arms[1].job.data_fingerprint}

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -87,8 +88,7 @@ def test_a_norm_without_running_statistics_is_refused() -> None:
 def test_factors_are_the_plain_networks(views: list[NetworkView], model: SDNet) -> None:
     frozen = FrozenSDNet(model)
     same = []
-    for seen in views:
-        anatomy, modality = frozen.factors(seen)
+    for seen, (anatomy, modality) in zip(views, frozen.factors(views), strict=True):
         with torch.inference_mode():
             expected = model.encode_anatomy(torch.from_numpy(seen.canvas)[None, None])[0].numpy()
             assert np.allclose(modality, model.encode_modality(torch.from_numpy(seen.crop)[None, None])[0], atol=1e-5)
@@ -100,7 +100,7 @@ def test_a_slices_factors_depend_on_no_other_slice_and_on_no_canvas(views: list[
     frozen, (height, width) = FrozenSDNet(model), (96, 96)
     rows = bank_rows(frozen, views, (height, width))
     for k in reversed(range(len(views))):
-        anatomy, modality = frozen.factors(views[k])
+        ((anatomy, modality),) = frozen.factors([views[k]])
         h, w = anatomy.shape
         top, left = (height - h) // 2, (width - w) // 2
         assert np.array_equal(rows.anatomy[k, top : top + h, left : left + w], anatomy)
@@ -108,6 +108,20 @@ def test_a_slices_factors_depend_on_no_other_slice_and_on_no_canvas(views: list[
         assert np.array_equal(rows.modality[k], modality)
         assert np.count_nonzero(rows.anatomy[k]) == np.count_nonzero(anatomy)
         assert rows.mask[k].sum() == views[k].mask.sum()
+
+
+def test_batches_of_one_canvas_give_the_slices_own_factors_in_their_order(
+    views: list[NetworkView], model: SDNet
+) -> None:
+    h, w = views[0].canvas.shape
+    wider = NetworkView(np.full((h, w + 16), -1.0, np.float32), np.s_[:h, :w], views[0].crop, views[0].mask)
+    wider.canvas[:, :w] = views[0].canvas
+    mixed = [views[0], wider, *views[1:], replace(wider, crop=views[1].crop)]
+    alone, together = FrozenSDNet(model).factors(mixed), FrozenSDNet(model, batch=3).factors(mixed)
+    bits = [(unpack(a, 8) == unpack(b, 8)).mean() for (a, _), (b, _) in zip(alone, together, strict=True)]
+    assert np.mean(bits) > 0.9999
+    for (_, expected), (_, found) in zip(alone, together, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
 def test_bf16_flips_few_bits_and_has_a_name_of_its_own(views: list[NetworkView], model: SDNet) -> None:

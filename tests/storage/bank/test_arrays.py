@@ -32,7 +32,7 @@ anatomies_NCHW = hnp.arrays(
 def encoded(name: str, values: npt.NDArray[Any], of: BankSpec) -> bytes:
     file = ShardFile(name, of)
     for row in values:
-        file.append(row)
+        file.append(file.encoded(row))
     assert file.values_sha256() == array_sha256(values)
     return file.content()
 
