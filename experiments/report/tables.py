@@ -88,7 +88,8 @@ def render_terminal_table(summary: Sequence[Mapping[str, Any]]) -> rich.table.Ta
         ]
         table.add_row(Text(arm_label(arm)), *numbers)
     missed = sum(row["missed"] for row in summary)
-    few = trainings(min((row["seeds"] for row in summary), default=0))
+    seeds = [row["seeds"] for row in summary if row["seeds"]]
+    few = trainings(min(seeds)) if seeds else ""
     said = [few] if few else []
     said += [f"{missed} missed or invented structures count as Dice 0"] if missed else []
     table.caption, table.caption_justify = "; ".join(said) or None, "left"

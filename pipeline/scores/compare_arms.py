@@ -201,8 +201,9 @@ def _verdict(row: Mapping[str, Any]) -> str:
 
 
 def trainings(seeds: int) -> str:
-    """What so few seeds are called, `one training: descriptive`; empty from `FEWEST_SEEDS` on, where verdicts begin."""
-    return "" if seeds >= FEWEST_SEEDS else f"{('no', 'one', 'two')[seeds]} training{'s' * (seeds != 1)}: descriptive"
+    """What one or two seeds are called, `one training: descriptive`; empty from `FEWEST_SEEDS` on, where verdicts
+    begin."""
+    return "" if seeds >= FEWEST_SEEDS else f"{('one training', 'two trainings')[seeds - 1]}: descriptive"
 
 
 def across_vendors(summary: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:

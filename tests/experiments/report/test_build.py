@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -267,7 +268,7 @@ def test_verdicts_are_sentences_with_their_numbers() -> None:
 def test_three_seeds_are_judged_and_what_they_share_is_said(tmp_path: Path) -> None:
     run = _write_run(tmp_path / "run", {"unet_ra": 0.0, "ss_sdnet_ra_fa": 0.1}, seeds=3)
     paths = build_report(str(run), "Seeds", {"seeds_share_bank": "yes"}, arms=("unet_ra", "ss_sdnet_ra_fa"))
-    for page in (Path(paths.html).read_text(), Path(paths.table_md).read_text()):
+    for page in (unescape(Path(paths.html).read_text()), Path(paths.table_md).read_text()):
         assert "against the reference, U-Net+RA: established (n = 12, 3 seeds an arm, p < .001)" in page
         assert "SS SDNet+RA+FA" in page and "share one SDNet and one bank (seeds_share_bank)" in page
         assert re.search(r"vary as here show a true difference of \.\d+ in four of five", page)
