@@ -153,9 +153,9 @@ def _shard(spec: BankSpec, length: int) -> dict[str, ShardFile]:
         anatomy = np.zeros(CANVAS, np.uint8)
         top, left = ((side - SIDE) // 2 for side in CANVAS)
         anatomy[top : top + SIDE, left : left + SIDE] = rng.integers(0, 256, (SIDE, SIDE))
-        files["anatomy"].append(anatomy)
-        files["mask"].append(np.zeros(CANVAS, np.uint8))
-        files["modality"].append(rng.standard_normal(spec.modality_size).astype(np.float32))
+        code = rng.standard_normal(spec.modality_size).astype(np.float32)
+        for name, values in (("anatomy", anatomy), ("mask", np.zeros(CANVAS, np.uint8)), ("modality", code)):
+            files[name].append(files[name].encoded(values))
     return files
 
 
