@@ -203,7 +203,7 @@ def bank_index(
     }
     index = pa.table({name: columns[name] for name in BANK_INDEX_SCHEMA.names}).cast(BANK_INDEX_SCHEMA)
     if store.partly_labelled:
-        index = index.append_column(STRUCTURES_FIELD, taken[STRUCTURES_FIELD.name].combine_chunks())
+        index = index.append_column(STRUCTURES_FIELD, taken[STRUCTURES_FIELD.name].cast(STRUCTURES_FIELD.type))
     return validated_index(index)
 
 

@@ -123,8 +123,8 @@ def open_client(tracking_uri: str) -> MlflowClient:
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # a traceback for what is raised all the same
     _check_sqlite(tracking_uri)
     try:
-        client = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
         with _no_folder_of_an_escaped_name(tracking_uri):
+            client = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
             client.search_experiments(max_results=1)  # the first call creates, migrates or refuses the database
     except MlflowException as error:
         remedy = "check that it is reachable, or give another tracking URI"

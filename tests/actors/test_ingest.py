@@ -315,6 +315,7 @@ def test_real_data_come_in_with_the_ventricles_in_their_places(
     assert {p.name for p in (tmp_path / "run").iterdir()} == {
         "slices.zarr",
         "slices.parquet",
+        "slices.json",
         "skipped.csv",
         "splits.csv",
     }

@@ -106,7 +106,7 @@ def test_the_index_says_what_is_drawn_only_where_something_is_not(
     )[0]
     part = [replace(s, split="test") for s in part]
     store = stored(tmp_path / "one", full)
-    assert store.table.schema.equals(SLICE_SCHEMA, check_metadata=True) and not store.partly_labelled
+    assert store.table.schema.names == SLICE_SCHEMA.names and not store.partly_labelled
     assert store.drawn.all() and {v.structures for v in store.volumes()} == {ALL_STRUCTURES}
     unlabelled = [replace(full[0], frames=tuple(replace(f, mask=None, mask_index=None) for f in full[0].frames))]
     both = stored(tmp_path / "both", unlabelled + full[1:] + part)
