@@ -41,8 +41,8 @@ def scored_so_far(out: str) -> tuple[int, int] | None:
 
 
 def evaluate_job(run: str, out: str, arm: str, seed: int, threads: int, precision: Precision) -> int:
-    """Predict every labelled test volume with the network in `out`; returns the volumes scored. What
-    nobody drew in a volume is not scored.
+    """Predict every labelled test volume with the network in `out`; returns the volumes scored. What nobody drew in a
+    volume is not scored.
 
     Volumes are read ahead on one thread and scored on another, while the network segments; on a GPU several of them
     share its batches. Writes `slices.csv` and `examples.npz` there, then `cases.csv`, which says that the evaluation is

@@ -223,7 +223,8 @@ def run_epochs(
     makers = budget.data_actors or 1
     flow = StreamStats(makers)
     vendor_of = torch.from_numpy(np.searchsorted(training_vendors(store), store.column("vendor")))
-    taught = taught_structures(store)
+    teaches = taught_structures(store)
+    taught = None if teaches is None else torch.from_numpy(teaches)
     sums: dict[str, torch.Tensor] = {}
     before = time.perf_counter()
     for row in stream:
@@ -231,10 +232,9 @@ def run_epochs(
         vendor = None
         if state.alignment is not None:
             vendor = vendor_of[row["slice_id"]].to(device, non_blocking=True)
-        teaches = None if taught is None else taught[row["slice_id"].numpy()]
         drawn = None
-        if teaches is not None and not teaches.all():
-            drawn = torch.from_numpy(teaches).to(device, non_blocking=True)
+        if taught is not None:  # in every batch of the run, so that compiled steps need one graph
+            drawn = taught[row["slice_id"]].to(device, non_blocking=True)
         mask = row["mask"].long()
         batch = Batch(row["image"], mask, row["labelled"], row["slice_id"], vendor, row.get(TWIN), drawn)
         for name, value in train_step(objective, state, batch, job.train).items():
