@@ -121,9 +121,9 @@ def _power(seeds: int, subjects: int) -> str:
     """One line on what the comparison of two arms will be able to show."""
     enough = max(seeds, FEWEST_SEEDS)
     low, high = usually_detectable(enough, subjects, WHOLE_SHARE * ALPHA)
-    if subjects < FEWEST_SUBJECTS:
-        return f"power: test subjects with masks: {subjects}; fewer than {FEWEST_SUBJECTS} are not tested"
     few = f"{trainings(seeds)}, no verdict; " if trainings(seeds) else ""
+    if subjects < FEWEST_SUBJECTS:
+        return f"power: {few}test subjects with masks: {subjects}, fewer than {FEWEST_SUBJECTS} are not tested"
     return (
         f"power: {few}{enough} seeds and {subjects} test subjects show a difference of {low:.3f} to {high:.3f} "
         f"mean Dice in {POWER:.0%} of such runs. An estimate: one arm's seeds {SEED_SDS[0]} to {SEED_SDS[1]} apart and "

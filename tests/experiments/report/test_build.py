@@ -16,6 +16,8 @@ import pytest
 
 from experiments.report import figures
 from experiments.report.build import build_report
+from experiments.report.findings import work_out
+from experiments.report.first_screen import first_screen
 from experiments.report.paper_table import PAPER_DICE
 from experiments.report.run_files import cut_off, failures
 from experiments.report.tables import render_terminal_table
@@ -275,13 +277,16 @@ def test_three_seeds_are_judged_and_what_they_share_is_said(tmp_path: Path) -> N
         assert "training: descriptive" not in page
 
 
-def test_the_reference_may_be_the_best_or_alone(tmp_path: Path) -> None:
-    run = _write_run(tmp_path / "run", {"unet_ra": 0.1, "unet_ra_bigaug": 0.0}, seeds=3)
-    text = Path(build_report(str(run), "Seeds", {}).table_md).read_text()
-    assert f"U-Net+RA, .822.** This is the reference. The next, U-Net+RA+BigAug-like: {MINUS}.097 mean Dice [" in text
-    alone = _write_run(tmp_path / "alone", {"fs_sdnet": 0.0})
-    text = Path(build_report(str(alone), "Seed", {}).table_md).read_text()
-    assert "Only one arm is scored, so there is nothing to compare it with (n = 12, 1 seed; one training: desc" in text
+def test_the_reference_may_be_the_best_or_alone() -> None:
+    def first(arms: dict[str, float], seeds: int) -> dict[str, Any]:
+        cases = [case for arm, lift in arms.items() for seed in range(seeds) for case in _cases(arm, "AD", seed, lift)]
+        return first_screen(work_out(cases).ranking, shared_bank=False)
+
+    both = first({"unet_ra": 0.1, "unet_ra_bigaug": 0.0}, 3)
+    assert both["best"] == "U-Net+RA" and both["state"] == "worse"
+    assert both["answer"].startswith(f"This is the reference. The next, U-Net+RA+BigAug-like: {MINUS}.097 mean Dice [")
+    alone = first({"fs_sdnet": 0.0}, 1)["answer"]
+    assert alone.endswith("nothing to compare it with (n = 12, 1 seed; one training: descriptive).")
 
 
 def test_several_seeds_are_a_mean_and_a_standard_deviation(tmp_path: Path) -> None:
