@@ -98,7 +98,10 @@ def crew(*arguments: Any, make: Any = Squares, **changes: Any) -> Crew[int]:
     return Crew(make=make, arguments=arguments, **values | changes)
 
 
-@pytest.mark.parametrize(("make", "method"), [(Owned, "held"), (held, None)], ids=["actors", "tasks"])
+@pytest.mark.parametrize(
+    ("make", "method"),
+    [pytest.param(Owned, "held", id="actors", marks=pytest.mark.slow), pytest.param(held, None, id="tasks")],
+)
 def test_actors_and_tasks_work_for_the_owner_of_the_leases_of_the_process_that_hires_them(
     make: Any, method: str | None
 ) -> None:

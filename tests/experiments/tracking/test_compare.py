@@ -138,6 +138,7 @@ def test_a_run_that_mlflow_does_not_know_is_one_line_and_makes_nothing(
     assert list(tmp_path.rglob("*")) == [tmp_path / "new"]
 
 
+@pytest.mark.slow
 def test_a_run_that_mlflow_does_not_know_is_logged_from_its_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -29,7 +29,7 @@ def _own_database(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_run_of_any_name_has_its_own_database_inside_it(tmp_path: Path) -> None:
-    names = ["cohort", "cohort?1", "cohort?2", "ws%2Fbranch#3", "of two words"]
+    names = ["cohort?1", "cohort?2", "ws%2Fbranch #3"]
     trackers = [Tracker(str(tmp_path / name), "exp") for name in names]
     assert len({tracker.run_id for tracker in trackers}) == len(names)
     for name, tracker in zip(names, trackers, strict=True):

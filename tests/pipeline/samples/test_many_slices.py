@@ -20,6 +20,7 @@ from storage.bank.bank import FactorBank
 from storage.slices import store as slice_store
 
 ROWS = 100_000
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
