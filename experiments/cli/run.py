@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from experiments.run.driver import Ablation
 
 
+STDERR = 2  # the descriptor
+
+
 def absolute(place: str | None) -> str | None:
     """Ray's workers have working directories of their own, so no relative path may reach them. A job has one too, which
     Ray removes afterwards."""
@@ -80,10 +83,23 @@ def interruptible(
 ) -> Iterator[_Stop]:
     """Ctrl-C, and SIGTERM, with which `ray job stop` and preempted machines end a process, end the body as an exception
     does and print one line. The exit status is a shell's: 128 and the signal's number."""
-    stop = _Stop()
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    with _stderr_apart() as silence:
+        stop = _Stop(silence)
+        before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            with _stopped(stop, say, line):
+                yield stop
+        finally:
+            if stop.number is None:  # a second interrupt finds the handler still there
+                for number, handler in before.items():
+                    signal.signal(number, handler)
+
+
+@contextmanager
+def _stopped(stop: _Stop, say: Callable[[str], None], line: str) -> Iterator[None]:
+    """What ends the body by `stop` becomes its line and status, or its reason."""
     try:
-        yield stop
+        yield
     except SystemExit as error:
         if stop.reason is not None:
             stop.heard()
@@ -95,23 +111,51 @@ def interruptible(
         stop.heard()
         say(line)
         raise SystemExit(128 + stop.number) from None  # while Ray waits, it makes a 1 of any status
+
+
+@contextmanager
+def _stderr_apart() -> Iterator[Callable[[], None]]:
+    """Give Python's standard error a descriptor of its own; what is yielded silences the usual one until the process
+    ends. Native code writes there: Ray's threads would tell of each of their processes that an interrupt ends too."""
+    usual, silenced = sys.stderr, False
+    try:
+        is_usual = usual.fileno() == STDERR
+    except OSError:  # no file at all, as under a test's capture
+        is_usual = False
+    if not is_usual:
+        yield lambda: None
+        return
+
+    def silence() -> None:
+        nonlocal silenced
+        if not silenced:
+            silenced = True
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, STDERR)
+            os.close(nowhere)
+
+    sys.stderr = os.fdopen(os.dup(STDERR), "w", buffering=1, encoding=usual.encoding, errors=usual.errors)
+    try:
+        yield silence
     finally:
-        if stop.number is None:  # a second interrupt finds the handler still there
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        if not silenced:
+            sys.stderr.close()
+            sys.stderr = usual
 
 
 class _Stop:
     """Ends the process by an exception; once more every second until that was `heard`, since Python swallows what is
     raised in a destructor or in a callback of its garbage collector."""
 
-    def __init__(self) -> None:
+    def __init__(self, silence: Callable[[], None]) -> None:
         self.number: int | None = None
+        self._silence = silence
         self.reason: StageError | None = None
         self._again: threading.Timer | None = None
 
     def __call__(self, number: int, _frame: object) -> None:
         self.heard()
+        self._silence()
         self.number = number
         self._again = threading.Timer(1.0, os.kill, (os.getpid(), number))
         self._again.daemon = True
