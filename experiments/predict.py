@@ -52,7 +52,7 @@ def segmented(
     predictor = load_predictor(folders, config)
     if workers > 1 and len(studies) > 1:
         from actors.predict_studies import predict_studies
-        from actors.resources import start_ray
+        from actors.ray_start import start_ray
         from actors.waiting import Patience
 
         del predictor  # the actors load their own; here it was to find out whether it can be

@@ -36,7 +36,6 @@ B = TypeVar("B")
 
 FILE_SCHEME = "file://"
 BEGINNING = 2**16  # bytes
-PROBE = 2**12  # bytes
 REQUESTS = 16  # at a time
 BLOCK = 2**21  # bytes fetched at once of a remote file: a header is in the first, a whole study in about ten
 # fsspec would remember listings for ever, and forgetting them is not safe while another thread reads them.
@@ -154,43 +153,6 @@ def _sync(folder: Path) -> None:
             raise
     finally:
         os.close(handle)
-
-
-def require_writable(
-    folder: str, what: str, remedy: str = "name a place that you may write to, on a disk with room"
-) -> None:
-    """Raises InputError unless files can be written in a local folder, or in the one in which it would be made.
-
-    `what` names the folder in the error. Nothing is left behind. A remote place is not asked.
-    """
-    if not is_local(folder):
-        return
-    place = local_path(folder).absolute()
-    there = next(f for f in (place, *place.parents) if os.path.lexists(f))
-    probe = there / f".{uuid.uuid4().hex}.tmp"
-    try:
-        if place != there:
-            probe.mkdir()
-            probe.rmdir()
-        with probe.open("xb") as out:
-            out.write(bytes(PROBE))
-            out.flush()
-            os.fsync(out.fileno())
-    except OSError as error:
-        named = f"{what}, in {there}" if there != place else what
-        raise InputError(named, f"cannot be written ({error.strerror})", remedy) from error
-    finally:
-        with suppress(OSError):
-            probe.unlink(missing_ok=True)
-
-
-def require_writable_file(file: str, what: str) -> None:
-    """As `require_writable` for the folder of a file. Raises InputError if the file is a folder."""
-    if not is_local(file):
-        return
-    if local_path(file).is_dir():
-        raise InputError(what, "is a folder", "name a file")
-    require_writable(str(local_path(file).absolute().parent), what)
 
 
 def read_text(uri: str) -> str:

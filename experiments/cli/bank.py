@@ -8,6 +8,7 @@ import typer
 
 from storage import fs
 from storage.errors import InputError
+from storage.places import require_writable, require_writable_file
 
 if TYPE_CHECKING:
     from storage.bank.bank import FactorBank
@@ -150,7 +151,7 @@ def merge(
     from storage.bank.merge import merge as join
 
     *sources, out = banks
-    fs.require_writable(out, out)
+    require_writable(out, out)
     with Progress().stage("merge") as step:
         made = join(sources, out, lambda done, total: step.update("shards", done, total))
     typer.echo(f"{len(made)} slices in {out}, fingerprint {made.fingerprint}")
@@ -174,7 +175,7 @@ def export_styles(
     from storage.bank.bank import FactorBank
     from storage.bank.styles import export_styles as export
 
-    fs.require_writable_file(out, out)
+    require_writable_file(out, out)
     typer.echo(f"{export(FactorBank.open(bank), out, keep_subjects, vendor or ())} vectors in {out}")
 
 

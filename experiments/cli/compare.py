@@ -31,12 +31,13 @@ def compare(
     from experiments.run.driver import log_from_folder
     from experiments.tracking import compare as comparison
     from storage import fs
+    from storage.places import require_writable_file
 
     def log(run: str) -> None:
         log_from_folder(run, lambda line: typer.echo(line, err=True), tracking_uri)
 
     if csv:
-        fs.require_writable_file(csv, f"--csv {csv}")
+        require_writable_file(csv, f"--csv {csv}")
     found = comparison.find(runs, tracking_uri, log)
     table = comparison.rows(found)
     if csv:

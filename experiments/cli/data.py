@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from storage import fs
 from storage.errors import InputError
+from storage.places import require_writable, require_writable_file
 
 if TYPE_CHECKING:
     from storage.layouts import LayoutOptions
@@ -48,7 +48,7 @@ def phantom(
     document = config.override(config.demo(), [f"phantom.{a}" for a in assignments or []]).model_dump()
     where = " ".join(f"--{name} {value}" for name, value in given.items())
     settings = config.validated(document | {"phantom": document["phantom"] | given}, where)
-    fs.require_writable(str(out), str(out))
+    require_writable(str(out), str(out))
     progress = Progress()
     with progress.stage("phantom") as step:
         written = write_phantom(out, settings.phantom, lambda done, total: step.update("", done, total))
@@ -77,7 +77,7 @@ def inspect_data(
     from experiments.progress import Progress
     from storage.survey.survey import survey
 
-    fs.require_writable_file(out, f"--out {out}")
+    require_writable_file(out, f"--out {out}")
     options = _layout_options(assignments)
     with Progress().stage("inspect") as step:
         found = survey(data, options, layout, lambda done, total: step.update("", done, total))

@@ -19,6 +19,7 @@ from experiments.cli.run import Data, Layout, Preset, Run, Set, absolute, drivin
 from experiments.cli.transfer import transfer
 from storage import fs
 from storage.errors import InputError, StageError
+from storage.places import require_writable, require_writable_file
 
 if TYPE_CHECKING:
     from experiments.run.driver import Ablation
@@ -247,7 +248,7 @@ def preview(
     }
     if show not in pictures:
         raise InputError(f"--show {show}", "there is no such picture", f"choose from {', '.join(pictures)}")
-    fs.require_writable_file(str(out), f"--out {out}")
+    require_writable_file(str(out), f"--out {out}")
     fs.write_bytes(str(out), pictures[show]())
     typer.echo(str(out))
 
@@ -269,7 +270,7 @@ def export(
     from experiments.run.driver import require_data
     from experiments.run.export import write_samples
 
-    fs.require_writable(out, out)
+    require_writable(out, out)
     settings = settings_of(run, "cpu", assignments)
     require_data(run, settings)
     with interruptible(Progress().say):

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from experiments.cli.run import interruptible
-from storage import fs
 from storage.errors import InputError
+from storage.places import require_writable, require_writable_file
 
 if TYPE_CHECKING:
     from pipeline.inference.study import Outcome
@@ -80,7 +80,7 @@ def predict(
         spacing=None if spacing is None else stated_spacing(parsed_spacing(spacing, "--spacing"), "--spacing"),
         orientation=parsed_orientation(orientation, "--orientation"),
     )
-    fs.require_writable(out, f"--out {out}")
+    require_writable(out, f"--out {out}")
     progress, folders = Progress(), model_folders([model, *(models or [])])
     studies, left_out = find_studies(images, out)
     for line in left_out.lines():
@@ -129,7 +129,7 @@ def export_model(
     """Write a network's segmentation path as ONNX, once ONNX Runtime agrees with torch; needs the extra `onnx`."""
     from pipeline.inference.onnx import export_onnx
 
-    fs.require_writable_file(onnx, f"--onnx {onnx}")
+    require_writable_file(onnx, f"--onnx {onnx}")
     check = export_onnx(model, onnx)
     turned = f"; {check.turned} of {check.pixels} pixels rounded to another side" if check.turned else ""
     typer.echo(f"{onnx}: logits within {check.largest_difference:.1g} of torch's{turned}")

@@ -9,6 +9,7 @@ import typer
 from experiments.cli.run import Layout, Set, absolute, driving
 from storage import fs
 from storage.errors import InputError
+from storage.places import require_writable
 
 
 def transfer(
@@ -53,7 +54,7 @@ def transfer(
     document |= {"layout": layout} if layout else {}
     document["layouts"]["test_half"] = half
     settings = config.validated(document, "transfer")
-    fs.require_writable(out, f"--out {out}")
+    require_writable(out, f"--out {out}")
     failed: dict[str, str] = {}
     todo = {} if table_only else {v: directions.direction_settings(settings, v, sdnets) for v in sources}
     for vendor, own in todo.items():

@@ -8,7 +8,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from actors.evaluate_arm import scored_so_far
-from actors.resources import Cluster, ResourcePlan, plan, require_places, start_ray
+from actors.ray_start import require_places, start_ray
+from actors.resources import Cluster, ResourcePlan, plan
 from actors.waiting import Patience
 from experiments import config
 from experiments.config import Settings

@@ -10,7 +10,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from actors.resources import inside_cluster, local_cluster, plan, start_ray
+from actors.ray_start import inside_cluster, local_cluster, start_ray
+from actors.resources import plan
 from experiments.config import Settings
 from experiments.run import jobs
 from experiments.run.cost import cost_lines

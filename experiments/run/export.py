@@ -17,7 +17,8 @@ def write_samples(run: str, settings: Settings, out: str, kind: str, samples: in
     Raises InputError for an unknown format or arm, and as `actors.export_samples.export` does.
     """
     from actors.export_samples import Format, export
-    from actors.resources import plan, start_ray
+    from actors.ray_start import start_ray
+    from actors.resources import plan
     from actors.waiting import Patience
 
     if kind not in get_args(Format):

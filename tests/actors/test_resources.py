@@ -167,13 +167,13 @@ def test_what_does_not_fit_is_refused_at_once_with_the_shortfall(
 
 LISTENING = """
 import json, psutil, subprocess, sys
-from actors.resources import start_ray
+from actors.ray_start import start_ray
 start_ray(1)
 import ray
 me = psutil.Process()
 ours = {me.pid, *(child.pid for child in me.children(recursive=True))}
 found = [c.laddr.ip for c in psutil.net_connections("tcp") if c.pid in ours and c.status == psutil.CONN_LISTEN]
-code = "from actors.resources import start_ray; start_ray(1); import ray; print(ray.nodes()[0]['NodeID'])"
+code = "from actors.ray_start import start_ray; start_ray(1); import ray; print(ray.nodes()[0]['NodeID'])"
 other = subprocess.check_output([sys.executable, "-c", code], text=True)
 print(json.dumps([found, ray.nodes()[0]["NodeID"], other.strip()]))
 """
@@ -196,7 +196,7 @@ def test_a_local_ray_listens_on_loopback_alone_and_is_ones_own() -> None:
 @pytest.mark.parametrize("address", ["127.0.0.1:9", "ray://127.0.0.1:9"])
 def test_an_address_where_nothing_answers_is_one_line_within_seconds(address: str) -> None:
     environment = os.environ | {"RAY_ADDRESS": address}
-    command = [sys.executable, "-c", "from actors.resources import start_ray; start_ray()"]
+    command = [sys.executable, "-c", "from actors.ray_start import start_ray; start_ray()"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, env=environment)
     assert f"InputError: RAY_ADDRESS={address}: no Ray cluster answers there (" in done.stderr
 
@@ -204,7 +204,8 @@ def test_an_address_where_nothing_answers_is_one_line_within_seconds(address: st
 BOOKINGS = """
 import json, os, types
 from actors import stages
-from actors.resources import ResourceConfig, plan, start_ray
+from actors.ray_start import start_ray
+from actors.resources import ResourceConfig, plan
 budget = plan(ResourceConfig(), start_ray(), 1)
 import ray
 def booked(*_):

@@ -34,7 +34,7 @@ PHANTOM = PhantomConfig(labelled_a=1, labelled_b=1, unlabelled_c=1, testing=0, f
 DRIVER = """
 import json, sys
 from actors.ingest import ingest
-from actors.resources import start_ray
+from actors.ray_start import start_ray
 start_ray()
 for line in sys.stdin:
     *data, run = json.loads(line)

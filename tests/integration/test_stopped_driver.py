@@ -65,7 +65,7 @@ def test_a_driver_stops_where_python_swallows_the_exception(tmp_path: Path) -> N
 
 STOPPED_WHILE_RAY_RUNS = """
 import sys, time
-from actors.resources import start_ray
+from actors.ray_start import start_ray
 from experiments.cli.run import driving
 from experiments.config import demo
 

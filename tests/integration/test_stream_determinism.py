@@ -23,7 +23,7 @@ import hashlib, json, logging, sys
 import ray
 from actors.extraction import ExtractionActors, extract
 from actors.extractor import ExtractionSpec
-from actors.resources import start_ray
+from actors.ray_start import start_ray
 from pipeline.samples.stream_config import StreamConfig
 from actors.streaming import batches
 from pipeline.samples.preprocess import PreprocessConfig

@@ -280,21 +280,3 @@ def test_a_written_file_is_followed_by_a_sync_of_its_folder_and_of_those_above_n
     synced.clear()
     fs.write_bytes(str(target), b"2")
     assert synced[1:] == [str(target.parent)]
-
-
-@pytest.mark.parametrize(
-    ("place", "problem"),
-    [("/proc/nope", "No such file or directory"), ("file", "Not a directory"), ("file/below", "Not a directory")],
-)
-def test_a_place_that_cannot_be_written_is_told_and_one_that_can_is_left_as_it_is(
-    tmp_path: Path, place: str, problem: str
-) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(InputError, match=rf"^--out.*: cannot be written \({problem}\); name a place"):
-        fs.require_writable(str(tmp_path / place), "--out")
-    for fine in (tmp_path, tmp_path / "new" / "folder"):
-        fs.require_writable(str(fine), "--out")
-    fs.require_writable_file(str(tmp_path / "file"), "--out")
-    with pytest.raises(InputError, match="--out: is a folder"):
-        fs.require_writable_file(str(tmp_path), "--out")
-    assert [p.name for p in tmp_path.iterdir()] == ["file"]

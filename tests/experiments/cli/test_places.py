@@ -76,7 +76,7 @@ def test_a_place_for_ray_that_is_no_use_is_one_line_before_the_phantom_is_drawn(
     for other in ("RAY_ADDRESS", "RAY_TMPDIR", "TMPDIR"):
         monkeypatch.delenv(other, raising=False)
     if name == "SHARED":
-        monkeypatch.setattr("actors.resources.SHARED", folder)
+        monkeypatch.setattr("actors.ray_start.SHARED", folder)
     else:
         monkeypatch.setenv(name, folder)
     done = cardiomix(capsys, "ablate", "demo", "--run", str(tmp_path / "run"))

@@ -1,0 +1,122 @@
+"""How Ray is started on this machine, or a cluster joined: on loopback, without a dashboard, or with one clear line."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from actors.ray_internals import machine_cpus, machine_gpus
+from actors.resources import Cluster, Node
+from storage.errors import InputError
+from storage.places import require_writable
+
+HIDE_UNBOOKED = "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"
+SOCKET = "ray/session_2026-01-01_00-00-00_000000_{pid}/sockets/plasma_store"  # the longest name that Ray makes
+SOCKET_BYTES = 107  # Linux takes no longer name of a socket
+SHARED = "/dev/shm"
+ANSWER_S = 10.0  # how long a cluster may take to accept a connection
+
+
+def local_cluster(cpus: int | None = None) -> Cluster:
+    """What Ray would find on this machine, without starting it; `cpus` in place of the number that it would find."""
+    return Cluster((Node(float(cpus or machine_cpus()), float(machine_gpus())),))
+
+
+def inside_cluster() -> bool:
+    """Whether this process belongs to a Ray cluster that runs already, as a job's driver does."""
+    return "RAY_ADDRESS" in os.environ
+
+
+def _require_answer(address: str) -> None:
+    """Raises InputError if nothing listens at host:port; Ray itself would go on trying for minutes."""
+    import socket
+
+    host, separator, port = address.rpartition("://")[2].rpartition(":")
+    if not separator or not port.isdigit():
+        return  # `auto` and the like, which Ray looks up
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), ANSWER_S).close()
+    except OSError as error:
+        raise _no_cluster(error.strerror or str(error)) from error
+
+
+def _no_cluster(why: str) -> InputError:
+    where = f"RAY_ADDRESS={os.environ.get('RAY_ADDRESS', '')}"
+    return InputError(
+        where, f"no Ray cluster answers there ({why})", "start it, or unset RAY_ADDRESS to use this machine"
+    )
+
+
+def require_places() -> None:
+    """Raises InputError where a Ray of this machine could not put its files, sockets or shared memory. A cluster that
+    is joined is not asked."""
+    if inside_cluster():
+        return
+    name = next((name for name in ("RAY_TMPDIR", "TMPDIR") if name in os.environ), "the folder for temporary files")
+    folder = os.environ.get(name, "/tmp")
+    remedy = "set RAY_TMPDIR to a short path on a disk with room, such as /tmp"
+    longest = os.path.join(os.path.abspath(folder), SOCKET.format(pid=os.getpid()))
+    excess = len(os.fsencode(longest)) - SOCKET_BYTES
+    if excess > 0:
+        raise InputError(f"{name}={folder}", f"is {excess} bytes too long for Ray's sockets", remedy)
+    require_writable(folder, f"{name}={folder}", remedy)
+    remedy = "mount it as tmpfs, free some of it, or give the container more of it (docker run --shm-size)"
+    if not os.path.isdir(SHARED):
+        raise InputError(SHARED, "is not there, and Ray's object store needs it", remedy)
+    require_writable(SHARED, SHARED, remedy)
+
+
+@contextmanager
+def _signal_handlers_kept() -> Iterator[None]:
+    """`ray.init` replaces SIGTERM's handler twice: with one of its own in Python, and below it with one in C++ that
+    prints its stack. Afterwards both are replaced by the handler from before."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM) or signal.SIG_DFL  # None: not Python's
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def start_ray(cpus: int | None = None) -> Cluster:
+    """Join the cluster that RAY_ADDRESS names, as a job's driver does, or start a local one on loopback, without a
+    dashboard, whatever else runs on this machine.
+
+    Raises InputError within `ANSWER_S` seconds where RAY_ADDRESS names a cluster that does not answer, and before
+    anything is started where this machine has no place for Ray's files.
+    """
+    import logging
+
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
+    # whoever books no GPU sees none: two lanes on one unbooked card would fight over its memory
+    os.environ.setdefault(HIDE_UNBOOKED, "1")
+    # fractional CPUs mean more processes than cores, as planned; without this Ray warns of them one by one
+    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")
+    if not inside_cluster():
+        # read when Ray is imported: without it even a cluster of one node listens on every interface
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    require_places()
+    import ray
+
+    if not ray.is_initialized():
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+        if inside_cluster():
+            _require_answer(os.environ["RAY_ADDRESS"])
+            # its nodes have an environment of their own
+            options["runtime_env"] = {"env_vars": {HIDE_UNBOOKED: os.environ[HIDE_UNBOOKED]}}
+        else:
+            options |= {"address": "local", "include_dashboard": False, "num_cpus": cpus}
+        try:
+            with _signal_handlers_kept():
+                ray.init(**options)
+        except ConnectionError as error:
+            raise _no_cluster(str(error).splitlines()[0]) from error
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return Cluster(tuple(Node(float(n.get("CPU", 0.0)), float(n.get("GPU", 0.0))) for n in alive))

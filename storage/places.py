@@ -1,0 +1,49 @@
+"""Whether a place can be written, asked before work is done for it."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from contextlib import suppress
+
+from storage.errors import InputError
+from storage.fs import is_local, local_path
+
+PROBE = 2**12  # bytes
+
+
+def require_writable(
+    folder: str, what: str, remedy: str = "name a place that you may write to, on a disk with room"
+) -> None:
+    """Raises InputError unless files can be written in a local folder, or in the one in which it would be made.
+
+    `what` names the folder in the error. Nothing is left behind. A remote place is not asked.
+    """
+    if not is_local(folder):
+        return
+    place = local_path(folder).absolute()
+    there = next(f for f in (place, *place.parents) if os.path.lexists(f))
+    probe = there / f".{uuid.uuid4().hex}.tmp"
+    try:
+        if place != there:
+            probe.mkdir()
+            probe.rmdir()
+        with probe.open("xb") as out:
+            out.write(bytes(PROBE))
+            out.flush()
+            os.fsync(out.fileno())
+    except OSError as error:
+        named = f"{what}, in {there}" if there != place else what
+        raise InputError(named, f"cannot be written ({error.strerror})", remedy) from error
+    finally:
+        with suppress(OSError):
+            probe.unlink(missing_ok=True)
+
+
+def require_writable_file(file: str, what: str) -> None:
+    """As `require_writable` for the folder of a file. Raises InputError if the file is a folder."""
+    if not is_local(file):
+        return
+    if local_path(file).is_dir():
+        raise InputError(what, "is a folder", "name a file")
+    require_writable(str(local_path(file).absolute().parent), what)
