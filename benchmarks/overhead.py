@@ -34,15 +34,8 @@ def plain_arm(run: str, out: str) -> None:
     import torch
 
     from actors.evaluate_arm import evaluate_job
-    from actors.train_worker import (
-        factors_seen,
-        finish_job,
-        first_state,
-        total_steps,
-        training_vendors,
-        validation_volumes,
-        watched_slices,
-    )
+    from actors.train_slices import total_steps, training_vendors, validation_volumes, watched_slices
+    from actors.train_worker import factors_seen, finish_job, first_state
     from experiments import config
     from experiments.run import jobs
     from pipeline.samples.maker import SampleMaker

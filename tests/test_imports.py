@@ -33,7 +33,7 @@ ORDER = (
         "actors.ingest",
         "actors.extractor",
     ),
-    *("actors.extraction", "actors.train_job", "actors.train_worker", "actors.trainer"),
+    *("actors.extraction", "actors.train_job", "actors.train_slices", "actors.train_worker", "actors.trainer"),
     *("actors.evaluate_arm", "actors.stages", "actors.export_samples", "actors.predict_studies"),
     *(
         "experiments.version",

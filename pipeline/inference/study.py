@@ -84,8 +84,8 @@ def attempt(predictor: Predictor, study: Study, models: Sequence[str]) -> Outcom
         told = f"{study.name}: {error}"
     except OSError as error:  # its text names folders
         told = f"{study.name}: {one_line(error, trusted=False)}"
-    except (MemoryError, RuntimeError) as error:  # torch's lack of memory, on a CPU, is a RuntimeError
-        told = f"{study.name}: {one_line(error)}"
+    except Exception as error:  # torch's lack of memory, or a fault of ours: the other studies go on
+        told = f"{study.name}: {type(error).__name__}: {one_line(error)}"
     return Outcome(study, None, told)
 
 

@@ -57,6 +57,7 @@ from storage.bank.spec import (
     BankSpec,
     as_json,
     read_root,
+    require_same_network,
     root_document,
     sha256,
 )
@@ -108,7 +109,7 @@ class FactorBank:
         index, config = validated_index(index), as_json(decoder_config)
         if fs.exists(fs.join(bank, ROOT)):
             found = cls.open(bank, partial=True)
-            found._require_same_network(spec)
+            require_same_network(found.spec, spec, fs.base_name(bank))
             return found.append(index)
         _clear_unfinished(bank)
         digest = sha256(decoder, config.encode())
@@ -378,20 +379,6 @@ class FactorBank:
             and range(entry.start, entry.stop) == self.shard_rows(shard)
             and entry.index_sha256 == self._row_digests[shard]
         )
-
-    def _require_same_network(self, spec: BankSpec) -> None:
-        """Raises InputError, naming what differs, unless slices of `spec` may stand in this bank.
-
-        The canvas does not count: whether a slice has room on ours is seen when it is appended.
-        """
-        name, elsewhere = fs.base_name(self.uri), "name another bank, or remove this one to extract it again"
-        ours, theirs = self.spec.identity(), spec.identity()
-        if ours["sdnet_fingerprint"] != theirs["sdnet_fingerprint"]:
-            problem = f"was made with SDNet {ours['sdnet_fingerprint']}, not {theirs['sdnet_fingerprint']}"
-            raise InputError(name, problem, elsewhere)
-        for key in sorted(ours.keys() - {"canvas"}):
-            if ours[key] != theirs[key]:
-                raise InputError(name, f"its {key} is {ours[key]}, not {theirs[key]}", elsewhere)
 
 
 def _clear_unfinished(bank: str) -> None:

@@ -95,6 +95,21 @@ def read_root(bank: str) -> tuple[BankSpec, str]:
     return spec, decoder
 
 
+def require_same_network(ours: BankSpec, theirs: BankSpec, name: str) -> None:
+    """Raises InputError, naming what differs, unless slices of `theirs` may stand in the bank `name` of `ours`.
+
+    The canvas does not count: whether a slice has room on ours is seen when it is appended.
+    """
+    elsewhere = "name another bank, or remove this one to extract it again"
+    one, other = ours.identity(), theirs.identity()
+    if one["sdnet_fingerprint"] != other["sdnet_fingerprint"]:
+        problem = f"was made with SDNet {one['sdnet_fingerprint']}, not {other['sdnet_fingerprint']}"
+        raise InputError(name, problem, elsewhere)
+    for key in sorted(one.keys() - {"canvas"}):
+        if one[key] != other[key]:
+            raise InputError(name, f"its {key} is {one[key]}, not {other[key]}", elsewhere)
+
+
 def sha256(*parts: bytes | memoryview) -> str:
     """SHA-256 over the parts one after another, in hex."""
     digest = hashlib.sha256()

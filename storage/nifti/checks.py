@@ -72,7 +72,10 @@ class TimeAxis:
         """Raise InputError if slices are more alike than frames are."""
         if self._frames and np.mean(self._slices) < LEAST_OF_SLICES * np.mean(self._frames):
             problem = "its third axis looks like time and its fourth like slices"
-            remedy = "name its axes: --orientation 'x y t z'; if it is a cine as it should be: --orientation stored"
+            remedy = (
+                "name its axes: 'x y t z', or stored if it is a cine as it should be, by predict --orientation or "
+                "--set layouts.orientation"
+            )
             raise InputError(self._name, problem, remedy)
 
 

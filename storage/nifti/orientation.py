@@ -37,7 +37,12 @@ SEEN_FROM = 0.3  # cosine between normal and long axis, below which nobody knows
 UNSURE_DEGREES = 39.0  # from the networks' way; at 45° the next way is as near
 NO_ORIGIN_MM = 1e-3
 
-SAY = "look at the image and say how its array lies: predict --orientation, or a column orientation in a table"
+RIGHT_ANGLES = 0.5  # volume of the box of three unit vectors, below which they are not the axes of any image
+
+SAY = (
+    "look at the image and say how its array lies: predict --orientation, --set layouts.orientation, or a column "
+    "orientation in a table"
+)
 
 
 @dataclass(frozen=True)
@@ -181,6 +186,9 @@ def orientation_of(header: Header, wanted: str = HEADER) -> Orientation:
     if _made_up(header):
         why = "its header has a diagonal transform without an origin, which says nothing of how a heart lies"
         return Orientation(AS_STORED, why, known=False)
+    if abs(np.linalg.det(directions)) < RIGHT_ANGLES:
+        why = "by its header its axes are not at right angles, as those of every image are"
+        return Orientation(AS_STORED, why, known=False, doubt=why)
     return _by_directions(header, LPS @ directions)
 
 

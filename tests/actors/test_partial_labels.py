@@ -15,7 +15,8 @@ from actors.export_samples import export
 from actors.extraction import bank_index
 from actors.ingest import ingest
 from actors.train_job import HISTORY, TrainJob, WorkerBudget
-from actors.train_worker import first_state, run_epochs, taught_structures
+from actors.train_slices import taught_structures
+from actors.train_worker import first_state, run_epochs
 from pipeline.networks.config import UNetConfig
 from pipeline.networks.files import read_config, save_model
 from pipeline.networks.unet import UNet

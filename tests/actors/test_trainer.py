@@ -17,7 +17,8 @@ import zarr
 from actors import stages
 from actors.resources import ResourcePlan
 from actors.train_job import DONE, HISTORY, LAST, TrainJob, WorkerBudget, read_history
-from actors.train_worker import _objective, finish_job, first_state, run_epochs, some_slices, validation_volumes
+from actors.train_slices import some_slices, validation_volumes
+from actors.train_worker import _objective, finish_job, first_state, run_epochs
 from actors.trainer import run_job
 from pipeline.networks.config import SDNetConfig, UNetConfig
 from pipeline.networks.files import load_model

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from pipeline.inference import study
 from pipeline.inference.config import InferenceConfig
 from pipeline.inference.find_studies import find_studies
 from pipeline.inference.plausible import header_warnings, padding_warnings, volume_warnings
@@ -114,6 +115,24 @@ def test_a_cine_without_any_frame_to_use_fails_and_the_line_names_a_frame(
     constant = "the image is constant: every voxel is"
     assert found["c"].failure == f"c.nii.gz: {constant} 0 in frame 0 (from 0); export the image again"
     assert found["v"].failure == f"v.nii.gz: {constant} 7; export the image again"
+
+
+def test_a_fault_that_nobody_foresaw_ends_its_study_alone(
+    tmp_path: Path, write_nifti: Write, predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("bad", "good"):
+        write_nifti(tmp_path / "in" / f"{name}.nii.gz", volume_xyz(0), ZOOMS)
+    picture = study._picture
+
+    def fails(frames: Any, report: dict[str, Any], *others: Any) -> bytes:
+        if report["study"] == "bad":
+            raise IndexError("list index out of range")
+        return picture(frames, report, *others)
+
+    monkeypatch.setattr(study, "_picture", fails)
+    found = outcomes(predictor, tmp_path / "in", tmp_path / "out")
+    assert found["bad"].failure == "bad: IndexError: list index out of range" and found["good"].report is not None
+    assert not list((tmp_path / "out").glob("bad*"))
 
 
 def write_header(

@@ -200,6 +200,15 @@ def test_frames_on_the_third_axis_are_turned_when_told_so(tmp_path: Path) -> Non
         open_image(path, orientation="x y t z")
 
 
+@pytest.mark.parametrize("second", [(1.0, 0.0, 0.0), (0.9, 0.3, 0.1)])
+def test_a_header_whose_axes_are_not_at_right_angles_says_nothing_and_is_told(second: tuple[float, ...]) -> None:
+    affine = np.eye(4)
+    affine[:3, :3] = np.column_stack([(1.0, 0.0, 0.0), second, (0.0, 0.0, 1.0)]) * SIZE_MM
+    affine[:3, 3] = 5.0
+    found = orientation_of(header(affine))
+    assert found.turn == AS_STORED and not found.known and "right angles" in found.doubt
+
+
 def test_slices_that_are_more_alike_than_frames_are_frames() -> None:
     rng = np.random.default_rng(1)
     cine = rng.normal(0, 100, (4, 1, 20, 20)) + rng.normal(0, 10, (4, 9, 20, 20))  # frames, slices
@@ -209,7 +218,9 @@ def test_slices_that_are_more_alike_than_frames_are_frames() -> None:
     for frame in cine.transpose(1, 0, 2, 3):
         right.add(frame)
     right.check()
-    with pytest.raises(InputError, match=r"a\.nii: its third axis looks like time .* --orientation 'x y t z'"):
+    with pytest.raises(
+        InputError, match=r"a\.nii: its third axis looks like time .* 'x y t z', or stored .*--orientation"
+    ):
         wrong.check()
 
 
