@@ -179,6 +179,7 @@ print(json.dumps([found, ray.nodes()[0]["NodeID"], other.strip()]))
 """
 
 
+@pytest.mark.slow
 def test_a_local_ray_listens_on_loopback_alone_and_is_ones_own() -> None:
     """Ray notes the cluster that was started last on a machine, and would join it."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
