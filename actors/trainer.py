@@ -43,6 +43,7 @@ def run_job(job: TrainJob, budget: ResourcePlan) -> None:
     need = {"CPU": budget.trainer_cpus * budget.train_workers, "GPU": budget.trainer_gpus * budget.train_workers}
     wait = Wait(Patience(budget.wait_minutes, job.say_waiting), "train", "its train workers", need)
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = f"{max(wait.look_s, 10.0)}"
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # that late is a training's end seen
     deaths, reached = 0, -1
     while True:
         try:

@@ -182,6 +182,7 @@ def test_a_shard_without_ledger_entry_is_made_again_and_no_other(fill: Extract, 
     assert (copy / "anatomy" / "c" / "2" / "0" / "0").stat().st_mtime_ns == kept
 
 
+@pytest.mark.slow
 def test_subjects_that_a_run_gains_are_appended_as_if_they_had_been_there(
     fill: Extract, whole: Path, tmp_path: Path
 ) -> None:

@@ -134,6 +134,7 @@ def test_an_actor_that_does_several_at_the_same_time_gets_so_many_to_the_end() -
         assert sorted(piece for piece, _ in pool.run(range(12))) == list(range(12))
 
 
+@pytest.mark.slow
 def test_a_death_while_others_go_on_changes_neither_answers_nor_order(tmp_path: Path) -> None:
     with Pool(crew(str(tmp_path), 1, in_flight=3)) as pool:
         assert list(pool.run(range(12), ahead=6)) == [(number, number**2) for number in range(12)]

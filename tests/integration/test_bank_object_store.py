@@ -124,6 +124,7 @@ def test_a_bank_that_is_not_there_is_bad_input(s3_endpoint: str) -> None:
         FactorBank.open("s3://nowhere/bank.zarr")
 
 
+@pytest.mark.slow
 def test_a_dead_server_is_one_line_on_the_command_line(tmp_path: Path) -> None:
     foreign = ("AWS_", "FSSPEC_")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
