@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from storage.identity import added
+
 Precision = Literal["fp32", "bf16"]  # in which a network is run
 
 
@@ -16,6 +18,13 @@ class UNetConfig(BaseModel):
 
     width: int = Field(64, ge=1)
     classes: int = Field(4, ge=2, description="background, LV, MYO, RV")
+    deep: int = added(
+        0,
+        ge=0,
+        le=3,
+        description="coarser levels that are taught the mask as well, each with half the weight of the one above it "
+        "(deep supervision, nnU-Net)",
+    )
 
 
 class SDNetConfig(BaseModel):

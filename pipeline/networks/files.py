@@ -27,7 +27,7 @@ from storage.identity import identity
 
 def build(config: UNetConfig | SDNetConfig) -> UNet | SDNet:
     """An untrained network of this configuration."""
-    return SDNet(config) if isinstance(config, SDNetConfig) else UNet(config.width, config.classes)
+    return SDNet(config) if isinstance(config, SDNetConfig) else UNet(config.width, config.classes, config.deep)
 
 
 def weights_of(model: nn.Module) -> bytes:

@@ -33,9 +33,10 @@ def _dense_gradient(x_NCHW: Tensor) -> Tensor:
 
 
 class UNet(nn.Module):
-    """(N, 1, H, W) → (N, outputs, H, W) logits; H and W multiples of 16."""
+    """(N, 1, H, W) → (N, outputs, H, W) logits; H and W multiples of 16. `deep` heads read coarser levels, in training
+    alone."""
 
-    def __init__(self, width: int, outputs: int) -> None:
+    def __init__(self, width: int, outputs: int, deep: int = 0) -> None:
         super().__init__()
         widths = [width, 2 * width, 4 * width, 8 * width, 8 * width]
         self.down = nn.ModuleList(double_conv(i, o) for i, o in zip([1, *widths], widths, strict=False))
@@ -44,19 +45,31 @@ class UNet(nn.Module):
         self.up = nn.ModuleList(double_conv(i, o, i // 2) for i, o in ups)
         self.pool = nn.MaxPool2d(2)
         self.head = nn.Conv2d(width, outputs, 1)
+        self.deep_heads = nn.ModuleList(nn.Conv2d(o, outputs, 1) for _, o in ups[-2::-1][:deep])
 
     def forward(self, image_N1HW: Tensor) -> Tensor:
         """Logits of the image's size."""
         logits: Tensor = self.head(self.features(image_N1HW))
         return logits
 
+    def logits_by_level(self, image_N1HW: Tensor) -> list[Tensor]:
+        """Logits of the image's size, then those of the deep heads: half of it, a quarter, an eighth."""
+        finest, *coarser = self._levels(image_N1HW)
+        return [self.head(finest), *(head(x) for head, x in zip(self.deep_heads, coarser, strict=False))]
+
     def features(self, image_N1HW: Tensor) -> Tensor:
         """What the head reads: (N, width, H, W), not negative."""
+        return self._levels(image_N1HW)[0]
+
+    def _levels(self, image_N1HW: Tensor) -> list[Tensor]:
+        """What comes out of each block on the way up, the finest first."""
         x, skips = image_N1HW, []
+        levels: list[Tensor] = []
         for level, block in enumerate(self.down):
             x = block(x if level == 0 else self.pool(x))
             skips.append(x)
         for block, skip in zip(self.up, reversed(skips[:-1]), strict=True):
             x = _dense_gradient(nn.functional.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True))
             x = block(torch.cat([skip, x], dim=1))
-        return x
+            levels.insert(0, x)
+        return levels

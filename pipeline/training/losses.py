@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -34,6 +34,15 @@ def segmentation_losses(config: LossConfig) -> Callable[[Tensor, Tensor], dict[s
         }
 
     return losses
+
+
+def deep_supervision(levels: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """One term of each name from the levels', the finest first: weights 1, ½, ¼ …, which add up to 1 (Isensee et al.
+    2021)."""
+    total = 2.0 - 0.5 ** (len(levels) - 1)
+    return {
+        name: torch.stack([0.5**k / total * level[name] for k, level in enumerate(levels)]).sum() for name in levels[0]
+    }
 
 
 def merged_with_background(logits_NCHW: Tensor, drawn_N3: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from pipeline.training.losses import (
     code_kl,
     consistency_loss,
     contrast_loss,
+    deep_supervision,
     latent_regression_loss,
     merged_with_background,
     ramp,
@@ -86,6 +87,7 @@ class Objective(nn.Module):
         """
         model = self.model
         terms: dict[str, Tensor] = {}
+        coarser: list[Tensor] = []
         if isinstance(model, SDNet):
             shares = model.anatomy_encoder(image)  # before the softmax
             anatomy = binarise(shares.softmax(dim=1))
@@ -107,16 +109,25 @@ class Objective(nn.Module):
             logits = model.segment(seen) if len(seen) else None
         else:
             seen = image if twin is not None else image[:count]
-            logits = model(seen) if len(seen) else None
+            logits = None
+            if len(seen):
+                logits, *coarser = model.logits_by_level(seen)
         if twin is not None and share is not None and logits is not None:
             again = model(twin[count:])
             terms["consistency"] = share * consistency_loss(logits[count:].float(), again.float())
         if logits is not None and count:
-            supervised = logits[:count].float()
-            if drawn is not None:
-                supervised = merged_with_background(supervised, drawn[:count])
-            terms |= self.segmentation(supervised, mask[:count])
+            levels = [self._supervised(logits, mask, count, drawn)]
+            levels += [self._supervised(level, mask, count, drawn) for level in coarser]
+            terms |= levels[0] if not coarser else deep_supervision(levels)
         return terms
+
+    def _supervised(self, logits: Tensor, mask: Tensor, count: int, drawn: Tensor | None) -> dict[str, Tensor]:
+        """The terms of `count` labelled samples at the logits' level, whose mask is every so many pixels'."""
+        step = mask.shape[-1] // logits.shape[-1]
+        supervised = logits[:count].float()
+        if drawn is not None:
+            supervised = merged_with_background(supervised, drawn[:count])
+        return self.segmentation(supervised, mask[:count, ::step, ::step])
 
     def _latent(
         self, model: SDNet, anatomy: Tensor, codes: Tensor, reconstruction: Tensor, sampled: Tensor | None

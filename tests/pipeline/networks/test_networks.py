@@ -79,6 +79,19 @@ def test_any_size_that_is_a_multiple_of_sixteen_gives_logits_of_that_size(sdnet:
     assert UNet(4, 4)(image).shape == (2, 4, 48, 64)
 
 
+def test_deep_heads_read_coarser_levels_and_leave_the_segmentation_as_it_is(tmp_path: Path) -> None:
+    image = torch.randn(2, 1, 32, 32)
+    plain, config = UNet(4, 4).eval(), UNetConfig(width=4, deep=3)
+    deep = UNet(4, 4, deep=3).eval()
+    assert set(plain.state_dict()) < set(deep.state_dict())
+    deep.load_state_dict(plain.state_dict(), strict=False)
+    levels = deep.logits_by_level(image)
+    assert [tuple(logits.shape[1:]) for logits in levels] == [(4, 32, 32), (4, 16, 16), (4, 8, 8), (4, 4, 4)]
+    assert torch.equal(levels[0], plain(image)) and torch.equal(deep(image), plain(image))
+    save_model(str(tmp_path), deep, config, {}, [])
+    assert torch.equal(load_model(str(tmp_path))[0](image), deep(image))
+
+
 def test_a_saved_network_is_the_same_when_loaded(tmp_path: Path, sdnet: SDNet, image: torch.Tensor) -> None:
     name = save_model(str(tmp_path), sdnet.eval(), SMALL, {"size": 48}, ["terms"])
     loaded = load_sdnet(str(tmp_path))

@@ -65,6 +65,20 @@ def test_the_segmentation_loss_falls_on_a_batch_seen_again_and_again(network: SD
     assert last < 0.97 * first
 
 
+def test_coarser_levels_are_taught_every_so_many_pixels_of_the_mask_with_halved_weights() -> None:
+    state, objective = fresh(UNetConfig(width=4, deep=2))
+    b, weights = batch(), (4 / 7, 2 / 7, 1 / 7)
+    terms = objective(b.image, b.mask, b.labelled)
+    count, losses = int(b.labelled.sum()), segmentation_losses(LossConfig())
+    levels = state.model.logits_by_level(b.image[:count])
+    by_level = [losses(logits, b.mask[:count, :: 2**k, :: 2**k]) for k, logits in enumerate(levels)]
+    for name in ("dice", "focal"):
+        expected = sum(w * level[name] for w, level in zip(weights, by_level, strict=True))
+        torch.testing.assert_close(terms[name], expected)
+    train_step(objective, state, b, FP32)
+    assert all(head.weight.grad is not None and head.weight.grad.any() for head in state.model.deep_heads)
+
+
 def test_unlabelled_batches_leave_the_segmentor_untouched() -> None:
     state, objective = fresh()
     before = {k: v.clone() for k, v in state.model.state_dict().items()}
@@ -218,7 +232,7 @@ def around(event: Any) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize("network", [SDNET, UNetConfig(width=4)])
+@pytest.mark.parametrize("network", [SDNET, UNetConfig(width=4), UNetConfig(width=4, deep=2)])
 def test_no_step_asks_the_device_for_a_number(network: SDNetConfig | UNetConfig) -> None:
     """Each such question would wait until a GPU has done all that it was given."""
     config = FP32.model_copy(update={"ema": 0.9, "gradient_clip": 1.0})
