@@ -19,18 +19,20 @@ from storage.subjects import STRUCTURES
 CELL, GAP, PER_LINE = 150, 4, 12  # pixels, pixels, slices at most
 MARGIN = 0.3  # of the heart's extent, shown around it
 LINE, LETTER = 18, 8  # pixels: a line of text, the widest letters on average
-INK, PAPER, MUTED = (31, 41, 51), (255, 255, 255), (107, 114, 128)
+INK, PAPER, MUTED, DOUBT = (31, 41, 51), (255, 255, 255), (107, 114, 128), (200, 30, 30)
 # Okabe and Ito's colours; LV is drawn solid, MYO dashed, RV dotted, so that none depends on its colour.
 OUTLINES = {"LV": ((213, 94, 0), 1, 1), "MYO": ((86, 180, 233), 6, 4), "RV": ((240, 228, 66), 4, 2)}
 
 
 @dataclass(frozen=True)
 class Row:
-    """One frame: image (Z, H, W) of any intensities, mask (Z, H, W) uint8, and what it is called."""
+    """One frame: image (Z, H, W) of any intensities, mask (Z, H, W) uint8, and what it is called. A `doubtful` one is
+    framed."""
 
     title: str
     image: npt.NDArray[np.float32]
     mask: npt.NDArray[np.uint8]
+    doubtful: bool = False
 
 
 def study_png(rows: Sequence[Row], lines: Sequence[str]) -> bytes:
@@ -58,6 +60,8 @@ def study_png(rows: Sequence[Row], lines: Sequence[str]) -> bytes:
             at = (GAP + x * (CELL + GAP), top + LINE + y * (CELL + GAP))
             picture.paste(cell, at)
             draw.text((at[0] + 4, at[1] + 2), str(z), PAPER, font)
+        if row.doubtful:
+            draw.rectangle((0, top, width - 1, top + height - 2), outline=DOUBT, width=GAP - 1)
         top += height
     out = io.BytesIO()
     picture.save(out, "PNG", compress_level=3)  # the best would take as long as the network

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.inference.trust import DOUBTFUL, in_words, mean_dice
 from pipeline.samples.preprocess import PreprocessConfig
 from pipeline.scores.volumes import MYOCARDIUM_G_PER_ML
 from storage import fs
@@ -90,6 +91,19 @@ def volume_warnings(report: Mapping[str, Any]) -> list[str]:
     if report["lv_mass_g"] > 0 and _outside(report["lv_mass_g"], LV_MASS_G):
         mass = short(report["lv_mass_g"])
         out.append(f"LV mass is {mass} g, outside {_span(LV_MASS_G)} g: a wrong voxel size or a wrong mask")
+    return out
+
+
+def doubtful_warnings(expected: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """Which frames' masks are not to be believed; `expected` has the Dice of their structures, by the frames' names."""
+    out = []
+    for name, dice in expected.items():
+        if mean_dice(dice) < DOUBTFUL:
+            parts = ", ".join(f"{structure} {in_words(value)}" for structure, value in dice.items())
+            out.append(
+                f"doubtful mask of {name}: expected Dice {in_words(mean_dice(dice))} ({parts}); look at the picture "
+                "before you use its numbers"
+            )
     return out
 
 

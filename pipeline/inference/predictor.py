@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from pipeline.inference.config import InferenceConfig
+from pipeline.inference.trust import expected_dice
 from pipeline.networks.sdnet import SDNet
 from pipeline.networks.unet import UNet
 from pipeline.samples.plan import Flips
@@ -40,10 +41,11 @@ BATCH = 32  # slices at once: enough for a GPU, and what a 64 wide network at 22
 @dataclass(frozen=True)
 class Segmented:
     """mask (Z, H, W) uint8: LV 1, MYO 2, RV 3. `cut`: structures at the edge of the network's field of view, beyond
-    which the image goes on."""
+    which the image goes on. `expected`: the Dice that each structure can be expected to have (see `trust`)."""
 
     mask: Labels
     cut: tuple[str, ...]
+    expected: Mapping[str, float]
 
 
 def network_scales(spacing: Spacing, config: PreprocessConfig, pixel_area: float | None = None) -> tuple[float, float]:
@@ -155,7 +157,7 @@ class Predictor:
         for out, share in zip(mask, shares_ZCHW, strict=True):
             out[: len(rows), : len(cols)] = _native_labels(share, rows, cols)
         cut = _cut(mask, rows, cols)
-        return Segmented(keep_largest(mask) if self.config.keep_largest else mask, cut)
+        return Segmented(keep_largest(mask) if self.config.keep_largest else mask, cut, expected_dice(shares_ZCHW))
 
 
 def load_predictor(folders: Sequence[str], config: InferenceConfig | None = None) -> Predictor:

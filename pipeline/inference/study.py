@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +18,11 @@ import numpy.typing as npt
 from pipeline.inference.centre import Shift, around, heart_shift, is_better
 from pipeline.inference.config import InferenceConfig
 from pipeline.inference.find_studies import Study
+from pipeline.inference.other_ways import other_way_warnings
 from pipeline.inference.overlay import Row, study_png
-from pipeline.inference.plausible import header_warnings, padding_warnings, volume_warnings
+from pipeline.inference.plausible import doubtful_warnings, header_warnings, padding_warnings, volume_warnings
 from pipeline.inference.predictor import Floats, Predictor, Segmented
+from pipeline.inference.trust import DOUBTFUL, in_words, mean_dice
 from pipeline.samples.preprocess import volume_statistics
 from pipeline.scores.volumes import MYOCARDIUM_G_PER_ML, ejection_fraction, volumes_ml
 from storage import fs
@@ -108,16 +110,23 @@ def segment_study(predictor: Predictor, study: Study, models: Sequence[str]) -> 
         raise unusable[0]
     ml = [frame.ml for frame in frames]
     phases = guess_phases([volumes["LV"] for volumes in ml])
+    shown = _shown(frames, phases)
     report: dict[str, Any] = {
         "study": study.name,
         "images": [fs.base_name(image) for image in study.images],
         "masks": [fs.base_name(study.mask(image)) for image in study.images],
         "frames": [
-            {"image": fs.base_name(f.image), "frame": f.index or 0, "ml": v if f.unusable is None else None}
+            {
+                "image": fs.base_name(f.image),
+                "frame": f.index or 0,
+                "ml": v if f.unusable is None else None,
+                "expected_dice": dict(f.found.expected) or None,
+            }
             for f, v in zip(frames, ml, strict=True)
         ],
         **_recentred(frames),
         **_function(ml, phases),
+        "expected_dice": {phase: dict(frame.found.expected) for phase, frame in shown.items()},
         "orientation": [
             {"turn": found.turn.words, "why": found.why, "known": found.known, "doubt": found.doubt}
             for found in dict.fromkeys(orientations)
@@ -133,6 +142,7 @@ def segment_study(predictor: Predictor, study: Study, models: Sequence[str]) -> 
     )  # of files of one grid the first's
     report["warnings"] = [
         *_warnings(frames, ml),
+        *_doubtful(predictor, shown),
         *_orientation_warnings(headers, orientations),
         *next((frame.doubts for frame in frames if frame.doubts), ()),
         *doubts,
@@ -141,7 +151,7 @@ def segment_study(predictor: Predictor, study: Study, models: Sequence[str]) -> 
     left_out = [line for image in study.images for line in left_out_of(image)]
     if left_out:
         report["left_out"] = left_out
-    picture = _picture(frames, report, phases, predictor.config)
+    picture = _picture(shown, report, predictor.config)
     for image in study.images:
         own = [frame for frame in frames if frame.image == image]
         mask = own[0].found.mask if own[0].index is None else np.stack([frame.found.mask for frame in own])
@@ -214,7 +224,7 @@ def _segmented(predictor: Predictor, image: str) -> Iterator[_Frame]:
         if shift is not None:
             again = list(_looked_at(predictor, file, frames, {}, shift, []))
             found, shift = (again, shift) if is_better(again, found) else (found, None)
-        masks, empty = iter(found), Segmented(np.zeros(header.volume_shape, np.uint8), ())
+        masks, empty = iter(found), Segmented(np.zeros(header.volume_shape, np.uint8), (), {})
         for index in frames:
             problem = unusable.get(index)
             mask = next(masks) if problem is None else empty
@@ -294,19 +304,35 @@ def _names_in_words(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def _picture(
-    frames: Sequence[_Frame], report: dict[str, Any], phases: tuple[int, int] | None, config: InferenceConfig
-) -> bytes:
-    """ED and ES, or the first segmented frame where they are not known."""
-    first = next(i for i, frame in enumerate(frames) if frame.unusable is None)
-    shown = {"first frame": first} if phases is None else dict(zip(("ED", "ES"), phases, strict=True))
+def _shown(frames: Sequence[_Frame], phases: tuple[int, int] | None) -> dict[str, _Frame]:
+    """The frames that a study's numbers and its picture come from: ED and ES, or the first segmented one where they are
+    not known."""
+    if phases is None:
+        return {"first frame": next(frame for frame in frames if frame.unusable is None)}
+    return {"ED": frames[phases[0]], "ES": frames[phases[1]]}
+
+
+def _doubtful(predictor: Predictor, shown: Mapping[str, _Frame]) -> list[str]:
+    """Warnings of doubtful masks, and of the way in which the most doubtful frame may lie if nobody knows it."""
+    out = doubtful_warnings({f"{phase} ({frame.name})": frame.found.expected for phase, frame in shown.items()})
+    if out and predictor.config.orientation == HEADER:
+        worst = min(shown.values(), key=lambda frame: mean_dice(frame.found.expected))
+        with open_image(worst.image, predictor.config.spacing) as file:
+            if not file.orientation.known:  # read as stored, then
+                (stored,) = _usable_frames(file, [worst.index], {})
+                out += other_way_warnings(predictor, worst.name, stored, worst.spacing)
+    return out
+
+
+def _picture(shown: Mapping[str, _Frame], report: dict[str, Any], config: InferenceConfig) -> bytes:
     rows = []
-    for phase, number in shown.items():
-        frame = frames[number]
+    for phase, frame in shown.items():
         with open_image(frame.image, config.spacing, config.orientation) as file:
             (image,) = _usable_frames(file, [frame.index], {})
-        volumes = ", ".join(f"{name} {value:.1f} ml" for name, value in report["frames"][number]["ml"].items())
-        rows.append(Row(f"{phase}: {frame.name}  {volumes}", _as_float(image), frame.found.mask))
+        volumes = ", ".join(f"{name} {value:.1f} ml" for name, value in frame.ml.items())
+        dice = mean_dice(frame.found.expected)
+        title = f"{phase}: {frame.name}  {volumes}  expected Dice {in_words(dice)}"
+        rows.append(Row(title, _as_float(image), frame.found.mask, doubtful=dice < DOUBTFUL))
     return study_png(rows, [headline(report), *report["warnings"]])
 
 

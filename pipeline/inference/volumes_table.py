@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from pipeline.inference.find_studies import REPORT_ENDING, Study
+from pipeline.inference.trust import mean_dice
 from storage import fs
 from storage.csv_table import csv_text
 
@@ -23,7 +24,8 @@ VENTRICLES = {
     for name, unit, key in (("EDV", "ml", "edv_ml"), ("ESV", "ml", "esv_ml"), ("EF", "%", "ef_percent"))
 }
 MASS, ED, ES = "LV mass (g)", "ED frame (from 0)", "ES frame (from 0)"
-FIELDS = ("study", *VENTRICLES, MASS, ED, ES, "warnings", "failure", "models")
+DICE = "expected Dice"  # the lower of ED's and ES's, each the mean of LV, MYO and RV
+FIELDS = ("study", *VENTRICLES, MASS, ED, ES, DICE, "warnings", "failure", "models")
 BYTE_ORDER_MARK = "\ufeff"  # without it, Excel does not read the file as UTF-8
 BETWEEN_WARNINGS = " | "
 NO_PHASES = "no EDV and no EF: fewer than two frames with an LV; each frame's volumes are in the JSON"
@@ -80,6 +82,7 @@ def _row(report: Mapping[str, Any]) -> dict[str, Any]:
         MASS: report["lv_mass_g"],
         ED: report["ed"],
         ES: report["es"],
+        DICE: min((round(mean_dice(dice), 3) for dice in report.get("expected_dice", {}).values()), default=None),
         "warnings": BETWEEN_WARNINGS.join(warnings),
         "models": " ".join(report["models"]),
     }

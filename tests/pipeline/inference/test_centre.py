@@ -85,12 +85,12 @@ def test_a_shifted_field_of_view_is_the_middle_one_of_a_shifted_image() -> None:
 
 
 def found_at(row: int, column: int, cut: tuple[str, ...] = (), radius: float = 6) -> Segmented:
-    return Segmented(disc(row, column, radius)[None].astype(np.uint8), cut)
+    return Segmented(disc(row, column, radius)[None].astype(np.uint8), cut, {})
 
 
 def test_where_the_heart_is_follows_from_all_frames() -> None:
     field = PreprocessConfig(size=96, field=96)  # off-centre from 12 pixels on, or 3.8 if it is cut
-    nothing = Segmented(np.zeros((1, 120, 121), np.uint8), ("LV",))
+    nothing = Segmented(np.zeros((1, 120, 121), np.uint8), ("LV",), {})
     assert heart_shift([nothing], field) is None
     assert heart_shift([found_at(70, 60)], field) is None
     assert heart_shift([found_at(70, 60, ("LV",))], field) == (10, 0)

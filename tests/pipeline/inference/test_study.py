@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from pipeline.inference.find_studies import find_studies
 from pipeline.inference.plausible import header_warnings, padding_warnings, volume_warnings
 from pipeline.inference.predictor import Predictor, load_predictor
 from pipeline.inference.study import Outcome, attempt
+from pipeline.inference.volumes_table import TABLE, write_table
 from pipeline.samples.preprocess import PreprocessConfig
 from storage.nifti.file import read_header
 from tests.dicom_files import LONG_AXIS, PERSON, Place, Writer, everything_below
@@ -115,6 +117,29 @@ def test_a_cine_without_any_frame_to_use_fails_and_the_line_names_a_frame(
     constant = "the image is constant: every voxel is"
     assert found["c"].failure == f"c.nii.gz: {constant} 0 in frame 0 (from 0); export the image again"
     assert found["v"].failure == f"v.nii.gz: {constant} 7; export the image again"
+
+
+def test_every_frame_has_its_expected_dice_and_a_doubtful_study_is_told(
+    tmp_path: Path, write_nifti: Write, predictor: Predictor
+) -> None:
+    write_nifti(tmp_path / "in" / "c.nii.gz", cine_xyzt(), ZOOMS)  # its transform has no origin: as stored
+    report = outcomes(predictor, tmp_path / "in", tmp_path / "out")["c"].report
+    assert report is not None
+    dice = [frame["expected_dice"] for frame in report["frames"]]
+    assert all(set(one) == {"LV", "MYO", "RV"} and 0 <= min(one.values()) <= max(one.values()) <= 1 for one in dice)
+    assert report["expected_dice"] == {"ED": dice[report["ed"]], "ES": dice[report["es"]]}
+    # an untrained network is sure of nothing
+    doubts = [line for line in report["warnings"] if line.startswith("doubtful mask of ")]
+    assert [line.split()[3] for line in doubts] == ["ED", "ES"]
+    (row,) = rows_of(tmp_path / "out", report)
+    means = [sum(one.values()) / 3 for one in report["expected_dice"].values()]
+    assert float(row["expected Dice"]) == pytest.approx(min(means), abs=5e-4)
+
+
+def rows_of(out: Path, report: dict[str, Any]) -> list[dict[str, str]]:
+    write_table(str(out))
+    with (out / TABLE).open(encoding="utf-8-sig", newline="") as file:
+        return [row for row in csv.DictReader(file) if row["study"] == report["study"]]
 
 
 def test_a_fault_that_nobody_foresaw_ends_its_study_alone(

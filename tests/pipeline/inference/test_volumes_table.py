@@ -37,7 +37,8 @@ def study(out: Path, name: str) -> Study:
 
 def test_a_row_holds_a_study_s_volumes_with_units_and_its_warnings(tmp_path: Path) -> None:
     warnings = ["no RV found in cine.nii.gz frame 0; look", "1.4 × 1.4 mm, “odd”"]
-    write_report(tmp_path / "sub" / "cine_pred.json", warnings=warnings)
+    dice = {"ED": {"LV": 0.9, "MYO": 0.8, "RV": 0.7}, "ES": {"LV": 0.9, "MYO": 0.6, "RV": 0.75}}
+    write_report(tmp_path / "sub" / "cine_pred.json", warnings=warnings, expected_dice=dice)
     write_table(str(tmp_path))
     assert (
         (tmp_path / TABLE).read_bytes().startswith(b"\xef\xbb\xbfstudy,LV EDV (ml),LV ESV (ml),LV EF (%),RV EDV (ml)")
@@ -47,7 +48,7 @@ def test_a_row_holds_a_study_s_volumes_with_units_and_its_warnings(tmp_path: Pat
         "study": "sub/cine",
         **{"LV EDV (ml)": "120.5", "LV ESV (ml)": "50.25", "LV EF (%)": "58.3"},
         **{"RV EDV (ml)": "0.0", "RV ESV (ml)": "0.0", "RV EF (%)": "", "LV mass (g)": "90.0"},
-        **{"ED frame (from 0)": "0", "ES frame (from 0)": "9"},
+        **{"ED frame (from 0)": "0", "ES frame (from 0)": "9", "expected Dice": "0.75"},
         **{"warnings": " | ".join(warnings), "failure": "", "models": "ab12 cd34"},
     }
 

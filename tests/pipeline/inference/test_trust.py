@@ -1,0 +1,94 @@
+"""What Dice a mask can be expected to have: what is asked of the network, and what is told of it."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from pipeline.inference.config import InferenceConfig
+from pipeline.inference.other_ways import WAYS, other_way_warnings
+from pipeline.inference.overlay import DOUBT, Row, study_png
+from pipeline.inference.plausible import doubtful_warnings
+from pipeline.inference.predictor import Predictor
+from pipeline.inference.trust import DOUBTFUL, expected_dice, in_words, mean_dice
+from pipeline.samples.preprocess import PreprocessConfig
+from storage.nifti.orientation import Turn
+
+LABELS = np.zeros((2, 32, 32), dtype=np.int64)
+LABELS[:, 8:24, 8:24] = 2
+LABELS[:, 12:20, 12:20] = 1
+LABELS[:, 8:24, 2:8] = 3
+
+
+def shares(labels: npt.NDArray[np.int64], sure: float) -> npt.NDArray[np.float32]:
+    """Class shares that give the labels `sure` and the rest to the other three alike."""
+    own = np.moveaxis(np.eye(4, dtype=np.float32)[labels], -1, 1)
+    return own * sure + (1 - own) * (1 - sure) / 3
+
+
+@given(st.floats(0.26, 1), st.floats(0.26, 1))
+def test_a_surer_network_is_expected_to_be_better(one: float, other: float) -> None:
+    less, more = (expected_dice(shares(LABELS, sure)) for sure in sorted((one, other)))
+    for name in ("LV", "MYO", "RV"):
+        assert 0 <= less[name] <= more[name] <= 1
+
+
+def test_sure_and_unsure_networks_lie_on_either_side_of_doubt() -> None:
+    sure, unsure = (mean_dice(expected_dice(shares(LABELS, share))) for share in (0.99, 0.6))
+    assert sure > 0.95 and unsure < DOUBTFUL
+
+
+def test_what_is_not_found_is_expected_to_be_wrong() -> None:
+    found = expected_dice(shares(np.where(LABELS == 3, 0, LABELS), 0.99))
+    assert found["RV"] < 0.05 and found["LV"] > 0.9
+
+
+class Upright(torch.nn.Module):
+    """Sure of an image that grows brighter upwards and, less so, to the right."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        upwards = float(image[..., :16, :].mean() - image[..., 16:, :].mean())
+        rightwards = float(image[..., 16:].mean() - image[..., :16].mean())
+        logits = torch.from_numpy(shares(LABELS[:1], 0.99 if upwards > rightwards > 0 else 0.5)).log()
+        return logits.repeat(len(image), 1, 1, 1)
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.words)
+def test_a_way_in_which_the_network_is_sure_is_proposed_for_a_doubtful_image_alone(way: Turn) -> None:
+    y, x = np.mgrid[:32, :32]
+    displayed = (1000 - 20 * y + 5 * x).astype(np.int16)[None].repeat(2, 0)
+    predictor = Predictor([Upright()], PreprocessConfig(size=32, field=32), InferenceConfig())
+    stored = way.back(displayed)
+    found = other_way_warnings(predictor, "a.nii.gz", stored, (8.0, 1.4, 1.4))
+    assert way.volume(stored).shape == displayed.shape and np.array_equal(way.volume(stored), displayed)
+    (line,) = found
+    assert line.startswith(f"a.nii.gz may lie otherwise: as '{way.words}' its expected Dice is .9")
+    assert other_way_warnings(predictor, "a.nii.gz", displayed, (8.0, 1.4, 1.4)) == []
+
+
+def test_a_doubtful_mask_is_told_with_its_structures() -> None:
+    good, bad = {"LV": 0.95, "MYO": 0.85, "RV": 0.9}, {"LV": 0.81, "MYO": 0.4, "RV": 0.354}
+    (line,) = doubtful_warnings({"ED (a.nii.gz)": good, "ES (a.nii.gz frame 9)": bad})
+    start = "doubtful mask of ES (a.nii.gz frame 9): expected Dice .52 (LV .81, MYO .40, RV .35); "
+    assert line.startswith(start) and in_words(1.0) == "1.00"
+
+
+def test_a_doubtful_frame_is_framed_in_the_picture() -> None:
+    image, mask = np.random.default_rng(0).random((3, 20, 20)).astype(np.float32), np.zeros((3, 20, 20), np.uint8)
+
+    def red(*doubts: bool) -> int:
+        png = study_png([Row("ED", image, mask, doubtful) for doubtful in doubts], ["a line"])
+        return int((np.array(Image.open(io.BytesIO(png))) == DOUBT).all(-1).sum())
+
+    assert red(False, False) == 0 < red(True, False) < red(True, True)
