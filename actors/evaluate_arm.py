@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pipeline.networks.config import Precision
     from pipeline.scores.examples import Example
 
-CASES, SLICES, EXAMPLES = "cases.csv", "slices.csv", "examples.npz"
+CASES, SLICES, EXAMPLES, TRUST = "cases.csv", "slices.csv", "examples.npz", "trust.csv"
 SCORING = "scoring.json"  # how many volumes are scored, while it goes on
 TELL_S = 2.0
 AHEAD = 8  # volumes that are read, and as many that are scored, while the network segments
@@ -45,8 +45,8 @@ def evaluate_job(run: str, out: str, arm: str, seed: int, threads: int, precisio
     volume is not scored.
 
     Volumes are read ahead on one thread and scored on another, while the network segments; on a GPU several of them
-    share its batches. Writes `slices.csv` and `examples.npz` there, then `cases.csv`, which says that the evaluation is
-    whole.
+    share its batches. Writes `slices.csv`, `trust.csv` and `examples.npz` there, then `cases.csv`, which says that the
+    evaluation is whole.
     """
     import torch
 
@@ -56,7 +56,7 @@ def evaluate_job(run: str, out: str, arm: str, seed: int, threads: int, precisio
     from pipeline.networks.files import default_device, load_model
     from pipeline.samples.preprocess import PreprocessConfig
     from pipeline.scores.examples import choose, pack
-    from pipeline.scores.tables import summarise, write_cases, write_slices
+    from pipeline.scores.tables import summarise, write_cases, write_slices, write_trust
 
     torch.set_num_threads(threads)
     torch.backends.cudnn.deterministic = True
@@ -84,6 +84,7 @@ def evaluate_job(run: str, out: str, arm: str, seed: int, threads: int, precisio
             scored.append(result)
             tell()
     write_slices(fs.join(out, SLICES), [row for one in scored for row in one.slices])
+    write_trust(fs.join(out, TRUST), [one.trust for one in scored])
     chosen = choose([one.dice for one in scored])
     fs.write_bytes(fs.join(out, EXAMPLES), pack({kind: scored[i].shown for kind, i in chosen.items()}))
     cases = [row for one in scored for row in one.cases]
@@ -106,10 +107,11 @@ class _Input:
 
 @dataclass(frozen=True)
 class _Scored:
-    """Rows of `cases.csv` and `slices.csv`, what the report may show, mean Dice."""
+    """Rows of `cases.csv`, `slices.csv` and `trust.csv`, what the report may show, mean Dice."""
 
     cases: list[dict[str, Any]]
     slices: list[dict[str, Any]]
+    trust: dict[str, Any]
     shown: Example
     dice: float
 
@@ -160,12 +162,16 @@ def _score(predictor: Predictor, whose: Mapping[str, Any], of: tuple[_Input, npt
     from pipeline.scores.volumes import share_outside
 
     (one, shares), volume = of, of[0].volume
-    found = predictor.on_grid(shares, one.image.shape, volume.spacing).mask
+    segmented = predictor.on_grid(shares, one.image.shape, volume.spacing)
+    found = segmented.mask
     scores = score_volume(found, one.mask, volume.spacing, volume.structures)
     row = {**whose, "subject": volume.subject, "vendor": volume.vendor, "centre": volume.centre, "phase": volume.phase}
+    dice = mean_dice(scores)
+    there = [segmented.expected[score.structure] for score in scores if not np.isnan(score.dice)]
     return _Scored(
         case_rows(scores, share_outside(one.mask, volume.spacing, predictor.preprocess), row),
         slice_rows(score_slices(found, one.mask, volume.structures), row),
+        {**row, "dice": dice, "expected_dice": float(np.mean(there)) if there else np.nan},
         example(volume.subject, volume.vendor, volume.phase, volume.spacing, one.image, one.mask, found),
-        mean_dice(scores),
+        dice,
     )

@@ -19,7 +19,7 @@ from experiments.report.run_files import RunFiles, collect
 from experiments.report.tables import markdown_table, number
 from experiments.report.verdicts import sentences
 from pipeline.scores.compare_arms import COMPARISON_FIELDS, RANKING_FIELDS
-from pipeline.scores.tables import TABLE_FIELDS, write_cases, write_slices
+from pipeline.scores.tables import TABLE_FIELDS, write_cases, write_slices, write_trust
 from pipeline.scores.volumes import subject_measures
 from storage import fs
 from storage.csv_table import csv_text
@@ -74,7 +74,7 @@ def build_report(
         table_csv=fs.join(folder, "table.csv"),
         cases_csv=fs.join(folder, "cases.csv"),
         table_md=fs.join(folder, "table.md"),
-        tables=tuple(fs.join(folder, name) for name in (*tables, "slices.csv")),
+        tables=tuple(fs.join(folder, name) for name in (*tables, "slices.csv", *(["trust.csv"] if run.trust else []))),
         figures=tuple(fs.join(folder, f"{name}.png") for name in pictures),
     )
     for path, png in zip(paths.figures, pictures.values(), strict=True):
@@ -82,6 +82,8 @@ def build_report(
     for name, text in tables.items():
         fs.write_text(fs.join(folder, name), text)
     write_slices(fs.join(folder, "slices.csv"), run.slices)
+    if run.trust:
+        write_trust(fs.join(folder, "trust.csv"), run.trust)
     write_cases(paths.cases_csv, run.cases)
     fs.write_text(paths.table_csv, csv_text(TABLE_FIELDS, found.summary))
     first = first_screen(found.ranking, shared_bank=SHARED_BANK in note)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from actors.train_job import HISTORY, read_records
 from experiments.report.paper_table import arm_label, arm_order
-from pipeline.scores.tables import read_cases, read_slices
+from pipeline.scores.tables import read_cases, read_slices, read_trust
 from storage import fs
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ class RunFiles:
 
     cases: list[dict[str, Any]] = field(default_factory=list)
     slices: list[dict[str, Any]] = field(default_factory=list)
+    trust: list[dict[str, Any]] = field(default_factory=list)
     examples: dict[tuple[str, int], dict[str, Example]] = field(default_factory=dict)
     histories: dict[tuple[str, int], list[dict[str, Any]]] = field(default_factory=dict)
     networks: dict[tuple[str, int], str] = field(default_factory=dict)  # fingerprints
@@ -65,6 +66,8 @@ def _collect_arm(run: RunFiles, folder: str, arm: str, seed: int) -> None:
     run.evaluated.setdefault(arm, []).append(seed)
     if "slices.csv" in here:
         run.slices += read_slices(fs.join(folder, "slices.csv"))
+    if "trust.csv" in here:  # not of an earlier version's evaluation
+        run.trust += read_trust(fs.join(folder, "trust.csv"))
     if "examples.npz" in here:
         run.examples[arm, seed] = unpack(fs.read_bytes(fs.join(folder, "examples.npz")))
     if "model.json" in here:

@@ -7,8 +7,8 @@ of the training vendor, spoilt in 17 ways. How well that foretells the Dice of o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +43,34 @@ def expected_dice(shares_ZCHW: npt.NDArray[np.float32]) -> dict[str, float]:
 def mean_dice(expected: Mapping[str, float]) -> float:
     """Mean of the structures."""
     return float(np.mean(list(expected.values())))
+
+
+def foretold(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """How well the expected Dice foretold the Dice, by arm and vendor, seeds together; rows as of `trust.csv`.
+
+    arm, vendor, volumes; bad: those with a Dice below `DOUBTFUL`; doubtful: those that were expected to be; found:
+    those that are both; auroc: the chance that of a bad and a good volume the bad one has the lower expected Dice (NaN
+    where all are one or the other); off: mean distance of expected and real Dice.
+    """
+    groups: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for row in rows:
+        if not np.isnan(row["dice"]):
+            groups.setdefault((row["arm"], row["vendor"]), []).append((row["dice"], row["expected_dice"]))
+    return [{"arm": arm, "vendor": vendor, **_foretold(*np.array(pairs).T)} for (arm, vendor), pairs in groups.items()]
+
+
+def _foretold(dice: npt.NDArray[np.float64], expected: npt.NDArray[np.float64]) -> dict[str, Any]:
+    bad, doubtful = dice < DOUBTFUL, expected < DOUBTFUL
+    lower = expected[bad][:, None] < expected[~bad]
+    same = expected[bad][:, None] == expected[~bad]
+    return {
+        "volumes": len(dice),
+        "bad": int(bad.sum()),
+        "doubtful": int(doubtful.sum()),
+        "found": int((bad & doubtful).sum()),
+        "auroc": float((lower + 0.5 * same).mean()) if lower.size else float("nan"),
+        "off": float(np.abs(expected - dice).mean()),
+    }
 
 
 def in_words(dice: float) -> str:

@@ -1,5 +1,5 @@
-"""The tables of an evaluation: a row a structure of a volume (`cases.csv`) or of a slice (`slices.csv`), and a summary
-per vendor."""
+"""The tables of an evaluation: a row a structure of a volume (`cases.csv`) or of a slice (`slices.csv`), a row a volume
+with its expected Dice (`trust.csv`), and a summary per vendor."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ CASE_FIELDS = (
     "predicted_ml", "outside",
 )  # fmt: skip
 SLICE_FIELDS = (*_WHOSE, "slice", "position", "structure", "dice", "missed")
+TRUST_FIELDS = (*_WHOSE, "dice", "expected_dice")
 TABLE_FIELDS = ("arm", "vendor", "structure", "n", "dice_mean", "dice_low", "dice_high", "hd95_median_mm", "missed")
 
 _TEXT = frozenset({"arm", "subject", "vendor", "centre", "phase", "structure", "position"})
@@ -60,6 +61,12 @@ def write_slices(target: str, rows: Iterable[Mapping[str, Any]]) -> None:
     fs.write_text(target, csv_text(SLICE_FIELDS, rows))
 
 
+def write_trust(target: str, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write `trust.csv` at a path or URI, atomically: a volume's Dice, the mean of what was drawn of it, and the mean
+    that was expected."""
+    fs.write_text(target, csv_text(TRUST_FIELDS, rows))
+
+
 def read_cases(source: str) -> list[dict[str, Any]]:
     """Read what `write_cases` wrote, types restored; `InputError` where a column lacks or a value does not parse."""
     return _read_table(source, CASE_FIELDS)
@@ -68,6 +75,11 @@ def read_cases(source: str) -> list[dict[str, Any]]:
 def read_slices(source: str) -> list[dict[str, Any]]:
     """Read what `write_slices` wrote, types restored; `InputError` as for `read_cases`."""
     return _read_table(source, SLICE_FIELDS)
+
+
+def read_trust(source: str) -> list[dict[str, Any]]:
+    """Read what `write_trust` wrote, types restored; `InputError` as for `read_cases`."""
+    return _read_table(source, TRUST_FIELDS)
 
 
 def _read_table(source: str, fields: Sequence[str]) -> list[dict[str, Any]]:

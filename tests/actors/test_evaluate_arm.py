@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from actors import evaluate_arm
-from actors.evaluate_arm import CASES, EXAMPLES, SCORING, SLICES, _read, _segmented, evaluate_job, scored_so_far
+from actors.evaluate_arm import CASES, EXAMPLES, SCORING, SLICES, TRUST, _read, _segmented, evaluate_job, scored_so_far
 from pipeline.inference.predictor import Predictor, predict_volume
 from pipeline.networks.files import load_model
 from pipeline.scores.examples import unpack
 from pipeline.scores.metrics import score_volume
-from pipeline.scores.tables import read_cases, read_slices
+from pipeline.scores.tables import read_cases, read_slices, read_trust
 from storage import fs
 from storage.slices.store import SliceStore
 from tests.actors.tiny_runs import PREPROCESS, write_run, write_sdnet
@@ -36,6 +36,9 @@ def test_every_labelled_test_volume_and_no_other_is_scored_on_its_own_grid(tmp_p
     assert {case["structure"]: case["outside"] for case in cases} == {"LV": 0.5, "MYO": 0.5, "RV": 1.0}
     slices = read_slices(fs.join(out, SLICES))
     assert {row["slice"] for row in slices} == {0, 1, 2} and {row["seed"] for row in slices} == {3}
+    (trust,) = read_trust(fs.join(out, TRUST))
+    assert trust["subject"] == "d1" and 0 <= trust["expected_dice"] <= 1
+    assert trust["dice"] == pytest.approx(np.nanmean([case["dice"] for case in cases]))
     shown = unpack((tmp_path / "arm" / EXAMPLES).read_bytes())
     assert set(shown) == {"best"}  # one volume is best, median and worst
     assert (shown["best"].subject, shown["best"].phase) == ("d1", "ED")

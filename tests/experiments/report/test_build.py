@@ -22,9 +22,20 @@ from experiments.report.paper_table import PAPER_DICE
 from experiments.report.run_files import cut_off, failures
 from experiments.report.tables import render_terminal_table
 from experiments.report.verdicts import sentences
+from pipeline.inference.trust import foretold
 from pipeline.scores.compare_arms import compare_arms
 from pipeline.scores.examples import example, pack
-from pipeline.scores.tables import TABLE_FIELDS, read_cases, read_slices, summarise, write_cases, write_slices
+from pipeline.scores.tables import (
+    TABLE_FIELDS,
+    TRUST_FIELDS,
+    read_cases,
+    read_slices,
+    read_trust,
+    summarise,
+    write_cases,
+    write_slices,
+    write_trust,
+)
 from storage import fs
 from storage.subjects import STRUCTURES
 
@@ -65,6 +76,16 @@ def _examples() -> bytes:
     })  # fmt: skip
 
 
+def _trust(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Half of the volumes are bad, and one of them was not expected to be."""
+    rows = [case for case in cases if case["structure"] == "LV"]
+    dice = [0.5 if i % 2 else 0.9 for i in range(len(rows))]
+    return [
+        {**{name: row[name] for name in TRUST_FIELDS[:6]}, "dice": one, "expected_dice": 0.8 if i == 1 else one}
+        for i, (row, one) in enumerate(zip(rows, dice, strict=True))
+    ]
+
+
 def _write_run(run: Path, arms: dict[str, float], vendors: str = "AD", seeds: int = 1) -> Path:
     for arm, lift in arms.items():
         for seed in range(seeds):
@@ -73,6 +94,7 @@ def _write_run(run: Path, arms: dict[str, float], vendors: str = "AD", seeds: in
             cases = _cases(arm, vendors, seed, lift + 0.02 * seed)
             write_cases(str(folder / "cases.csv"), cases)
             write_slices(str(folder / "slices.csv"), _slices(cases))
+            write_trust(str(folder / "trust.csv"), _trust(cases))
             (folder / "examples.npz").write_bytes(_examples())
             (folder / "model.json").write_text(json.dumps({"fingerprint": f"weights-of-{arm}-{seed}"}))
             lines = [
@@ -107,8 +129,23 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
     return run / "report", Path(paths.html).read_text(), Path(paths.table_md).read_text()
 
 
+def test_what_the_networks_know_of_their_mistakes_is_counted_by_arm_and_vendor(report: tuple[Path, str, str]) -> None:
+    folder, html, _ = report
+    rows = read_trust(str(folder / "trust.csv"))
+    first = next(row for row in foretold(rows) if (row["arm"], row["vendor"]) == ("unet_ra", rows[0]["vendor"]))
+    assert first["bad"] == first["doubtful"] + 1 == first["found"] + 1 == first["volumes"] // 2
+    section = html[html.index("What the networks know of their mistakes") :]
+    section = section[: section.index("</section>")]
+    cells = [row.split("</td>")[:6] for row in section.split("<tr><td>")[1:]]
+    assert len(cells) == 3 * 2
+    assert [cell.removeprefix("<td>") for cell in cells[0][2:]] == [
+        str(first[name]) for name in ("volumes", "bad", "doubtful", "found")
+    ]
+
+
 PICTURES = ("dice", "cases", "agreement", "learning", "mosaic", "resolutions")
 TABLES = ("table.csv", "cases.csv", "slices.csv", "ranking.csv", "comparisons.csv", "function.csv", "agreement.csv")
+TABLES = (*TABLES, "trust.csv")
 
 
 def test_every_promised_file_is_there(report: tuple[Path, str, str]) -> None:

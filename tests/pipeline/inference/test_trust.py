@@ -11,13 +11,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from sklearn.metrics import roc_auc_score
 
 from pipeline.inference.config import InferenceConfig
 from pipeline.inference.other_ways import WAYS, other_way_warnings
 from pipeline.inference.overlay import DOUBT, Row, study_png
 from pipeline.inference.plausible import doubtful_warnings
 from pipeline.inference.predictor import Predictor
-from pipeline.inference.trust import DOUBTFUL, expected_dice, in_words, mean_dice
+from pipeline.inference.trust import DOUBTFUL, expected_dice, foretold, in_words, mean_dice
 from pipeline.samples.preprocess import PreprocessConfig
 from storage.nifti.orientation import Turn
 
@@ -75,6 +76,20 @@ def test_a_way_in_which_the_network_is_sure_is_proposed_for_a_doubtful_image_alo
     (line,) = found
     assert line.startswith(f"a.nii.gz may lie otherwise: as '{way.words}' its expected Dice is .9")
     assert other_way_warnings(predictor, "a.nii.gz", displayed, (8.0, 1.4, 1.4)) == []
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=30))
+def test_what_was_foretold_is_counted_and_its_auroc_is_sklearns(pairs: list[tuple[float, float]]) -> None:
+    rows = [{"arm": "a", "vendor": "V", "dice": dice, "expected_dice": expected} for dice, expected in pairs]
+    (found,) = foretold([*rows, {"arm": "a", "vendor": "V", "dice": float("nan"), "expected_dice": 0.5}])
+    dice, expected = np.array(pairs).T
+    bad = dice < DOUBTFUL
+    assert (found["volumes"], found["bad"], found["doubtful"]) == (len(pairs), bad.sum(), (expected < DOUBTFUL).sum())
+    assert found["off"] == pytest.approx(np.abs(dice - expected).mean())
+    if 0 < bad.sum() < len(bad):
+        assert found["auroc"] == pytest.approx(roc_auc_score(bad, -expected))
+    else:
+        assert np.isnan(found["auroc"])
 
 
 def test_a_doubtful_mask_is_told_with_its_structures() -> None:
