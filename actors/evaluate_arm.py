@@ -42,7 +42,7 @@ def scored_so_far(out: str) -> tuple[int, int] | None:
 
 def evaluate_job(run: str, out: str, arm: str, seed: int, threads: int, precision: Precision) -> int:
     """Predict every labelled test volume with the network in `out`; returns the volumes scored. What nobody drew in a
-    volume is not scored.
+    volume is not scored. The network is calibrated by its validation volumes first (see `trust`).
 
     Volumes are read ahead on one thread and scored on another, while the network segments; on a GPU several of them
     share its batches. Writes `slices.csv`, `trust.csv` and `examples.npz` there, then `cases.csv`, which says that the
@@ -76,6 +76,7 @@ def evaluate_job(run: str, out: str, arm: str, seed: int, threads: int, precisio
             told = time.monotonic()
             fs.write_text(fs.join(out, SCORING), json.dumps([len(scored), len(volumes)]))
 
+    predictor.trust = _calibration(predictor, store, at_once)
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as scorer:
         inputs = _ahead(reader, partial(_read, store, predictor), volumes)
         score = partial(_score, predictor, {"arm": arm, "seed": seed})
@@ -84,14 +85,28 @@ def evaluate_job(run: str, out: str, arm: str, seed: int, threads: int, precisio
             scored.append(result)
             tell()
     write_slices(fs.join(out, SLICES), [row for one in scored for row in one.slices])
-    write_trust(fs.join(out, TRUST), [one.trust for one in scored])
+    if predictor.trust:
+        write_trust(fs.join(out, TRUST), [one.trust for one in scored])
     chosen = choose([one.dice for one in scored])
     fs.write_bytes(fs.join(out, EXAMPLES), pack({kind: scored[i].shown for kind, i in chosen.items()}))
     cases = [row for one in scored for row in one.cases]
-    add_test_scores(out, summarise(cases))
+    add_test_scores(out, summarise(cases), predictor.trust)
     write_cases(fs.join(out, CASES), cases)
     fs.remove(fs.join(out, SCORING))
     return len(volumes)
+
+
+def _calibration(predictor: Predictor, store: SliceStore, at_once: int) -> dict[str, float]:
+    """The network's own numbers for the Dice to expect, by the labelled validation volumes; empty without any."""
+    from pipeline.inference.trust import calibrated, sureness
+    from pipeline.scores.metrics import volume_dice
+
+    volumes = [volume for volume in store.volumes("validation") if volume.labelled]
+    known = []
+    for one, shares in _segmented(predictor, (_read(store, predictor, volume) for volume in volumes), at_once):
+        found = predictor.on_grid(shares, one.image.shape, one.volume.spacing).mask
+        known.append((sureness(shares), volume_dice(found, one.mask, one.volume.structures)))
+    return calibrated(known)
 
 
 @dataclass(frozen=True)
@@ -167,7 +182,8 @@ def _score(predictor: Predictor, whose: Mapping[str, Any], of: tuple[_Input, npt
     scores = score_volume(found, one.mask, volume.spacing, volume.structures)
     row = {**whose, "subject": volume.subject, "vendor": volume.vendor, "centre": volume.centre, "phase": volume.phase}
     dice = mean_dice(scores)
-    there = [segmented.expected[score.structure] for score in scores if not np.isnan(score.dice)]
+    expected = segmented.expected
+    there = [expected[s.structure] for s in scores if s.structure in expected and not np.isnan(s.dice)]
     return _Scored(
         case_rows(scores, share_outside(one.mask, volume.spacing, predictor.preprocess), row),
         slice_rows(score_slices(found, one.mask, volume.structures), row),

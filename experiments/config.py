@@ -26,7 +26,7 @@ from storage.layouts import LayoutOptions
 
 CONFIG_FILE = "config.yaml"
 MADE_BY = "# made by cardiomix "  # and the version: the first line of a configuration file
-ROBUST = ("unet_ra", "unet_ra_bigaug")
+ROBUST = ("unet_ra", "unet_ra_moved_bigaug")
 
 
 def _for_bank(config: TrainConfig) -> TrainConfig:

@@ -89,14 +89,19 @@ def _vendors(store: SliceStore, chosen: Any) -> dict[str, dict[str, int]]:
     return counts
 
 
-def add_test_scores(folder: str, summary: Iterable[Mapping[str, Any]]) -> None:
-    """Put rows of `pipeline.scores.tables.summarise` into a network's `model.json`, and write its card anew.
+def add_test_scores(
+    folder: str, summary: Iterable[Mapping[str, Any]], trust: Mapping[str, float] | None = None
+) -> None:
+    """Put rows of `pipeline.scores.tables.summarise`, and what `trust.calibrated` gave, into a network's `model.json`,
+    and write its card anew.
 
     Infinite distances (a structure missed in half of the volumes) and values that there are not become null.
     """
     document = read_config(folder)
     facts = document.setdefault("about", {})
     facts.setdefault("metrics", {})["test"] = [{name: _plain(row[name]) for name in SCORES} for row in summary]
+    if trust:
+        facts["trust"] = dict(trust)
     write_config(folder, document)
     write_card(folder)
 

@@ -98,7 +98,7 @@ def doubtful_warnings(expected: Mapping[str, Mapping[str, float]]) -> list[str]:
     """Which frames' masks are not to be believed; `expected` has the Dice of their structures, by the frames' names."""
     out = []
     for name, dice in expected.items():
-        if mean_dice(dice) < DOUBTFUL:
+        if dice and mean_dice(dice) < DOUBTFUL:
             parts = ", ".join(f"{structure} {in_words(value)}" for structure, value in dice.items())
             out.append(
                 f"doubtful mask of {name}: expected Dice {in_words(mean_dice(dice))} ({parts}); look at the picture "

@@ -41,7 +41,8 @@ BATCH = 32  # slices at once: enough for a GPU, and what a 64 wide network at 22
 @dataclass(frozen=True)
 class Segmented:
     """mask (Z, H, W) uint8: LV 1, MYO 2, RV 3. `cut`: structures at the edge of the network's field of view, beyond
-    which the image goes on. `expected`: the Dice that each structure can be expected to have (see `trust`)."""
+    which the image goes on. `expected`: the Dice that each structure can be expected to have (see `trust`); empty for
+    networks that were not calibrated."""
 
     mask: Labels
     cut: tuple[str, ...]
@@ -91,9 +92,11 @@ class Predictor:
         config: InferenceConfig | None = None,
         mirrors: Flips = "none",
         greys: Floats | None = None,
+        trust: Mapping[str, float] | None = None,
     ) -> None:
-        """`greys`: quantiles of grey, evenly spaced from 0 to 1, that each frame is given; None: it keeps its own."""
-        self.greys = greys
+        """`greys`: quantiles of grey, evenly spaced from 0 to 1, that each frame is given; None: it keeps its own.
+        `trust`: by which Dice is expected (see `trust.expected_dice`); None: it is not."""
+        self.greys, self.trust = greys, trust or {}
         self.networks = [network.eval() for network in networks]
         self.preprocess, self.config, self.mirrors = preprocess, config or InferenceConfig(), MIRRORS[mirrors]
         self.device = next(self.networks[0].parameters()).device
@@ -157,7 +160,9 @@ class Predictor:
         for out, share in zip(mask, shares_ZCHW, strict=True):
             out[: len(rows), : len(cols)] = _native_labels(share, rows, cols)
         cut = _cut(mask, rows, cols)
-        return Segmented(keep_largest(mask) if self.config.keep_largest else mask, cut, expected_dice(shares_ZCHW))
+        return Segmented(
+            keep_largest(mask) if self.config.keep_largest else mask, cut, expected_dice(shares_ZCHW, self.trust)
+        )
 
 
 def load_predictor(folders: Sequence[str], config: InferenceConfig | None = None) -> Predictor:
@@ -185,7 +190,14 @@ def load_predictor(folders: Sequence[str], config: InferenceConfig | None = None
         raise InputError(fs.base_name(folders[0]), problem, "leave out --flips, or train with plan.flips")
     networks = [folded(network).to(default_device(), memory_format=torch.channels_last) for network, _ in loaded]  # type: ignore[call-overload]
     greys = _trained_greys(folders, [document for _, document in loaded]) if config.match_histogram else None
-    return Predictor(networks, PreprocessConfig(**first), config, flips if config.flips else "none", greys)
+    trust = _mean_trust([document for _, document in loaded])
+    return Predictor(networks, PreprocessConfig(**first), config, flips if config.flips else "none", greys, trust)
+
+
+def _mean_trust(documents: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """What the networks' calibrations have in common, averaged; nothing if one of them has none."""
+    each = [document.get("about", {}).get("trust", {}) for document in documents]
+    return {name: sum(one[name] for one in each) / len(each) for name in STRUCTURES if all(name in one for one in each)}
 
 
 def _trained_greys(folders: Sequence[str], documents: Sequence[Mapping[str, Any]]) -> Floats:

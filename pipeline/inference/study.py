@@ -126,7 +126,7 @@ def segment_study(predictor: Predictor, study: Study, models: Sequence[str]) -> 
         ],
         **_recentred(frames),
         **_function(ml, phases),
-        "expected_dice": {phase: dict(frame.found.expected) for phase, frame in shown.items()},
+        "expected_dice": {phase: dict(frame.found.expected) or None for phase, frame in shown.items()},
         "orientation": [
             {"turn": found.turn.words, "why": found.why, "known": found.known, "doubt": found.doubt}
             for found in dict.fromkeys(orientations)
@@ -330,9 +330,11 @@ def _picture(shown: Mapping[str, _Frame], report: dict[str, Any], config: Infere
         with open_image(frame.image, config.spacing, config.orientation) as file:
             (image,) = _usable_frames(file, [frame.index], {})
         volumes = ", ".join(f"{name} {value:.1f} ml" for name, value in frame.ml.items())
-        dice = mean_dice(frame.found.expected)
-        title = f"{phase}: {frame.name}  {volumes}  expected Dice {in_words(dice)}"
-        rows.append(Row(title, _as_float(image), frame.found.mask, doubtful=dice < DOUBTFUL))
+        title, expected = f"{phase}: {frame.name}  {volumes}", frame.found.expected
+        if expected:
+            title += f"  expected Dice {in_words(mean_dice(expected))}"
+        doubtful = bool(expected) and mean_dice(expected) < DOUBTFUL
+        rows.append(Row(title, _as_float(image), frame.found.mask, doubtful))
     return study_png(rows, [headline(report), *report["warnings"]])
 
 

@@ -1,12 +1,15 @@
 """What Dice a mask can be expected to have, where no expert drew one.
 
-It is read from how sure the network is: the Dice of its mask with its own class shares, structure by structure. A
-network is too sure of what it has not seen, so this number is turned into a Dice by curves that were fitted to volumes
-of the training vendor, spoilt in 17 ways. How well that foretells the Dice of other scanners is in docs/prediction.md.
+It is read from how sure the network is: the Dice of its mask with its own class shares, structure by structure. What
+sureness means differs from network to network, so each is calibrated by its validation volumes: the logit of the Dice
+is a number of the network's own plus a slope times the logit of the sureness. The slopes are the same for all; they
+were fitted to volumes of the training vendor, spoilt in 17 ways. How well that foretells the Dice of other scanners is
+in docs/prediction.md.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
@@ -17,27 +20,54 @@ from storage.subjects import STRUCTURES
 
 DOUBTFUL: Final = 0.7  # expected mean Dice below which a mask is told as doubtful
 
-# Dice is logistic in the logit of the sureness: (at logit 0, slope).
-CURVES: Final = {"LV": (-3.16, 1.76), "MYO": (-3.72, 2.26), "RV": (-2.79, 1.71)}
-LEAST, MOST = 0.02, 0.995  # sureness; beyond, a logit says nothing more
+SLOPES: Final = {"LV": 1.76, "MYO": 2.26, "RV": 1.71}
+LEAST, MOST = 0.02, 0.995  # of sureness and Dice; beyond, a logit says nothing more
+
+Floats = npt.NDArray[np.float32]
 
 
-def expected_dice(shares_ZCHW: npt.NDArray[np.float32]) -> dict[str, float]:
-    """Of LV, MYO and RV the Dice that one volume's mask can be expected to have, 0 to 1.
-
-    shares: each class's share of each pixel. A structure that is found nowhere has nearly 0: no short-axis stack lacks
-    one.
-    """
+def sureness(shares_ZCHW: Floats) -> dict[str, float]:
+    """Of LV, MYO and RV the Dice of one volume's mask with the class shares (Z, classes, H, W) that it comes from; 0
+    for a structure that is found nowhere."""
     labels = shares_ZCHW.argmax(1)
     out = {}
     for name, label in STRUCTURES.items():
         share, own = shares_ZCHW[:, label], labels == label
         total = float(share.sum(dtype=np.float64)) + float(own.sum())
-        sure = 2.0 * float(share[own].sum(dtype=np.float64)) / total if total else 0.0
-        odds = min(max(sure, LEAST), MOST)
-        start, slope = CURVES[name]
-        out[name] = round(float(1.0 / (1.0 + np.exp(-start) * ((1.0 - odds) / odds) ** slope)), 3)
+        out[name] = 2.0 * float(share[own].sum(dtype=np.float64)) / total if total else 0.0
     return out
+
+
+def calibrated(known: Iterable[tuple[Mapping[str, float], Mapping[str, float]]]) -> dict[str, float]:
+    """A network's own numbers, a structure each, from (sureness, Dice) of volumes that it has not learned from.
+
+    A Dice that is absent or NaN does not count; a structure without any is left out.
+    """
+    apart: dict[str, list[float]] = {}
+    for sure, dice in known:
+        for name, value in dice.items():
+            if not np.isnan(value):
+                apart.setdefault(name, []).append(_logit(value) - SLOPES[name] * _logit(sure[name]))
+    return {name: round(float(np.median(values)), 4) for name, values in apart.items()}
+
+
+def expected_dice(shares_ZCHW: Floats, starts: Mapping[str, float]) -> dict[str, float]:
+    """The Dice, 0 to 1, that one volume's mask can be expected to have; of the structures that are in `starts`, a
+    network's own numbers (see `calibrated`).
+
+    A structure that is found nowhere has 0: no short-axis stack lacks one.
+    """
+    out = {}
+    for name, sure in sureness(shares_ZCHW).items():
+        if name in starts:
+            logit = starts[name] + SLOPES[name] * _logit(sure)
+            out[name] = round(1.0 / (1.0 + math.exp(-logit)), 3) if sure else 0.0
+    return out
+
+
+def _logit(share: float) -> float:
+    share = min(max(share, LEAST), MOST)
+    return math.log(share / (1.0 - share))
 
 
 def mean_dice(expected: Mapping[str, float]) -> float:

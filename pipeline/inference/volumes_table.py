@@ -82,7 +82,9 @@ def _row(report: Mapping[str, Any]) -> dict[str, Any]:
         MASS: report["lv_mass_g"],
         ED: report["ed"],
         ES: report["es"],
-        DICE: min((round(mean_dice(dice), 3) for dice in report.get("expected_dice", {}).values()), default=None),
+        DICE: min(
+            (round(mean_dice(dice), 3) for dice in report.get("expected_dice", {}).values() if dice), default=None
+        ),
         "warnings": BETWEEN_WARNINGS.join(warnings),
         "models": " ".join(report["models"]),
     }

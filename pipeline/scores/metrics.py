@@ -89,6 +89,18 @@ def score_volume(
     return scores
 
 
+def volume_dice(
+    prediction_ZHW: Labels, mask_ZHW: Labels, structures: Sequence[str] = ALL_STRUCTURES
+) -> dict[str, float]:
+    """Dice of each structure of a volume, without distances; NaN where neither has it."""
+    out = {}
+    for name in structures:
+        ours, theirs = prediction_ZHW == STRUCTURES[name], mask_ZHW == STRUCTURES[name]
+        size = int(ours.sum()) + int(theirs.sum())
+        out[name] = 2 * int((ours & theirs).sum()) / size if size else np.nan
+    return out
+
+
 def _score_structure(
     predicted: Mask, reference: Mask, spacing: Spacing
 ) -> tuple[float, float, float, float, float]:  # Dice, HD, HD95, ASSD, mean Dice of slices

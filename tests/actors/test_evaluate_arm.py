@@ -9,7 +9,8 @@ import pytest
 
 from actors import evaluate_arm
 from actors.evaluate_arm import CASES, EXAMPLES, SCORING, SLICES, TRUST, _read, _segmented, evaluate_job, scored_so_far
-from pipeline.inference.predictor import Predictor, predict_volume
+from pipeline.inference.predictor import Predictor, load_predictor, predict_volume
+from pipeline.networks.description import read_config
 from pipeline.networks.files import load_model
 from pipeline.scores.examples import unpack
 from pipeline.scores.metrics import score_volume
@@ -36,6 +37,9 @@ def test_every_labelled_test_volume_and_no_other_is_scored_on_its_own_grid(tmp_p
     assert {case["structure"]: case["outside"] for case in cases} == {"LV": 0.5, "MYO": 0.5, "RV": 1.0}
     slices = read_slices(fs.join(out, SLICES))
     assert {row["slice"] for row in slices} == {0, 1, 2} and {row["seed"] for row in slices} == {3}
+    calibration = read_config(out)["about"]["trust"]
+    assert set(calibration) == {"LV", "MYO", "RV"} and all(map(np.isfinite, calibration.values()))
+    assert load_predictor([out]).trust == calibration
     (trust,) = read_trust(fs.join(out, TRUST))
     assert trust["subject"] == "d1" and 0 <= trust["expected_dice"] <= 1
     assert trust["dice"] == pytest.approx(np.nanmean([case["dice"] for case in cases]))

@@ -18,10 +18,11 @@ from pipeline.inference.other_ways import WAYS, other_way_warnings
 from pipeline.inference.overlay import DOUBT, Row, study_png
 from pipeline.inference.plausible import doubtful_warnings
 from pipeline.inference.predictor import Predictor
-from pipeline.inference.trust import DOUBTFUL, expected_dice, foretold, in_words, mean_dice
+from pipeline.inference.trust import DOUBTFUL, calibrated, expected_dice, foretold, in_words, mean_dice, sureness
 from pipeline.samples.preprocess import PreprocessConfig
 from storage.nifti.orientation import Turn
 
+STARTS = {"LV": -3.1, "MYO": -3.7, "RV": -2.7}  # of a network that was trained on real patients
 LABELS = np.zeros((2, 32, 32), dtype=np.int64)
 LABELS[:, 8:24, 8:24] = 2
 LABELS[:, 12:20, 12:20] = 1
@@ -36,19 +37,43 @@ def shares(labels: npt.NDArray[np.int64], sure: float) -> npt.NDArray[np.float32
 
 @given(st.floats(0.26, 1), st.floats(0.26, 1))
 def test_a_surer_network_is_expected_to_be_better(one: float, other: float) -> None:
-    less, more = (expected_dice(shares(LABELS, sure)) for sure in sorted((one, other)))
+    less, more = (expected_dice(shares(LABELS, sure), STARTS) for sure in sorted((one, other)))
     for name in ("LV", "MYO", "RV"):
         assert 0 <= less[name] <= more[name] <= 1
 
 
 def test_sure_and_unsure_networks_lie_on_either_side_of_doubt() -> None:
-    sure, unsure = (mean_dice(expected_dice(shares(LABELS, share))) for share in (0.99, 0.6))
+    sure, unsure = (mean_dice(expected_dice(shares(LABELS, share), STARTS)) for share in (0.99, 0.6))
     assert sure > 0.95 and unsure < DOUBTFUL
 
 
+@pytest.mark.parametrize("share", [0.5, 0.7, 0.9])
+def test_a_network_is_calibrated_by_what_it_reached_however_sure_it_is(share: float) -> None:
+    """A network that trained briefly is less sure of masks that are as good."""
+    reached = {"LV": 0.92, "MYO": 0.81, "RV": 0.87}
+    known = [(sureness(shares(LABELS, share)), reached | {"RV": rv}) for rv in (0.87, float("nan"))]
+    starts = calibrated(known)
+    assert expected_dice(shares(LABELS, share), starts) == pytest.approx(reached, abs=2e-3)
+    assert mean_dice(expected_dice(shares(LABELS, share - 0.15), starts)) < mean_dice(reached) - 0.1
+
+
+def test_without_calibration_nothing_is_expected_and_a_structure_without_dice_is_left_out() -> None:
+    sure = shares(LABELS, 0.9)
+    assert expected_dice(sure, {}) == {} and calibrated([]) == {}
+    only = calibrated([(sureness(sure), {"LV": 0.9, "RV": float("nan")})])
+    assert set(only) == {"LV"} == set(expected_dice(sure, only))
+
+
+def test_sureness_is_the_dice_of_mask_and_shares() -> None:
+    own = LABELS == 1
+    found = sureness(shares(LABELS, 0.7))["LV"]
+    total = 0.7 * own.sum() + 0.1 * (~own).sum() + own.sum()
+    assert found == pytest.approx(2 * 0.7 * own.sum() / total, rel=1e-5)
+
+
 def test_what_is_not_found_is_expected_to_be_wrong() -> None:
-    found = expected_dice(shares(np.where(LABELS == 3, 0, LABELS), 0.99))
-    assert found["RV"] < 0.05 and found["LV"] > 0.9
+    found = expected_dice(shares(np.where(LABELS == 3, 0, LABELS), 0.99), STARTS)
+    assert found["RV"] == 0 and found["LV"] > 0.9
 
 
 class Upright(torch.nn.Module):
@@ -69,7 +94,7 @@ class Upright(torch.nn.Module):
 def test_a_way_in_which_the_network_is_sure_is_proposed_for_a_doubtful_image_alone(way: Turn) -> None:
     y, x = np.mgrid[:32, :32]
     displayed = (1000 - 20 * y + 5 * x).astype(np.int16)[None].repeat(2, 0)
-    predictor = Predictor([Upright()], PreprocessConfig(size=32, field=32), InferenceConfig())
+    predictor = Predictor([Upright()], PreprocessConfig(size=32, field=32), InferenceConfig(), trust=STARTS)
     stored = way.back(displayed)
     found = other_way_warnings(predictor, "a.nii.gz", stored, (8.0, 1.4, 1.4))
     assert way.volume(stored).shape == displayed.shape and np.array_equal(way.volume(stored), displayed)
