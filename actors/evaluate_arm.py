@@ -76,17 +76,19 @@ def evaluate_job(run: str, out: str, arm: str, seed: int, threads: int, precisio
             told = time.monotonic()
             fs.write_text(fs.join(out, SCORING), json.dumps([len(scored), len(volumes)]))
 
+    tell()
     predictor.trust = _calibration(predictor, store, at_once)
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as scorer:
         inputs = _ahead(reader, partial(_read, store, predictor), volumes)
         score = partial(_score, predictor, {"arm": arm, "seed": seed})
-        tell()
         for result in _ahead(scorer, score, _segmented(predictor, inputs, at_once)):
             scored.append(result)
             tell()
     write_slices(fs.join(out, SLICES), [row for one in scored for row in one.slices])
     if predictor.trust:
         write_trust(fs.join(out, TRUST), [one.trust for one in scored])
+    else:
+        fs.remove(fs.join(out, TRUST))  # an earlier evaluation's
     chosen = choose([one.dice for one in scored])
     fs.write_bytes(fs.join(out, EXAMPLES), pack({kind: scored[i].shown for kind, i in chosen.items()}))
     cases = [row for one in scored for row in one.cases]

@@ -100,7 +100,7 @@ def add_test_scores(
     document = read_config(folder)
     facts = document.setdefault("about", {})
     facts.setdefault("metrics", {})["test"] = [{name: _plain(row[name]) for name in SCORES} for row in summary]
-    if trust:
+    if trust is not None:
         facts["trust"] = dict(trust)
     write_config(folder, document)
     write_card(folder)

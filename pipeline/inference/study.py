@@ -86,8 +86,10 @@ def attempt(predictor: Predictor, study: Study, models: Sequence[str]) -> Outcom
         told = f"{study.name}: {error}"
     except OSError as error:  # its text names folders
         told = f"{study.name}: {one_line(error, trusted=False)}"
-    except Exception as error:  # torch's lack of memory, or a fault of ours: the other studies go on
-        told = f"{study.name}: {type(error).__name__}: {one_line(error)}"
+    except (MemoryError, RuntimeError) as error:  # torch's lack of memory, on a CPU, is a RuntimeError
+        told = f"{study.name}: {one_line(error)}"
+    except Exception as error:  # a fault of ours, whose text may name folders: the other studies go on
+        told = f"{study.name}: {type(error).__name__}, a fault of cardiomix; report it, and what is special here"
     return Outcome(study, None, told)
 
 

@@ -57,6 +57,8 @@ def expected_dice(shares_ZCHW: Floats, starts: Mapping[str, float]) -> dict[str,
 
     A structure that is found nowhere has 0: no short-axis stack lacks one.
     """
+    if not starts:
+        return {}
     out = {}
     for name, sure in sureness(shares_ZCHW).items():
         if name in starts:

@@ -11,8 +11,9 @@ import torch
 
 from pipeline.networks.sdnet import SDNet
 from pipeline.networks.unet import UNet
+from pipeline.scores.metrics import volume_dice
 from pipeline.training.step import autocast
-from storage.subjects import ALL_STRUCTURES, STRUCTURES
+from storage.subjects import ALL_STRUCTURES
 
 
 @dataclass(frozen=True)
@@ -41,14 +42,8 @@ def volume_scores(
             for i in range(0, len(volume.image), chunk):
                 image = torch.from_numpy(volume.image[i : i + chunk, None]).to(device)
                 parts.append(model(image.contiguous(memory_format=torch.channels_last)).argmax(1).cpu().numpy())
-        predicted, dice = np.concatenate(parts), {}
-        for name in volume.structures:
-            label = STRUCTURES[name]
-            ours, theirs = predicted == label, volume.mask == label
-            size = int(ours.sum() + theirs.sum())
-            if size:
-                dice[name] = 2.0 * int((ours & theirs).sum()) / size
-        scores.append(dice)
+        dice = volume_dice(np.concatenate(parts), volume.mask, volume.structures)
+        scores.append({name: value for name, value in dice.items() if not np.isnan(value)})
     return scores
 
 

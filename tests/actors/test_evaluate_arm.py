@@ -49,6 +49,18 @@ def test_every_labelled_test_volume_and_no_other_is_scored_on_its_own_grid(tmp_p
     assert np.array_equal(np.unique(shown["best"].reference), [0, 1, 2, 3])
 
 
+def test_a_network_that_cannot_be_calibrated_expects_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, out = write_run(tmp_path), write_sdnet(tmp_path / "arm", seed=0)
+    evaluate_job(run, out, "fs_sdnet", 0, threads=1, precision="fp32")
+    assert load_predictor([out]).trust
+    volumes = SliceStore.volumes
+    monkeypatch.setattr(
+        SliceStore, "volumes", lambda store, split=None: [] if split == "validation" else volumes(store, split)
+    )
+    evaluate_job(run, out, "fs_sdnet", 0, threads=1, precision="fp32")
+    assert not fs.exists(fs.join(out, TRUST)) and load_predictor([out]).trust == {}
+
+
 def test_volumes_that_are_segmented_together_get_their_own_shares_in_their_order(tmp_path: Path) -> None:
     store, (network, _) = SliceStore.open(write_run(tmp_path)), load_model(write_sdnet(tmp_path / "arm", seed=0))
     predictor = Predictor([network], PREPROCESS)

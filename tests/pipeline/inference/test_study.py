@@ -151,12 +151,13 @@ def test_a_fault_that_nobody_foresaw_ends_its_study_alone(
 
     def fails(frames: Any, report: dict[str, Any], *others: Any) -> bytes:
         if report["study"] == "bad":
-            raise IndexError("list index out of range")
+            raise IndexError("/home/mrs-smith is out of range")
         return picture(frames, report, *others)
 
     monkeypatch.setattr(study, "_picture", fails)
     found = outcomes(predictor, tmp_path / "in", tmp_path / "out")
-    assert found["bad"].failure == "bad: IndexError: list index out of range" and found["good"].report is not None
+    assert found["bad"].failure.startswith("bad: IndexError, a fault of cardiomix; report it")
+    assert "smith" not in found["bad"].failure and found["good"].report is not None
     assert not list((tmp_path / "out").glob("bad*"))
 
 
