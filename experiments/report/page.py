@@ -27,7 +27,7 @@ from experiments.report.tables import (
     tenth,
 )
 from experiments.report.verdicts import MARKS, count_text, evenness, not_compared, p_text, verdicts
-from pipeline.inference.trust import DOUBTFUL, foretold, in_words
+from pipeline.inference.trust import DOUBTFUL, foretold
 from pipeline.scores.compare_arms import ALL, FEWEST_SEEDS, across_vendors, trainings
 from pipeline.scores.metrics import POSITIONS
 from pipeline.scores.tables import position_dice
@@ -79,7 +79,7 @@ def page(
         positions=POSITIONS,
         by_position=position_dice(run.slices),
         trust=[row | {"label": arm_label(row["arm"])} for row in foretold(run.trust)],
-        doubtful=in_words(DOUBTFUL),
+        doubtful=DOUBTFUL,
         **_tables(run, found, note),
     )
 

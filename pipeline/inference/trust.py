@@ -82,11 +82,11 @@ def foretold(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
     arm, vendor, volumes; bad: those with a Dice below `DOUBTFUL`; doubtful: those that were expected to be; found:
     those that are both; auroc: the chance that of a bad and a good volume the bad one has the lower expected Dice (NaN
-    where all are one or the other); off: mean distance of expected and real Dice.
+    where all are one or the other); off: mean distance of expected and real Dice. Rows that lack one are left out.
     """
     groups: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for row in rows:
-        if not np.isnan(row["dice"]):
+        if not (np.isnan(row["dice"]) or np.isnan(row["expected_dice"])):
             groups.setdefault((row["arm"], row["vendor"]), []).append((row["dice"], row["expected_dice"]))
     return [{"arm": arm, "vendor": vendor, **_foretold(*np.array(pairs).T)} for (arm, vendor), pairs in groups.items()]
 
