@@ -78,7 +78,10 @@ def page(
         agreed={(row["arm"], row["measure"]): row for row in found.agreement},
         positions=POSITIONS,
         by_position=position_dice(run.slices),
-        trust=[row | {"label": arm_label(row["arm"])} for row in foretold(run.trust)],
+        trust=[
+            row | {"label": arm_label(row["arm"])}
+            for row in sorted(foretold(run.trust), key=lambda row: (arm_order(row["arm"]), row["vendor"]))
+        ],
         doubtful=DOUBTFUL,
         **_tables(run, found, note),
     )
