@@ -77,10 +77,10 @@ def evaluate_job(run: str, out: str, arm: str, seed: int, threads: int, precisio
             fs.write_text(fs.join(out, SCORING), json.dumps([len(scored), len(volumes)]))
 
     tell()
-    predictor.trust = _calibration(predictor, store, at_once)
+    predictor.trust, temperature = _calibration(predictor, store, at_once)
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as scorer:
         inputs = _ahead(reader, partial(_read, store, predictor), volumes)
-        score = partial(_score, predictor, {"arm": arm, "seed": seed})
+        score = partial(_score, predictor, temperature, {"arm": arm, "seed": seed})
         for result in _ahead(scorer, score, _segmented(predictor, inputs, at_once)):
             scored.append(result)
             tell()
@@ -92,23 +92,39 @@ def evaluate_job(run: str, out: str, arm: str, seed: int, threads: int, precisio
     chosen = choose([one.dice for one in scored])
     fs.write_bytes(fs.join(out, EXAMPLES), pack({kind: scored[i].shown for kind, i in chosen.items()}))
     cases = [row for one in scored for row in one.cases]
-    add_test_scores(out, summarise(cases), predictor.trust)
+    add_test_scores(out, summarise(cases), predictor.trust, temperature)
     write_cases(fs.join(out, CASES), cases)
     fs.remove(fs.join(out, SCORING))
     return len(volumes)
 
 
-def _calibration(predictor: Predictor, store: SliceStore, at_once: int) -> dict[str, float]:
-    """The network's own numbers for the Dice to expect, by the labelled validation volumes; empty without any."""
+def _calibration(predictor: Predictor, store: SliceStore, at_once: int) -> tuple[dict[str, float], float | None]:
+    """By the labelled validation volumes, the network's own numbers for the Dice to expect and its temperature; empty
+    and None without any."""
+    from pipeline.inference.calibration import best_temperature
     from pipeline.inference.trust import calibrated, sureness
     from pipeline.scores.metrics import volume_dice
 
     volumes = [volume for volume in store.volumes("validation") if volume.labelled]
-    known = []
+    known, near = [], []
     for one, shares in _segmented(predictor, (_read(store, predictor, volume) for volume in volumes), at_once):
         found = predictor.on_grid(shares, one.image.shape, one.volume.spacing).mask
         known.append((sureness(shares), volume_dice(found, one.mask, one.volume.structures)))
-    return calibrated(known)
+        near.append(_near_heart(predictor, one, shares))
+    return calibrated(known), best_temperature(near)
+
+
+def _near_heart(
+    predictor: Predictor, one: _Input, shares: npt.NDArray[np.float32]
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
+    """Shares and labels of the pixels near the heart; none where somebody left a structure out."""
+    from pipeline.inference.calibration import near_heart
+    from pipeline.inference.predictor import network_labels
+    from storage.subjects import STRUCTURES
+
+    if set(one.volume.structures) != set(STRUCTURES):
+        return near_heart(shares[:0], one.mask[:0])
+    return near_heart(shares, network_labels(one.mask, one.volume.spacing, predictor.preprocess))
 
 
 @dataclass(frozen=True)
@@ -172,7 +188,13 @@ def _segmented(
         yield from together()
 
 
-def _score(predictor: Predictor, whose: Mapping[str, Any], of: tuple[_Input, npt.NDArray[np.float32]]) -> _Scored:
+def _score(
+    predictor: Predictor,
+    temperature: float | None,
+    whose: Mapping[str, Any],
+    of: tuple[_Input, npt.NDArray[np.float32]],
+) -> _Scored:
+    from pipeline.inference.calibration import calibration_error, tempered
     from pipeline.scores.examples import example, mean_dice
     from pipeline.scores.metrics import score_slices, score_volume
     from pipeline.scores.tables import case_rows, slice_rows
@@ -186,10 +208,17 @@ def _score(predictor: Predictor, whose: Mapping[str, Any], of: tuple[_Input, npt
     dice = mean_dice(scores)
     expected = segmented.expected
     there = [expected[s.structure] for s in scores if s.structure in expected and not np.isnan(s.dice)]
+    near, labels = _near_heart(predictor, one, shares)
+    trust = {
+        "dice": dice,
+        "expected_dice": float(np.mean(there)) if there else np.nan,
+        "ece": calibration_error(near, labels),
+        "ece_tempered": np.nan if temperature is None else calibration_error(tempered(near, temperature), labels),
+    }
     return _Scored(
         case_rows(scores, share_outside(one.mask, volume.spacing, predictor.preprocess), row),
         slice_rows(score_slices(found, one.mask, volume.structures), row),
-        {**row, "dice": dice, "expected_dice": float(np.mean(there)) if there else np.nan},
+        row | trust,
         example(volume.subject, volume.vendor, volume.phase, volume.spacing, one.image, one.mask, found),
         dice,
     )

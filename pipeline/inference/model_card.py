@@ -90,10 +90,13 @@ def _vendors(store: SliceStore, chosen: Any) -> dict[str, dict[str, int]]:
 
 
 def add_test_scores(
-    folder: str, summary: Iterable[Mapping[str, Any]], trust: Mapping[str, float] | None = None
+    folder: str,
+    summary: Iterable[Mapping[str, Any]],
+    trust: Mapping[str, float] | None = None,
+    temperature: float | None = None,
 ) -> None:
-    """Put rows of `pipeline.scores.tables.summarise`, and what `trust.calibrated` gave, into a network's `model.json`,
-    and write its card anew.
+    """Put rows of `pipeline.scores.tables.summarise`, and what `trust.calibrated` and
+    `calibration.best_temperature` gave, into a network's `model.json`, and write its card anew.
 
     Infinite distances (a structure missed in half of the volumes) and values that there are not become null.
     """
@@ -101,7 +104,7 @@ def add_test_scores(
     facts = document.setdefault("about", {})
     facts.setdefault("metrics", {})["test"] = [{name: _plain(row[name]) for name in SCORES} for row in summary]
     if trust is not None:
-        facts["trust"] = dict(trust)
+        facts |= {"trust": dict(trust), "temperature": temperature}
     write_config(folder, document)
     write_card(folder)
 

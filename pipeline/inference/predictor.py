@@ -11,13 +11,14 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from pipeline.inference.calibration import tempered
 from pipeline.inference.config import InferenceConfig
 from pipeline.inference.trust import expected_dice
 from pipeline.networks.sdnet import SDNet
 from pipeline.networks.unet import UNet
 from pipeline.samples.plan import Flips
 from pipeline.samples.preprocess import PreprocessConfig, even, normalise, working_scales
-from pipeline.samples.rescale import linear_scale, resampling_matrix, resized
+from pipeline.samples.rescale import linear_scale, resampling_matrix, resized, resized_labels
 from pipeline.training.step import autocast
 from storage import fs
 from storage.errors import InputError
@@ -70,16 +71,30 @@ def network_input(
     minimum. `spacing` is (slice, row, column) in mm.
     """
     scaled = normalise(volume, stats, config)[:, : even(volume.shape[1]), : even(volume.shape[2])]
-    size = config.size
-    scale_y, scale_x = network_scales(spacing, config, pixel_area)
-    rows = resampling_matrix(scaled.shape[1], size, scale_y, shift[0])
-    cols = resampling_matrix(scaled.shape[2], size, scale_x, shift[1])
+    rows, cols = _to_network(scaled.shape, spacing, config, pixel_area, shift)
     out = resized(scaled, rows, cols)
     outside = ~((rows.sum(1) > 0)[:, None] & (cols.sum(1) > 0)[None])
     if outside.any():
         fill = scaled.min((1, 2))
         out[:, outside] = fill[:, None]
     return out
+
+
+def network_labels(mask_ZHW: Labels, spacing: Spacing, config: PreprocessConfig) -> Labels:
+    """(Z, H, W) labels on the grid of `network_input`, (Z, size, size); beyond the mask is background."""
+    inside = mask_ZHW[:, : even(mask_ZHW.shape[1]), : even(mask_ZHW.shape[2])]
+    return resized_labels(inside, *_to_network(inside.shape, spacing, config, None, (0, 0)))
+
+
+def _to_network(
+    shape: tuple[int, ...], spacing: Spacing, config: PreprocessConfig, pixel_area: float | None, shift: tuple[int, int]
+) -> tuple[Floats, Floats]:
+    """What resamples the rows and columns of an even (Z, H, W) to the network's grid."""
+    scale_y, scale_x = network_scales(spacing, config, pixel_area)
+    return (
+        resampling_matrix(shape[1], config.size, scale_y, shift[0]),
+        resampling_matrix(shape[2], config.size, scale_x, shift[1]),
+    )
 
 
 class Predictor:
@@ -93,10 +108,12 @@ class Predictor:
         mirrors: Flips = "none",
         greys: Floats | None = None,
         trust: Mapping[str, float] | None = None,
+        temperature: float = 1.0,
     ) -> None:
         """`greys`: quantiles of grey, evenly spaced from 0 to 1, that each frame is given; None: it keeps its own.
-        `trust`: by which Dice is expected (see `trust.expected_dice`); None: it is not."""
-        self.greys, self.trust = greys, trust or {}
+        `trust`: by which Dice is expected (see `trust.expected_dice`); None: it is not. `temperature`: that of
+        `probabilities`."""
+        self.greys, self.trust, self.temperature = greys, trust or {}, temperature
         self.networks = [network.eval() for network in networks]
         self.preprocess, self.config, self.mirrors = preprocess, config or InferenceConfig(), MIRRORS[mirrors]
         self.device = next(self.networks[0].parameters()).device
@@ -136,6 +153,10 @@ class Predictor:
                         total = total + network(seen).float().softmax(1).flip(axes)
             out.append((total / (len(self.mirrors) * len(self.networks))).cpu().numpy())  # type: ignore[union-attr]
         return np.concatenate(out)
+
+    def probabilities(self, inputs_NHW: Floats) -> Floats:
+        """`shares` as probabilities, by the networks' mean temperature; the same where they have none."""
+        return tempered(self.shares(inputs_NHW), self.temperature, axis=1)
 
     def _segmented(
         self, inputs: Sequence[Floats], shape: tuple[int, int, int], spacing: Spacing, shift: tuple[int, int]
@@ -190,13 +211,15 @@ def load_predictor(folders: Sequence[str], config: InferenceConfig | None = None
         raise InputError(fs.base_name(folders[0]), problem, "leave out --flips, or train with plan.flips")
     networks = [folded(network).to(default_device(), memory_format=torch.channels_last) for network, _ in loaded]  # type: ignore[call-overload]
     greys = _trained_greys(folders, [document for _, document in loaded]) if config.match_histogram else None
-    trust = _mean_trust([document for _, document in loaded])
-    return Predictor(networks, PreprocessConfig(**first), config, flips if config.flips else "none", greys, trust)
+    about = [document.get("about", {}) for _, document in loaded]
+    temperatures = [facts.get("temperature") or 1.0 for facts in about]
+    mirrors, temperature = flips if config.flips else "none", sum(temperatures) / len(temperatures)
+    return Predictor(networks, PreprocessConfig(**first), config, mirrors, greys, _mean_trust(about), temperature)
 
 
-def _mean_trust(documents: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def _mean_trust(about: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """What the networks' calibrations have in common, averaged; nothing if one of them has none."""
-    each = [document.get("about", {}).get("trust", {}) for document in documents]
+    each = [facts.get("trust", {}) for facts in about]
     return {name: sum(one[name] for one in each) / len(each) for name in STRUCTURES if all(name in one for one in each)}
 
 

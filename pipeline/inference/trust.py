@@ -82,13 +82,28 @@ def foretold(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
     arm, vendor, volumes; bad: those with a Dice below `DOUBTFUL`; doubtful: those that were expected to be; found:
     those that are both; auroc: the chance that of a bad and a good volume the bad one has the lower expected Dice (NaN
-    where all are one or the other); off: mean distance of expected and real Dice. Rows that lack one are left out.
+    where all are one or the other); off: mean distance of expected and real Dice; ece, ece_tempered: the volumes' mean.
+    Rows that lack a Dice or an expected one are left out.
     """
-    groups: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for row in rows:
         if not (np.isnan(row["dice"]) or np.isnan(row["expected_dice"])):
-            groups.setdefault((row["arm"], row["vendor"]), []).append((row["dice"], row["expected_dice"]))
-    return [{"arm": arm, "vendor": vendor, **_foretold(*np.array(pairs).T)} for (arm, vendor), pairs in groups.items()]
+            groups.setdefault((row["arm"], row["vendor"]), []).append(row)
+    return [
+        {
+            "arm": arm,
+            "vendor": vendor,
+            **_foretold(*(np.array([row[name] for row in own]) for name in ("dice", "expected_dice"))),
+            **{name: _mean([row[name] for row in own]) for name in ("ece", "ece_tempered")},
+        }
+        for (arm, vendor), own in groups.items()
+    ]
+
+
+def _mean(values: Iterable[float]) -> float:
+    """Of those that are not NaN; NaN without any."""
+    there = [value for value in values if not np.isnan(value)]
+    return float(np.mean(there)) if there else float("nan")
 
 
 def _foretold(dice: npt.NDArray[np.float64], expected: npt.NDArray[np.float64]) -> dict[str, Any]:

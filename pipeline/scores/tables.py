@@ -23,9 +23,10 @@ CASE_FIELDS = (
     "predicted_ml", "outside",
 )  # fmt: skip
 SLICE_FIELDS = (*_WHOSE, "slice", "position", "structure", "dice", "missed")
-TRUST_FIELDS = (*_WHOSE, "dice", "expected_dice")
+TRUST_FIELDS = (*_WHOSE, "dice", "expected_dice", "ece", "ece_tempered")
 TABLE_FIELDS = ("arm", "vendor", "structure", "n", "dice_mean", "dice_low", "dice_high", "hd95_median_mm", "missed")
 
+_LATER = frozenset({"ece", "ece_tempered"})  # columns that an earlier version's tables lack: NaN there
 _TEXT = frozenset({"arm", "subject", "vendor", "centre", "phase", "structure", "position"})
 _WHOLE = frozenset({"seed", "slice"})
 
@@ -62,8 +63,8 @@ def write_slices(target: str, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def write_trust(target: str, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write `trust.csv` at a path or URI, atomically: a volume's Dice, the mean of what was drawn of it, and the mean
-    that was expected."""
+    """Write `trust.csv` at a path or URI, atomically: a volume's Dice, the mean of what was drawn of it, the mean that
+    was expected, and `calibration.calibration_error` of the network's shares as they are and with its temperature."""
     fs.write_text(target, csv_text(TRUST_FIELDS, rows))
 
 
@@ -86,7 +87,8 @@ def _read_table(source: str, fields: Sequence[str]) -> list[dict[str, Any]]:
     rows = []
     for number, row in enumerate(csv.DictReader(io.StringIO(fs.read_text(source))), start=2):
         try:
-            rows.append({field: _parsed_cell(field, row[field]) for field in fields})
+            earlier = dict.fromkeys(_LATER - row.keys(), "nan")
+            rows.append({field: _parsed_cell(field, (row | earlier)[field]) for field in fields})
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(
                 f"{source}, line {number}",

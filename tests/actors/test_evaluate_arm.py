@@ -37,11 +37,14 @@ def test_every_labelled_test_volume_and_no_other_is_scored_on_its_own_grid(tmp_p
     assert {case["structure"]: case["outside"] for case in cases} == {"LV": 0.5, "MYO": 0.5, "RV": 1.0}
     slices = read_slices(fs.join(out, SLICES))
     assert {row["slice"] for row in slices} == {0, 1, 2} and {row["seed"] for row in slices} == {3}
-    calibration = read_config(out)["about"]["trust"]
+    about = read_config(out)["about"]
+    calibration = about["trust"]
     assert set(calibration) == {"LV", "MYO", "RV"} and all(map(np.isfinite, calibration.values()))
-    assert load_predictor([out]).trust == calibration
+    predictor = load_predictor([out])
+    assert predictor.trust == calibration and predictor.temperature == about["temperature"]
     (trust,) = read_trust(fs.join(out, TRUST))
     assert trust["subject"] == "d1" and 0 <= trust["expected_dice"] <= 1
+    assert 0.25 <= about["temperature"] <= 8 and 0 <= trust["ece_tempered"] <= 1 and 0 <= trust["ece"] <= 1
     assert trust["dice"] == pytest.approx(np.nanmean([case["dice"] for case in cases]))
     shown = unpack((tmp_path / "arm" / EXAMPLES).read_bytes())
     assert set(shown) == {"best"}  # one volume is best, median and worst
@@ -59,6 +62,7 @@ def test_a_network_that_cannot_be_calibrated_expects_nothing(tmp_path: Path, mon
     )
     evaluate_job(run, out, "fs_sdnet", 0, threads=1, precision="fp32")
     assert not fs.exists(fs.join(out, TRUST)) and load_predictor([out]).trust == {}
+    assert read_config(out)["about"]["temperature"] is None
 
 
 def test_volumes_that_are_segmented_together_get_their_own_shares_in_their_order(tmp_path: Path) -> None:

@@ -81,7 +81,8 @@ def _trust(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
     rows = [case for case in cases if case["structure"] == "LV"]
     dice = [0.5 if i % 2 else 0.9 for i in range(len(rows))]
     return [
-        {**{name: row[name] for name in TRUST_FIELDS[:6]}, "dice": one, "expected_dice": 0.8 if i == 1 else one}
+        {name: row[name] for name in TRUST_FIELDS[:6]}
+        | {"dice": one, "expected_dice": 0.8 if i == 1 else one, "ece": 0.25, "ece_tempered": np.nan}
         for i, (row, one) in enumerate(zip(rows, dice, strict=True))
     ]
 
@@ -136,11 +137,12 @@ def test_what_the_networks_know_of_their_mistakes_is_counted_by_arm_and_vendor(r
     assert first["bad"] == first["doubtful"] + 1 == first["found"] + 1 == first["volumes"] // 2
     section = html[html.index("What the networks know of their mistakes") :]
     section = section[: section.index("</section>")]
-    cells = [row.split("</td>")[:6] for row in section.split("<tr><td>")[1:]]
+    cells = [row.split("</td>")[:-1] for row in section.split("<tr><td>")[1:]]
     assert len(cells) == 3 * 2
-    assert [cell.removeprefix("<td>") for cell in cells[0][2:]] == [
+    assert [cell.removeprefix("<td>") for cell in cells[0][2:6]] == [
         str(first[name]) for name in ("volumes", "bad", "doubtful", "found")
     ]
+    assert [cell.removeprefix("<td>") for cell in cells[0][8:]] == [".250", "–"]
 
 
 PICTURES = ("dice", "cases", "agreement", "learning", "mosaic", "resolutions")

@@ -105,13 +105,17 @@ def test_a_way_in_which_the_network_is_sure_is_proposed_for_a_doubtful_image_alo
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=30))
 def test_what_was_foretold_is_counted_and_its_auroc_is_sklearns(pairs: list[tuple[float, float]]) -> None:
-    rows = [{"arm": "a", "vendor": "V", "dice": dice, "expected_dice": expected} for dice, expected in pairs]
+    rows = [
+        {"arm": "a", "vendor": "V", "dice": dice, "expected_dice": expected, "ece": dice, "ece_tempered": float("nan")}
+        for dice, expected in pairs
+    ]
     lacking = [{"dice": float("nan"), "expected_dice": 0.5}, {"dice": 0.5, "expected_dice": float("nan")}]
     (found,) = foretold([*rows, *({"arm": "a", "vendor": "V", **row} for row in lacking)])
     dice, expected = np.array(pairs).T
     bad = dice < DOUBTFUL
     assert (found["volumes"], found["bad"], found["doubtful"]) == (len(pairs), bad.sum(), (expected < DOUBTFUL).sum())
     assert found["off"] == pytest.approx(np.abs(dice - expected).mean())
+    assert found["ece"] == pytest.approx(dice.mean()) and np.isnan(found["ece_tempered"])
     if 0 < bad.sum() < len(bad):
         assert found["auroc"] == pytest.approx(roc_auc_score(bad, -expected))
     else:

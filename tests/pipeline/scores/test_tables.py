@@ -16,11 +16,13 @@ from pipeline.scores.tables import (
     position_dice,
     read_cases,
     read_slices,
+    read_trust,
     slice_rows,
     subject_dice,
     summarise,
     write_cases,
     write_slices,
+    write_trust,
 )
 from storage.errors import InputError
 
@@ -60,6 +62,15 @@ def test_cases_and_slices_survive_the_csv_with_infinity_and_nan(tmp_path: Path) 
     write_slices(str(tmp_path / "slices.csv"), slices)
     assert read_slices(str(tmp_path / "slices.csv")) == slices
     assert [row["position"] for row in slices if row["structure"] == "LV"] == ["basal", "mid", "apical"]
+
+
+def test_a_table_of_an_earlier_version_has_no_calibration_errors(tmp_path: Path) -> None:
+    path, row = str(tmp_path / "trust.csv"), WHOSE | {"dice": 0.5, "expected_dice": 0.75}
+    write_trust(path, [row | {"ece": 0.125, "ece_tempered": 0.0625}])
+    assert read_trust(path) == [row | {"ece": 0.125, "ece_tempered": 0.0625}]
+    lines = (tmp_path / "trust.csv").read_text().splitlines()
+    (tmp_path / "trust.csv").write_text("\n".join(line.rsplit(",", 2)[0] for line in lines))
+    np.testing.assert_equal(read_trust(path), [row | {"ece": np.nan, "ece_tempered": np.nan}])
 
 
 def test_the_columns_that_others_read_stay_where_they_are() -> None:
