@@ -202,7 +202,7 @@ def _objective(job: TrainJob, budget: WorkerBudget, state: TrainState, steps: in
     from pipeline.training.kernels import WORTH_COMPILING
     from pipeline.training.objective import Objective
 
-    objective: Any = Objective(state.model, job.loss, state.latent, state.alignment)
+    objective: Any = Objective(state.model, job.loss, state.latent, state.alignment, state.average)
     on_card = next(state.model.parameters()).device.type == "cuda"
     if world == 1:
         pays = on_card and steps >= WORTH_COMPILING and not budget.deterministic

@@ -82,7 +82,30 @@ FIELD: dict[str, ArmConfig] = {f"unet_ra_{look}": _with(PAPER["unet_ra"], appear
     for name, move in _MOVES.items()
 }
 
-ARMS = PAPER | BEYOND | FACTORS | FIELD
+# Unlabelled data for any network: two looks of an unlabelled slice must be segmented alike. What the looks are made by:
+# regions of the anatomy, residual FA, or random curves, which need no factors.
+_UNLABELLED = _with(PAPER["unet_ra"], semi_supervised=True, consistency=True)
+_MOVED_BIGAUG = {"appearance": "bigaug", **_MOVES["moved"]}
+
+AGREEING: dict[str, ArmConfig] = {
+    f"ss_unet_ra_{name}_consistency": _with(_UNLABELLED, **look)
+    for name, look in {
+        "regions": _LOOKS["regions"],
+        "fa_residual": _LOOKS["fa_residual"],
+        "bigaug": {"appearance": "bigaug"},
+        "moved_bigaug": _MOVED_BIGAUG,
+        "regions_moved_bigaug": _LOOKS["regions"] | _MOVED_BIGAUG,
+        "fa_residual_moved_bigaug": _LOOKS["fa_residual"] | _MOVED_BIGAUG,
+    }.items()
+}
+
+# The recipe of `robust` with factors on top.
+RECIPE: dict[str, ArmConfig] = {
+    f"unet_ra_{name}_moved_bigaug": _with(PAPER["unet_ra"], **_LOOKS[name], **_MOVED_BIGAUG)
+    for name in ("regions", "fa_residual")
+}
+
+ARMS = PAPER | BEYOND | FACTORS | FIELD | AGREEING | RECIPE
 
 # On original images (paper section 2.1: "using the original (prior to augmentation) data").
 PRETRAIN = ArmConfig(semi_supervised=True, turn_degrees=0.0, zoom=(1.0, 1.0), elastic=0.0)

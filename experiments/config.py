@@ -84,6 +84,12 @@ class Settings(BaseModel):
             raise ValueError("train.start=pretrained needs the whole SDNet; a bank has its decoder alone")
         return self
 
+    @model_validator(mode="after")
+    def _taught_by_an_average(self) -> Settings:
+        if self.loss.consistency_by == "teacher" and self.train.ema is None:
+            raise ValueError("loss.consistency_by=teacher needs a running average: set train.ema, such as .99")
+        return self
+
     @property
     def config_hash(self) -> str:
         """First 12 hex digits of SHA-256 over the settings (see `storage.identity`)."""

@@ -35,7 +35,8 @@ _OTHER_STYLES = tuple((_OTHER_COLOURS[i % 4], marker) for i, marker in enumerate
 _BEYOND_STYLE = dict(zip(BEYOND_LABELS, _OTHER_STYLES, strict=True))
 _SPARE_STYLES = ((c, m) for m in "oDv^sPX<>*phHd8" for c in _OTHER_COLOURS if (c, m) not in _OTHER_STYLES)
 _FACTOR_STYLE = dict(zip(FACTOR_LABELS, _SPARE_STYLES, strict=False))  # more pairs than arms
-_FIELD_STYLE = dict(zip(FIELD_LABELS, ((c, m) for m in "oDv^s" for c in ("#117733", "#AA4499")), strict=True))
+_FIELD_STYLES = ((c, m) for m in "oDv^sPX<>*" for c in ("#117733", "#AA4499"))
+_FIELD_STYLE = dict(zip(FIELD_LABELS, _FIELD_STYLES, strict=False))  # more pairs than arms
 OUTLINES = (("#D55E00", "solid"), ("#56B4E9", "dashed"), ("#F0E442", "dotted"))  # LV, MYO, RV
 _VENDOR_COLOUR = "#3B6EA5"
 INK, MUTED, GRID = "#1F2933", "#6B7280", "#E5E7EB"

@@ -53,6 +53,7 @@ FACTOR_LABELS |= {
     "ss_sdnet_ra_fa_residual": "SS SDNet+RA+residual FA",
     "ss_sdnet_ra_fa_residual_consistency": "SS SDNet+RA+residual FA+consistency",
 }
+_MOVED = "turns and scales+BigAug-like"
 # The field's own augmentations and moves, "U-Net+RA+" before each.
 _FIELD = {
     "fourier": "Fourier",
@@ -63,10 +64,26 @@ _FIELD = {
     "nnunet_mirrors": "nnU-Net's with mirrors",
     "moved": "turns and scales",
     "elastic": "bends",
-    "moved_bigaug": "turns and scales+BigAug-like",
+    "moved_bigaug": _MOVED,
     "elastic_bigaug": "bends+BigAug-like",
 }
 FIELD_LABELS = {f"unet_ra_{name}": f"{ARM_LABELS['unet_ra']}+{words}" for name, words in _FIELD.items()}
+
+FIELD_LABELS |= {
+    f"unet_ra_{look}_moved_bigaug": f"{ARM_LABELS['unet_ra']}+{_LOOKS[look]}+{_MOVED}"
+    for look in ("regions", "fa_residual")
+}
+FIELD_LABELS |= {
+    f"ss_unet_ra_{name}_consistency": f"SS {ARM_LABELS['unet_ra']}+{words}+consistency"
+    for name, words in {
+        "regions": _LOOKS["regions"],
+        "fa_residual": _LOOKS["fa_residual"],
+        "bigaug": "BigAug-like",
+        "moved_bigaug": _MOVED,
+        "regions_moved_bigaug": f"{_LOOKS['regions']}+{_MOVED}",
+        "fa_residual_moved_bigaug": f"{_LOOKS['fa_residual']}+{_MOVED}",
+    }.items()
+}
 
 REFERENCE_NOTE = (
     "The paper's numbers are its Table 1, measured on the challenge's hidden set of 80 subjects (20 a vendor), which "

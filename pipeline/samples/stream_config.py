@@ -41,7 +41,7 @@ class StreamConfig(BaseModel):
     batch_size: int
     appearance: Appearance = "none"
     donors: str | None = added(None)  # a bank from elsewhere whose codes are drawn with, in place of `bank`'s
-    twins: bool = False  # every unlabelled sample a second time, drawn from the same anatomy with another modality
+    twins: bool = False  # every unlabelled sample a second time: the same anatomy with another modality or look
 
     @property
     def uses_bank(self) -> bool:
@@ -88,6 +88,8 @@ def step_plan(config: StreamConfig, store: SliceStore, bank: FactorBank | None =
     if donor_vendors is not None and first_imported == len(donor_vendors):
         raise InputError(config.run, "the bank has no imported styles", "run `cardiomix bank import-styles`")
 
+    looks = config.plan.fa_regions != "none" or config.appearance != "none"  # which a twin has of its own
+
     def stream(name: str, pool: npt.NDArray[np.int64], fa: bool = True, ra: bool = True) -> Stream:
         spec = StreamSpec(
             config.seed,
@@ -104,9 +106,9 @@ def step_plan(config: StreamConfig, store: SliceStore, bank: FactorBank | None =
             own_bank_rows=rows[pool] if rows is not None else None,
             style_sources=np.flatnonzero(train) if config.appearance != "none" else None,
             style_vendors=vendors[train] if config.appearance == "histogram" else None,
-            twins=config.twins and fa and (donor_vendors is not None or config.plan.fa_regions != "none"),
+            twins=config.twins and fa and (donor_vendors is not None or looks),
             steps=config.plan.fa_step if donor_vendors is not None else (1.0, 1.0),
-            seeded=config.plan.fa_regions != "none",
+            seeded=config.plan.fa_regions != "none" or (config.twins and looks),
             turn_degrees=config.plan.turn_degrees,
             zoom=config.plan.zoom,
             bends=config.plan.elastic > 0,

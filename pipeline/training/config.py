@@ -44,6 +44,11 @@ class LossConfig(BaseModel):
     consistency_ramp: int = Field(
         300, ge=1, description="steps over which that weight rises, as exp(-5 (1 - t)²) (Laine and Aila 2017)"
     )
+    consistency_by: Literal["twin", "teacher"] = added(
+        "twin",
+        description="who segments the twin: the network itself, both ways alike by their squared difference, or "
+        "(teacher) the running average of its weights, which is then followed by soft Dice; needs train.ema",
+    )
     contrast: float = added(
         0.0,
         ge=0,
@@ -69,7 +74,9 @@ class ArmConfig(BaseModel):
     fa: bool = False
     policy: FaPolicy | None = Field(None, description="FA: in place of `plan.fa_policy`")
     appearance: Appearance = Field("none", description="augmentation of the images' looks, before RA")
-    consistency: bool = Field(False, description="unlabelled samples and their twins must segment alike")
+    consistency: bool = Field(
+        False, description="unlabelled samples and their twins (of another modality or look) must segment alike"
+    )
     render: FaRender | None = added(None, description="FA: in place of `plan.fa_render`")
     step: tuple[float, float] | None = added(None, description="FA: in place of `plan.fa_step`")
     guard: Guard | None = added(None, description="FA: in place of `plan.fa_guard`")

@@ -101,6 +101,18 @@ def consistency_loss(logits_NCHW: Tensor, twin_NCHW: Tensor) -> Tensor:
     return F.mse_loss(logits_NCHW.softmax(dim=1), twin_NCHW.softmax(dim=1))
 
 
+def taught_loss(logits_NCHW: Tensor, taught_NCHW: Tensor) -> Tensor:
+    """1 less the soft Dice of the two segmentations' class shares, sums over the batch, mean over the structures.
+
+    A cross-entropy would let the background win, which nearly all pixels are (a mean teacher, Tarvainen and Valpola
+    2017, with the Dice of V-Net, Milletari et al. 2016).
+    """
+    ours, theirs = (logits.softmax(dim=1)[:, 1:] for logits in (logits_NCHW, taught_NCHW))
+    both = (ours * theirs).sum(dim=(0, 2, 3))
+    each = ours.square().sum(dim=(0, 2, 3)) + theirs.square().sum(dim=(0, 2, 3))
+    return 1.0 - ((2.0 * both + EPSILON) / (each + EPSILON)).mean()
+
+
 def ramp(step: int, length: int) -> float:
     """exp(-5 (1 - t)²) with t = step / length up to 1 (Laine and Aila 2017)."""
     return math.exp(-5.0 * (1.0 - min(1.0, step / length)) ** 2)

@@ -24,6 +24,7 @@ from pipeline.training.losses import (
     reconstruction_loss,
     sample_latent,
     segmentation_losses,
+    taught_loss,
 )
 
 
@@ -36,10 +37,18 @@ class Objective(nn.Module):
         config: LossConfig,
         latent: torch.Generator,
         alignment: VendorAlignment | None = None,
+        teacher: UNet | SDNet | None = None,
     ) -> None:
+        """`teacher`: the running average of the model, which segments the twins where the loss asks for one. Raises
+        ValueError if there is none then."""
         super().__init__()
         self.model, self.config, self.latent, self.alignment = model, config, latent, alignment
         self.segmentation = segmentation_losses(config)
+        self._teacher: tuple[UNet | SDNet, ...] = ()  # in a tuple: it is no part of what is trained
+        if config.consistency_by == "teacher":
+            if teacher is None:
+                raise ValueError("consistency by a teacher needs a running average")
+            self._teacher = (teacher.eval(),)
         self.run: Callable[..., dict[str, Tensor]] = self.terms
 
     def compile_terms(self, backend: str = "inductor") -> Compiled:
@@ -113,13 +122,20 @@ class Objective(nn.Module):
             if len(seen):
                 logits, *coarser = model.logits_by_level(seen)
         if twin is not None and share is not None and logits is not None:
-            again = model(twin[count:])
-            terms["consistency"] = share * consistency_loss(logits[count:].float(), again.float())
+            terms["consistency"] = share * self._consistency(logits[count:].float(), twin[count:])
         if logits is not None and count:
             levels = [self._supervised(logits, mask, count, drawn)]
             levels += [self._supervised(level, mask, count, drawn) for level in coarser]
             terms |= levels[0] if not coarser else deep_supervision(levels)
         return terms
+
+    def _consistency(self, logits: Tensor, twin: Tensor) -> Tensor:
+        """Of the logits of unlabelled samples with what is found in their twins."""
+        for teacher in self._teacher:
+            with torch.no_grad():
+                taught = teacher(twin).float()
+            return taught_loss(logits, taught)
+        return consistency_loss(logits, self.model(twin).float())
 
     def _supervised(self, logits: Tensor, mask: Tensor, count: int, drawn: Tensor | None) -> dict[str, Tensor]:
         """The terms of `count` labelled samples at the logits' level, whose mask is every so many pixels'."""

@@ -35,7 +35,7 @@ def seconds_a_step(
     try:
         vendors = 2 if loss.align > 0 else 0
         state = TrainState.create(network, config, seed=0, vendors=vendors)
-        objective = Objective(state.model, loss, state.latent, state.alignment)
+        objective = Objective(state.model, loss, state.latent, state.alignment, state.average)
         batch = _noise(labelled, unlabelled, size, next(state.model.parameters()).device, twins)
         first = _timed(objective, state, batch, config)
         return first if first > SLOW_S else _timed(objective, state, batch, config)

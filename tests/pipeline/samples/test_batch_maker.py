@@ -78,6 +78,7 @@ def stream_config(made: Path, **changes: Any) -> StreamConfig:
         {"twins": True, "plan": PlanConfig(turn_degrees=30, elastic=0.3, fa_render="residual")},
         {"plan": PlanConfig(fa_regions="anatomy")},
         {"plan": PlanConfig(fa_regions="anatomy"), "fa": False, "twins": True},
+        {"appearance": "bigaug", "fa": False, "bank": None, "twins": True},
         {"plan": PlanConfig(fa_regions="labels"), "fa": False, "bank": None},
         {"plan": PlanConfig(fa_regions="grey"), "fa": False, "appearance": "bigaug"},
     ],

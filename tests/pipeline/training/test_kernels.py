@@ -40,11 +40,15 @@ class Trained(NamedTuple):
 
 
 def trained(
-    network: UNetConfig | SDNetConfig, batches: list[Batch], config: TrainConfig, backend: str | None
+    network: UNetConfig | SDNetConfig,
+    batches: list[Batch],
+    config: TrainConfig,
+    backend: str | None,
+    loss: LossConfig = ALL_TERMS,
 ) -> Trained:
     """What comes of a step of each of these batches; compiled whole, where a backend is named."""
     state = TrainState.create(network, config, seed=0, vendors=2)
-    objective = Objective(state.model, ALL_TERMS, state.latent, state.alignment)
+    objective = Objective(state.model, loss, state.latent, state.alignment, state.average)
     compiled = None if backend is None else objective.compile_terms(backend)
     losses: list[dict[str, float]] = []
     gradients: list[torch.Tensor] = []
@@ -78,6 +82,10 @@ def test_twins_separate_updates_and_bf16_are_compiled_whole_too() -> None:
     trained(SDNET, [batch()], config, "aot_eager")
     twins = [replace(batch(seed=k), twin=batch(seed=k).image.flip(-1)) for k in range(2)]
     pair = [trained(UNET, twins, CONFIG, backend) for backend in (None, "aot_eager")]
+    assert "consistency" in pair[1].losses[0]
+    assert_alike(pair[1], pair[0])
+    loss, averaged = ALL_TERMS.model_copy(update={"consistency_by": "teacher"}), CONFIG.model_copy(update={"ema": 0.9})
+    pair = [trained(UNET, twins, averaged, backend, loss) for backend in (None, "aot_eager")]
     assert "consistency" in pair[1].losses[0]
     assert_alike(pair[1], pair[0])
 

@@ -438,3 +438,31 @@ def test_twins_are_held_alike_only_where_there_are_twins_and_the_weight_rises() 
     term = objective(image, mask, labelled, twin=other, step=10)["consistency"]
     term.backward()
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in state.model.anatomy_encoder.parameters())
+
+
+def test_a_teacher_is_followed_and_not_trained() -> None:
+    """The running average segments the twin, and what it finds draws the network towards itself alone."""
+    config = LossConfig(consistency_ramp=1, consistency_by="teacher")
+    state = TrainState.create(UNetConfig(width=4), TrainConfig(precision="fp32", ema=0.9), seed=0)
+    assert state.average is not None
+    with torch.no_grad():
+        for parameter in state.average.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) * 0.1)
+    objective = Objective(state.model, config, state.latent, teacher=state.average)
+    before = {name: value.clone() for name, value in state.average.state_dict().items()}
+    assert set(dict(objective.named_parameters())) == {f"model.{name}" for name, _ in state.model.named_parameters()}
+    image, mask = torch.rand(4, 1, 32, 32), torch.zeros((4, 32, 32), dtype=torch.long)
+    labelled, twin = torch.tensor([True, False, False, False]), torch.rand(4, 1, 32, 32)
+    term = objective(image, mask, labelled, twin=twin, step=1)["consistency"]
+    state.model.train()
+    with torch.no_grad():
+        ours = state.model(image)[1:].softmax(1)[:, 1:]
+        theirs = state.average(twin[1:]).softmax(1)[:, 1:]
+    sums = [v.sum((0, 2, 3)) for v in (ours * theirs, ours * ours, theirs * theirs)]
+    assert float(term.detach()) == pytest.approx(1 - float((2 * sums[0] / (sums[1] + sums[2])).mean()), rel=1e-4)
+    term.backward()
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in state.model.parameters())
+    for name, value in state.average.state_dict().items():
+        assert torch.equal(value, before[name])
+    with pytest.raises(ValueError, match="running average"):
+        Objective(state.model, config, state.latent)
