@@ -199,7 +199,9 @@ def validated(document: Any, where: str) -> Settings:
         field = ".".join(map(str, first["loc"])) or "settings"
         unknown = first["type"] == "extra_forbidden"
         message = "there is no such field" if unknown else str(first["msg"]).removeprefix("Value error, ")
-        raise InputError(where, f"{field}: {message}", f"given: {str(first['input'])[:60]}") from None
+        several = isinstance(first["input"], dict)  # the fault lies between fields, which the message names
+        remedy = "change it where it is set" if several else f"given: {str(first['input'])[:60]}"
+        raise InputError(where, f"{field}: {message}", remedy) from None
 
 
 def as_yaml(settings: Settings) -> str:

@@ -49,6 +49,7 @@ def test_fields_are_set_by_dotted_path() -> None:
         ("train.epochs={", "not YAML"),
         ("layouts.protocol=source_only", "layouts.protocol_vendor: protocol=source_only needs a vendor's name"),
         ("layouts.protocol_vendor=A", "layouts.protocol_vendor: protocol=paper takes none"),
+        ("loss.consistency_by=teacher", "needs a running average: set train.ema, such as .99; change it where it is"),
     ],
 )
 def test_a_wrong_setting_is_one_line_that_names_it(assignment: str, message: str) -> None:
