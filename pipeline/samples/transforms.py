@@ -21,6 +21,7 @@ import numpy.typing as npt
 from pipeline.samples.drawing import Drawing
 from pipeline.samples.plan import PlanConfig, Stream, StreamSpec, generator
 from pipeline.samples.preprocess import CANVAS_MULTIPLE, PreprocessConfig, centre_crop, centre_on, working_slice
+from pipeline.samples.regions import region_looks
 from pipeline.samples.rescale import linear_scale, resample_crop
 from storage.bank.anatomy_codec import pack
 from storage.bank.bank import FactorBank
@@ -51,40 +52,13 @@ def slice_sample(store: SliceStore, i: int, preprocess: PreprocessConfig) -> dic
     return {IMAGE: working.image[None], MASK: working.mask[None], AREA: working.area, **named}
 
 
-class FactorAugment:
-    """Draws a share of the images as another scanner would, by a bank's factors (FA); masks stay as they are.
+class _OfBank:
+    """What both transforms with a bank need: it, and the SDNet that filled it for slices which it lacks."""
 
-    bank: a URI or a `FactorBank`. sdnet: folder of the SDNet that filled it, for slices that the bank lacks. plan: what
-    is drawn with (`fa_share`, `fa_policy`, `fa_reach`, `fa_render`, `fa_step`, `pairs`, `fa_precision`); by default
-    half of the images, residual, from half way to a donor's code to twice the way. Policies `own` and `styles`, pairs
-    `cross_vendor`, region looks, turns, zooms, bends and a guard belong to a run's stream and are not taken here.
+    STATE: tuple[str, ...] = ("uri", "sdnet", "seed", "key")
 
-    Raises InputError, when made, for such a plan, a bank that cannot be opened or an SDNet that did not fill it; when
-    called, for an image that is not on the bank's grid, or is in no bank and there is no SDNet.
-    """
-
-    def __init__(
-        self,
-        bank: str | FactorBank,
-        sdnet: str | None = None,
-        plan: PlanConfig = RESIDUAL,
-        seed: int = 0,
-        key: str = IMAGE,
-    ) -> None:
-        if plan.guard != "none":
-            raise InputError(f"plan.fa_guard={plan.fa_guard}", "needs a run's stream", "set plan.fa_guard=none")
-        refused = {
-            "fa_policy": ("own", "styles"),
-            "pairs": ("cross_vendor",),
-            "fa_regions": ("anatomy", "labels", "grey"),
-        }
-        for name, values in refused.items():
-            if getattr(plan, name) in values:
-                raise InputError(f"plan.{name}={getattr(plan, name)}", "needs a run's stream", "choose another one")
-        if plan.moves or plan.zoom != (1.0, 1.0):
-            problem = "turn_degrees, zoom and elastic need a run's stream"
-            raise InputError("plan", problem, "move image and mask by a transform of your own")
-        self.uri, self.sdnet, self.plan, self.seed, self.key = _opened(bank).uri, sdnet, plan, seed, key
+    def __init__(self, bank: str | FactorBank, sdnet: str | None, seed: int, key: str) -> None:
+        self.uri, self.sdnet, self.seed, self.key = _opened(bank).uri, sdnet, seed, key
         if sdnet is not None:
             self._require_fills_bank(sdnet)
 
@@ -98,21 +72,7 @@ class FactorAugment:
 
     def __getstate__(self) -> dict[str, Any]:
         """Loaded arrays and networks stay behind: a worker process opens its own."""
-        return {name: getattr(self, name) for name in ("uri", "sdnet", "plan", "seed", "key")}
-
-    def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        """The same dictionary with another image, (h, w) or (1, h, w), in [-1, 1]; a tensor stays a tensor."""
-        index, out = _index(data), dict(data)
-        # by chance: evenly spread over indices, the same slices would be drawn in every epoch
-        if generator(self.seed, "drawn", index >> 32, index & 0xFFFFFFFF).random() >= self.plan.fa_share:
-            return out
-        sample = self._stream(index)
-        image = np.asarray(data[self.key], dtype=np.float32)
-        plane = _plane(image, self.key)
-        anatomy, own = self._factors(data, plane)
-        texture = self._drawing.texture(plane, anatomy, own) if self.plan.fa_render == "residual" else None
-        out[self.key] = _like(data[self.key], self._drawing(sample, anatomy, own, texture).reshape(image.shape))
-        return out
+        return {name: getattr(self, name) for name in self.STATE}
 
     def _factors(self, data: Mapping[str, Any], image: npt.NDArray[np.float32]) -> Factors:
         named = all(name in data for name in ("subject", "frame", "slice"))
@@ -156,17 +116,70 @@ class FactorAugment:
         return {key: row for row, key in enumerate(slice_keys(self._bank.index))}
 
     @cached_property
-    def _drawing(self) -> Drawing:
-        import torch
-
-        return Drawing(self._bank, modality_donors(self._bank), self.plan, torch.get_num_threads())
-
-    @cached_property
     def _model(self) -> Any:
         from pipeline.networks.files import load_sdnet
 
         assert self.sdnet is not None
         return load_sdnet(self.sdnet).eval()
+
+
+class FactorAugment(_OfBank):
+    """Draws a share of the images as another scanner would, by a bank's factors (FA); masks stay as they are.
+
+    bank: a URI or a `FactorBank`. sdnet: folder of the SDNet that filled it, for slices that the bank lacks. plan: what
+    is drawn with (`fa_share`, `fa_policy`, `fa_reach`, `fa_render`, `fa_step`, `pairs`, `fa_precision`); by default
+    half of the images, residual, from half way to a donor's code to twice the way. Policies `own` and `styles`, pairs
+    `cross_vendor`, region looks, turns, zooms, bends and a guard belong to a run's stream and are not taken here.
+
+    Raises InputError, when made, for such a plan, a bank that cannot be opened or an SDNet that did not fill it; when
+    called, for an image that is not on the bank's grid, or is in no bank and there is no SDNet.
+    """
+
+    STATE = (*_OfBank.STATE, "plan")
+
+    def __init__(
+        self,
+        bank: str | FactorBank,
+        sdnet: str | None = None,
+        plan: PlanConfig = RESIDUAL,
+        seed: int = 0,
+        key: str = IMAGE,
+    ) -> None:
+        if plan.guard != "none":
+            raise InputError(f"plan.fa_guard={plan.fa_guard}", "needs a run's stream", "set plan.fa_guard=none")
+        refused = {
+            "fa_policy": ("own", "styles"),
+            "pairs": ("cross_vendor",),
+            "fa_regions": ("anatomy", "labels", "grey"),
+        }
+        for name, values in refused.items():
+            if getattr(plan, name) in values:
+                raise InputError(f"plan.{name}={getattr(plan, name)}", "needs a run's stream", "choose another one")
+        if plan.moves or plan.zoom != (1.0, 1.0):
+            problem = "turn_degrees, zoom and elastic need a run's stream"
+            raise InputError("plan", problem, "move image and mask by a transform of your own")
+        super().__init__(bank, sdnet, seed, key)
+        self.plan = plan
+
+    def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        """The same dictionary with another image, (h, w) or (1, h, w), in [-1, 1]; a tensor stays a tensor."""
+        index, out = _index(data), dict(data)
+        # by chance: evenly spread over indices, the same slices would be drawn in every epoch
+        if generator(self.seed, "drawn", index >> 32, index & 0xFFFFFFFF).random() >= self.plan.fa_share:
+            return out
+        sample = self._stream(index)
+        image = np.asarray(data[self.key], dtype=np.float32)
+        plane = _plane(image, self.key)
+        anatomy, own = self._factors(data, plane)
+        texture = self._drawing.texture(plane, anatomy, own) if self.plan.fa_render == "residual" else None
+        out[self.key] = _like(data[self.key], self._drawing(sample, anatomy, own, texture).reshape(image.shape))
+        return out
+
+    @cached_property
+    def _drawing(self) -> Drawing:
+        import torch
+
+        return Drawing(self._bank, modality_donors(self._bank), self.plan, torch.get_num_threads())
 
     @cached_property
     def _stream(self) -> Stream:
@@ -183,6 +196,40 @@ class FactorAugment:
             steps=self.plan.fa_step,
         )
         return Stream(spec)
+
+
+class RandRegionLooks(_OfBank):
+    """Gives every anatomy channel's region of an image a gain and a shift of its own, as if each tissue were drawn anew
+    (`regions.region_looks`); masks stay as they are. On scanners not seen, this use of the factors paid
+    (docs/experiments.md).
+
+    bank, sdnet, seed and key as in `FactorAugment`; share: of the images that get a look. Raises InputError as
+    `FactorAugment` does.
+    """
+
+    STATE = (*_OfBank.STATE, "share")
+
+    def __init__(
+        self,
+        bank: str | FactorBank,
+        sdnet: str | None = None,
+        share: float = 0.5,
+        seed: int = 0,
+        key: str = IMAGE,
+    ) -> None:
+        super().__init__(bank, sdnet, seed, key)
+        self.share = share
+
+    def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        """The same dictionary with another image, (h, w) or (1, h, w), in [-1, 1]; a tensor stays a tensor."""
+        index, out = _index(data), dict(data)
+        rng = generator(self.seed, "regions", index >> 32, index & 0xFFFFFFFF)
+        if rng.random() < self.share:
+            image = np.asarray(data[self.key], dtype=np.float32)
+            plane = _plane(image, self.key)
+            anatomy, _ = self._factors(data, plane)
+            out[self.key] = _like(data[self.key], region_looks(plane, anatomy, rng).reshape(image.shape))
+        return out
 
 
 class RandPixelArea:

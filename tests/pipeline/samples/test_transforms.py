@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import shutil
 import subprocess
 import sys
@@ -13,8 +14,12 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from pipeline.samples.plan import PlanConfig
-from pipeline.samples.transforms import FactorAugment, RandPixelArea, bank_preprocess, slice_sample
+from pipeline.samples.plan import PlanConfig, generator
+from pipeline.samples.regions import region_looks
+from pipeline.samples.transforms import FactorAugment, RandPixelArea, RandRegionLooks, bank_preprocess, slice_sample
+from storage.bank.bank import FactorBank
+from storage.bank.index import slice_keys
+from storage.bank.node_cache import BankView
 from storage.errors import InputError
 from storage.slices.store import SliceStore
 from tests.actors.tiny_runs import PREPROCESS, filled_bank, write_sdnet
@@ -74,6 +79,34 @@ def test_a_slice_that_the_bank_lacks_is_encoded_by_its_sdnet(made: Path) -> None
     for lacking in (stranger, sample | {"subject": "nobody"}):
         with pytest.raises(InputError, match="is not in the bank; pass sdnet="):
             alone(lacking)
+
+
+def test_region_looks_are_those_of_the_banks_own_anatomy(made: Path) -> None:
+    bank = FactorBank.open(str(made / "bank.zarr"))
+    looks, view = RandRegionLooks(bank, share=1.0, seed=2), BankView(bank)
+    row_of = {key: row for row, key in enumerate(slice_keys(bank.index))}
+    for sample in samples(made):
+        rng = generator(2, "regions", 0, sample["index"])
+        rng.random()  # whether it gets a look
+        anatomy = view.anatomy[row_of[sample["subject"], sample["frame"], sample["slice"]]]
+        np.testing.assert_array_equal(looks(sample)["image"][0], region_looks(sample["image"][0], anatomy, rng))
+
+
+def test_region_looks_are_a_function_of_seed_and_index_for_a_share_of_the_images(made: Path) -> None:
+    bank, given = str(made / "bank.zarr"), samples(made)
+    looks = RandRegionLooks(bank, seed=1)
+    first = [looks(sample | {"index": k}) for k in range(40) for sample in given[:1]]
+    again = pickle.loads(pickle.dumps(looks))
+    changed = [not np.array_equal(one["image"], given[0]["image"]) for one in first]
+    assert 8 < sum(changed) < 32
+    np.testing.assert_array_equal(again(given[0] | {"index": 7})["image"], first[7]["image"])
+    np.testing.assert_array_equal(first[7]["mask"], given[0]["mask"])
+    stranger = {name: value for name, value in given[0].items() if name != "subject"}
+    encoding = RandRegionLooks(bank, str(made / "sdnet"), seed=1)
+    k = changed.index(True)
+    np.testing.assert_allclose(encoding(stranger | {"index": k})["image"], first[k]["image"], rtol=0, atol=1e-4)
+    with pytest.raises(InputError, match="is not in the bank; pass sdnet="):
+        looks(stranger | {"index": k})
 
 
 def test_what_cannot_be_done_is_one_clear_error(made: Path, tmp_path: Path) -> None:
