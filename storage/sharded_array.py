@@ -27,6 +27,7 @@ CRC = 4  # bytes
 blosc.use_threads = False
 LITTLE = {"name": "bytes", "configuration": {"endian": "little"}}
 METADATA = "zarr.json"
+FILES_OF_THREE = (METADATA, "c/0/0/0")  # of an array with three dimensions
 BLOSC_HEADER = struct.Struct("<4xI4xI")  # its sizes, in bytes: decoded, and encoded with the header
 
 

@@ -12,18 +12,13 @@ appears by a rename, so that what a killed process left is never taken for it. N
 boot, which a lost power supply may have left full of zeros, has another name. Why it is
 not kept compressed: docs/decisions/0007-a-packed-cache-a-node.md.
 
-`<cache>` is the argument, else CARDIOMIX_CACHE, else `cardiomix-<user id>` in the system's folder for temporary files;
-it should be on this node's own disk or in its memory (/dev/shm). Banks least recently opened are removed while all of
-them exceed CARDIOMIX_CACHE_GB (32) or the disk is short; a process that has one mapped keeps it.
+`<cache>` is this node's folder (see `storage.node_folder`); a process that has a removed bank mapped keeps it.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -31,16 +26,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from filelock import FileLock, Timeout
 
 from storage import fs
 from storage.bank.arrays import dtype
 from storage.bank.bank import FactorBank
 from storage.errors import InputError
+from storage.node_folder import boot, elsewhere, locked, make_room, node_folder
 
-FOLDER, LIMIT, DEFAULT_LIMIT_GB = "CARDIOMIX_CACHE", "CARDIOMIX_CACHE_GB", 32.0
 VERSION = 2  # of these files; 1 was of whole canvases and stood in no name
-BOOT = Path("/proc/sys/kernel/random/boot_id")
 EXTENT = ("top", "left", "height", "width")
 Fill = Callable[[npt.NDArray[np.uint8], int], None]  # puts a shard's rows into a file's bytes
 
@@ -150,38 +143,25 @@ def map_modality(bank: FactorBank, folder: str | None = None) -> npt.NDArray[np.
 
 def _mapped(bank: FactorBank, name: str, size: int, folder: str | None, fill: Fill) -> npt.NDArray[np.uint8]:
     """The `size` bytes of a file in the node's cache, which `fill` makes if it is not there."""
-    root, key = cache_folder(folder), f"{bank.content_fingerprint}-v{VERSION}-{_boot()}"
+    root, key = node_folder(folder), f"{bank.content_fingerprint}-v{VERSION}-{boot()}"
     path = root / key / f"{name}.bin"
-    with _locked(root / f"{key}.lock"):
+    with locked(root / f"{key}.lock"):
         if not path.exists() or path.stat().st_size != size:
             path.parent.mkdir(exist_ok=True)
             for left in path.parent.glob(f"{name}.*.partial"):  # by a killed process: we hold the lock
                 left.unlink()
-            _make_room(root, key, size)
+            make_room(root, key, size)
             partial = path.with_name(f"{name}.{os.getpid()}.partial")
             try:
                 _write(bank, partial, size, fill)
                 os.replace(partial, path)
             except OSError as error:
                 problem = f"cannot hold a bank's cache ({error.strerror or error})"
-                raise InputError(root.name, problem, _elsewhere()) from error
+                raise InputError(root.name, problem, elsewhere()) from error
             finally:
                 partial.unlink(missing_ok=True)
         os.utime(path.parent)  # opened last
         return np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
-
-
-def cache_folder(folder: str | None = None) -> Path:
-    """The cache's folder, made for this user alone if it is absent. Raises InputError if it cannot be used."""
-    chosen = folder or os.environ.get(FOLDER)
-    path = fs.local_path(chosen) if chosen else Path(tempfile.gettempdir()) / f"cardiomix-{os.getuid()}"
-    try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not chosen and path.stat().st_uid != os.getuid():
-            raise PermissionError("it belongs to another user")
-    except OSError as error:
-        raise InputError(path.name, f"cannot hold a bank's cache ({error.strerror or error})", _elsewhere()) from error
-    return path
 
 
 def _write(bank: FactorBank, path: Path, size: int, fill: Fill) -> None:
@@ -196,64 +176,3 @@ def _write(bank: FactorBank, path: Path, size: int, fill: Fill) -> None:
 def _extent(top: int, left: int, height: int, width: int) -> tuple[slice, slice]:
     """An image's place on the canvas."""
     return slice(top, top + height), slice(left, left + width)
-
-
-def _opened(place: Path) -> float:
-    """When a bank was opened last; 0 if it has just gone: others remove banks too."""
-    try:
-        return place.stat().st_mtime
-    except FileNotFoundError:
-        return 0.0
-
-
-def _bytes_in(place: Path) -> int:
-    """Of the files that are still there when they are looked at."""
-    total = 0
-    with suppress(FileNotFoundError):
-        for file in place.iterdir():
-            with suppress(FileNotFoundError):
-                total += file.stat().st_size
-    return total
-
-
-def _make_room(root: Path, key: str, size: int) -> None:
-    """Remove other banks as the module says. Raises InputError if `size` bytes do not fit even so."""
-    limit = float(os.environ.get(LIMIT, DEFAULT_LIMIT_GB)) * 1e9
-    others = sorted((p for p in root.iterdir() if p.is_dir() and p.name != key), key=_opened)
-    own = _bytes_in(root / key)  # arrays of this bank that are there already
-    sizes = {place: _bytes_in(place) for place in others}
-    for place in others:
-        earlier = not place.name.endswith(_boot())
-        if earlier or sum(sizes.values()) + own + size > limit or shutil.disk_usage(root).free < size:
-            with _locked(root / f"{place.name}.lock", wait=False) as ours:
-                if ours:
-                    shutil.rmtree(place, ignore_errors=True)
-                    sizes.pop(place)
-    free = shutil.disk_usage(root).free
-    if free < size:
-        problem = f"has {free / 1e9:.2f} GB free, the bank's cache needs {size / 1e9:.2f} GB"
-        raise InputError(root.name, problem, _elsewhere())
-
-
-@contextmanager
-def _locked(path: Path, wait: bool = True) -> Iterator[bool]:
-    """Hold a lock file, which stays; False if somebody else holds it and we do not wait."""
-    lock = FileLock(path, mode=0o600)
-    try:
-        lock.acquire(blocking=wait)
-    except Timeout:
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        lock.release()
-
-
-def _boot() -> str:
-    """Names the time since the machine was started."""
-    return BOOT.read_text()[:8] if BOOT.exists() else "0"
-
-
-def _elsewhere() -> str:
-    return f"name a folder on this node's disk in {FOLDER}"

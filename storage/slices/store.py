@@ -32,6 +32,7 @@ from storage.sharded_array import ShardedArray
 from storage.slices.foreground import ForegroundStatistics, foreground_statistics
 from storage.slices.intensities import Statistics
 from storage.slices.name import checksum_of, name_of, stored_name
+from storage.slices.node_copy import NodeCopy
 from storage.subjects import ALL_STRUCTURES, SLICE_SCHEMA, SLICES_VERSION, STRUCTURES_FIELD
 
 ARRAYS, TABLE, SKIPPED, SPLITS = "slices.zarr", "slices.parquet", "skipped.csv", "splits.csv"
@@ -84,6 +85,7 @@ class SliceStore:
         self._checksum = checksum
         self._columns: dict[str, npt.NDArray[Any]] = {}
         self._arrays: dict[tuple[str, str], ShardedArray] = {}
+        self._copy = NodeCopy(run)
         self._foreground: dict[int, ForegroundStatistics] = {}
         self._hearts: dict[int, tuple[int, int]] = {}
 
@@ -243,9 +245,17 @@ class SliceStore:
         try:
             array = self._arrays.get((subject, kind))
             if array is None:
-                array = ShardedArray.open(fs.join(subject_folder(self.run, subject), kind))
+                array = ShardedArray.open(fs.join(self._copy.of(subject_folder(self.run, subject)), kind))
                 self._arrays[subject, kind] = array
-            return array.rows(rows)
+            try:
+                return array.rows(rows)
+            except ValueError:
+                if fs.exists(array.path):
+                    raise
+                # another process needed the room, and removed the copy
+                array = ShardedArray.open(fs.join(self._copy.of(subject_folder(self.run, subject)), kind))
+                self._arrays[subject, kind] = array
+                return array.rows(rows)
         except ValueError as error:
             folder = subject_folder("", subject)
             remedy = f"remove {folder} and ingest (or export) again: the others are kept"

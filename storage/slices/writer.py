@@ -29,6 +29,7 @@ from storage.parquet import read_parquet
 from storage.sharded_array import write_array
 from storage.slices.frames import read_frames
 from storage.slices.name import checksum_of, name_of, store_name, stored_name
+from storage.slices.node_copy import FRAMES
 from storage.slices.store import ARRAYS, GROUP, LAYOUTS_KEY, SKIPPED, SPLITS, TABLE, subject_folder
 from storage.subjects import (
     ALL_STRUCTURES,
@@ -42,7 +43,6 @@ from storage.subjects import (
     structures_text,
 )
 
-FRAMES = "frames.json"
 # Scans compress hardly better at higher levels, which take up to four times as long; masks are nearly nothing.
 IMAGE_LEVEL, MASK_LEVEL = 1, 5
 AXES = ("row", "y", "x")

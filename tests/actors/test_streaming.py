@@ -23,10 +23,10 @@ from pipeline.samples.preprocess import PreprocessConfig
 from pipeline.samples.rescale import resample_crop
 from pipeline.samples.stream_config import StreamConfig, open_bank, step_plan
 from storage.bank.bank import FactorBank
-from storage.bank.node_cache import FOLDER
 from storage.bank.styles import export_styles, import_styles
 from storage.errors import FinalError, InputError, StageError
 from storage.layouts import LayoutOptions
+from storage.node_folder import FOLDER
 from storage.slices.store import SliceStore
 from storage.slices.writer import LAYOUTS_KEY
 

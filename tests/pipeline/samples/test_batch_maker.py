@@ -16,8 +16,8 @@ from pipeline.samples.batch_maker import BatchMaker, batches_ahead
 from pipeline.samples.maker import MADE_AT, MADE_S, REJECTED, SampleMaker
 from pipeline.samples.plan import PlanConfig
 from pipeline.samples.stream_config import StreamConfig
-from storage.bank.node_cache import FOLDER
 from storage.errors import InputError
+from storage.node_folder import FOLDER
 from tests.actors.tiny_runs import PREPROCESS, filled_bank
 
 STEPS = range(3, 7)

@@ -18,8 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storage.bank.bank import BANK_INDEX_SCHEMA, FactorBank
-from storage.bank.node_cache import FOLDER, LIMIT, VERSION, BankView, _boot
+from storage.bank.node_cache import VERSION, BankView
 from storage.errors import InputError
+from storage.node_folder import FOLDER, LIMIT, boot
 from tests.storage.banks import CANVAS, FACTORS, MODALITY, N, index, made, same, spec, viewed
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -222,7 +223,7 @@ def test_a_folder_of_the_earlier_layout_is_never_read_and_goes_as_any_other_bank
     whole: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bank = FactorBank.open(str(whole))
-    earlier = cache / f"{bank.content_fingerprint}-{_boot()}"
+    earlier = cache / f"{bank.content_fingerprint}-{boot()}"
     earlier.mkdir(parents=True)
     (earlier / "anatomy.bin").write_bytes(b"\xff" * FACTORS.anatomy.nbytes)  # rows on the whole canvas
     monkeypatch.setenv(LIMIT, str(FACTORS.anatomy.nbytes / 1e9))
