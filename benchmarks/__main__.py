@@ -16,6 +16,7 @@ NAMES = (
     "bank-read",
     "bank-size",
     "extract",
+    "far-store",
     "gpu",
     "ingest",
     "memory",
