@@ -15,11 +15,9 @@ if TYPE_CHECKING:
     from pipeline.factors.disentanglement import WatchedSlices
     from pipeline.training.validation import ValidationVolume
 
-GREYS_OF = 64  # training slices whose grey values a network remembers
-
 
 def total_steps(job: TrainJob, store: SliceStore) -> tuple[int, int]:
-    """(steps an epoch, steps in all)."""
+    """(steps per epoch, steps in all). By default an epoch has enough steps for all labelled slices."""
     labelled = int(((store.column("split") == "train") & store.column("labelled").astype(bool)).sum())
     per_epoch = job.train.steps_per_epoch or -(-labelled // job.train.batch_size)
     return per_epoch, per_epoch * job.train.epochs
@@ -32,10 +30,10 @@ def training_vendors(store: SliceStore) -> npt.NDArray[np.str_]:
 
 
 def taught_structures(store: SliceStore) -> npt.NDArray[np.bool_] | None:
-    """Of each slice, which of LV, MYO and RV its mask teaches, (len(store), 3); None where every mask teaches all.
+    """Which of LV, MYO and RV the mask of each slice teaches, (len(store), 3) bool; None if every mask teaches all.
 
-    What is drawn in no training slice is background in all of them: a network could not know it from background, and
-    would make it up.
+    A structure that is drawn in no training mask is taught as background by all of them. Otherwise nothing would teach
+    the network the difference between the two, and it would invent the structure.
     """
     train = (store.column("split") == "train") & store.column("labelled").astype(bool)
     drawn = store.drawn
@@ -45,7 +43,7 @@ def taught_structures(store: SliceStore) -> npt.NDArray[np.bool_] | None:
 
 
 def validation_volumes(job: TrainJob, store: SliceStore) -> list[ValidationVolume]:
-    """Labelled volumes of held-out subjects, as the network sees them."""
+    """The labelled volumes of the validation subjects, as the network sees them."""
     from pipeline.inference.predictor import network_input
     from pipeline.samples.preprocess import middle, stored_statistics, working_slice
     from pipeline.samples.rescale import resample_crop
@@ -66,7 +64,7 @@ def validation_volumes(job: TrainJob, store: SliceStore) -> list[ValidationVolum
 
 
 def watched_slices(job: TrainJob, store: SliceStore) -> WatchedSlices | None:
-    """Training slices for what is watched, see `some_slices`; None where nothing is."""
+    """The training slices on which the factors are watched (see `some_slices`); None if the job does not watch them."""
     from pipeline.networks.config import SDNetConfig
 
     if not (job.train.watched_slices and isinstance(job.network, SDNetConfig)):
@@ -74,14 +72,8 @@ def watched_slices(job: TrainJob, store: SliceStore) -> WatchedSlices | None:
     return some_slices(job, store, job.train.watched_slices)
 
 
-def grey_quantiles(job: TrainJob, store: SliceStore) -> list[float]:
-    """101 quantiles, from 0 to 1, of what the network sees of the slices that it trains on, before augmentation."""
-    seen = some_slices(job, store, GREYS_OF, labelled_alone=not job.stream.semi_supervised).image.numpy()
-    return [round(float(q), 4) for q in np.quantile(seen, np.linspace(0.0, 1.0, 101))]
-
-
-def some_slices(job: TrainJob, store: SliceStore, most: int, labelled_alone: bool = False) -> WatchedSlices:
-    """About that many training slices, as many of each vendor if it has them, spread over its subjects."""
+def some_slices(job: TrainJob, store: SliceStore, most: int) -> WatchedSlices:
+    """About `most` training slices: the same number of each vendor that has enough, spread over its subjects."""
     import torch
 
     from pipeline.factors.disentanglement import WatchedSlices
@@ -89,8 +81,6 @@ def some_slices(job: TrainJob, store: SliceStore, most: int, labelled_alone: boo
     from pipeline.samples.rescale import resample_crop
 
     train, vendors = store.column("split") == "train", store.column("vendor")
-    if labelled_alone:
-        train = train & store.column("labelled").astype(bool)
     present = np.unique(vendors[train])
     rows: list[int] = []
     for vendor in present:

@@ -13,7 +13,6 @@ import numpy as np
 from actors.streaming import StreamStats, batches
 from actors.train_job import DONE, HISTORY, LAST, TrainJob, WorkerBudget, read_history
 from actors.train_slices import (
-    grey_quantiles,
     some_slices,
     taught_structures,
     total_steps,
@@ -38,11 +37,11 @@ if TYPE_CHECKING:
     from pipeline.training.state import TrainState
     from pipeline.training.validation import ValidationVolume
 
-SCALED_BY = 256  # training slices whose codes `TrainConfig.standardise_codes` standardises
+SCALED_BY = 256  # training slices that set the scale of the codes if `TrainConfig.standardise_codes` is on
 
 
 def factors_seen(job: TrainJob, state: TrainState, watched: WatchedSlices | None) -> dict[str, Any]:
-    """What is seen of the factors, for the epoch's record."""
+    """Numbers about the factors of the watched slices, and warnings, for the epoch's record. Empty without an SDNet."""
     from pipeline.factors.disentanglement import warnings, watch
     from pipeline.networks.sdnet import SDNet
     from pipeline.training.step import autocast
@@ -59,7 +58,10 @@ def factors_seen(job: TrainJob, state: TrainState, watched: WatchedSlices | None
 
 
 class _History:
-    """Epoch records, rewritten whole: a repeated epoch replaces its first try, another configuration's are dropped."""
+    """The epoch records of `history.jsonl`, which each epoch rewrites as a whole.
+
+    An epoch that is repeated replaces its earlier record. Records of another configuration are dropped.
+    """
 
     def __init__(self, job: TrainJob, epoch: int) -> None:
         self.job, self.records = job, [r for r in read_history(job) if r["epoch"] <= epoch]
@@ -70,9 +72,10 @@ class _History:
 
 
 def train_loop(settings: dict[str, Any]) -> None:
-    """What each Ray Train worker runs. Resumes from the last checkpoint with the samples that come next.
+    """What each Ray Train worker runs. It continues from the last checkpoint, with the samples that come next.
 
-    Raises InputError if Ray gave a GPU that torch cannot use, or the checkpoint is damaged.
+    `settings` has "fences" (leases that the job works for), "job" (a dumped `TrainJob`) and "budget" (a dumped
+    `WorkerBudget`). Raises InputError if Ray gave a GPU that torch cannot use, or as `first_state` does.
     """
     import ray.train
     import torch
@@ -101,9 +104,9 @@ def train_loop(settings: dict[str, Any]) -> None:
 
 
 def first_state(job: TrainJob, store: SliceStore, rank: int) -> TrainState:
-    """The state that worker `rank` goes on from: the checkpoint, the network that the job starts from, or a new one.
+    """The state with which worker `rank` begins: the checkpoint, else the SDNet that the job starts from, else new.
 
-    Raises InputError if the checkpoint is damaged, or that network is of another configuration.
+    Raises InputError if the checkpoint is damaged, or if that SDNet has another configuration.
     """
     from pipeline.networks.files import load_sdnet
     from pipeline.training.state import TrainState
@@ -128,7 +131,7 @@ def first_state(job: TrainJob, store: SliceStore, rank: int) -> TrainState:
 def run_epochs(
     job: TrainJob, budget: WorkerBudget, store: SliceStore, state: TrainState, rank: int, world: int
 ) -> None:
-    """The steps and epochs that are left, as worker `rank` of `world`."""
+    """Run the steps and epochs that are left, as worker `rank` of `world`."""
     import torch
 
     from pipeline.training.step import Batch, settle, train_step
@@ -155,14 +158,14 @@ def run_epochs(
         if state.alignment is not None:
             vendor = vendor_of[row["slice_id"]].to(device, non_blocking=True)
         drawn = None
-        if taught is not None:  # in every batch of the run, so that compiled steps need one graph
+        if taught is not None:  # then every batch of the run has it, so that compiled steps need only one graph
             drawn = taught[row["slice_id"]].to(device, non_blocking=True)
         mask = row["mask"].long()
         batch = Batch(row["image"], mask, row["labelled"], row["slice_id"], vendor, row.get(TWIN), drawn)
         for name, value in train_step(objective, state, batch, job.train).items():
             sums[name] = sums[name].add_(value) if name in sums else value.double()
         if state.step % per_epoch == 0:
-            settle(state)  # before anything is kept
+            settle(state)  # raises for a loss that is not finite, before anything is saved
             seen = flow.numbers()
             record = {f"loss/{name}": value / per_epoch for name, value in _over_workers(sums, world).items()}
             record |= seen | {"samples_per_s": per_epoch * job.stream.samples_per_step / seen["train_seconds"]}
@@ -175,7 +178,7 @@ def run_epochs(
 def _stream(
     job: TrainJob, budget: WorkerBudget, steps: range, rank: int, world: int, device: str
 ) -> Iterator[dict[str, torch.Tensor]]:
-    """The worker's batches, made by data actors, or by itself where it has none."""
+    """The worker's batches. Data actors make them; if there are none, a thread of the worker does."""
     if not budget.data_actors:
         from pipeline.samples.batch_maker import batches_ahead
 
@@ -194,8 +197,11 @@ def _stream(
 
 
 def _objective(job: TrainJob, budget: WorkerBudget, state: TrainState, steps: int, world: int) -> Any:
-    """Network and losses, compiled where that pays for so many steps; for several workers, wrapped so that their
-    gradients are averaged, and never compiled."""
+    """Network and losses as one module.
+
+    A single worker compiles it if `budget.compile` is true; if that is None, it compiles on a GPU if that pays for
+    `steps` steps. Several workers never compile it; Ray wraps it so that their gradients are averaged.
+    """
     import ray.train.torch
     from torch import nn
 
@@ -211,13 +217,13 @@ def _objective(job: TrainJob, budget: WorkerBudget, state: TrainState, steps: in
         return objective
     if on_card:
         objective = nn.SyncBatchNorm.convert_sync_batchnorm(objective)  # in place: the optimiser's parameters stay
-    # an update of unlabelled samples alone leaves the segmentor without gradients
+    # with separate updates, that of the unlabelled samples leaves the segmentor without gradients
     lone = {"find_unused_parameters": job.train.update == "separate"}
     return ray.train.torch.prepare_model(objective, parallel_strategy_kwargs=lone)
 
 
 def _over_workers(sums: dict[str, torch.Tensor], world: int) -> dict[str, float]:
-    """Means over all workers of float64 scalars, read from the device at once."""
+    """The mean of each float64 scalar over all workers. All scalars come from the device in one copy."""
     import torch
 
     values = torch.stack(list(sums.values()))
@@ -249,20 +255,20 @@ def _end_epoch(
         "lr": rate,
         "validation_seconds": time.perf_counter() - started,
     }
-    history.append(record)  # first: an epoch in the history without a checkpoint is run again, never the reverse
+    history.append(record)  # before the checkpoint: a kill in between repeats the epoch and loses no record
     fs.write_bytes(job.checkpoint, state.to_bytes())
 
 
 def _validated(
     job: TrainJob, state: TrainState, held_out: list[ValidationVolume], rank: int, world: int
 ) -> dict[str, float]:
-    """Scores of the held-out volumes, each of them looked at by one worker, with the first worker's network."""
+    """Mean scores of the validation volumes. One worker scores each volume, with the first worker's network."""
     import torch.distributed
 
     from pipeline.training.validation import mean_scores, volume_scores
 
     if world > 1:
-        for buffer in state.candidate.buffers():  # batch-norm's means, which every worker keeps of its own share
+        for buffer in state.candidate.buffers():  # running statistics of batch norm, which differ between workers
             torch.distributed.broadcast(buffer, src=0)
     mine = volume_scores(state.candidate, held_out[rank::world], job.train.precision)
     parts = [mine] * world
@@ -273,7 +279,7 @@ def _validated(
 
 
 def finish_job(job: TrainJob, store: SliceStore, state: TrainState) -> None:
-    """Write the last weights and the best by validation with a card, then the marker that the job is done."""
+    """Write the last weights, the best weights by validation Dice with their card, then the marker `done.json`."""
     from pipeline.factors.code_scale import standardise_codes
     from pipeline.inference.model_card import write_card
     from pipeline.networks.files import save_model
@@ -285,10 +291,10 @@ def finish_job(job: TrainJob, store: SliceStore, state: TrainState) -> None:
     masks_of = store.texts("subject", labelled)
     preprocess = identity(job.stream.preprocess)
     model = state.candidate
-    records, greys = read_history(job), grey_quantiles(job, store)
+    records = read_history(job)
     last, best = (
-        _training_description(job, store, state, records[-1:], greys),
-        _training_description(job, store, state, records, greys),
+        _training_description(job, store, state, records[-1:]),
+        _training_description(job, store, state, records),
     )
     scaled = job.train.standardise_codes and isinstance(model, SDNet)
     of = some_slices(job, store, SCALED_BY).image if scaled else None
@@ -311,9 +317,9 @@ def finish_job(job: TrainJob, store: SliceStore, state: TrainState) -> None:
 
 
 def _training_description(
-    job: TrainJob, store: SliceStore, state: TrainState, records: list[dict[str, Any]], greys: list[float]
+    job: TrainJob, store: SliceStore, state: TrainState, records: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    """What the network's description says of its training; its Dice is that of the best of these epochs."""
+    """The part of the network's description about its training. Its Dice is that of the best epoch in `records`."""
     from pipeline.inference.model_card import describe_training
 
     stream, best = job.stream, max(records, key=lambda record: record["val/dice"], default={})
@@ -334,5 +340,4 @@ def _training_description(
         semi_supervised=stream.semi_supervised,
         training=training,
         validation=scores,
-        grey_quantiles=greys,
     )

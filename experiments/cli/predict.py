@@ -43,9 +43,6 @@ def predict(
         ),
     ] = "header",
     flips: Annotated[bool, typer.Option("--flips", help="Average over the image and its mirror images.")] = False,
-    match_histogram: Annotated[
-        bool, typer.Option("--match-histogram", help="Give each frame the grey values of the training slices.")
-    ] = False,
     keep_all: Annotated[
         bool, typer.Option("--keep-all", help="Keep every part of a structure, not only the largest connected one.")
     ] = False,
@@ -73,7 +70,6 @@ def predict(
     config = InferenceConfig(
         pixel_area=pixel_area,
         flips=flips,
-        match_histogram=match_histogram,
         keep_largest=not keep_all,
         recentre=not no_recentre,
         precision="bf16" if bf16 else "fp32",
@@ -104,7 +100,7 @@ def predict(
 
 
 def _print_outcome(outcome: Outcome) -> bool:
-    """Print what became of a study; whether it was segmented."""
+    """Print what became of a study. Returns whether it was segmented."""
     from pipeline.inference.study import headline
     from storage.nifti.orientation import AS_STORED
 
@@ -113,7 +109,7 @@ def _print_outcome(outcome: Outcome) -> bool:
         return False
     typer.echo(headline(outcome.report))
     for found in outcome.report["orientation"]:
-        if found["turn"] != AS_STORED.words and not found["doubt"]:  # which is a warning
+        if found["turn"] != AS_STORED.words and not found["doubt"]:  # a doubt is printed as a warning
             typer.echo(f"  {outcome.study.name}: turned to {found['turn']}: {found['why']}", err=True)
     for line in outcome.report.get("left_out", ()):
         typer.echo(f"  {outcome.study.name}: left out: {line}", err=True)

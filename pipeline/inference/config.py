@@ -1,4 +1,4 @@
-"""How networks are applied to a study."""
+"""Settings for the prediction of a study."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from storage.nifti.orientation import HEADER
 
 
 class InferenceConfig(BaseModel):
-    """How networks are applied to a volume; the defaults of `cardiomix predict`."""
+    """How networks are applied to a volume. The defaults are those of `cardiomix predict`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -30,9 +30,6 @@ class InferenceConfig(BaseModel):
     keep_largest: bool = Field(True, description="of each structure only its largest connected part in 3D")
     recentre: bool = added(
         True, description="look again, centred on the heart, where it is found off-centre or cut off"
-    )
-    match_histogram: bool = added(
-        False, description="give each frame the grey values of the slices that the network was trained on"
     )
     precision: Precision = "fp32"
     spacing: Spacing | None = added(

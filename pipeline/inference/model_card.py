@@ -1,12 +1,12 @@
-"""What a trained network is for and how good it is: the part `about` of `model.json`, and the same as a page to read.
+"""What a trained network is for and how good it is: the part `about` of `model.json`, and a page made from it.
 
-After Mitchell et al., "Model Cards for Model Reporting", FAT* 2019. No subject is named.
+The page is a model card (Mitchell et al., "Model Cards for Model Reporting", FAT* 2019). It names no subject.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -39,12 +39,11 @@ def describe_training(
     semi_supervised: bool,
     training: Mapping[str, Any],
     validation: Mapping[str, float],
-    grey_quantiles: Sequence[float] = (),
 ) -> dict[str, Any]:
-    """What `model.json` says of a network that was trained on `store`.
+    """The part `about` of `model.json` for a network that was trained on `store`.
 
-    `training` is what else is to be told of it (steps, augmentation, fingerprints), `validation` the Dice of the epoch
-    that was kept, on the network's own grid, `grey_quantiles` those of what it sees, evenly spaced from 0 to 1.
+    training: further facts, such as steps, augmentation and fingerprints. validation: the Dice (0 to 1) of the kept
+    epoch, on the network's grid.
     """
     areas = store.column("pixel_area_mm2")[_of(store, "train", semi_supervised)]
     return {
@@ -56,7 +55,6 @@ def describe_training(
             "validation": _vendors(store, _of(store, "validation", False)),
             "pixel_area_mm2": [round(float(areas.min()), 4), round(float(areas.max()), 4)],
         },
-        "grey_quantiles": list(grey_quantiles),
         "metrics": {"validation": dict(validation), "test": []},
         "intended_use": INTENDED_USE,
         "limits": list(LIMITS),
@@ -64,7 +62,7 @@ def describe_training(
 
 
 def _taught(store: SliceStore) -> dict[str, int]:
-    """The labels that some training mask has drawn: no other one is ever given."""
+    """The labels that are drawn in some training mask. The network predicts no other label."""
     drawn = store.drawn[_of(store, "train", False)].any(axis=0)
     return {name: label for (name, label), there in zip(STRUCTURES.items(), drawn, strict=True) if there}
 
@@ -95,10 +93,11 @@ def add_test_scores(
     trust: Mapping[str, float] | None = None,
     temperature: float | None = None,
 ) -> None:
-    """Put rows of `pipeline.scores.tables.summarise`, and what `trust.calibrated` and
-    `calibration.best_temperature` gave, into a network's `model.json`, and write its card anew.
+    """Put test scores and calibration into a network's `model.json`, and write its card again.
 
-    Infinite distances (a structure missed in half of the volumes) and values that there are not become null.
+    summary: rows of `pipeline.scores.tables.summarise`. trust: the result of `trust.calibrated`; if it is None, trust
+    and temperature stay as they are. temperature: the result of `calibration.best_temperature`. Infinity (a structure
+    missed in half of the volumes) and NaN become null.
     """
     document = read_config(folder)
     facts = document.setdefault("about", {})
@@ -116,13 +115,13 @@ def _plain(value: Any) -> Any:
 
 
 def write_card(folder: str) -> None:
-    """Write `model_card.md` beside a network, from its `model.json`."""
+    """Write `model_card.md` beside a network, from its `model.json`. Raises InputError as `load_model` does."""
     model, document = load_model(folder)
     fs.write_text(fs.join(folder, CARD), card(document, count_parameters(model)))
 
 
 def card(document: Mapping[str, Any], parameters: int) -> str:
-    """The card as Markdown."""
+    """The card as Markdown, from `model.json` and the number of parameters."""
     facts = document.get("about") or {}
     training, preprocess = facts.get("training", {}), document["preprocess"]
     kind = {"sdnet": "SDNet", "unet": "U-Net"}[document["kind"]]
@@ -169,7 +168,7 @@ def _data(data: Mapping[str, Any]) -> str:
 
 
 def _scores(metrics: Mapping[str, Any]) -> str:
-    """Validation in a sentence, test subjects in a table."""
+    """Validation scores as a sentence, test scores as a table."""
     found = ", ".join(f"{name} {value:.3f}" for name, value in metrics.get("validation", {}).items())
     lines = [f"Held-out subjects, on the network's grid, at the epoch that was kept: {found}."] if found else []
     rows = [

@@ -1,4 +1,4 @@
-"""Volumes on their native grid → masks on the same grid, by one network or by the mean of several."""
+"""Predict masks of volumes on their native grid, with one network or with the mean of several."""
 
 from __future__ import annotations
 
@@ -29,21 +29,24 @@ from storage.subjects import STRUCTURES
 Floats = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.uint8]
 
-# By what flips a network was trained with (`plan.flips`): the sets of axes that run backwards.
+# For each setting of `plan.flips` in training, the sets of axes to reverse.
 MIRRORS: dict[str, tuple[tuple[int, ...], ...]] = {
     "none": ((),),
     "rows": ((), (2,)),
     "columns": ((), (3,)),
     "both": ((), (2,), (3,), (2, 3)),
 }
-BATCH = 32  # slices at once: enough for a GPU, and what a 64 wide network at 224² has memory for
+BATCH = 32  # slices at once: enough for a GPU, and few enough for a network of width 64 at 224²
 
 
 @dataclass(frozen=True)
 class Segmented:
-    """mask (Z, H, W) uint8: LV 1, MYO 2, RV 3. `cut`: structures at the edge of the network's field of view, beyond
-    which the image goes on. `expected`: the Dice that each structure can be expected to have (see `trust`); empty for
-    networks that were not calibrated."""
+    """A segmented frame.
+
+    mask: (Z, H, W) uint8, LV 1, MYO 2, RV 3. cut: structures at an edge of the network's field of view beyond which the
+    image continues. expected: the expected Dice (0 to 1) of each structure (see `trust`); empty if the networks were
+    not calibrated.
+    """
 
     mask: Labels
     cut: tuple[str, ...]
@@ -51,7 +54,7 @@ class Segmented:
 
 
 def network_scales(spacing: Spacing, config: PreprocessConfig, pixel_area: float | None = None) -> tuple[float, float]:
-    """Linear scales (rows, columns) from native to network pixels; `pixel_area` as in `InferenceConfig`."""
+    """Linear scales (rows, columns) from native to network pixels. `pixel_area` in mm², as in `InferenceConfig`."""
     scale_y, scale_x = working_scales(spacing[1], spacing[2], config)
     further = 1.0 if pixel_area is None else linear_scale(spacing[1] * spacing[2], pixel_area)
     return scale_y * further, scale_x * further
@@ -65,10 +68,10 @@ def network_input(
     pixel_area: float | None = None,
     shift: tuple[int, int] = (0, 0),
 ) -> Floats:
-    """(Z, H, W) intensities → (Z, size, size) in [-1, 1]: normalised, working grid, crop, in one resampling.
+    """(Z, H, W) intensities → (Z, size, size) float32 in [-1, 1]: normalise, resample to the working grid, and crop.
 
-    The crop's centre lies `shift` native rows and columns behind the image's. Beyond the image is the slice's own
-    minimum. `spacing` is (slice, row, column) in mm.
+    One resampling does both steps. `shift` is the way from the image's centre to the crop's, in native rows (down) and
+    columns (right). Beyond the image, each slice is filled with its minimum. `spacing` is (slice, row, column) in mm.
     """
     scaled = normalise(volume, stats, config)[:, : even(volume.shape[1]), : even(volume.shape[2])]
     rows, cols = _to_network(scaled.shape, spacing, config, pixel_area, shift)
@@ -81,7 +84,7 @@ def network_input(
 
 
 def network_labels(mask_ZHW: Labels, spacing: Spacing, config: PreprocessConfig) -> Labels:
-    """(Z, H, W) labels on the grid of `network_input`, (Z, size, size); beyond the mask is background."""
+    """Resample labels (Z, H, W) to the grid of `network_input`: (Z, size, size). Beyond the mask is background."""
     inside = mask_ZHW[:, : even(mask_ZHW.shape[1]), : even(mask_ZHW.shape[2])]
     return resized_labels(inside, *_to_network(inside.shape, spacing, config, None, (0, 0)))
 
@@ -89,7 +92,7 @@ def network_labels(mask_ZHW: Labels, spacing: Spacing, config: PreprocessConfig)
 def _to_network(
     shape: tuple[int, ...], spacing: Spacing, config: PreprocessConfig, pixel_area: float | None, shift: tuple[int, int]
 ) -> tuple[Floats, Floats]:
-    """What resamples the rows and columns of an even (Z, H, W) to the network's grid."""
+    """The matrices that resample the rows and columns of a (Z, H, W) array, H and W even, to the network's grid."""
     scale_y, scale_x = network_scales(spacing, config, pixel_area)
     return (
         resampling_matrix(shape[1], config.size, scale_y, shift[0]),
@@ -98,7 +101,7 @@ def _to_network(
 
 
 class Predictor:
-    """Networks of one preprocessing, in eval mode on one device; their class shares are averaged."""
+    """Networks with one preprocessing, in eval mode on one device. Their class shares are averaged."""
 
     def __init__(
         self,
@@ -106,14 +109,13 @@ class Predictor:
         preprocess: PreprocessConfig,
         config: InferenceConfig | None = None,
         mirrors: Flips = "none",
-        greys: Floats | None = None,
         trust: Mapping[str, float] | None = None,
         temperature: float = 1.0,
     ) -> None:
-        """`greys`: quantiles of grey, evenly spaced from 0 to 1, that each frame is given; None: it keeps its own.
-        `trust`: by which Dice is expected (see `trust.expected_dice`); None: it is not. `temperature`: that of
-        `probabilities`."""
-        self.greys, self.trust, self.temperature = greys, trust or {}, temperature
+        """mirrors: the flips to average over. trust: the calibration for `trust.expected_dice`; without it no Dice is
+        expected. temperature: that of `probabilities`.
+        """
+        self.trust, self.temperature = trust or {}, temperature
         self.networks = [network.eval() for network in networks]
         self.preprocess, self.config, self.mirrors = preprocess, config or InferenceConfig(), MIRRORS[mirrors]
         self.device = next(self.networks[0].parameters()).device
@@ -121,10 +123,10 @@ class Predictor:
     def masks(
         self, frames: Iterable[tuple[Floats, Statistics]], spacing: Spacing, shift: tuple[int, int] = (0, 0)
     ) -> Iterator[Segmented]:
-        """Segment frames (Z, H, W) of one shape, each with its own statistics, in their order.
+        """Segment frames (Z, H, W) of one shape, each with its own statistics. Yields the results in their order.
 
-        The field of view's centre lies `shift` native rows and columns behind the image's. Probabilities, not labels,
-        are resampled back, so that borders stay smooth; beyond the field of view all is background. Slices of several
+        `spacing` is (slice, row, column) in mm, `shift` as in `network_input`. Class shares, not labels, are resampled
+        back to the native grid, so that borders stay smooth. Beyond the field of view is background. Slices of several
         frames share a batch.
         """
         inputs: list[Floats] = []
@@ -132,7 +134,7 @@ class Predictor:
         for volume, stats in frames:
             shape = volume.shape
             seen = network_input(volume, stats, spacing, self.preprocess, self.config.pixel_area, shift)
-            inputs.append(seen if self.greys is None else with_greys(seen, self.greys))
+            inputs.append(seen)
             if sum(map(len, inputs)) >= BATCH:
                 yield from self._segmented(inputs, shape, spacing, shift)
                 inputs = []
@@ -140,7 +142,7 @@ class Predictor:
             yield from self._segmented(inputs, shape, spacing, shift)
 
     def shares(self, inputs_NHW: Floats) -> Floats:
-        """Network inputs (N, S, S) in [-1, 1] → each class's share of each pixel, (N, classes, S, S), 0 to 1."""
+        """Network inputs (N, S, S) in [-1, 1] → class shares (N, classes, S, S), mean over networks and flips."""
         parts = np.array_split(inputs_NHW, -(-len(inputs_NHW) // BATCH))
         out = []
         for part in parts:
@@ -155,7 +157,7 @@ class Predictor:
         return np.concatenate(out)
 
     def probabilities(self, inputs_NHW: Floats) -> Floats:
-        """`shares` as probabilities, by the networks' mean temperature; the same where they have none."""
+        """`shares` as probabilities, by the networks' mean temperature. Without a temperature they stay the same."""
         return tempered(self.shares(inputs_NHW), self.temperature, axis=1)
 
     def _segmented(
@@ -172,7 +174,7 @@ class Predictor:
         spacing: Spacing,
         shift: tuple[int, int] = (0, 0),
     ) -> Segmented:
-        """A frame of that shape (Z, H, W) from its `shares`; `shift` as in `masks`. On any thread."""
+        """Segment a frame of shape (Z, H, W) from its `shares`. `shift` is as in `masks`. May run on any thread."""
         _, height, width = shape
         scale_y, scale_x = network_scales(spacing, self.preprocess, self.config.pixel_area)
         rows = resampling_matrix(self.preprocess.size, even(height), 1.0 / scale_y, -shift[0] * scale_y)
@@ -187,11 +189,10 @@ class Predictor:
 
 
 def load_predictor(folders: Sequence[str], config: InferenceConfig | None = None) -> Predictor:
-    """The networks of these folders on the GPU if there is one, else the CPU; batch-norm folded, channels_last.
+    """Load the networks of these folders on the GPU if there is one, else the CPU; batch-norm folded, channels_last.
 
-    Raises InputError for absent or damaged files, for networks that were trained with different preprocessing, if
-    mirror images are asked for of a network that was trained without, and if grey values are to be matched of networks
-    that do not know, or do not agree on, those of their training.
+    Raises InputError if files are absent or damaged, or if the networks were trained with different preprocessing. With
+    `config.flips`, also if they were trained with different flips or none.
     """
     from pipeline.networks.files import default_device, load_model
     from pipeline.networks.folding import folded
@@ -210,41 +211,20 @@ def load_predictor(folders: Sequence[str], config: InferenceConfig | None = None
         problem = "was trained without flips, so it does not know a mirrored heart"
         raise InputError(fs.base_name(folders[0]), problem, "leave out --flips, or train with plan.flips")
     networks = [folded(network).to(default_device(), memory_format=torch.channels_last) for network, _ in loaded]  # type: ignore[call-overload]
-    greys = _trained_greys(folders, [document for _, document in loaded]) if config.match_histogram else None
     about = [document.get("about", {}) for _, document in loaded]
     temperatures = [facts.get("temperature") or 1.0 for facts in about]
     mirrors, temperature = flips if config.flips else "none", sum(temperatures) / len(temperatures)
-    return Predictor(networks, PreprocessConfig(**first), config, mirrors, greys, _mean_trust(about), temperature)
+    return Predictor(networks, PreprocessConfig(**first), config, mirrors, _mean_trust(about), temperature)
 
 
 def _mean_trust(about: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """What the networks' calibrations have in common, averaged; nothing if one of them has none."""
+    """The mean of the networks' calibrations, for the structures that all of them have."""
     each = [facts.get("trust", {}) for facts in about]
     return {name: sum(one[name] for one in each) / len(each) for name in STRUCTURES if all(name in one for one in each)}
 
 
-def _trained_greys(folders: Sequence[str], documents: Sequence[Mapping[str, Any]]) -> Floats:
-    """The quantiles of grey that all these networks were trained on."""
-    quantiles = [document.get("about", {}).get("grey_quantiles") for document in documents]
-    for folder, found in zip(folders, quantiles, strict=True):
-        if not found or found != quantiles[0]:
-            differs = "was trained on other grey values than the first model"
-            problem = differs if found else "does not say which grey values it was trained on"
-            raise InputError(fs.base_name(folder), problem, "leave out --match-histogram, or train again")
-    return np.array(quantiles[0], dtype=np.float32)
-
-
-def with_greys(inputs_ZHW: Floats, quantiles: Floats) -> Floats:
-    """The same slices with grey values of this distribution, in their own order: all slices by one curve."""
-    own = np.quantile(inputs_ZHW, np.linspace(0.0, 1.0, len(quantiles)))
-    # a grey value that fills several quantiles becomes their middle, as if its pixels were spread over them
-    values, which = np.unique(own, return_inverse=True)
-    theirs = np.bincount(which, weights=quantiles) / np.bincount(which)
-    return np.interp(inputs_ZHW, values, theirs).astype(np.float32)
-
-
 def trained_flips(document: Mapping[str, Any]) -> Flips:
-    """Which axes ran backwards in half of a network's training samples; none if its `model.json` does not say."""
+    """The flips that a network was trained with, from its `model.json`; `none` if the file does not say."""
     flips: Flips = document.get("about", {}).get("training", {}).get("flips", "none")
     return flips
 
@@ -257,16 +237,16 @@ def predict_volume(
     config: PreprocessConfig,
     precision: str = "fp32",
 ) -> Labels:
-    """Labels (Z, H, W) uint8 on the volume's own grid, as the network says: nothing is cleaned up."""
+    """Labels (Z, H, W) uint8 on the volume's own grid, without any cleaning of the network's result."""
     plain = InferenceConfig.model_validate({"precision": precision, "keep_largest": False})
     (found,) = Predictor([model], config, plain).masks([(volume, stats)], spacing)
     return found.mask
 
 
 def keep_largest(mask_ZHW: Labels) -> Labels:
-    """The mask with the largest connected part of each structure alone; the other parts become background.
+    """Keep only the largest connected part of each structure. All other parts become background.
 
-    Voxels that share a face, an edge or a corner are connected. Of parts of one size the first stays.
+    Voxels that share a face, an edge or a corner are connected. Of several parts of equal size, the first is kept.
     """
     from scipy import ndimage
 
@@ -281,9 +261,10 @@ def keep_largest(mask_ZHW: Labels) -> Labels:
 
 
 def _native_labels(shares_CHW: Floats, rows: Floats, cols: Floats) -> Labels:
-    """Class of the largest share at every native pixel.
+    """The class with the largest share at every native pixel: (H, W) uint8.
 
-    Where all network pixels that a native one is drawn from are background, so is that one: only the rest is resampled.
+    If all network pixels that contribute to a native pixel are background, the native pixel is too. So only the other
+    pixels are resampled.
     """
     out = np.zeros((len(rows), len(cols)), dtype=np.uint8)
     found = shares_CHW.argmax(0) > 0
@@ -294,13 +275,13 @@ def _native_labels(shares_CHW: Floats, rows: Floats, cols: Floats) -> Labels:
 
 
 def _reached(matrix: Floats, pixels: npt.NDArray[np.bool_]) -> slice:
-    """From the first to the last output pixel that is drawn from any of these input pixels."""
+    """The range of output pixels to which any of these input pixels contributes."""
     at = np.flatnonzero((matrix[:, pixels] > 0).any(1))
     return slice(int(at[0]), int(at[-1]) + 1) if len(at) else slice(0, 0)
 
 
 def _cut(mask_ZHW: Labels, rows: Floats, cols: Floats) -> tuple[str, ...]:
-    """Structures in the outermost rows and columns that the network saw, where the image goes on behind them."""
+    """Structures in the outermost rows and columns that the network saw, if the image continues beyond them."""
     found: set[int] = set()
     for axis, matrix in ((1, rows), (2, cols)):
         seen = np.flatnonzero(matrix.sum(1) > 0)

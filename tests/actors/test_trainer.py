@@ -195,8 +195,6 @@ def test_two_workers_share_the_validation_and_agree_on_its_scores_and_on_the_rat
 def test_a_finished_job_holds_its_best_and_its_last_network(run: str, undisturbed: Path) -> None:
     best, last = (load_model(str(undisturbed / part))[1] for part in ("", LAST))
     assert best["network"] == last["network"]
-    greys = best["about"]["grey_quantiles"]
-    assert len(greys) == 101 and -1 <= greys[0] < greys[50] < greys[-1] <= 1 and greys == sorted(greys)
     checkpoint = torch.load(training(run, undisturbed).checkpoint, weights_only=True)
     for weights, (model, _) in (("best", load_model(str(undisturbed))), ("model", load_model(str(undisturbed / LAST)))):
         assert all(torch.equal(checkpoint[weights][name], value) for name, value in model.state_dict().items())

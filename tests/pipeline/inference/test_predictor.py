@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.inference.config import InferenceConfig
-from pipeline.inference.predictor import Predictor, keep_largest, load_predictor, network_input, with_greys
+from pipeline.inference.predictor import Predictor, keep_largest, load_predictor, network_input
 from pipeline.samples.preprocess import PreprocessConfig
 from pipeline.samples.rescale import resampling_matrix, resized
 from storage.errors import InputError
@@ -148,49 +148,3 @@ def test_networks_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
         load_predictor([plain], InferenceConfig(flips=True))
     assert len(load_predictor([first], InferenceConfig(flips=True)).mirrors) == 4
     assert len(load_predictor([first, plain]).mirrors) == 1
-
-
-def test_a_frame_is_given_the_grey_values_of_the_training() -> None:
-    training = np.random.default_rng(0).beta(2, 5, (4, 40, 40)).astype(np.float32) * 2 - 1
-    quantiles = np.quantile(training, np.linspace(0, 1, 101)).astype(np.float32)
-    seen = (0.3 * training[::-1] + 0.5).astype(np.float32)
-    matched = with_greys(seen, quantiles)
-    np.testing.assert_allclose(matched, training[::-1], atol=0.03)
-    np.testing.assert_allclose(with_greys(training, quantiles), training, atol=0.02)
-    seen[:, :20] = -1.0  # half of it is air, which stays one grey value, and the darkest
-    matched = with_greys(seen, quantiles)
-    assert np.ptp(matched[:, :20]) == 0 and matched[:, :20].max() <= matched[:, 20:].min()
-    assert matched.dtype == np.float32 and quantiles[0] <= matched.min() and matched.max() <= quantiles[-1]
-
-
-class Recorder(torch.nn.Module):
-    """Keeps what it sees, and finds nothing."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.zeros(1))
-
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        self.seen = image[:, 0].numpy()
-        return torch.zeros(len(image), 4, *image.shape[2:])
-
-
-def test_grey_values_are_matched_where_the_networks_know_and_agree_on_them(tmp_path: Path) -> None:
-    greys = np.linspace(-1, 0.5, 101).tolist()
-    first, same, other = (
-        write_unet(tmp_path / name, 3, grey_quantiles=values)
-        for name, values in (("first", greys), ("same", greys), ("other", [0.0, 1.0]))
-    )
-    volume = volume_zhw(1).astype(np.float32)
-    wanted = InferenceConfig(match_histogram=True)
-    for config in (InferenceConfig(), wanted):
-        predictor, recorder = load_predictor([first, same], config), Recorder()
-        predictor.networks = [recorder]
-        list(predictor.masks([(volume, statistics(volume))], SPACING))
-        seen = np.quantile(recorder.seen, np.linspace(0.1, 0.9, 9))
-        off = np.abs(seen - np.interp(np.linspace(0.1, 0.9, 9), np.linspace(0, 1, 101), greys)).max()
-        assert off < 0.02 if config.match_histogram else off > 0.1
-    with pytest.raises(InputError, match="other: was trained on other grey values"):
-        load_predictor([first, other], wanted)
-    with pytest.raises(InputError, match="does not say which grey values"):
-        load_predictor([write_unet(tmp_path / "old", 3)], wanted)
