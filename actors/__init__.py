@@ -1,1 +1,1 @@
-"""Where it runs: Ray tasks, actors and trainers."""
+"""Everything that runs on Ray: tasks, actors and trainers."""

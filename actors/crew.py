@@ -1,5 +1,4 @@
-"""What the actors of a stage are and what they have to do, for the pool that hires them; and what runs in their
-processes."""
+"""The actors of a stage: their description for the pool that starts them, and the code in their processes."""
 
 from __future__ import annotations
 
@@ -14,12 +13,12 @@ from storage.lease import Fence, under
 
 Piece = TypeVar("Piece")
 
-NODE_DIED = "its node has died"  # in Ray's words
-AGAIN = object()  # a failed piece's answer: it is to be given out as if it had never been
+NODE_DIED = "its node has died"  # part of Ray's message for this
+AGAIN = object()  # what `Crew.failed` returns so that the piece is tried again, as if it had never failed
 
 
 class KilledError(StageError):
-    """A piece of work that ended one actor after the other, with nothing else to do."""
+    """A piece of work has failed: several actors died one after the other, each with only this piece to do."""
 
 
 def _with_advice(_: Any, error: StageError) -> Any:
@@ -28,17 +27,17 @@ def _with_advice(_: Any, error: StageError) -> Any:
 
 @dataclass(frozen=True)
 class Crew(Generic[Piece]):
-    """What a stage's actors are, and what it tells of them.
+    """What a stage's actors are, and what its messages call them.
 
-    Each of `size` actors is `make(*arguments)` in a process of its own; its `method` is given one piece a call.
-    Without a method they are no actors but tasks, at most `size` at a time: each is `make(*arguments, piece)`, in a
-    process that the next task finds warm.
-    `what` is one of the actors in a line for people, `named` a piece, `remedy` what to do if they die.
-    An actor works on `at_once` calls at the same time, in threads, and has up to `in_flight` of them given to it. It
-    needs `abreast` of them to be busy, and gets no more than its share towards the end.
-    `part`: a method that says how far the calls under way are, as {piece: amount}.
-    `failed` is given a piece that has failed, and why; its answer stands for the piece's, unless that is `AGAIN`. By
-    default it raises.
+    Each of `size` actors is `make(*arguments)` in a process of its own. Each call of its `method` gets one piece.
+    If `method` is None, tasks run instead of actors, at most `size` at a time: each calls `make(*arguments, piece)`, in
+    a process that the next task uses again.
+    In messages, `what` is one of the actors, `named` names a piece, and `remedy` says what to do if actors die.
+    An actor works on `at_once` calls at the same time, in threads, and holds up to `in_flight` calls. It needs
+    `abreast` calls to be busy; towards the end it gets no more than its share.
+    `part` names the actor's method that says how far its calls are, as {piece: amount}.
+    `failed` is given a piece that has failed, and the error. What it returns becomes the piece's answer; if it returns
+    `AGAIN`, the piece is tried again. By default it raises.
     """
 
     stage: str
@@ -60,8 +59,13 @@ class Crew(Generic[Piece]):
 
 @dataclass(eq=False)
 class Job(Generic[Piece]):
-    """A piece and what is known of it. `suspect`: an actor died that was at this piece and at others. `answer` refers
-    to the call's, which may be large and stays where it was made; `over` is set with it and holds nothing."""
+    """A piece of work and its state.
+
+    deaths: how many actors died while this was their only piece. suspect: an actor died that worked on this piece and
+    on others. answer: reference to the call's answer, which may be large and stays where it was made. over: future of
+    the call's second value, which is empty and arrives together with the answer. made: the answer is there. part: how
+    much of the piece its actor has reported as done.
+    """
 
     piece: Piece
     deaths: int = 0
@@ -73,14 +77,18 @@ class Job(Generic[Piece]):
 
     @property
     def is_whole(self) -> bool:
-        """Whether its call has answered, whatever became of the actor afterwards."""
+        """Whether the call has answered. The actor may have died since."""
         return self.over is not None and self.over.done() and self.over.exception() is None
 
 
 @dataclass(eq=False)
 class Worker(Generic[Piece]):
-    """An actor, or room for a task, and its jobs in the order in which it was given them. `work` calls it; `node` is
-    None until it has started, `rank` the number of jobs by which the pool finds it."""
+    """An actor, or a place for one task, with its jobs in the order in which it was given them.
+
+    actor: None for a task. work: calls the actor or task. hired: when it was asked for, by `time.monotonic`. node: id
+    of its node, None until it has started. rank: the number of jobs under which the pool lists it. asked: it has not
+    yet answered how far it is. gone: it is dead or was ended.
+    """
 
     actor: Any
     work: Callable[[Piece], list[Any]]
@@ -92,7 +100,7 @@ class Worker(Generic[Piece]):
     gone: bool = False
 
     def end(self) -> None:
-        """End the actor, or the tasks that are under way."""
+        """Kill the actor, or cancel the task."""
         import ray
 
         if self.actor is not None:
@@ -102,7 +110,7 @@ class Worker(Generic[Piece]):
             ray.cancel(job.answer)
 
     def went_with_its_node(self, error: BaseException) -> bool:
-        """Whether the actor died of this error because its whole node is gone."""
+        """Whether the actor died with this error because its whole node is gone."""
         import ray
 
         if NODE_DIED in str(error):
@@ -111,8 +119,10 @@ class Worker(Generic[Piece]):
 
 
 class Host:
-    """An actor: the stage's object, in a process of its own. It is made by a call and not with the actor, since Ray
-    tells nobody what an actor's own start raised."""
+    """The Ray actor that holds the stage's object, in a process of its own.
+
+    `start` makes the object, not `__init__`: Ray does not report what an actor's constructor raised.
+    """
 
     def start(
         self,
@@ -122,18 +132,18 @@ class Host:
         method: str,
         part: str | None,
     ) -> str:
-        """Make the object, for the owner of these leases; returns the id of this actor's node."""
+        """Make the object. This process then works for the owner of the leases `held`. Returns the id of its node."""
         import ray
 
         self._hosted, self._method, self._part = under(held, make, *arguments), method, part
         return str(ray.get_runtime_context().get_node_id())
 
     def work(self, piece: Any) -> tuple[Any, None]:
-        """The piece's answer, and a word that it is there."""
+        """(the piece's answer, None). The second value only says that the answer is there."""
         return getattr(self._hosted, self._method)(piece), None
 
     def part(self) -> dict[Any, int]:
-        """How far the calls under way are."""
+        """How far each call under way is, as {piece: amount}."""
         assert self._part is not None
         return dict(getattr(self._hosted, self._part)())
 
@@ -141,13 +151,15 @@ class Host:
 def run_task(
     held: tuple[Fence, ...], make: Callable[..., Any], arguments: tuple[Any, ...], piece: Any
 ) -> tuple[Any, None]:
-    """The piece's answer, and a word that it is there."""
+    """(the piece's answer, None), from a task that works for the owner of the leases `held`; see `Host.work`."""
     return under(held, make, *arguments, piece), None
 
 
 def that_fit(wanted: int | None, cpus: float, gpus: float, what: str) -> int:
-    """How many of the wanted actors the whole cluster can hold, None for all that it can. Raises InputError if it can
-    hold none."""
+    """How many actors of `cpus` and `gpus` each the whole cluster can hold, at most `wanted` if that is given.
+
+    Raises InputError if it cannot hold one.
+    """
     import ray
 
     resources = ray.cluster_resources()

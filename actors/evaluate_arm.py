@@ -23,30 +23,31 @@ if TYPE_CHECKING:
     from pipeline.scores.examples import Example
 
 CASES, SLICES, EXAMPLES, TRUST = "cases.csv", "slices.csv", "examples.npz", "trust.csv"
-SCORING = "scoring.json"  # how many volumes are scored, while it goes on
-TELL_S = 2.0
-AHEAD = 8  # volumes that are read, and as many that are scored, while the network segments
+SCORING = "scoring.json"  # (volumes scored, volumes in all); exists only while an evaluation runs
+TELL_S = 2.0  # seconds between two writes of `SCORING`
+AHEAD = 8  # most volumes that are read ahead, and most that wait to be scored, while the network segments
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 
 
 def scored_so_far(out: str) -> tuple[int, int] | None:
-    """(volumes scored, volumes) of an evaluation that goes on in `out`, or None."""
+    """(volumes scored, volumes in all) of the evaluation that runs in `out`; None if none runs."""
     path = fs.join(out, SCORING)
     try:
         done, total = json.loads(fs.read_text(path)) if fs.exists(path) else (0, 0)
-    except (OSError, ValueError):  # it ended meanwhile
+    except (OSError, ValueError):  # the evaluation has ended meanwhile
         return None
     return (done, total) if total else None
 
 
 def evaluate_job(run: str, out: str, arm: str, seed: int, threads: int, precision: Precision) -> int:
-    """Predict every labelled test volume with the network in `out`; returns the volumes scored. What nobody drew in a
-    volume is not scored. The network is calibrated by its validation volumes first (see `trust`).
+    """Predict every labelled test volume with the network in `out`. Returns the number of volumes scored.
 
-    Volumes are read ahead on one thread and scored on another, while the network segments; on a GPU several of them
-    share its batches. Writes `slices.csv`, `trust.csv` and `examples.npz` there, then `cases.csv`, which says that the
-    evaluation is whole.
+    First the validation volumes calibrate the network (see `pipeline.inference.trust`). A structure that nobody drew in
+    a volume is not scored. Volumes are read ahead on one thread and scored on another, while the network segments; on a
+    GPU several volumes share a batch. Writes `slices.csv`, `trust.csv` (if the network could be calibrated) and
+    `examples.npz` to `out`, adds the scores to the model's card, and writes `cases.csv` last: if it is there, the
+    evaluation is complete.
     """
     import torch
 
@@ -62,9 +63,9 @@ def evaluate_job(run: str, out: str, arm: str, seed: int, threads: int, precisio
     torch.backends.cudnn.deterministic = True
     store = SliceStore.open(run)
     model, document = load_model(out)
-    plain = InferenceConfig(precision=precision, keep_largest=False)  # as the network says: nothing is cleaned up
+    plain = InferenceConfig(precision=precision, keep_largest=False)  # the network's own mask, not cleaned up
     predictor = Predictor([model.to(default_device())], PreprocessConfig(**document["preprocess"]), plain)
-    # On a CPU one volume: there its bits may depend on what shares a batch, and a larger one is no faster.
+    # On a CPU one volume at a time: its bits may depend on what shares its batch, and a larger batch is no faster.
     at_once = 1 if predictor.device.type == "cpu" else 2 * BATCH
     volumes = [v for v in store.volumes("test") if v.labelled]
     scored: list[_Scored] = []
@@ -88,7 +89,7 @@ def evaluate_job(run: str, out: str, arm: str, seed: int, threads: int, precisio
     if predictor.trust:
         write_trust(fs.join(out, TRUST), [one.trust for one in scored])
     else:
-        fs.remove(fs.join(out, TRUST))  # an earlier evaluation's
+        fs.remove(fs.join(out, TRUST))  # of an earlier evaluation
     chosen = choose([one.dice for one in scored])
     fs.write_bytes(fs.join(out, EXAMPLES), pack({kind: scored[i].shown for kind, i in chosen.items()}))
     cases = [row for one in scored for row in one.cases]
@@ -99,8 +100,8 @@ def evaluate_job(run: str, out: str, arm: str, seed: int, threads: int, precisio
 
 
 def _calibration(predictor: Predictor, store: SliceStore, at_once: int) -> tuple[dict[str, float], float | None]:
-    """By the labelled validation volumes, the network's own numbers for the Dice to expect and its temperature; empty
-    and None without any."""
+    """Calibrate the network by the labelled validation volumes: (its number for each structure, as `calibrated` gives
+    them, and its temperature). ({}, None) if there are no such volumes."""
     from pipeline.inference.calibration import best_temperature
     from pipeline.inference.trust import calibrated, sureness
     from pipeline.scores.metrics import volume_dice
@@ -117,7 +118,7 @@ def _calibration(predictor: Predictor, store: SliceStore, at_once: int) -> tuple
 def _near_heart(
     predictor: Predictor, one: _Input, shares: npt.NDArray[np.float32]
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
-    """Shares and labels of the pixels near the heart; none where somebody left a structure out."""
+    """Shares (N, classes) and labels (N,) of the pixels near the heart; N is 0 if a structure is not drawn in them."""
     from pipeline.inference.calibration import near_heart
     from pipeline.inference.predictor import network_labels
     from storage.subjects import STRUCTURES
@@ -129,8 +130,8 @@ def _near_heart(
 
 @dataclass(frozen=True)
 class _Input:
-    """A volume to score: image (Z, H, W) float32 and mask (Z, H, W) uint8 on its own grid, what the network sees of it
-    (Z, S, S) float32."""
+    """A volume to score: image (Z, H, W) float32 and mask (Z, H, W) uint8 on its own grid, and what the network sees of
+    it, `seen` (Z, S, S) float32 in [-1, 1]."""
 
     volume: Volume
     image: npt.NDArray[np.float32]
@@ -140,7 +141,8 @@ class _Input:
 
 @dataclass(frozen=True)
 class _Scored:
-    """Rows of `cases.csv`, `slices.csv` and `trust.csv`, what the report may show, mean Dice."""
+    """A scored volume: its rows of `cases.csv`, `slices.csv` and `trust.csv`, the example that the report may show of
+    it, and its mean Dice (0 to 1)."""
 
     cases: list[dict[str, Any]]
     slices: list[dict[str, Any]]
@@ -150,7 +152,7 @@ class _Scored:
 
 
 def _ahead(pool: ThreadPoolExecutor, work: Callable[[_T], _R], items: Iterable[_T]) -> Iterator[_R]:
-    """Results in the order of the items, `AHEAD` of which are given to the pool before one is waited for."""
+    """Results in the order of the items. The pool gets `AHEAD` items before the first result is waited for."""
     under_way: deque[Future[_R]] = deque()
     for item in items:
         under_way.append(pool.submit(work, item))
@@ -172,7 +174,7 @@ def _read(store: SliceStore, predictor: Predictor, volume: Volume) -> _Input:
 def _segmented(
     predictor: Predictor, inputs: Iterable[_Input], at_once: int
 ) -> Iterator[tuple[_Input, npt.NDArray[np.float32]]]:
-    """Every volume with its class shares (Z, classes, S, S). As many volumes as have `at_once` slices go together."""
+    """Every volume with its class shares (Z, classes, S, S). Volumes go together until they have `at_once` slices."""
     group: list[_Input] = []
 
     def together() -> Iterator[tuple[_Input, npt.NDArray[np.float32]]]:

@@ -1,7 +1,7 @@
-"""Samples on disk, for those who train elsewhere: the stream's own FA and RA, written by Ray actors.
+"""Write the stream's samples (FA, then RA) to disk with Ray actors, for trainings elsewhere.
 
-Every file appears whole or not at all and depends on its samples alone, so that an export that was cut short goes on
-where it stopped, and the bytes are the same for any number of actors.
+Every file appears whole or not at all, and depends on its samples alone. So an export that was interrupted continues
+where it stopped, and its bytes are the same for any number of actors.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from storage.subjects import Subject
 Format = Literal["nnunet", "slices"]
 
 REQUEST, SAMPLES = "export.json", "samples.csv"
-UNIT: Final = 64  # samples an actor makes before it says so
-STEPS: Final = 32767  # int16 levels of an intensity of 1
+UNIT: Final = 64  # samples that an actor makes in one call
+STEPS: Final = 32767  # the int16 value that stands for an intensity of 1
 
 
 @dataclass(frozen=True)
 class PlannedSample:
-    """One sample of an export: its number, what the plan says of it, whether its mask may be used."""
+    """One sample of an export: its number, its plan, and whether its mask may be used."""
 
     number: int
     sample: Sample
@@ -49,7 +49,7 @@ class PlannedSample:
 
 @dataclass(frozen=True)
 class ExportChunk:
-    """Samples that are written together; of one vendor where the format has a vendor for them all."""
+    """Samples that are written in one call. In a slice store they share a vendor; for nnU-Net `vendor` is empty."""
 
     name: str
     vendor: str
@@ -67,12 +67,13 @@ def export(
     progress: Progress | None = None,
     patience: Patience = PATIENCE,
 ) -> int:
-    """Write the first `samples` samples of a stream to the folder `out`; returns how many are there. Ray must run.
+    """Write the first `samples` samples of a stream to the folder `out`. Returns their number. Ray must be initialised.
 
-    `nnunet`: labelled samples alone, as a raw data set of nnU-Net v2, a case a slice. `slices`: labelled and unlabelled
-    ones as the stream mixes them, as a slice store; the vendor is that of the scanner that drew the image.
-    `samples.csv` says what each was made from. Raises InputError if `out` holds something else, or nnU-Net would learn
-    from masks in which nobody drew some structure; FinalError if no node has room for an actor.
+    `nnunet`: labelled samples only, as a raw data set of nnU-Net v2 with one case per slice. `slices`: labelled and
+    unlabelled samples as the stream mixes them, as a slice store. `samples.csv` says what each sample was made from;
+    its vendor is the donor's if FA drew the image. `progress` is called with ("", samples done, samples in all).
+    Raises InputError if `out` holds something else, or if nnU-Net would learn from masks in which some structure is not
+    drawn; StageError if a unit cannot be made, or no node has room for an actor.
     """
     if kind == "nnunet":
         nnunet.check_name(out)
@@ -115,14 +116,14 @@ def _require_all_drawn(store: SliceStore) -> None:
 
 
 class _Exporter:
-    """Makes and writes whole units."""
+    """The object in an export actor: it makes and writes whole units."""
 
     def __init__(self, stream: StreamConfig, out: str, kind: Format) -> None:
         self.maker, self.out, self.kind = SampleMaker(stream), out, kind
         self.there = nnunet.cases(out) if kind == "nnunet" else set()
 
     def write(self, unit: ExportChunk) -> int:
-        """Make and write a unit, as far as it is not there; returns how many samples it has."""
+        """Make and write the samples of a unit that are not there yet. Returns the number of all its samples."""
         if self.kind == "nnunet":
             self._cases(unit)
         else:
@@ -146,7 +147,10 @@ class _Exporter:
         return SubjectArrays(np.stack(images), np.stack(masks), StoredSubject(tuple(facts), tuple(digests)))
 
     def _facts(self, planned: PlannedSample, shape: tuple[int, ...]) -> dict[str, Any]:
-        """Statistics are such that every normalisation leaves the sample as it is."""
+        """The sample's facts in a slice store.
+
+        Every normalisation by these volume statistics leaves the image unchanged; `statistics=slice` ignores them.
+        """
         slice_mm, row_mm, col_mm = self._spacing(planned.sample)
         config = self.maker.config.preprocess
         store = self.maker.store
@@ -174,7 +178,7 @@ class _Exporter:
         }
 
     def _spacing(self, sample: Sample) -> tuple[float, float, float]:
-        """(slice, row, column) in mm of the sample's pixels, which are square."""
+        """Spacing (slice, row, column) of the sample in mm. Its pixels are square."""
         side = float(np.sqrt(self.maker.pixel_area(sample)))
         return float(self.maker.store.column("slice_mm")[sample.slice_id]), side, side
 
@@ -221,7 +225,7 @@ def _planned(steps: StepPlan, count: int, labelled_alone: bool) -> list[PlannedS
 
 
 def _units(planned: list[PlannedSample], vendors: list[str], together: bool) -> list[ExportChunk]:
-    """Samples in groups of `UNIT`: in order, or each vendor's on their own."""
+    """Groups of at most `UNIT` samples, in order. Without `together`, a group holds samples of one vendor only."""
     groups: dict[str, list[PlannedSample]] = {}
     for one, vendor in zip(planned, vendors, strict=True):
         groups.setdefault("" if together else vendor, []).append(one)
@@ -233,14 +237,14 @@ def _units(planned: list[PlannedSample], vendors: list[str], together: bool) -> 
 
 
 def _vendor(sample: Sample, store: SliceStore, donors: npt.NDArray[np.str_] | None) -> str:
-    """Whose scanner drew it."""
+    """The vendor whose scanner the image looks like: the donor's for FA, else the slice's own."""
     if sample.donor_id is not None and donors is not None:
         return str(donors[sample.donor_id])
     return str(store.column("vendor")[sample.slice_id])
 
 
 def _begin(out: str, request: dict[str, Any]) -> None:
-    """Say what the folder is to hold. Raises InputError if it holds something else."""
+    """Write to the folder what it will hold. Raises InputError if it holds something else already."""
     path, text = fs.join(out, REQUEST), json.dumps(request, sort_keys=True)
     if fs.exists(path):
         if fs.read_text(path) != text:
@@ -276,7 +280,7 @@ def _training_terms(store: SliceStore) -> list[str]:
 
 
 def _samples_csv(planned: list[PlannedSample], vendors: list[str], store: SliceStore) -> str:
-    """`samples.csv`: a line a sample."""
+    """The text of `samples.csv`, one line per sample."""
     columns = ("case", "kind", "labelled", "subject", "frame", "slice", "anatomy_vendor", "vendor", "area_mm2")
     rows = []
     for one, vendor in zip(planned, vendors, strict=True):

@@ -1,8 +1,8 @@
-"""Extraction: the frozen SDNet's factors of every training slice, into a factor bank, each shard exactly once.
+"""Extraction: write the frozen SDNet's factors of every training slice to a factor bank, each shard exactly once.
 
-A pool of actors, each of which reads, encodes and writes whole shards. The ledger says which shards count, so that what
-a killed actor, node or driver had not committed is simply made again; the bank's bytes are the same however many actors
-there are and whatever was killed.
+Each actor of a pool reads, encodes and writes whole shards. The ledger says which shards count. If an actor, a node or
+the driver is killed, the shards that it had not committed are made again. The bank's bytes depend neither on the number
+of actors nor on what was killed.
 """
 
 from __future__ import annotations
@@ -35,13 +35,17 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-ENTERS = "train"  # the one split that may enter a bank
-ROUNDS = 3
+ENTERS = "train"  # the only split whose slices may enter a bank
+ROUNDS = 3  # of looking for shards that are missing
 
 
 @dataclass(frozen=True)
 class ExtractionReport:
-    """What a bank holds and what was done for it now; `slices` are the bank's, `seconds` wall-clock."""
+    """What an extraction did.
+
+    slices: of the whole bank. shards_done: shards made now. shards_reused: shards that were committed before. seconds:
+    wall-clock time.
+    """
 
     slices: int
     shards_done: int
@@ -51,7 +55,7 @@ class ExtractionReport:
 
 @dataclass(frozen=True)
 class ExtractionActors:
-    """How many actors extract, at most, and what each of them books; with any share of a GPU, it computes there."""
+    """The most actors that extract, and what each of them books. With any share of a GPU, an actor encodes on it."""
 
     count: int = 1
     cpus: float = 1.0
@@ -64,13 +68,13 @@ def extract(
     progress: Progress | None = None,
     patience: Patience = PATIENCE,
 ) -> ExtractionReport:
-    """Fill the spec's bank from its run's training slices. Committed shards stay; slices that the run has gained are
-    appended. Ray must be initialised.
+    """Fill the bank of `spec` from the training slices of its run. Ray must be initialised.
 
-    progress is called with (note, slices done, slices).
-    Raises InputError if the bank there is of another SDNet, preprocessing or data, if somebody else is filling it, if
-    there are no training slices, or if the cluster is too small; StageError if a shard cannot be made, or no node has
-    room for an actor.
+    Committed shards are kept. Slices that the run has gained are appended. `progress` is called with (note, slices
+    done, slices in all).
+    Raises InputError if the bank there has another SDNet, preprocessing, shard size or data, if somebody else is
+    filling it, if there are no training slices, or if the cluster is too small; StageError if a shard cannot be made or
+    disappears again, or if no node has room for an actor.
     """
     began = time.perf_counter()
     run, sdnet_dir, bank_uri = map(fs.absolute, (spec.run, spec.sdnet_dir, spec.bank))
@@ -85,7 +89,7 @@ def extract(
         bank.unseal()
         done = bank.committed()
         told = ExtractionProgress(progress, len(bank), sum(len(bank.shard_rows(k)) for k in done))
-        # Once more than needed: an actor that outlived an earlier driver may have been rewriting a shard meanwhile.
+        # Look again after each round: an actor that outlived an earlier driver may have been rewriting a shard.
         for _ in range(ROUNDS):
             todo = sorted(set(range(bank.shards())) - bank.committed())
             if not todo:
@@ -107,11 +111,14 @@ def extractors(
     patience: Patience = PATIENCE,
     abreast: int = 1,
 ) -> Pool[int]:
-    """A pool that fills the shards of the bank that `work` names, in actors that encode `abreast` shards at the same
-    time. Raises InputError if the cluster cannot hold one actor."""
+    """A pool whose actors fill shards of `bank`, which `work` names.
+
+    An actor is `make(work)` and needs `abreast` shards at the same time to be busy. Raises InputError if the cluster
+    cannot hold one actor.
+    """
 
     def named(shard: int) -> str:
-        """The shard and its slices, from first to last."""
+        """The shard with its first and last slice, for messages."""
         rows = bank.shard_rows(shard)
         first, last = (
             "{subject} frame {frame} slice {slice}".format(**bank.index.slice(row, 1).to_pylist()[0])
@@ -140,7 +147,7 @@ def extractors(
 
 
 def fill(pool: Pool[int], bank: FactorBank, shards: Iterable[int], told: Callable[[int], None]) -> None:
-    """Extract these shards; `told` hears now and then how many of their slices are done. Raises as `Pool.run` does."""
+    """Extract these shards. Now and then `told` is given the number of slices done. Raises as `Pool.run` does."""
     slices = 0
 
     def tell() -> None:
@@ -152,8 +159,8 @@ def fill(pool: Pool[int], bank: FactorBank, shards: Iterable[int], told: Callabl
 
 
 def prepare_bank(work: ExtractionSpec) -> FactorBank:
-    """The bank that this run, network and preprocessing make: created, found, or found and extended by the slices that
-    it lacks; see `extract` for what is refused."""
+    """The bank of this run, network and preprocessing. If it exists, the slices that it lacks are appended to its
+    index; if not, it is created without shards. Raises InputError as `extract` does."""
     from pipeline.factors.names import factors_name
     from pipeline.networks.description import sdnet_fingerprint
     from pipeline.networks.files import decoder_state, load_sdnet
@@ -180,14 +187,17 @@ def prepare_bank(work: ExtractionSpec) -> FactorBank:
 def bank_index(
     store: SliceStore, slice_ids: npt.NDArray[np.int64], canvas: tuple[int, int], preprocess: PreprocessConfig
 ) -> pa.Table:
-    """One row for each given slice, in that order, with the columns of `BANK_INDEX_SCHEMA` and, where some mask lacks a
-    structure that nobody drew, `structures`."""
+    """The index of a bank: one row for each of `slice_ids`, in that order, with the columns of `BANK_INDEX_SCHEMA`.
+
+    If a structure was not drawn in some mask of the store, a column `structures` follows. `canvas` is (H, W) in working
+    pixels.
+    """
     import pyarrow as pa
 
     taken = store.table.take(pa.array(slice_ids))
     grids = zip(*(taken[n].to_pylist() for n in ("height", "width", "row_mm", "col_mm")), strict=True)
     extents = np.array([working_shape(h, w, row, col, preprocess) for h, w, row, col in grids])  # (N, 2)
-    corners = (np.array(canvas) - extents) // 2  # where `centre_on` puts them
+    corners = (np.array(canvas) - extents) // 2  # (N, 2) top and left, where `centre_on` puts the images
     columns = {name: taken[name] for name in BANK_INDEX_SCHEMA.names if name in taken.column_names}
     columns |= {
         "row": np.arange(len(slice_ids)),
@@ -208,7 +218,7 @@ def bank_index(
 
 
 class ExtractionProgress:
-    """Tells how far extraction is, how fast, and how long it will still take. Only forwards."""
+    """Reports how many slices are done, how many a second, and the time left. The number never goes back."""
 
     def __init__(self, progress: Progress | None, total: int, reused: int) -> None:
         self._progress, self._total, self._reused, self._most = progress, total, reused, -1
@@ -216,13 +226,13 @@ class ExtractionProgress:
         self._tell(reused)
 
     def since(self, base: int) -> Callable[[int], None]:
-        """What to call with the slices that are done beside the first `base`."""
+        """A function to call with the number of slices that are done, besides `base` slices done before."""
         return lambda slices: self._tell(base + slices)
 
     def _tell(self, done: int) -> None:
         if done <= self._most:
             return
-        if self._most == self._reused:  # the clock runs from the first slices on: what comes before is start-up
+        if self._most == self._reused:  # the clock starts with the first slices; the time before is start-up
             self._first, self._from = time.perf_counter(), done
         self._most = done
         note = "slices"

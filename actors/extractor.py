@@ -1,11 +1,11 @@
-"""The actor's side of extraction: the frozen SDNet, the slice store and the bank, opened once.
+"""An extraction actor. It opens the frozen SDNet, the slice store and the bank once, and then makes whole shards.
 
-Slices go through three stages: some threads read them ahead, one encodes them, some compress what has come out. On a
-CPU slices are encoded one by one; a GPU gets those of a shard together, in batches. Ray runs up to `IN_FLIGHT` calls of
-an actor at a time, so that the next shard is read and the one before is written while one is in the network, the
-network does not wait for disks, and at most `IN_FLIGHT` shards are in memory. A shard is compressed slice by slice and
-not when it is whole, or actors that started together would all want their cores at once in the end. Whatever goes wrong
-on any of these threads is the answer of that shard's call.
+Some threads read slices ahead, one thread at a time encodes them, and some threads compress the results. A CPU encodes
+slices one by one; a GPU encodes the slices of a shard in batches. Ray runs up to `IN_FLIGHT` calls of an actor at the
+same time: while one shard is in the network, the next one is read and the one before is written. So the network does
+not wait for disks, and at most `IN_FLIGHT` shards are in memory. Each slice is compressed as soon as it is encoded: if
+shards were compressed as a whole, actors that started together would all need their cores at the same moment. An error
+on any of these threads is raised by the call that makes the shard.
 """
 
 from __future__ import annotations
@@ -33,16 +33,17 @@ if TYPE_CHECKING:
     from storage.bank.shard_builder import ShardDraft
 
 IN_FLIGHT = 3  # shards of an actor: one is read, one encoded, one written
-TOGETHER = 256  # slices at most that a GPU gets at once, in batches of those of one canvas
+TOGETHER = 256  # most slices that are given to a GPU at once, which makes batches of slices with the same canvas
 
 
 @dataclass(frozen=True)
 class ExtractionSpec:
-    """What actors extract, how and to where.
+    """What actors extract, how, and to where.
 
-    sdnet_dir, the frozen network's folder; precision, of the encoders (see `factors_name`); threads, torch's, which the
-    bits may depend on; shard_slices, of a bank that is not there yet; gpu: on the GPU that the actor has booked;
-    helpers: threads that compress, and a quarter as many that read, which takes less.
+    run, sdnet_dir, bank: folders of the run, the frozen network and the bank. precision: of the encoders (see
+    `factors_name`). threads: torch threads of an actor; the bank's bits may depend on it. shard_slices: slices per
+    shard; a bank with another number is refused. gpu: encode on the GPU that the actor has booked. helpers: threads
+    that compress; a quarter as many read, because reading takes less time.
     """
 
     run: str
@@ -57,7 +58,11 @@ class ExtractionSpec:
 
 
 class Extractor:
-    """One actor; opens everything when it is made. Raises InputError for files that are not what they should be."""
+    """One actor. It opens the network, the slice store and the bank when it is made.
+
+    Raises InputError if one of them is damaged, the SDNet is not the one that fills this bank, or the run lacks a slice
+    of the bank.
+    """
 
     def __init__(self, work: ExtractionSpec) -> None:
         import torch
@@ -73,8 +78,8 @@ class Extractor:
         self._readers, self._packers, self._appender = map(ThreadPoolExecutor, threads)
         self._encoded: dict[int, int] = {}
         torch.set_num_threads(work.threads)
-        torch.backends.cudnn.allow_tf32 = False  # float32 is to mean float32
-        torch.backends.cudnn.benchmark = False  # which picks algorithms by their speed that day
+        torch.backends.cudnn.allow_tf32 = False  # float32 must not become TF32
+        torch.backends.cudnn.benchmark = False  # it would choose algorithms by their speed on that day
         torch.backends.cudnn.deterministic = True
         self._store = SliceStore.open(work.run)
         self._bank = FactorBank.open(work.bank, partial=True)
@@ -88,7 +93,10 @@ class Extractor:
         self._network = FrozenSDNet(load_sdnet(work.sdnet_dir), work.precision, "cuda" if work.gpu else "cpu")
 
     def extract(self, shard: int) -> None:
-        """Read, encode, write and commit one shard, unless another actor has, which died before it could say so."""
+        """Read, encode, write and commit one shard. Raises InputError if a modality is not finite.
+
+        Does nothing if the shard is committed: another actor may have died after its commit, before it could report it.
+        """
         if self._bank.is_committed(shard):
             return
         draft = self._bank.draft(shard)
@@ -112,7 +120,7 @@ class Extractor:
                 packing.cancel()
 
     def encoded(self) -> dict[int, int]:
-        """Of each shard that is under way, the slices that have been through the network."""
+        """{shard: number of its slices that have been through the network}, for the shards under way."""
         return self._encoded.copy()
 
     def _view(self, row: int) -> NetworkView:
@@ -121,7 +129,7 @@ class Extractor:
         return view(self._store, self._slice_ids[row], self._work.preprocess)
 
     def _encode(self, views: Sequence[NetworkView], draft: ShardDraft) -> list[Future[None]]:
-        """Encode slices; what is returned compresses them and adds them to the draft, in their order."""
+        """Encode slices. The futures end when the slices are compressed and in the draft, in their order."""
         factors = self._network.factors(views)
         if not all(np.isfinite(modality).all() for _, modality in factors):
             raise InputError(

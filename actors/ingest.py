@@ -1,4 +1,4 @@
-"""Ingest: any mix of data sets into one run's slice store, one Ray task a subject."""
+"""Ingest: read any mix of data sets into one run's slice store, with one Ray task per subject."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from storage.slices.writer import StoredSubject, finalise, mask_contents, write_
 from storage.subjects import ALL_STRUCTURES, Skipped, Subject, left_out_lines
 
 TASK_CPUS = 1.0
-QUEUED = 2  # tasks beyond those that can run, so that no process waits for the driver
+QUEUED = 2  # tasks that wait besides those that can run, so that no process waits for the driver
 
 
 @dataclass(frozen=True)
 class VendorCount:
-    """What came in of one vendor; `labelled` counts slices of labelled frames."""
+    """How much of one vendor came in. `labelled` is the number of slices in labelled frames."""
 
     subjects: int
     slices: int
@@ -31,9 +31,10 @@ class VendorCount:
 
 @dataclass(frozen=True)
 class IngestReport:
-    """What came in and what did not; `left_out` says in lines which images of subjects that came in were not taken.
+    """What came in and what did not.
 
-    `undrawn` says in lines which structures seem to be drawn by nobody, and how to say so.
+    left_out: lines about images that were left out of subjects that came in. undrawn: lines about structures that
+    nobody seems to have drawn, with the option that declares this.
     """
 
     subjects: int
@@ -54,13 +55,13 @@ def ingest(
     num_cpus: float = TASK_CPUS,
     patience: Patience = PATIENCE,
 ) -> IngestReport:
-    """Read data folders of any layouts into `run`'s slice store. Ray must be initialised.
+    """Read data folders of any layouts into the slice store of `run`. Ray must be initialised.
 
-    Subjects that cannot enter are skipped with a reason (`skipped.csv`), or fail the whole with `strict`. Finished
-    subjects are kept over a kill and not read again; the store's bytes do not depend on the number of workers or the
-    order of `data`'s files. `progress` is called with (label, done, total). Raises InputError for a folder that cannot
-    be used at all, a protocol that cannot be had with these subjects, or if no subject came in; StageError if a
-    subject's task fails or ends its processes, or no node has room for one.
+    A subject that cannot enter is skipped, with a reason in `skipped.csv`; with `strict` it raises InputError. After a
+    kill, finished subjects are kept and not read again. The store's bytes do not depend on the number of workers or the
+    order of the files. `progress` is called with (label, subjects done, subjects in all).
+    Raises InputError if a folder cannot be used at all, if these subjects do not allow the protocol, or if no subject
+    came in; StageError if a subject's task fails or kills its processes, or no node has room for one.
     """
     chosen, run = options or LayoutOptions(), fs.absolute(run)
     subjects, skipped = collect(data, chosen, layout)
@@ -88,7 +89,7 @@ def ingest(
 
 
 def _read(run: str, subject: Subject) -> StoredSubject | Skipped:
-    """Runs in a worker: bad input is an answer, so that it ends no more than its subject."""
+    """Runs in a worker. Bad input is returned, not raised, so that it ends no other subject."""
     try:
         return write_subject(run, subject)
     except InputError as error:
@@ -96,8 +97,10 @@ def _read(run: str, subject: Subject) -> StoredSubject | Skipped:
 
 
 def _readers(run: str, num_cpus: float, patience: Patience) -> Pool[Subject]:
-    """Raises InputError if the cluster cannot hold one task. Tasks, since most data sets are read in the time that an
-    actor takes to start."""
+    """A pool that reads subjects. It uses tasks: most data sets are read in the time that an actor takes to start.
+
+    Raises InputError if the cluster cannot hold one task.
+    """
     what = "a subject"
     crew = Crew[Subject](
         stage="ingest",
@@ -120,9 +123,10 @@ def _convert_subjects(
     progress: Progress | None,
     before: int,
 ) -> list[Skipped]:
-    """Convert subjects and put them into `stored`; those that cannot enter are returned, and are not in it.
+    """Convert subjects and put them into `stored`. Returns the subjects that cannot enter; they are not in `stored`.
 
-    `before` were converted in earlier passes: progress counts on from there.
+    `before` subjects were converted in earlier passes; progress counts on from there. With `strict`, raises InputError
+    for a subject that cannot enter.
     """
     skipped = []
     for done, (subject, outcome) in enumerate(pool.run(wanted), start=1):
@@ -152,7 +156,7 @@ def _place_of(skipped: Skipped) -> str:
 
 
 def _undrawn_lines(subjects: Sequence[Subject], stored: Mapping[str, StoredSubject]) -> Iterator[str]:
-    """What no mask of a vendor and centre has, and what no training mask holds."""
+    """Lines about structures that all masks of a vendor and centre lack, and about those that no training mask has."""
     contents = {s.subject: mask_contents(s, stored[s.subject]) for s in subjects}
     for found in never_drawn([mask for masks in contents.values() for mask in masks]):
         yield (

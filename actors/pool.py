@@ -1,16 +1,17 @@
-"""A stage's actors and its pieces of work: who has which, and what becomes of the pieces of an actor that dies.
+"""A stage's pool of actors: which actor has which piece of work, and what happens to the pieces when an actor dies.
 
-Ray is told to restart nothing: it would do so for ever, and cannot tell the piece that kills its actors from those
-beside it. The policy is here, and the same for every stage:
+Ray is told to restart nothing. It would restart for ever, and it cannot tell the piece that kills its actors from the
+pieces beside it. The policy is here, and it is the same for every stage:
 
-- What an actor had not finished when it died is given out again. If it was at one piece, that is one of the piece's
-  deaths; after `MOST_DEATHS` the piece has failed, by name. If it was at several, each of them runs alone next.
-- A death with the whole node counts against no piece.
-- `MOST_FAILED_STARTS` actors in a row that die while they start end the stage with one line. What an actor's start
-  raises comes back: an InputError as it is, anything else as a StageError.
-- Only an actor that has started is given work. While none has a place, the pool says so and in the end gives up.
+- If an actor dies, its unfinished pieces are given out again. If it worked on one piece, that counts as a death of the
+  piece; after `MOST_DEATHS` the piece has failed, and the error names it. If it worked on several pieces, each of them
+  runs alone next.
+- If the whole node died, no piece is blamed.
+- If `MOST_FAILED_STARTS` actors in a row die while they start, the stage ends with a one-line error. An exception in an
+  actor's start is raised here: an InputError as it is, anything else as a StageError.
+- Only an actor that has started is given work. While no actor has a place, the pool says so, and in the end gives up.
 
-Every call answers by a callback, so that an event costs the same however many actors there are.
+Every call reports by a callback, so that an event costs the same however many actors there are.
 """
 
 from __future__ import annotations
@@ -33,35 +34,35 @@ from storage.lease import fences
 
 log = logging.getLogger(__name__)
 
-MOST_DEATHS = 3  # of actors that were at one piece and at nothing else
-MOST_FAILED_STARTS = 5  # one after the other
-TICK_S = 2.0  # between two questions how far calls are
-ASKED = 4  # actors a question, in turn: shards of many actors get done often enough to tell how far all of it is
+MOST_DEATHS = 3  # a piece has failed when so many actors have died with only this piece to do
+MOST_FAILED_STARTS = 5  # in a row
+TICK_S = 2.0  # seconds between two rounds of asking actors how far they are
+ASKED = 4  # actors asked in a round, in turn; with many actors, finished pieces alone show the progress well enough
 
 
 class Pool(Generic[Piece]):
-    """Up to `crew.size` actors, hired as there is work for them. A context: at its end they are gone."""
+    """Up to `crew.size` actors, started when there is work for them. The end of the `with` block ends them."""
 
     def __init__(self, crew: Crew[Piece], patience: Patience = PATIENCE) -> None:
         import ray
 
         self.crew, self._say = crew, patience.say
-        # DEFAULT: outside the placement group of whoever asks, such as a train worker
+        # DEFAULT: outside the placement group of the process that has the pool, such as a train worker
         options: dict[str, Any] = {"num_cpus": crew.cpus, "num_gpus": crew.gpus, "scheduling_strategy": "DEFAULT"}
         self._remote: Any
         if crew.method is None:
             self._remote = ray.remote(**options, max_retries=0)(run_task)
         else:
             options |= {"max_restarts": 0, "max_concurrency": crew.at_once + (crew.part is not None)}
-            # the name is that of the processes
+            # processes are named after the class
             self._remote = ray.remote(**options)(type(crew.make.__name__, (Host,), {}))
-        self.under_way = 0  # what actors have said of pieces that are not finished
+        self.under_way = 0  # sum of the parts that actors have reported of unfinished pieces
         self._workers: dict[Worker[Piece], None] = {}
         self._starting: dict[Worker[Piece], None] = {}
         self._busy: dict[Worker[Piece], None] = {}
         self._ranks: list[dict[Worker[Piece], None]] = [{} for _ in range(crew.in_flight + 1)]
         self._waiting: deque[Job[Piece]] = deque()
-        self._line: deque[Job[Piece]] = deque()  # in which jobs are given back
+        self._line: deque[Job[Piece]] = deque()  # jobs in the order in which `run` yields them
         self._open, self._in_order = 0, False
         self._events: SimpleQueue[tuple[Worker[Piece], str, Job[Piece] | None, Future[Any]]] = SimpleQueue()
         self._failed_starts = 0
@@ -82,7 +83,7 @@ class Pool(Generic[Piece]):
                 worker.end()
 
     def start(self) -> None:
-        """Hire all actors and wait until they have started, for whoever measures what comes then. Raises as `run`."""
+        """Start all actors and wait until they are ready, so that a measurement can leave this out. Raises as `run`."""
         self._place.over()
         while len(self._workers) < self.crew.size:
             self._hire_one()
@@ -93,12 +94,12 @@ class Pool(Generic[Piece]):
     def run(
         self, pieces: Iterable[Piece], ahead: int | None = None, news: Callable[[], None] | None = None
     ) -> Iterator[tuple[Piece, Any]]:
-        """Every piece with its answer, as they get done. With `ahead`, in the order of `pieces`: at most so many are
-        taken from `pieces` and not yet given back. To be used to its end before another run of the pool.
+        """Yield every piece with its answer, as the pieces get done. Use it to its end before the next run of the pool.
 
-        `news` is called when `under_way` has changed. Raises InputError for what an actor finds wrong with the input,
-        in its start or a call; FinalError if no node has room for an actor for too long; StageError if actors cannot
-        start, and what the crew's `failed` raises for a piece.
+        With `ahead`, pieces are yielded in their order, and at most `ahead` of them are taken but not yet yielded.
+        `news` is called now and then, after an event that may have changed `under_way`.
+        Raises InputError if an actor finds bad input, in its start or in a call; FinalError if no node has had room for
+        an actor for too long; StageError if actors cannot start; and what `crew.failed` raises for a piece.
         """
         coming = iter(pieces)
         self._in_order = ahead is not None
@@ -120,11 +121,11 @@ class Pool(Generic[Piece]):
                     news()
                 continue
             job = self._line.popleft()
-            # a list to pop from: nothing here is to hold an answer while its receiver works
+            # popped from a list, so that the pool holds no reference to an answer while its receiver works
             if answers := self._brought_here(job):
                 self._open -= 1
                 yield job.piece, answers.pop()
-                self._place.over()  # what its receiver took was no wait
+                self._place.over()  # the receiver's time does not count as waiting
 
     def _pull(self, job: Job[Piece]) -> None:
         self._open += 1
@@ -135,14 +136,14 @@ class Pool(Generic[Piece]):
     # ---- actors
 
     def _hire(self) -> None:
-        """As many actors as there is work for."""
+        """Start as many actors as there is work for."""
         idle = len(self._workers) - len(self._busy)
         for _ in range(min(self.crew.size - len(self._workers), len(self._waiting) - idle)):
             self._hire_one()
 
     def _hire_one(self) -> None:
         crew, name = self.crew, self.crew.make.__name__
-        # two answers: the second is small, comes to this process by itself, and says what has become of the first
+        # Two return values: the second is small, comes to this process by itself, and says whether the first is there.
         if crew.method is None:
             task = self._remote.options(num_returns=2, name=name).remote
             worker = Worker[Piece](None, partial(task, fences(), crew.make, crew.arguments), time.monotonic())
@@ -157,13 +158,13 @@ class Pool(Generic[Piece]):
         self._watch(worker, "start", start)
 
     def _watch(self, worker: Worker[Piece], call: str, reference: Any, job: Job[Piece] | None = None) -> Future[Any]:
-        """Have an event when the call has answered. What the reference is to must be small."""
+        """Queue an event when the call has answered. The referenced value is brought here, so it must be small."""
         events, future = self._events, reference.future()
         future.add_done_callback(lambda over: events.put((worker, call, job, over)))
         return future  # type: ignore[no-any-return]
 
     def _hand_out(self) -> None:
-        """Give each waiting job to the worker that has fewest, but none more than its share of those that are left."""
+        """Give waiting jobs to the worker with the fewest jobs. No worker gets more than its share of the jobs left."""
         while self._waiting:
             worker = next((next(iter(rank)) for rank in self._ranks if rank), None)
             abreast = self.crew.abreast
@@ -171,7 +172,7 @@ class Pool(Generic[Piece]):
             if worker is None or worker.rank >= min(self.crew.in_flight, share):
                 return
             if worker.rank and self._waiting[0].suspect:
-                return  # until a worker has nothing else to do
+                return  # a suspect job waits for a worker that has no other
             job = self._waiting.popleft()
             worker.jobs[job] = self._busy[worker] = None
             self._rank(worker)
@@ -179,7 +180,7 @@ class Pool(Generic[Piece]):
             job.over = self._watch(worker, "work", over, job)
 
     def _rank(self, worker: Worker[Piece]) -> None:
-        """Let the worker be found by the number of its jobs, unless it is to get no other beside what it has."""
+        """List the worker under the number of its jobs. One that is gone, or has a suspect job, must get no other."""
         self._ranks[worker.rank].pop(worker, None)
         worker.rank = len(worker.jobs)
         if not worker.gone and not any(job.suspect for job in worker.jobs):
@@ -191,15 +192,15 @@ class Pool(Generic[Piece]):
             return
         self._asked = now
         for worker in list(islice(self._busy, ASKED)):
-            self._busy[worker] = self._busy.pop(worker)  # the others' turn comes before its next
+            self._busy[worker] = self._busy.pop(worker)  # to the end of the queue: the others are asked first
             if not worker.asked:
                 worker.asked = True
                 self._watch(worker, "part", worker.actor.part.remote())
 
-    # ---- what happens
+    # ---- events
 
     def _act(self, timeout: float = 0.0) -> bool:
-        """Act on one event, for which to wait so many seconds at most; whether there was one."""
+        """Wait up to `timeout` seconds for an event and act on it. Returns whether there was one."""
         try:
             worker, call, job, over = self._events.get(timeout > 0, timeout)
         except Empty:
@@ -258,19 +259,19 @@ class Pool(Generic[Piece]):
         job.part = part
 
     def _fail(self, worker: Worker[Piece], call: str, job: Job[Piece] | None, error: Any) -> None:
-        """A call has raised. The actor lives, and another try would end in the same way."""
+        """A call has raised. The actor lives, and another try would fail in the same way, so the piece has failed."""
         cause = error.cause
         if isinstance(cause, InputError):
             raise cause from None
         if job is None:
             raise self._cannot_start(one_line(cause)) from error
         name = self.crew.named(job.piece)
-        log.debug("%s", name, exc_info=error)  # names files with their folders
+        log.debug("%s", name, exc_info=error)  # the trace names files with their folders
         self._detach(worker, job)
         self._give_up(job, StageError(f"{name}: {one_line(cause, trusted=False)}"))
 
     def _lose(self, worker: Worker[Piece], error: BaseException) -> None:
-        """The actor is dead. What it had not finished is given out again, before all else."""
+        """The actor is dead. Its unfinished jobs are given out again, before all others."""
         from ray.exceptions import ActorDiedError, OutOfMemoryError, WorkerCrashedError
 
         if isinstance(error, ActorDiedError) and error.actor_init_failed:
@@ -305,7 +306,10 @@ class Pool(Generic[Piece]):
             )
 
     def _blame(self, at: list[Job[Piece]], error: BaseException) -> None:
-        """These jobs the actor was at when it died."""
+        """Note that an actor died while it worked on the jobs `at`.
+
+        If it was one job, the death counts against that job. If there were several, each of them must run alone next.
+        """
         from ray.exceptions import OutOfMemoryError
 
         if len(at) > 1:
@@ -325,7 +329,7 @@ class Pool(Generic[Piece]):
     # ---- waiting
 
     def _look_at_places(self) -> None:
-        """Raises FinalError where no actor has had a place for too long. Says once that some have none."""
+        """Raises FinalError if no actor has had a place for too long. If only some have none, says so once."""
         if self.crew.method is None:
             self._place.check(lambda: any_placed({job.answer: None for worker in self._busy for job in worker.jobs}))
             return
@@ -343,12 +347,14 @@ class Pool(Generic[Piece]):
             self._say(f"{self.crew.stage}: {self.crew.what} has found no room; the others make its share")
 
     def _brought_here(self, job: Job[Piece]) -> list[Any]:
-        """The job's answer; nothing if it went down with its node, so that it must be made again. Raises FinalError
-        where there has been no room for it for too long."""
+        """[the job's answer], or [] if the answer was lost with its node; the job is then queued again.
+
+        Raises FinalError if this node's object store has had no room for the answer for too long.
+        """
         import ray
         from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError
 
-        if self._in_order and self._line and self._line[0].made:  # have the next one brought here meanwhile
+        if self._in_order and self._line and self._line[0].made:  # fetch the next answer meanwhile
             ray.wait([self._line[0].answer], timeout=0, fetch_local=True)
         self._room.over()
         while True:

@@ -1,4 +1,4 @@
-"""Many studies at a time: a pool of actors that load the networks once and segment one study after another."""
+"""Segment many studies at a time: the actors of a pool load the networks once and segment one study after another."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from pipeline.inference.predictor import load_predictor
 from pipeline.inference.study import Outcome, attempt
 from storage.errors import InputError, StageError
 
-FRACTIONS = (0.5, 0.25, 0.1)  # of a CPU, where there are more actors than CPUs
+FRACTIONS = (0.5, 0.25, 0.1)  # CPUs that an actor may book, if there are more actors than CPUs
 
 
 class _Segmenter:
-    """Loads the networks when it starts."""
+    """The object in a prediction actor. It loads the networks when it is made."""
 
     def __init__(self, models: Sequence[str], names: Sequence[str], config: InferenceConfig, threads: int) -> None:
         import torch
@@ -41,11 +41,12 @@ def predict_studies(
     workers: int,
     patience: Patience = PATIENCE,
 ) -> Iterator[Outcome]:
-    """What became of each study, as they get done, with `workers` actors that share the cluster's cores and GPUs.
+    """Yield what became of each study, as the studies get done. Ray must be initialised.
 
-    `models` are the networks' folders, named `names` in the reports. A study at which actors die again and again has
-    failed alone. Ray must run. Raises InputError if the cluster is too small, or an actor cannot use the networks;
-    FinalError if no node has room for an actor; StageError if actors cannot start.
+    `workers` actors share the cluster's cores and GPUs. `models` are the folders of the networks; `names` are their
+    names in the reports. If actors die repeatedly while they segment a study, only that study fails.
+    Raises InputError if the cluster is too small, or an actor cannot use the networks; FinalError if no node has room
+    for an actor; StageError if actors cannot start.
     """
     workers = min(workers, len(studies))
     booked = booking(cluster, workers)
@@ -72,9 +73,10 @@ def _failed(study: Study, error: StageError) -> Outcome:
 
 
 def booking(cluster: Cluster, workers: int) -> dict[str, float]:
-    """CPUs and GPUs of each of so many actors, as many as all of them find a place for; fewer GPUs are shared.
+    """What each of `workers` actors books, {"num_cpus": …, "num_gpus": …}: the most for which all of them have a place.
 
-    Raises InputError if there is no place for them: one left over would wait for ever, with the study that it has.
+    If there are fewer GPUs than actors, actors share them. Raises InputError if the actors do not fit: an actor without
+    a place would wait for ever, together with its study.
     """
     gpus = sum(int(node.gpus) for node in cluster.nodes)
     on_one = math.ceil(workers / gpus) if gpus else 0

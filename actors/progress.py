@@ -1,7 +1,7 @@
-"""How a stage tells how far it is."""
+"""The type of the functions that receive a stage's progress."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-Progress = Callable[[str, int, int], None]  # what is being done, pieces done, pieces there are
+Progress = Callable[[str, int, int], None]  # (what is being done, pieces done, pieces in all)

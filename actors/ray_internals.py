@@ -1,6 +1,6 @@
-"""The one file that imports what Ray keeps private, where Ray has no public name for it.
+"""The only file that imports private names of Ray, where Ray has no public name for the same.
 
-`tests/actors/test_ray_internals.py` fails when a new version of Ray moves one of them.
+`tests/actors/test_ray_internals.py` fails when a new version of Ray moves one of these names.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ log = logging.getLogger(__name__)
 
 
 def machine_cpus() -> int:
-    """CPUs that `ray.init` would find on this machine, a container's limit included; Ray need not run."""
+    """CPUs that `ray.init` would find on this machine, within a container's limit. Ray need not run."""
     from ray._private.utils import get_num_cpus
 
     return int(get_num_cpus())
 
 
 def machine_gpus() -> int:
-    """GPUs that `ray.init` would find on this machine; Ray need not run."""
+    """GPUs that `ray.init` would find on this machine. Ray need not run."""
     from ray._private.accelerators import get_accelerator_manager_for_resource
 
     manager = get_accelerator_manager_for_resource("GPU")
@@ -30,8 +30,11 @@ def machine_gpus() -> int:
 
 
 def any_placed(calls: Mapping[Any, Any]) -> bool:
-    """Whether Ray has found a node for any of these calls. The key is a call's reference; the value is its actor, None
-    for a task. What Ray knows nothing of, or does not tell, counts as placed: a look that fails ends no work."""
+    """Whether Ray has found a node for any of these calls.
+
+    A key is the reference of a call; the value is its actor, or None for a task. If Ray does not know a call, or its
+    answer fails, the call counts as placed: a failed question must not end any work.
+    """
     try:
         return _any_placed(calls)
     except Exception as error:
@@ -54,12 +57,12 @@ def _actor_placed(facts: dict[str, Any]) -> bool:
 
 
 def _pending_tasks() -> set[bytes]:
-    """Ids of tasks whose last attempt has no worker yet. Ray's public question needs a dashboard."""
+    """Ids of the tasks whose last attempt has no worker yet. Ray's public API for this needs a dashboard."""
     from ray._private.state import state
     from ray.core.generated import common_pb2
 
     statuses: Any = common_pb2
-    last: dict[bytes, tuple[int, int]] = {}  # attempt, the furthest that it has come
+    last: dict[bytes, tuple[int, int]] = {}  # task id: (attempt, furthest state)
     for event in state._get_all_task_events():
         if event.HasField("state_updates") and event.attempt_number >= last.get(event.task_id, (-1, 0))[0]:
             last[event.task_id] = event.attempt_number, max(event.state_updates.state_ts_ns, default=0)
@@ -74,7 +77,7 @@ def is_train_error(error: BaseException) -> bool:
 
 
 def waited_for_a_node(error: BaseException | None) -> bool:
-    """Whether Ray Train gave up since no node had room for its workers."""
+    """Whether Ray Train gave up because no node had room for its workers."""
     from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
     return isinstance(error, WorkerGroupStartupTimeoutError)

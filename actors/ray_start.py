@@ -1,4 +1,8 @@
-"""How Ray is started on this machine, or a cluster joined: on loopback, without a dashboard, or with one clear line."""
+"""Start Ray on this machine, or join the cluster that RAY_ADDRESS names.
+
+A local Ray listens on loopback only and has no dashboard. If Ray cannot start, or the cluster does not answer, the
+error is one line that says what to do.
+"""
 
 from __future__ import annotations
 
@@ -15,29 +19,32 @@ from storage.errors import InputError
 from storage.places import require_writable
 
 HIDE_UNBOOKED = "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"
-SOCKET = "ray/session_2026-01-01_00-00-00_000000_{pid}/sockets/plasma_store"  # the longest name that Ray makes
-SOCKET_BYTES = 107  # Linux takes no longer name of a socket
+SOCKET = "ray/session_2026-01-01_00-00-00_000000_{pid}/sockets/plasma_store"  # the longest path that Ray makes
+SOCKET_BYTES = 107  # the longest socket path that Linux accepts
 SHARED = "/dev/shm"
-ANSWER_S = 10.0  # how long a cluster may take to accept a connection
+ANSWER_S = 10.0  # seconds that a cluster may take to accept a connection
 
 
 def local_cluster(cpus: int | None = None) -> Cluster:
-    """What Ray would find on this machine, without starting it; `cpus` in place of the number that it would find."""
+    """The cluster that Ray would find on this machine, without starting Ray: one node.
+
+    If `cpus` is given, it replaces the number of CPUs that Ray would find.
+    """
     return Cluster((Node(float(cpus or machine_cpus()), float(machine_gpus())),))
 
 
 def inside_cluster() -> bool:
-    """Whether this process belongs to a Ray cluster that runs already, as a job's driver does."""
+    """Whether RAY_ADDRESS names a running cluster to join, as it does for the driver of a Ray job."""
     return "RAY_ADDRESS" in os.environ
 
 
 def _require_answer(address: str) -> None:
-    """Raises InputError if nothing listens at host:port; Ray itself would go on trying for minutes."""
+    """Raises InputError if nothing listens at host:port. Ray itself would go on trying for minutes."""
     import socket
 
     host, separator, port = address.rpartition("://")[2].rpartition(":")
     if not separator or not port.isdigit():
-        return  # `auto` and the like, which Ray looks up
+        return  # such as `auto`, which Ray resolves itself
     try:
         socket.create_connection((host.strip("[]"), int(port)), ANSWER_S).close()
     except OSError as error:
@@ -52,8 +59,10 @@ def _no_cluster(why: str) -> InputError:
 
 
 def require_places() -> None:
-    """Raises InputError where a Ray of this machine could not put its files, sockets or shared memory. A cluster that
-    is joined is not asked."""
+    """Raises InputError if a local Ray could not put its files, sockets or shared memory on this machine.
+
+    Checks nothing if RAY_ADDRESS names a cluster to join.
+    """
     if inside_cluster():
         return
     name = next((name for name in ("RAY_TMPDIR", "TMPDIR") if name in os.environ), "the folder for temporary files")
@@ -72,12 +81,15 @@ def require_places() -> None:
 
 @contextmanager
 def _signal_handlers_kept() -> Iterator[None]:
-    """`ray.init` replaces SIGTERM's handler twice: with one of its own in Python, and below it with one in C++ that
-    prints its stack. Afterwards both are replaced by the handler from before."""
+    """Restore the SIGTERM handler after `ray.init`.
+
+    `ray.init` replaces it twice: with a Python handler, and below that with one in C++ that prints a stack trace.
+    Outside the main thread nothing is restored, because Python cannot set handlers there.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.getsignal(signal.SIGTERM) or signal.SIG_DFL  # None: not Python's
+    before = signal.getsignal(signal.SIGTERM) or signal.SIG_DFL  # None: the handler was not set by Python
     try:
         yield
     finally:
@@ -85,22 +97,23 @@ def _signal_handlers_kept() -> Iterator[None]:
 
 
 def start_ray(cpus: int | None = None) -> Cluster:
-    """Join the cluster that RAY_ADDRESS names, as a job's driver does, or start a local one on loopback, without a
-    dashboard, whatever else runs on this machine.
+    """Join the cluster that RAY_ADDRESS names, or start a local one; returns its living nodes.
 
-    Raises InputError within `ANSWER_S` seconds where RAY_ADDRESS names a cluster that does not answer, and before
-    anything is started where this machine has no place for Ray's files.
+    A local cluster listens on loopback, has no dashboard, and ignores every other Ray on this machine. `cpus` is its
+    number of CPUs; None for as many as Ray finds.
+    Raises InputError if the cluster does not answer (at a host:port, after `ANSWER_S` seconds). Also, before anything
+    is started, if this machine has no place for Ray's files.
     """
     import logging
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
-    # whoever books no GPU sees none: two lanes on one unbooked card would fight over its memory
+    # A task that books no GPU must see none. Otherwise two lanes on one unbooked card would fight over its memory.
     os.environ.setdefault(HIDE_UNBOOKED, "1")
-    # fractional CPUs mean more processes than cores, as planned; without this Ray warns of them one by one
+    # Fractional CPUs mean more processes than cores, as planned. Without this setting Ray warns of each of them.
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")
     if not inside_cluster():
-        # read when Ray is imported: without it even a cluster of one node listens on every interface
+        # Ray reads this when it is imported. Without it even a cluster of one node listens on every interface.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     require_places()
     import ray
@@ -109,7 +122,7 @@ def start_ray(cpus: int | None = None) -> Cluster:
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if inside_cluster():
             _require_answer(os.environ["RAY_ADDRESS"])
-            # its nodes have an environment of their own
+            # the nodes do not inherit the environment of this process
             options["runtime_env"] = {"env_vars": {HIDE_UNBOOKED: os.environ[HIDE_UNBOOKED]}}
         else:
             options |= {"address": "local", "include_dashboard": False, "num_cpus": cpus}

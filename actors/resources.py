@@ -1,7 +1,7 @@
-"""Who gets which share of the machines. One budget for trainers, data actors and tasks, so that none starves another.
+"""Divide a cluster between trainers, data actors and tasks, in one budget, so that none of them starves another.
 
-A plan is made node by node: an actor never spans nodes, so that a cluster may have CPUs enough in all and still no
-place for it. Ray decides itself which of the places a trainer takes.
+A plan is made node by node. An actor cannot span nodes, so a cluster may have enough CPUs in total and still no node
+with room for one more actor. Ray decides which of the planned places a trainer takes.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from actors.waiting import MINUTES
 from storage.errors import InputError
 from storage.identity import added
 
-# Of a lane's cores, as Ray books them: the trainer's half leaves room for its data actors and for short tasks.
+# Shares of a lane's cores, as Ray books them. The trainer books half, so data actors and short tasks have room.
 TRAINER_SHARE, DATA_SHARE, TASK_CPUS = 0.5, 0.25, 0.25
-MOST_BESIDE_GPU = 16.0  # CPUs of an extraction actor there, which reads and compresses what the GPU encodes
-LEAST_CORES = 0.5  # of a trainer with its data actors
-MOST_DATA_ACTORS = 8  # for each train worker, where nothing else is asked for
-# CPUs of a data actor beside a GPU, the largest that fits; it makes samples in one thread.
+MOST_BESIDE_GPU = 16.0  # most CPUs of an extraction actor on a GPU; they read and compress what the GPU encodes
+LEAST_CORES = 0.5  # least cores for a trainer together with its data actors
+MOST_DATA_ACTORS = 8  # per train worker, if the configuration asks for no number
+# What a data actor may book if trainers use GPUs; the largest that fits is chosen. It makes samples in one thread.
 DATA_CPUS: tuple[float, ...] = (1.0, 0.5, 0.25, 0.1, 0.05)
 
 
 class ResourceConfig(BaseModel):
-    """What to ask of the cluster; None means as much as fits."""
+    """What to ask of the cluster. Where a field is None, the plan chooses, as its description says."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -70,7 +70,7 @@ class ResourceConfig(BaseModel):
 
 @dataclass(frozen=True)
 class Node:
-    """What one machine of the cluster has."""
+    """CPUs and GPUs of one machine of the cluster, as Ray counts them."""
 
     cpus: float
     gpus: float = 0.0
@@ -82,23 +82,23 @@ class Node:
 
 @dataclass(frozen=True)
 class Cluster:
-    """The machines that take part."""
+    """The machines that work together."""
 
     nodes: tuple[Node, ...]
 
     @property
     def cpus(self) -> float:
-        """Of all nodes."""
+        """CPUs of all nodes together."""
         return sum(node.cpus for node in self.nodes)
 
     @property
     def gpus(self) -> float:
-        """Of all nodes."""
+        """GPUs of all nodes together."""
         return sum(node.gpus for node in self.nodes)
 
     @property
     def node_cpus(self) -> float:
-        """Of the largest node."""
+        """CPUs of the largest node; 0 without nodes."""
         return max((node.cpus for node in self.nodes), default=0.0)
 
     def __str__(self) -> str:
@@ -107,7 +107,7 @@ class Cluster:
 
 @dataclass(frozen=True)
 class NodeShare:
-    """What a node has a place for while arms train."""
+    """How many actors of each kind have a place on a node while arms train."""
 
     node: Node
     trainers: int
@@ -116,8 +116,12 @@ class NodeShare:
 
 @dataclass(frozen=True)
 class ResourcePlan:
-    """A budget that fits. `threads` are torch's in each trainer; cpus are Ray's bookings, of one actor each. Without
-    data actors each train worker makes its own samples."""
+    """A budget that fits the cluster.
+
+    `threads` is the number of torch threads of each trainer. The CPUs and GPUs are what one trainer, data actor or
+    extraction actor books in Ray. `data_actors` is per train worker; if it is 0, each train worker makes its own
+    samples. `shares` has one entry per node.
+    """
 
     lanes: int
     train_workers: int
@@ -137,7 +141,7 @@ class ResourcePlan:
     shares: tuple[NodeShare, ...] = ()
 
     def describe(self) -> str:
-        """One line for the terminal, then one for each kind of node where there are several nodes."""
+        """One line for the terminal. If there are several nodes, one more line for each kind of node."""
         where = "GPU" if self.trainer_gpus else f"{self.threads} thread{'s' * (self.threads > 1)}"
         makers = f"with {self.data_actors} data actor{'s' * (self.data_actors > 1)}"
         lines = [
@@ -155,10 +159,10 @@ class ResourcePlan:
 
 
 def plan(config: ResourceConfig, cluster: Cluster, jobs: int = 1) -> ResourcePlan:
-    """Divide a cluster for `jobs` trainings.
+    """Divide a cluster between `jobs` trainings.
 
-    No node is booked beyond what it has, for one way to place the actors. Raises InputError at once, with the
-    shortfall, if they do not fit; nothing is left to wait for ever.
+    There is at least one way to place all actors so that no node is booked beyond what it has. If there is none, raises
+    InputError with the shortfall, so that no actor waits for ever.
     """
     nodes, use_gpu = cluster.nodes, _use_gpus(config, cluster)
     lanes, seats = _choose_lanes(config, cluster, jobs, use_gpu)
@@ -166,7 +170,8 @@ def plan(config: ResourceConfig, cluster: Cluster, jobs: int = 1) -> ResourcePla
     cores = min(node.cpus / taken for node, taken in zip(nodes, seats, strict=True) if taken)
     trainer_cpus = _fraction(min(cores, max(1, int(cores))) * TRAINER_SHARE)
     alone = config.synthesis == "trainer"
-    if use_gpu:  # it feeds the GPU from one thread, and makes samples in another or leaves the other cores for that
+    # One thread feeds the GPU. A second one makes samples, unless data actors do that on the other cores.
+    if use_gpu:
         trainer_cpus = min(2.0 if alone else 1.0, trainer_cpus)
     free = [node.cpus - taken * trainer_cpus for node, taken in zip(nodes, seats, strict=True)]
     each, data_cpus = (0, 0.0) if alone else _data_actors(config, free, trainers, cores, use_gpu)
@@ -193,7 +198,7 @@ def plan(config: ResourceConfig, cluster: Cluster, jobs: int = 1) -> ResourcePla
 
 
 def _use_gpus(config: ResourceConfig, cluster: Cluster) -> bool:
-    """Whether trainers run on GPUs. One that a node has only a part of is none."""
+    """Whether trainers run on GPUs. A part of a GPU does not count. Raises InputError if `gpus` is set and too few."""
     gpus = sum(int(node.gpus) for node in cluster.nodes)
     if config.gpus and gpus < config.train_workers:
         raise InputError(
@@ -205,7 +210,12 @@ def _use_gpus(config: ResourceConfig, cluster: Cluster) -> bool:
 
 
 def _choose_lanes(config: ResourceConfig, cluster: Cluster, jobs: int, use_gpu: bool) -> tuple[int, list[int]]:
-    """How many lanes, and how many trainers on each node. Where no number is asked for, as many lanes as fit."""
+    """(lanes, trainers on each node).
+
+    If the configuration sets no number of lanes, there are as many as there are GPUs for; on CPUs two, or one per node
+    if that is more. If they do not fit, there are fewer. Raises InputError if the lanes asked for, or a single one, do
+    not fit.
+    """
     workers = config.train_workers
     most = sum(int(node.gpus) for node in cluster.nodes) if use_gpu else max(2 * workers, len(cluster.nodes))
     lanes = max(1, min(config.lanes or most // workers, jobs))
@@ -219,7 +229,7 @@ def _choose_lanes(config: ResourceConfig, cluster: Cluster, jobs: int, use_gpu: 
 
 
 def _place_trainers(nodes: Sequence[Node], trainers: int, use_gpu: bool) -> list[int] | None:
-    """Trainers on each node, so that the least share of cores is as large as it can be; None if one finds no place."""
+    """Trainers on each node, such that the smallest share of cores is as large as possible; None if they do not fit."""
     seats = [0] * len(nodes)
     for _ in range(trainers):
         room = [i for i, node in enumerate(nodes) if not use_gpu or node.gpus >= seats[i] + 1]
@@ -245,11 +255,14 @@ def _no_seats(cluster: Cluster, lanes: int, workers: int, use_gpu: bool) -> Inpu
 def _data_actors(
     config: ResourceConfig, free: Sequence[float], trainers: int, cores: float, use_gpu: bool
 ) -> tuple[int, float]:
-    """(data actors of each trainer, CPUs of each of them) that the nodes' free CPUs have places for."""
+    """(data actors of each trainer, CPUs of each data actor) that fit into the `free` CPUs of the nodes.
+
+    `cores` is the share of one trainer. Raises InputError if nothing fits.
+    """
     share = cores * DATA_SHARE
     each = config.data_actors or min(MOST_DATA_ACTORS, max(1, int(share)))
     sizes = DATA_CPUS if use_gpu else (_fraction(min(1.0, share / each)),)
-    kept = 1 - TASK_CPUS if use_gpu else 1.0  # on CPUs the share itself leaves as much over
+    kept = 1 - TASK_CPUS if use_gpu else 1.0  # on CPUs, DATA_SHARE already leaves as much for tasks
     for size in sizes:
         places = sum(_fit(kept * cpus, size) for cpus in free)
         if use_gpu and config.data_actors is None:
@@ -265,7 +278,7 @@ def _data_actors(
 
 
 def _extraction(config: ResourceConfig, cluster: Cluster, use_gpu: bool) -> tuple[int, float]:
-    """(extraction actors, CPUs of each), some left over for tasks."""
+    """(extraction actors, CPUs of each). Some CPUs are left for tasks. Raises InputError if the actors do not fit."""
     if use_gpu:
         shares = [node.cpus / int(node.gpus) for node in cluster.nodes if int(node.gpus) and node.cpus]
         cpus = min(MOST_BESIDE_GPU, min(shares, default=0.0) * (1 - TASK_CPUS))
@@ -287,7 +300,7 @@ def _extraction(config: ResourceConfig, cluster: Cluster, use_gpu: bool) -> tupl
 
 
 def _place_data_actors(nodes: Sequence[Node], free: Sequence[float], size: float, actors: int) -> list[int]:
-    """How many of the data actors each node takes: Ray too fills the nodes without GPUs first."""
+    """How many of the data actors each node takes. Nodes without GPUs are filled first, as Ray does."""
     taken = [0] * len(nodes)
     for i in sorted(range(len(nodes)), key=lambda i: nodes[i].gpus):
         taken[i] = min(actors, _fit(free[i], size))
@@ -296,10 +309,10 @@ def _place_data_actors(nodes: Sequence[Node], free: Sequence[float], size: float
 
 
 def _fit(cpus: float, size: float) -> int:
-    """How many bookings of this size fit; sums of fractions come out a little too small."""
+    """How many bookings of this size fit. The tolerance is for sums of fractions, which come out slightly too small."""
     return max(0, int(cpus / size + 1e-6))
 
 
 def _fraction(cpus: float) -> float:
-    """Ray takes whole CPUs above one, and multiples of 0.0001 below."""
+    """Round down to what Ray accepts: whole CPUs from 1 on, below that multiples of 0.001, at least 0.05."""
     return float(int(cpus)) if cpus >= 1 else max(0.05, int(cpus * 1000) / 1000)

@@ -1,4 +1,4 @@
-"""Run training jobs side by side, as many as the budget has lanes; each trains, then is evaluated."""
+"""Run training jobs side by side, one in each lane of the budget. Each job is trained, then evaluated."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from storage.lease import fences, under
 
 @dataclass(frozen=True)
 class ArmRun:
-    """A training job as an arm of an ablation; `seed` is the replicate's number."""
+    """A training job as an arm of an ablation. `seed` is the number of the replicate."""
 
     arm: str
     seed: int
@@ -29,22 +29,22 @@ class ArmRun:
 
     @property
     def label(self) -> str:
-        """`arm/seed0`."""
+        """Arm and replicate, such as `unet_ra/seed0`."""
         return f"{self.arm}/seed{self.seed}"
 
     def failure(self) -> str | None:
-        """Why the last try failed, if it did and nothing has come of it since."""
+        """Why the last try failed. None if it did not fail, or if a later try was evaluated."""
         path = fs.join(self.job.out, FAILED)
         return None if self.evaluated() or not fs.exists(path) else str(json.loads(fs.read_text(path))["reason"])
 
     def evaluated(self) -> bool:
-        """Trained with this configuration, and scored since."""
+        """Whether the job was trained with this configuration, and scored since."""
         return self.job.finished() and fs.exists(fs.join(self.job.out, CASES))
 
 
 def _train_and_evaluate(run: ArmRun, budget: ResourcePlan) -> None:
-    """Body of a lane. What an earlier configuration left is removed first, the scores before the weights they came
-    from."""
+    """What a lane runs. It first removes the results of another configuration: the scores before the weights, so that
+    no scores are left without the weights that they came from."""
     out = run.job.out
     if not run.job.finished():
         for name in (CASES, FAILED, SCORING):
@@ -61,11 +61,13 @@ def run_arms(
     tick_s: float = 1.0,
     body: Callable[[ArmRun, ResourcePlan], None] = _train_and_evaluate,
 ) -> dict[str, str]:
-    """Train and evaluate all runs, the costliest first; returns label → reason for those that failed.
+    """Train and evaluate all runs that are not evaluated yet, the costliest first. Returns {label: reason} of those
+    that failed.
 
     One failing arm does not stop the others. It is tried again `budget.arm_retries` times, at once and from its last
-    checkpoint, unless what it met would be there again: bad input, a loss that is not finite, a lack of memory.
+    checkpoint, unless another try would fail in the same way: bad input, a loss that is not finite, too little memory.
     `on_tick` is called about every `tick_s` seconds with the labels that are running. `body` is what a lane runs.
+    Raises FinalError if no node has had room for a lane's process for too long.
     """
     import ray
 
@@ -103,12 +105,12 @@ def run_arms(
 
 
 def _is_final(error: BaseException) -> bool:
-    """Whether another try would end in the same way."""
+    """Whether another try would fail in the same way."""
     return isinstance(getattr(error, "cause", None) or error, (InputError, FinalError))
 
 
 def _cost(run: ArmRun) -> float:
-    """Roughly, samples through the network a step: what decides which arm starts first."""
+    """A rough cost of one step, by which the costliest arm starts first."""
     stream = run.job.stream
     share = 1.0 + (stream.plan.unlabelled_ratio if stream.semi_supervised else 0.0)
     is_sdnet = hasattr(run.job.network, "anatomy_width")
@@ -116,7 +118,10 @@ def _cost(run: ArmRun) -> float:
 
 
 def pretrain(job: TrainJob, budget: ResourcePlan, on_tick: Callable[[list[str]], None], tick_s: float = 1.0) -> None:
-    """Train the SDNet that fills the bank; same loop as an arm, not evaluated. Raises StageError with the reason."""
+    """Train the SDNet that fills the bank, unless that is done. It runs an arm's loop and is not evaluated.
+
+    Raises StageError with the reason.
+    """
     import ray
 
     if job.finished():
@@ -135,7 +140,11 @@ def pretrain(job: TrainJob, budget: ResourcePlan, on_tick: Callable[[list[str]],
 
 
 def evaluate(run: ArmRun, budget: ResourcePlan, say: Callable[[str], None] | None = None) -> int:
-    """Score a trained arm, replacing its `cases.csv`; a task that books what a train worker does, which has ended."""
+    """Score a trained arm and replace its `cases.csv`. Returns the number of volumes scored.
+
+    The task books as much as one train worker; the arm's own train workers have ended. While there is no room, `say` is
+    given a line. Raises FinalError if no node has had room for too long.
+    """
     import ray
 
     task = ray.remote(num_cpus=budget.trainer_cpus, num_gpus=budget.trainer_gpus, max_retries=2)(under)
@@ -147,5 +156,5 @@ def evaluate(run: ArmRun, budget: ResourcePlan, say: Callable[[str], None] | Non
     try:
         return int(ray.get(Wait(patience, "score", "its scoring", need).first({reference: None})))
     except FinalError:
-        ray.cancel(reference)  # or it would run as soon as there is room
+        ray.cancel(reference)  # otherwise it would run as soon as there is room
         raise

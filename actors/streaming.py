@@ -1,7 +1,7 @@
-"""The sample stream: warm actors turn one long plan into batches, in order (FA, then RA).
+"""The sample stream: actors make the samples of one long plan (FA, then RA), and their batches arrive in order.
 
-The actors are called directly. Ray Data over the same plan gave the same batches, but its executor lives in the train
-worker and takes a whole core of it while it holds production back (Ray 2.60), which made a step 2.4 times as long.
+The actors are called directly (docs/decisions/0008). Ray Data gave the same batches. But its executor runs in the train
+worker, and takes a whole core there while it holds production back (Ray 2.60); a step then took 2.4 times as long.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ from storage.slices.store import SliceStore
 if TYPE_CHECKING:
     import torch
 
-STEPS_PER_BLOCK = 8  # small blocks start a stream sooner, large ones cost less each; 8 steps of 8 rows measured well
-BYTES_A_PIXEL = 5  # image and mask
+# Small blocks start a stream sooner; large blocks cost less per step. 8 steps of 8 samples measured well.
+STEPS_PER_BLOCK = 8
+BYTES_A_PIXEL = 5  # float32 image and uint8 mask
 
-Block = dict[str, Any]  # {"step": (k,) int64}, what a maker makes in one call
+Block = dict[str, Any]  # {"step": (k,) int64}: the steps that a maker makes in one call
 
 
 def batches(
@@ -45,17 +46,19 @@ def batches(
     maker: type = SampleMaker,
     patience: Patience = PATIENCE,
 ) -> Iterator[dict[str, torch.Tensor]]:
-    """Batches of `steps` for one train worker, in order, made by `actors` that live as long as the iteration.
+    """Yield the batches of `steps` for train worker `rank` of `world`, in order. The actors live as long as the
+    iteration.
 
-    The same bytes for any number of actors; what a lost actor or node had made is made again. Of blocks that are made
-    or being made there are never more than fit `stream_mb`, but two for each actor. Raises InputError if a step has no
-    sample for this worker, or the bank is damaged; StageError if one sample ends one maker after the other, makers
-    cannot start, or no node has room for one.
+    A batch has what `SampleMaker.__call__` makes, as tensors: image, mask and twin on `device`, all else on the CPU.
+    The bytes are the same for any number of actors; samples that are lost with an actor or node are made again. At most
+    `stream_mb` MB of blocks are made or being made, but always at least two blocks per actor.
+    Raises InputError if a step has no sample for this worker, or the bank is damaged; StageError if one sample kills
+    one maker after the other, makers cannot start, or no node has room for one.
     """
     store = SliceStore.open(config.run)
     bank = open_bank(config, store)
     if bank is not None:
-        _ = BankView(bank).anatomy  # damage is found here, where it can be told
+        _ = BankView(bank).anatomy  # a damaged bank raises here, before any actor starts
     plan = step_plan(config, store, bank)
     rows = samples_of_worker(config, plan, rank, world)
     block_bytes = STEPS_PER_BLOCK * rows * config.preprocess.size**2 * (BYTES_A_PIXEL + 4 * config.twins)
@@ -70,7 +73,7 @@ def batches(
         tried.add(first)
         samples = [sample for step in block["step"] for sample, _ in plan.samples(int(step), rank, world)]
         _try_one_by_one(crew, samples, store, patience)
-        return AGAIN  # none of them alone is to blame
+        return AGAIN  # no sample kills a maker when it is made alone
 
     crew = replace(crew, in_flight=most, failed=failed)
     with Pool(crew, patience) as makers:
@@ -99,8 +102,8 @@ def _crew(config: StreamConfig, rank: int, world: int, actors: int, cpus: float,
 
 
 def _try_one_by_one(makers: Crew[Block], samples: Sequence[Sample], store: SliceStore, patience: Patience) -> None:
-    """Make samples one by one in a maker of their own. Raises StageError with the slice whose sample ends its makers
-    again."""
+    """Make these samples one by one in a maker of their own. Raises StageError, with the slice, if a sample kills its
+    makers again."""
 
     def failed(sample: Sample, error: StageError) -> None:
         if not isinstance(error, KilledError):
@@ -118,7 +121,7 @@ def _try_one_by_one(makers: Crew[Block], samples: Sequence[Sample], store: Slice
 
 
 def _cut(made: dict[str, Any], rows: int, device: str) -> Iterator[dict[str, torch.Tensor]]:
-    """A block's batches of `rows`, copied out of the object store."""
+    """The block's batches of `rows` samples each, copied out of the object store and to their devices."""
     import torch
 
     from pipeline.samples.canvas import upload
@@ -129,8 +132,8 @@ def _cut(made: dict[str, Any], rows: int, device: str) -> Iterator[dict[str, tor
 
 
 class StreamStats:
-    """What the stream of one train worker did, from the batches that it gave. `actors`: makers of these, which may be
-    the worker's own thread."""
+    """Measures the stream of one train worker by its batches. `actors` is the number of makers: 1 if the worker makes
+    its samples in a thread of its own."""
 
     def __init__(self, actors: int) -> None:
         self._actors, self._began = actors, time.perf_counter()
@@ -138,7 +141,7 @@ class StreamStats:
         self._waited = self._making = self._lay_ready = self._rejected = 0.0
 
     def add(self, batch: dict[str, torch.Tensor], waited: float) -> None:
-        """Count a batch for which the trainer has just waited so many seconds."""
+        """Count a batch, for which the trainer has just waited `waited` seconds."""
         self._waited += waited
         self._making += float(batch[MADE_S].sum())
         self._batches += 1
@@ -146,10 +149,16 @@ class StreamStats:
         self._lay_ready += max(0.0, time.time() - float(batch[MADE_AT].mean()))
 
     def numbers(self) -> dict[str, float]:
-        """Since the start: `train_seconds`; `data_wait_fraction`, the trainer's share of waiting; `actor_utilisation`,
-        what making these batches took of the actors' time (batches made beforehand count too, so that after a short
-        epoch it may pass 1); `queue_depth`, how many batches lay ready on average (Little's law: the sum of how long
-        each did, over the time); `fa_rejected`, the share of samples that the guard of realism turned down."""
+        """What was measured since the start:
+
+        - `train_seconds`: seconds since the start.
+        - `data_wait_fraction`: the share of this time in which the trainer waited for a batch, 0 to 1.
+        - `actor_utilisation`: the share of the actors' time that it took to make these batches. It may exceed 1 after a
+          short epoch, because batches made before the start count too.
+        - `queue_depth`: how many batches lay ready on average (Little's law: the sum of the times for which each lay
+          ready, divided by the time since the start).
+        - `fa_rejected`: images that the realism guard rejected, per sample.
+        """
         took = time.perf_counter() - self._began
         return {
             "train_seconds": took,

@@ -1,4 +1,4 @@
-"""Ray Train around the training loop: workers that die are started again, what no other try would mend is raised."""
+"""Run the training loop in Ray Train. Dead workers are started again; errors that would only come again are raised."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from storage.lease import fences
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
 
-MAX_DEATHS = 3  # in a row, without a new epoch in between
+MAX_DEATHS = 3  # of workers in a row, without a new epoch in between
 
 
 def run_job(job: TrainJob, budget: ResourcePlan) -> None:
-    """Train a job to its end. Workers may die as often as they like, as long as there is a new epoch now and then.
+    """Train a job to its end. If workers die, they are started again, as long as a new epoch ends in between.
 
     Raises FinalError if the loss is not finite, memory runs out, or no node has room; StageError if the loop itself
-    fails, or workers die `MAX_DEATHS` times in a row without a new epoch; InputError if Ray has GPUs that this torch
-    cannot use, or the loop met bad input. Only deaths are tried again.
+    fails, or workers die `MAX_DEATHS` times in a row without a new epoch; InputError if the cluster has GPUs and torch
+    is a build without CUDA, or the loop met bad input.
     """
     import torch
     from ray.exceptions import RayActorError
@@ -43,7 +43,7 @@ def run_job(job: TrainJob, budget: ResourcePlan) -> None:
     need = {"CPU": budget.trainer_cpus * budget.train_workers, "GPU": budget.trainer_gpus * budget.train_workers}
     wait = Wait(Patience(budget.wait_minutes, job.say_waiting), "train", "its train workers", need)
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = f"{max(wait.look_s, 10.0)}"
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # that late is a training's end seen
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # how late Ray may notice that a training ended
     deaths, reached = 0, -1
     while True:
         try:
@@ -51,10 +51,10 @@ def run_job(job: TrainJob, budget: ResourcePlan) -> None:
                 _trainer(job, budget, scratch).fit()
             return
         except (TrainingFailedError, RayActorError) as error:
-            if job.finished():  # its worker died with nothing left to do
+            if job.finished():  # a worker died after its work was done
                 return
             if waited_for_a_node(getattr(error, "controller_failure", None)):
-                wait.check(lambda: False)  # a lost machine's successor is not there yet
+                wait.check(lambda: False)  # the machine that replaces a lost one is not there yet
                 continue
             wait.over()
             errors = list(getattr(error, "worker_failures", {}).values()) or [error]
@@ -71,7 +71,10 @@ def run_job(job: TrainJob, budget: ResourcePlan) -> None:
 
 
 def _raise_ours(job: TrainJob, budget: ResourcePlan, errors: Iterable[Exception]) -> None:
-    """Raise what no other try would mend. A worker that lost its peer fails too, with an error of torch's."""
+    """Raise an error that another try would only repeat. Returns if workers only died.
+
+    With several workers, an unknown error of the loop is not raised: a worker that lost its peer fails with one.
+    """
     from ray.exceptions import RayError, RayTaskError
 
     for error in errors:
@@ -115,8 +118,8 @@ def _trainer(job: TrainJob, budget: ResourcePlan, scratch: str) -> TorchTrainer:
         scaling_config=ScalingConfig(
             num_workers=budget.train_workers, use_gpu=budget.trainer_gpus > 0, resources_per_worker=resources
         ),
-        # no retries of Ray's own: they know no difference between a lost machine and a loss that is not a number, and
-        # would go on for ever where workers die while they start
+        # Ray itself must not retry: it cannot tell a lost machine from a loss that is not finite, and it would go on
+        # for ever if workers die while they start.
         run_config=RunConfig(
             name=job.name,
             storage_path=scratch,

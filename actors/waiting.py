@@ -1,6 +1,6 @@
-"""Work that Ray has no room for: it says so once a minute, and after a while it is given up.
+"""What a stage does while the cluster has no room for its work: it says so once a minute, and in the end gives up.
 
-Work waits while Ray has found no node for any of it. Work that has its place may take as long as it likes.
+A stage waits while Ray has found no node for any of its calls. Calls that have a node may take as long as they like.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from storage.errors import FinalError
 
 log = logging.getLogger(__name__)
 
-MINUTES = 30.0
-LOOK_S = 60.0
+MINUTES = 30.0  # until a stage gives up
+LOOK_S = 60.0  # seconds between two looks at whether there is a place
 
 
 @dataclass(frozen=True)
 class Patience:
-    """How many minutes to wait for room, and who is told of it."""
+    """How many minutes to wait for room, and the function that is given a line while a stage waits."""
 
     minutes: float = MINUTES
     say: Callable[[str], None] = log.warning
 
     @property
     def look_s(self) -> float:
-        """Seconds between two looks at whether there is a place."""
+        """Seconds between two looks at whether there is a place: at most a third of the patience."""
         return min(LOOK_S, self.minutes * 20)
 
 
@@ -37,7 +37,7 @@ PATIENCE = Patience()
 
 
 class Wait:
-    """One stage's wait for `what`, each of which books `need`, such as {"CPU": 2}."""
+    """A stage's wait for `what`, such as "its train workers". Each of these books `need`, such as {"CPU": 2}."""
 
     def __init__(self, patience: Patience, stage: str, what: str, need: Mapping[str, float] | None = None) -> None:
         self._patience, self._stage, self._what = patience, stage, what
@@ -46,11 +46,11 @@ class Wait:
         self.over()
 
     def over(self) -> None:
-        """Nothing has waited until now."""
+        """Start counting again from now, because something has happened."""
         self._since = self._looked = time.monotonic()
 
     def first(self, calls: Mapping[Any, Any]) -> Any:
-        """The first of these references to be ready. `calls` names the actor of each, None for a task.
+        """The first of these references to be ready. `calls` maps each reference to its actor, None for a task.
 
         Raises FinalError as `check` does.
         """
@@ -64,9 +64,9 @@ class Wait:
             self.check(lambda: any_placed(calls))
 
     def check(self, placed: Callable[[], bool]) -> None:
-        """To be called again and again while nothing gets done; `placed` is asked once a minute.
+        """Call this repeatedly while nothing gets done. Once a minute it asks `placed` whether anything has a node.
 
-        Raises FinalError once nothing was placed for all of the patience.
+        Raises FinalError if nothing has had a node for `Patience.minutes`.
         """
         now = time.monotonic()
         if now - self._looked < self.look_s:

@@ -1,1 +1,1 @@
-"""Why it runs: configuration, arms, tracking, report and the command line."""
+"""What a user runs and gets: configuration, arms, tracking, report and the command line."""

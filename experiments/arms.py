@@ -1,4 +1,4 @@
-"""The arms of the ablation (paper section 3.3)."""
+"""All arms, by name: those of the paper's ablation (section 3.3) and those that we add to it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from pipeline.samples.appearance import Appearance
 from pipeline.training.config import ArmConfig
 
-# What the paper compares; `ablate` trains these unless told otherwise.
+# The arms that the paper compares. `ablate` trains these by default.
 PAPER: dict[str, ArmConfig] = {
     "unet_ra": ArmConfig(network="unet", ra=True),
     "fs_sdnet": ArmConfig(),
@@ -23,8 +23,8 @@ def _with(arm: ArmConfig, **changes: Any) -> ArmConfig:
     return ArmConfig.model_validate({**arm.model_dump(), **changes})
 
 
-# What the paper left open: its control, modalities moved outside what was seen, a consistency that FA makes possible,
-# and augmentations that came after it, each alone with RA and with FA on top.
+# What the paper left open: a control that draws with each slice's own modality, modalities outside those seen, the
+# consistency that FA makes possible, and augmentations published later, each with RA alone and with FA on top.
 BEYOND: dict[str, ArmConfig] = {
     "ss_sdnet_ra_rec": _with(_FA, policy="own"),
     "ss_sdnet_ra_fa_interpolate": _with(_FA, policy="interpolate"),
@@ -40,8 +40,9 @@ BEYOND: dict[str, ArmConfig] = {
     "ss_sdnet_ra_fa_fourier": _with(_FA, appearance="fourier"),
 }
 
-# What the factors are worth to any network: FA is data, not a loss. Each way of using them alone and on top of random
-# curves (BigAug), beside its control: whole images drawn with the same codes, regions that need no factors.
+# What the factors are worth to any network. FA makes data, not a loss, so a U-Net can use it too. Each way to use the
+# factors stands alone and on top of random intensities (BigAug). The controls are whole images drawn with the same
+# codes, and label or grey regions, which need no factors.
 _STEP = (0.5, 2.0)
 _LOOKS: dict[str, dict[str, Any]] = {
     "fa": {"fa": True},
@@ -69,7 +70,7 @@ FACTORS: dict[str, ArmConfig] = {
     for name, look in _LOOKS.items()
 } | {f"{base}_bigaug": _with(arm, appearance="bigaug") for base, arm in _BASES.items()}
 
-# The field's own augmentations, each in place of BigAug, and moves (turn and scale; bends) alone and on top of BigAug.
+# Augmentations by others, each in place of BigAug; and moves (turn and scale, or bends), alone and on top of BigAug.
 _MOVES: dict[str, dict[str, Any]] = {
     "moved": {"turn_degrees": 34.0, "zoom": (0.85, 1.18)},
     "elastic": {"elastic": 0.3},
@@ -82,8 +83,8 @@ FIELD: dict[str, ArmConfig] = {f"unet_ra_{look}": _with(PAPER["unet_ra"], appear
     for name, move in _MOVES.items()
 }
 
-# Unlabelled data for any network: two looks of an unlabelled slice must be segmented alike. What the looks are made by:
-# regions of the anatomy, residual FA, or random curves, which need no factors.
+# Unlabelled data for any network: two looks of an unlabelled slice must be segmented alike. The looks are made by
+# regions of the anatomy, by residual FA, or by random intensities (BigAug), which need no factors.
 _UNLABELLED = _with(PAPER["unet_ra"], semi_supervised=True, consistency=True)
 _MOVED_BIGAUG = {"appearance": "bigaug", **_MOVES["moved"]}
 
@@ -99,7 +100,7 @@ AGREEING: dict[str, ArmConfig] = {
     }.items()
 }
 
-# The recipe of `robust` with factors on top.
+# The recipe of the preset `robust`, with factors on top.
 RECIPE: dict[str, ArmConfig] = {
     f"unet_ra_{name}_moved_bigaug": _with(PAPER["unet_ra"], **_LOOKS[name], **_MOVED_BIGAUG)
     for name in ("regions", "fa_residual")
@@ -107,5 +108,5 @@ RECIPE: dict[str, ArmConfig] = {
 
 ARMS = PAPER | BEYOND | FACTORS | FIELD | AGREEING | RECIPE
 
-# On original images (paper section 2.1: "using the original (prior to augmentation) data").
+# Pretraining sees original images (paper section 2.1: "using the original (prior to augmentation) data").
 PRETRAIN = ArmConfig(semi_supervised=True, turn_degrees=0.0, zoom=(1.0, 1.0), elastic=0.0)

@@ -1,4 +1,4 @@
-"""The one Jinja environment: pages are escaped, and a name that a template lacks is an error."""
+"""The Jinja environment of all pages: values are escaped, and a variable that was not given raises an error."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def environment(folder: Path) -> jinja2.Environment:
-    """Templates of a folder."""
+    """The environment for the templates of a folder."""
     import jinja2
 
     return jinja2.Environment(

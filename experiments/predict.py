@@ -1,4 +1,4 @@
-"""The verb `predict`: studies in, masks, volumes and pictures out."""
+"""The verb `predict`: it reads studies and writes masks, volumes and pictures."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def model_folders(places: Sequence[str]) -> list[str]:
-    """Folders of networks: each place itself, or the seeds of the arm whose folder it is.
+    """The folders of the networks in these places. A place is a network's folder, or an arm's with a folder per seed.
 
     Raises InputError if there is no network in a place, or one is named twice.
     """
@@ -40,9 +40,9 @@ def model_folders(places: Sequence[str]) -> list[str]:
 def segmented(
     folders: Sequence[str], studies: Sequence[Study], config: InferenceConfig, workers: int, progress: Progress
 ) -> Iterator[Outcome]:
-    """What became of each study, as they get done: one worker runs in this process, several on Ray.
+    """Yield what became of each study, as the studies get done. One worker runs in this process, several on Ray.
 
-    Raises InputError, before anything is written, for networks that cannot be used.
+    Raises InputError, before anything is written, if the networks cannot be used.
     """
     from pipeline.inference.predictor import load_predictor
     from pipeline.inference.study import attempt
@@ -55,7 +55,7 @@ def segmented(
         from actors.ray_start import start_ray
         from actors.waiting import Patience
 
-        del predictor  # the actors load their own; here it was to find out whether it can be
+        del predictor  # the actors load their own; this one shows that the networks can be used
         with progress.stage("start Ray"):
             cluster = start_ray()
         outcomes = predict_studies(cluster, folders, names, config, studies, workers, Patience(say=progress.say))

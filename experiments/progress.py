@@ -1,4 +1,4 @@
-"""What the terminal shows while a run goes on. Bars on a terminal, plain lines elsewhere."""
+"""What the user sees while a run goes on: bars on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from rich.progress import Progress as Bars
 if TYPE_CHECKING:
     from actors.ingest import IngestReport
 
-QUIET_LINES_S = 20.0  # between plain lines of one stage, where there is no terminal
+QUIET_LINES_S = 20.0  # seconds between plain lines of one stage, if there is no terminal
 
 
 class ProgressBar:
-    """One bar. `update(note, done, total)` moves it."""
+    """One bar, or without a terminal a line now and then. `update(note, done, total)` moves it."""
 
     def __init__(self, bars: Bars | None, console: Console, name: str, total: float | None = None) -> None:
         self._bars, self._console, self._name = bars, console, name
@@ -27,7 +27,7 @@ class ProgressBar:
         self._last: tuple[str, int] | None = None
 
     def update(self, note: str, done: int, total: int) -> None:
-        """`done` of `total`, with a short note."""
+        """Show `done` of `total`, with a short note."""
         if self._bars is not None and self._task is not None:
             self._bars.update(self._task, completed=done, total=total, note=note)
         elif (note, done) != self._last and (time.monotonic() - self._said > QUIET_LINES_S or done == total):
@@ -37,7 +37,7 @@ class ProgressBar:
 
 
 class ArmBars:
-    """A bar an arm."""
+    """One bar for each arm."""
 
     def __init__(self, steps: dict[str, ProgressBar]) -> None:
         self._steps = steps
@@ -48,18 +48,18 @@ class ArmBars:
 
 
 class Progress:
-    """Stages on the terminal."""
+    """Shows stages, arms and lines on standard error, or on the given console."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True)
 
     def say(self, text: str) -> None:
-        """One plain line."""
+        """Print one plain line."""
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[ProgressBar]:
-        """A stage with one bar; a line with its duration when it ends."""
+        """Show a stage with one bar. When it ends, print its duration."""
         began = time.perf_counter()
         with self._bars() as bars:
             yield ProgressBar(bars, self.console, name)
@@ -67,14 +67,14 @@ class Progress:
 
     @contextmanager
     def arms(self, labels: Sequence[str], epochs: int) -> Iterator[ArmBars]:
-        """Bars for all arms, in epochs."""
+        """Show a bar for each arm, in epochs. When all end, print their duration."""
         began = time.perf_counter()
         with self._bars() as bars:
             yield ArmBars({label: ProgressBar(bars, self.console, label, epochs) for label in labels})
         self.say(f"✓ arms  {time.perf_counter() - began:.0f} s")
 
     def ingested(self, report: IngestReport) -> None:
-        """What came in, by vendor, what was left out of it, and what was skipped and why."""
+        """Print what came in by vendor, what was left out of it, and what was skipped and why."""
         for vendor, counts in report.by_vendor.items():
             self.say(
                 f"  {vendor}: {counts.subjects} subjects, {counts.slices} slices, {counts.labelled} of them labelled"

@@ -1,4 +1,4 @@
-"""What made a result: code, libraries, machine."""
+"""What made a result: the code, the libraries and the machine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LIBRARIES = ("ray", "torch", "zarr", "monai", "mlflow", "numpy")
 
 @cache
 def git_commit() -> str:
-    """The commit that this code was checked out at, or `unknown`."""
+    """The git commit of this code, or `unknown` if it is not in a repository."""
     here = Path(__file__).resolve().parent
     try:
         done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
@@ -27,7 +27,7 @@ def git_commit() -> str:
 
 
 def provenance() -> dict[str, str]:
-    """Facts for a report: date (UTC), versions, commit, machine."""
+    """Facts for a report: date (UTC), version, commit, machine and libraries."""
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "cardiomix": code_version(),
@@ -40,5 +40,5 @@ def provenance() -> dict[str, str]:
 def _version(library: str) -> str:
     try:
         return version(library)
-    except PackageNotFoundError:  # on the path without having been installed
+    except PackageNotFoundError:  # the library is not installed
         return "unknown"

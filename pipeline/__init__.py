@@ -1,1 +1,1 @@
-"""What happens to arrays: pure functions and modules of numpy and torch."""
+"""The work on arrays: pure functions and modules in numpy and torch."""

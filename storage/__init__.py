@@ -1,1 +1,1 @@
-"""Bytes on disk: NIfTI in and out, data set layouts, the slice store and the factor bank."""
+"""Everything on disk: NIfTI and DICOM files, data set layouts, the slice store and the factor bank."""

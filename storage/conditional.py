@@ -1,7 +1,7 @@
-"""Objects that are written only if nobody else has written them meanwhile: S3's `If-Match` and `If-None-Match`.
+"""Writes objects only if nobody else has written them meanwhile, by S3's `If-Match` and `If-None-Match`.
 
-The two conditions are S3's own and those of the stores that speak its protocol. Other stores have such conditions under
-other names, and are not supported here.
+These two conditions are S3's own, and those of the stores that speak its protocol. Other stores have such conditions
+under other names, and are not supported here.
 """
 
 from __future__ import annotations
@@ -12,14 +12,16 @@ from email.utils import parsedate_to_datetime
 from storage import fs
 from storage.errors import StageError
 
-NOTE = "note"  # the metadata that `look` gives back
-NOT_MET = (404, 409, 412)  # HTTP: gone, written by another at this moment, written by another
+NOTE = "note"  # name of the metadata that `look` gives back
+NOT_MET = (404, 409, 412)  # HTTP: object is gone, another writes it at this moment, another has written it
 
 
 @dataclass(frozen=True)
 class Seen:
-    """An object as the store describes it: its ETag, its note, and the seconds since it was written, by the store's own
-    clock, to within one second."""
+    """An object as the store describes it: its ETag, its note, and its age.
+
+    `age_s` is the time since the object was written, in seconds, by the store's own clock, to within one second.
+    """
 
     etag: str
     note: str
@@ -33,7 +35,10 @@ def supported(uri: str) -> bool:
 
 
 def look(uri: str) -> Seen | None:
-    """What the store says of an object; None if there is none. Raises StageError as `storage.fs` does."""
+    """Ask the store about an object; None if there is none.
+
+    Raises StageError as `storage.fs` does, or if the answer has no date.
+    """
     try:
         with fs.remote(uri) as (store, path):
             bucket, key, _ = store.split_path(path)
@@ -48,10 +53,11 @@ def look(uri: str) -> Seen | None:
 
 
 def write(uri: str, note: str, match: str | None) -> str | None:
-    """Write a small object, of which `note` (ASCII) is content and metadata; returns its ETag.
+    """Write a small object with `note` (ASCII) as its content and its metadata; returns its ETag.
 
-    Only if the object that is there has the ETag `match`; None: only if there is none. Otherwise nothing is written and
-    None is returned. None may also mean that the answer to an earlier try was lost: `look` tells.
+    The object is written only if the one that is there has the ETag `match`, or, for None, only if there is none.
+    Otherwise nothing is written and None is returned. None may also mean that an earlier try succeeded and its answer
+    was lost: `look` tells which. Raises StageError as `storage.fs` does.
     """
     condition = {"IfNoneMatch": "*"} if match is None else {"IfMatch": match}
     with fs.remote(uri) as (store, path):
@@ -68,8 +74,10 @@ def write(uri: str, note: str, match: str | None) -> str | None:
 
 
 def remove(uri: str, match: str) -> None:
-    """Remove an object that has this ETag; nothing happens if it has another. A store that has no conditional removal
-    may refuse it, which raises StageError."""
+    """Remove an object if it has this ETag; otherwise nothing happens.
+
+    Raises StageError if the store refuses, as one without conditional removal may.
+    """
     with fs.remote(uri) as (store, path):
         bucket, key, _ = store.split_path(path)
         try:

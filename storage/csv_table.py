@@ -1,4 +1,4 @@
-"""Tables as CSV text: the one writer of it."""
+"""Writes tables as CSV text. Every CSV file of cardiomix is written by this function."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def csv_text(fields: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
-    """A CSV table with these columns; what else the rows hold is left out."""
+    """A CSV table with the columns `fields`. Other keys of the rows are ignored."""
     text = io.StringIO()
     writer = csv.DictWriter(text, fields, lineterminator="\n", extrasaction="ignore")
     writer.writeheader()

@@ -1,10 +1,10 @@
-"""The one error that a user can mend: what is wrong, where, and what to do."""
+"""The errors that a user sees: InputError for what the user can fix, StageError for every other failure of a stage."""
 
 from __future__ import annotations
 
 
 class InputError(Exception):
-    """Bad input, told in one line: `where: problem; remedy`.
+    """Bad input, described in one line: `where: problem; remedy`.
 
     `where` names a file, subject or setting without its folder, so that the line may go into a log or a table as it is.
     """
@@ -21,23 +21,24 @@ class InputError(Exception):
 
 
 class StageError(Exception):
-    """A stage of a run failed for a reason that is not the user's input; one line, without a traceback."""
+    """A stage of a run failed, but not because of the user's input. It is shown in one line, without a traceback."""
 
 
 class FinalError(StageError):
-    """A StageError that another try would only meet again."""
+    """A StageError that would only happen again if the stage were tried again."""
 
 
 class LeaseLostError(FinalError):
-    """Another driver has taken over the run, so that this one may not write any more."""
+    """Another driver has taken over the run, so this driver must not write to it any more."""
 
 
 def one_line(error: BaseException, *, last: bool = False, trusted: bool = True, skip: str = "\n") -> str:
-    """An exception as one line for a person: the exception inside a remote failure, a system error without its path.
+    """Describe an exception in one line for a person.
 
-    `last` takes a text's last line, where what went wrong stands below a traceback. Without `trusted`, texts that are
-    not ours are left out, since they may name folders: then the exception's type stands for it. Lines that begin with
-    `skip` do not count.
+    If it has a `cause` (as the failure of a remote task has), the line describes that exception. A system error is
+    described without its path. `last` takes the last line of a text that begins with a traceback, instead of the first.
+    If `trusted` is false, only texts of InputError and StageError are used, since others may name folders; the
+    exception's type replaces them. Lines that begin with `skip` are ignored.
     """
     cause = getattr(error, "cause", None) or error
     if isinstance(cause, OSError) and cause.strerror:

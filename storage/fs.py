@@ -1,12 +1,12 @@
-"""Local paths and fsspec URIs (`s3://bucket/run`), read and written one way.
+"""Reads and writes local paths and fsspec URIs (`s3://bucket/run`) in the same way.
 
 A local write appears whole or not at all (temporary file, fsync, rename); an object store's PUT is atomic already.
-Endpoint, credentials and retries are the driver's own settings (`AWS_ENDPOINT_URL`, `AWS_MAX_ATTEMPTS`,
-`FSSPEC_S3_…`, `~/.config/fsspec`).
+Endpoint, credentials and retries are the driver's own settings (`AWS_ENDPOINT_URL`, `AWS_MAX_ATTEMPTS`, `FSSPEC_S3_…`,
+`~/.config/fsspec`).
 
-Of a remote place that is absent, functions say what they say of a local one. Where the store cannot be asked (it is
-down, refuses us or gives up midway) they raise StageError, never InputError: that a subject could not be fetched is no
-fact about the subject, and it must not be left out for that.
+A missing remote file raises the same error as a missing local file. If the store cannot be asked (it is down, refuses
+us or gives up midway), functions raise StageError, never InputError. Otherwise a subject that could not be fetched
+would be left out as if its files were bad.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 FILE_SCHEME = "file://"
-BEGINNING = 2**16  # bytes
-REQUESTS = 16  # at a time
-BLOCK = 2**21  # bytes fetched at once of a remote file: a header is in the first, a whole study in about ten
-# fsspec would remember listings for ever, and forgetting them is not safe while another thread reads them.
+BEGINNING = 2**16  # bytes of a file that its change stamp covers
+REQUESTS = 16  # to a store at a time
+BLOCK = 2**21  # bytes of a remote file a request: the first block has the header, about ten hold a study
+# fsspec would keep listings for ever, and it is not safe to clear them while another thread reads them.
 NO_LISTINGS = {"use_listings_cache": False}
-# Of a URI: what precedes its host, and its query, where signatures and tokens are.
+# The parts of a URI with secrets: what precedes the host, and the query, which may have signatures and tokens.
 _SECRET = re.compile(r"(?<=://)[^/\s]*@|\?[^\s\"')]*")
 
 
@@ -68,7 +68,10 @@ def join(base: str, *parts: str) -> str:
 
 
 def absolute(uri: str) -> str:
-    """The same place, named so that a process with another working directory finds it."""
+    """A local path made absolute, so that a process with another working directory finds it.
+
+    A remote URI only loses a slash at its end.
+    """
     return os.path.abspath(local_path(uri)) if is_local(uri) else uri.rstrip("/")
 
 
@@ -76,10 +79,10 @@ _guards: dict[str, Callable[[], str]] = {}
 
 
 def guard(place: str, check: Callable[[], str] | None) -> None:
-    """Have `check` called before each write and removal at or below a remote place; None: no longer.
+    """Call `check` before each write and removal at or below a remote place. If it is None, no longer do so.
 
-    `check` raises where this process may not write there any more. It returns its owner's name, which every object that
-    is written keeps in its metadata.
+    `check` raises if this process must not write there any more. Otherwise it returns its owner's name, which every
+    object that is written keeps in its metadata.
     """
     if check is None:
         _guards.pop(place, None)
@@ -95,7 +98,7 @@ def exists(uri: str) -> bool:
 
 
 def read_bytes(uri: str) -> bytes:
-    """A whole file. Raises FileNotFoundError."""
+    """Read a whole file. Raises FileNotFoundError."""
     if is_local(uri):
         return local_path(uri).read_bytes()
     with remote(uri) as (fs, path):
@@ -103,9 +106,10 @@ def read_bytes(uri: str) -> bytes:
 
 
 def read_range(uri: str, start: int, end: int | None = None) -> bytes:
-    """Bytes `start` to `end` of a file, or to its own end; fewer where it is shorter. -n is n bytes before its end.
+    """Read the bytes from `start` to `end` (exclusive), or to the end of the file if `end` is None.
 
-    Raises FileNotFoundError, and OSError for a local file.
+    A negative `start` counts from the end. If the file is shorter, fewer bytes come. Raises FileNotFoundError, and for
+    a local file any OSError.
     """
     if not is_local(uri):
         with remote(uri) as (fs, path):
@@ -117,7 +121,10 @@ def read_range(uri: str, start: int, end: int | None = None) -> bytes:
 
 
 def write_bytes(uri: str, data: bytes) -> None:
-    """Write a whole file, atomically; folders above it are made. A local file is there after a power cut too."""
+    """Write a whole file, atomically; folders above it are made.
+
+    A local file is synced to disk, so that it outlasts a power cut.
+    """
     if not is_local(uri):
         owner = _ask_guards(uri)
         with remote(uri) as (fs, path):
@@ -141,7 +148,7 @@ def write_bytes(uri: str, data: bytes) -> None:
 
 
 def _sync(folder: Path) -> None:
-    """Have the names in a folder on disk, where its file system can, and this user may read it."""
+    """Sync the names in a folder to disk, if its file system can do so and this user may read the folder."""
     try:
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except PermissionError:
@@ -156,12 +163,15 @@ def _sync(folder: Path) -> None:
 
 
 def read_text(uri: str) -> str:
-    """A whole file as UTF-8, a leading byte-order mark dropped. Raises FileNotFoundError, UnicodeDecodeError."""
+    """Read a whole file as UTF-8, without a byte-order mark. Raises FileNotFoundError, UnicodeDecodeError."""
     return read_bytes(uri).decode("utf-8-sig")
 
 
 def write_new(uri: str, data: bytes) -> None:
-    """Write a remote file that is not to be there yet: FileExistsError if it is, where the store can tell."""
+    """Write a remote file that must not be there yet. Raises FileExistsError if it is.
+
+    A store without exclusive writes replaces the file instead.
+    """
     with remote(uri) as (fs, path):
         try:
             fs.pipe_file(path, data, mode="create")
@@ -175,9 +185,12 @@ def write_text(uri: str, text: str) -> None:
 
 
 def remove(uri: str) -> None:
-    """Remove a file or a folder with all below it; nothing happens if it is absent."""
+    """Remove a file, or a folder with all below it; nothing happens if it is absent.
+
+    Raises InputError for a remote name with one of * ? [ in it.
+    """
     if not is_local(uri):
-        if has_magic(uri):  # fsspec would remove whatever it matches
+        if has_magic(uri):  # fsspec would remove all that matches
             raise InputError(redacted(uri), "has one of * ? [ in its name, so it is not removed", "name it without")
         _ask_guards(uri)
         with suppress(FileNotFoundError), remote(uri) as (fs, path):
@@ -209,11 +222,11 @@ def list_names(uri: str) -> list[str]:
 def map_concurrently(
     place: str, function: Callable[[A], B], items: Iterable[A], finished: Callable[[int], None] | None = None
 ) -> list[B]:
-    """`function` of each item, in order: one after another for a local place, side by side for a remote one. `finished`
-    hears in this thread, now and then, of how many items the results are there.
+    """Call `function` with each item, one at a time for a local place, up to 16 at a time for a remote one.
 
-    A request to an object store takes tens of milliseconds whatever it asks, so that hundreds of folders listed one
-    after another would take minutes. The first exception passes through, once no call is under way any more.
+    Returns the results in order. `finished` is called in this thread with the number of results that are there. A
+    request to an object store takes tens of milliseconds whatever it asks, so hundreds of requests one after another
+    would take minutes. The first exception is raised once no call is running any more.
     """
     if is_local(place):
         return _collected(map(function, items), finished)
@@ -239,9 +252,9 @@ def is_folder(uri: str) -> bool:
 
 
 def change_stamp(uri: str) -> str:
-    """What changes when a file's content does: its size, time and beginning, or an object's size and ETag.
+    """A text that changes when a file's content changes: size, time and a checksum of its beginning.
 
-    Raises FileNotFoundError.
+    For an object it is the size and the ETag, or the time if there is no ETag. Raises FileNotFoundError.
     """
     if is_local(uri):
         with local_path(uri).open("rb") as file:
@@ -254,7 +267,7 @@ def change_stamp(uri: str) -> str:
 
 
 def open_binary(uri: str) -> BinaryIO:
-    """A file opened for reading, seekable. Raises FileNotFoundError, and OSError for a local file."""
+    """Open a file for reading; it is seekable. Raises FileNotFoundError, and for a local file any OSError."""
     if is_local(uri):
         return local_path(uri).open("rb")
     with remote(uri) as (fs, path):
@@ -262,7 +275,7 @@ def open_binary(uri: str) -> BinaryIO:
 
 
 def size(uri: str) -> int:
-    """Bytes of a file. Raises FileNotFoundError."""
+    """The size of a file in bytes. Raises FileNotFoundError."""
     if is_local(uri):
         return local_path(uri).stat().st_size
     with remote(uri) as (fs, path):
@@ -282,12 +295,12 @@ def zarr_store(uri: str, read_only: bool) -> Store:
         return LocalStore(local_path(uri), read_only=read_only)
     if not read_only:
         _ask_guards(uri)
-    with remote(uri):  # for its errors
+    with remote(uri):  # translates the driver's errors
         return FsspecStore.from_url(uri, storage_options=NO_LISTINGS, read_only=read_only)
 
 
 class _RemoteFile(io.RawIOBase):
-    """An open remote file of which a failed read is told as by the functions here: it does not look like damage."""
+    """An open remote file. A failed read raises the errors of this module, so that it does not look like damage."""
 
     def __init__(self, file: BinaryIO, uri: str) -> None:
         self._file, self._uri = file, uri
@@ -317,7 +330,10 @@ class _RemoteFile(io.RawIOBase):
 
 
 def _ask_guards(uri: str) -> str | None:
-    """Raises where a guard of a place around `uri` does; the owner that the last of them names, None without any."""
+    """Call the guards of all places around `uri`. Raises what they raise.
+
+    Returns the owner that the last of them names, None if there is no guard.
+    """
     owner = None
     for place, check in list(_guards.items()):
         if uri == place or uri.startswith(f"{place}/"):
@@ -326,7 +342,7 @@ def _ask_guards(uri: str) -> str | None:
 
 
 def _info(uri: str) -> dict[str, Any] | None:
-    """What the store says of a remote file or folder; None if there is none. (fs.exists takes any failure for that.)"""
+    """What the store says of a remote file or folder; None if there is none. (fsspec's `exists` hides failures.)"""
     try:
         with remote(uri) as (fs, path):
             return dict(fs.info(path))
@@ -336,7 +352,11 @@ def _info(uri: str) -> dict[str, Any] | None:
 
 @contextmanager
 def remote(uri: str) -> Iterator[tuple[Any, str]]:
-    """The fsspec file system of a URI and the path inside it, for the body to call. Any number of threads may."""
+    """The fsspec file system of a URI and the path inside it, for the body of a `with` statement to call.
+
+    Any number of threads may use it. Exceptions of the driver are translated as `_failures` says. Raises InputError for
+    a URI that cannot be used.
+    """
     from fsspec.core import url_to_fs
 
     try:
@@ -352,7 +372,11 @@ def remote(uri: str) -> Iterator[tuple[Any, str]]:
 
 @contextmanager
 def _failures(uri: str) -> Iterator[None]:
-    """A driver's exceptions, sorted: absence as it is, what is wrong with the URI as InputError, else StageError."""
+    """Translate a driver's exceptions. Absence stays as it is.
+
+    A fault of the URI, such as a bucket that does not exist, becomes an InputError; everything else becomes a
+    StageError.
+    """
     try:
         yield
     except (FileNotFoundError, FileExistsError, IsADirectoryError) as error:
@@ -361,12 +385,12 @@ def _failures(uri: str) -> Iterator[None]:
         raise
     except ValueError as error:
         raise InputError(redacted(uri), redacted(str(error)), "correct it") from error
-    except Exception as error:  # botocore's, for one, have no base but this
+    except Exception as error:  # botocore's errors, for one, have no other common base
         told = getattr(error, "strerror", None) or str(error) or type(error).__name__
         remedy = "check its endpoint and the credentials, then give the same command again"
         raise StageError(f"{redacted(uri)}: the object store failed ({redacted(told)}); {remedy}") from error
 
 
 def redacted(text: str) -> str:
-    """A URI, or one line about one, without the credentials and queries of URIs in it."""
+    """A URI, or a text about one, on one line and without the credentials and queries of its URIs."""
     return " ".join(_SECRET.sub("", text).split())

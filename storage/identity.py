@@ -1,8 +1,8 @@
-"""What a configuration is, for hashes and for what is stored beside results: a field added later changes neither.
+"""The identity of a configuration: what hashes cover and what is stored beside results.
 
-A finished arm, a bank and a network are recognised by their configuration. A field that a later version adds has the
-earlier behaviour as its default; declared with `added`, it is left out of a configuration's identity for as long as it
-has that default, so that what an earlier version made stays what it was.
+A finished arm, a bank and a network are recognised by their configuration. If a later version adds a field, its default
+must be the earlier behaviour, and the field is declared with `added`. As long as such a field has its default, it is
+left out of the identity. So the results of an earlier version are still recognised.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ def is_added(model: type[BaseModel], name: str) -> bool:
 
 
 def identity(model: BaseModel, exclude: Mapping[str, Any] | set[str] | None = None) -> dict[str, Any]:
-    """The configuration as JSON values, without fields added later that have their default.
+    """The configuration as JSON values, without those fields added later that have their default.
 
-    `exclude` is pydantic's: names to leave out, nested ones by a dict.
+    `exclude` is that of pydantic's `model_dump`: a set of names to leave out, or a dict for nested ones.
     """
     document = model.model_dump(mode="json", exclude=exclude)
     _leave_out_defaults(model, document)

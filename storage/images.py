@@ -1,4 +1,7 @@
-"""An image to read, whatever holds it: a NIfTI file or the folder of a DICOM study, turned to the networks' way."""
+"""Opens an image and turns it to the orientation that the networks expect.
+
+An image is a NIfTI file or the folder of a DICOM study.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +23,11 @@ Array = npt.NDArray[Any]
 
 
 class Image:
-    """An open image. `header` and frames are those of the turned array, `stored` is the image as it is stored.
+    """An open image. `header` and `frame` are those of the turned array; `stored` is the image as it is stored.
 
-    `spacing` (slice, row, column of the turned array; mm) replaces its voxel size, `orientation` is `header` or as
-    `parsed_orientation` gives it, or that of another image, whose mask this is. Raises InputError.
+    `spacing` (slice, row, column of the turned array; mm) replaces the image's voxel size. `orientation` is `header` or
+    a text from `parsed_orientation`. For a mask it is the Orientation of the mask's image. Raises InputError if the
+    file cannot be opened or its header is not valid.
     """
 
     def __init__(self, path: str, spacing: Spacing | None = None, orientation: str | Orientation = HEADER) -> None:
@@ -42,7 +46,7 @@ class Image:
             raise
 
     def frame(self, index: int | None) -> Array:
-        """One frame (Z, H, W), turned; see `NiftiFile.frame`."""
+        """One turned frame (Z, H, W); see `NiftiFile.frame`. Raises InputError if there is no such frame."""
         turn = self.orientation.turn
         if not turn.moves_frames:
             data = self.stored.frame(index)
@@ -70,17 +74,17 @@ class Image:
 
 
 def is_study(path: str) -> bool:
-    """Whether the image is to be read as the folder of a DICOM study: a folder that is not named as a NIfTI file is."""
+    """Whether `path` is to be read as a DICOM study: it is a folder, and its name is not that of a NIfTI file."""
     if is_nifti_name(path):
         return False
     try:
         return fs.is_folder(path)
-    except OSError:  # a name that no file can have: whoever opens it says so
+    except OSError:  # no file can have such a name; opening it raises the error
         return False
 
 
 def open_image(path: str, spacing: Spacing | None = None, orientation: str | Orientation = HEADER) -> Image:
-    """The image, its header checked; see `Image`. Raises InputError."""
+    """Open an image and check its header; see `Image`. Raises InputError."""
     return Image(path, spacing, orientation)
 
 
@@ -91,15 +95,17 @@ def read_image_header(path: str, spacing: Spacing | None = None, orientation: st
 
 
 def left_out_of(path: str) -> tuple[str, ...]:
-    """What of a DICOM study is not in the image, in lines; nothing of a NIfTI file. Raises InputError."""
+    """The images of a DICOM study that are not used, one kind a line. Empty for a NIfTI file. Raises InputError."""
     return DicomStudy(path).left_out if is_study(path) else ()
 
 
 def write_mask_of(
     path: str, mask: npt.NDArray[np.uint8], image: str, spacing: Spacing | None = None, orientation: str = HEADER
 ) -> None:
-    """Write the mask (Z, H, W) or (T, Z, H, W) of an image that was opened with the same spacing and orientation, as
-    NIfTI on the grid in which the image is stored; atomic. Raises InputError."""
+    """Write an image's mask, (Z, H, W) or (T, Z, H, W), as NIfTI on the grid in which the image is stored; atomic.
+
+    `spacing` and `orientation` must be those with which the image was opened when the mask was made. Raises InputError.
+    """
     with open_image(image, spacing, orientation) as opened:
         stored, grid = opened.orientation.turn.back(mask), opened.stored.header
     if is_study(image):
@@ -109,5 +115,5 @@ def write_mask_of(
 
 
 def image_stamp(path: str) -> str:
-    """What changes when the image's content does. Raises FileNotFoundError."""
+    """A text that changes when the image's content changes. Raises FileNotFoundError."""
     return change_stamp(path) if is_study(path) else fs.change_stamp(path)

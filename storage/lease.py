@@ -1,14 +1,14 @@
-"""A lease on a place in an object store: one owner at a time, and the store alone is the judge.
+"""A lease on a place in an object store: there is one owner at a time, and the store alone decides who it is.
 
-The lock object names the owner, its token, and how many seconds a lease lasts after its last write. The owner writes it
-anew five times in that span. Each write names the ETag of the one before, so of two who write at once one succeeds, and
-nobody removes what another wrote. The age of a lease is the difference between two times of the store's clock; no
-host's clock enters.
+The lock object names the owner, its token, and how many seconds a lease lasts after its last write. The owner writes
+the object anew five times in that span. Each write names the ETag of the one before. So if two write at once, one
+succeeds, and nobody removes what another wrote. The age of a lease is the difference between two times of the store's
+clock; no host's clock is used.
 
-Each process that writes below the place asks the lock object first: the owner, and the processes that work for it and
-are given a `Fence`. Where the lock object names another owner, they raise LeaseLostError. Where the lease has run out,
-they wait until the owner has renewed it or another has taken it over. So a process that was stopped for longer than a
-lease finds out before its next write.
+Each process that writes below the place reads the lock object first: the owner, and the processes that work for it and
+are given a `Fence`. If the lock object names another owner, they raise LeaseLostError. If the lease has run out, they
+wait until the owner has renewed it or another has taken it over. So a process that was stopped for longer than a lease
+finds out before its next write.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ log = logging.getLogger(__name__)
 A = TypeVar("A")
 
 LEASE_S = 90.0
-RENEWALS = 5  # in that time
-ASKS = 30  # at most, in that time, of each process that writes
-SECOND = 1.0  # to which the store's times are rounded
+RENEWALS = 5  # times that the owner renews a lease in LEASE_S
+ASKS = 30  # most times that a process which writes reads the lock object in LEASE_S
+SECOND = 1.0  # the store's times are rounded to it
 POLL_S = 1.0
-NO_ETAG = '"00000000000000000000000000000000"'  # of no object
+NO_ETAG = '"00000000000000000000000000000000"'  # no object has this ETag
 
 
 @dataclass(frozen=True)
 class Fence:
-    """What a process that works for an owner must know: the place, its lock object, the owner's token."""
+    """What a process that works for an owner must know: the place, the URI of its lock object, the owner's token."""
 
     place: str
     lock: str
@@ -51,7 +51,7 @@ class Fence:
 
 
 _fences: dict[str, Fence] = {}
-_trusted: dict[Fence, float] = {}  # until when a fence need not be asked for again
+_trusted: dict[Fence, float] = {}  # until when (see `_now`) a fence's lock object need not be read again
 _lost: set[str] = set()
 
 
@@ -61,7 +61,7 @@ def fences() -> tuple[Fence, ...]:
 
 
 def under(held: Iterable[Fence], work: Callable[..., A], *arguments: Any) -> A:
-    """`work(*arguments)` in a process of its own, see `work_for`."""
+    """Call `work(*arguments)` in a process of its own, for the owner of the leases `held`; see `work_for`."""
     work_for(held)
     return work(*arguments)
 
@@ -90,11 +90,12 @@ def lease(
     say: Callable[[str], None] = log.warning,
     lost: Callable[[LeaseLostError], None] = lambda error: None,
 ) -> Iterator[None]:
-    """Hold the lease that the object `lock` stands for; writes at or below `place` ask for it.
+    """Hold the lease of the lock object `lock` for the body of a `with` statement.
 
-    Waits where another owner may have died, until its lease has run out, and says so once. `name` is what lines call
-    the place. `lost` is called, by a thread of the lease, once another has taken it over.
-    Raises InputError if its owner is alive, or if the store does not keep conditions and somebody else holds the place.
+    Writes at or below `place` check the lease meanwhile. If another owner may have died, this waits until that owner's
+    lease has run out, and tells `say` once. `name` is what messages call the place. If another owner takes our lease
+    over, a thread of the lease calls `lost`.
+    Raises InputError if the other owner is alive, or if the store ignores conditions and somebody else holds the place.
     """
     held = _Lease(lock, name, say)
     fence = Fence(place, lock, held.token)
@@ -110,7 +111,7 @@ def lease(
         beat.join()
         _leave(place)
         if not is_lost(place):
-            with suppress(StageError, InputError, OSError):  # it runs out by itself
+            with suppress(StageError, InputError, OSError):  # the lease runs out by itself
                 held.release()
 
 
@@ -123,12 +124,12 @@ def _keep(held: _Lease, fence: Fence, over: threading.Event, lost: Callable[[Lea
             _lost.add(fence.place)
             lost(error)
             return
-        except (StageError, InputError, OSError) as error:  # the store is away, for whoever would take it over too
+        except (StageError, InputError, OSError) as error:  # nobody else reaches the store either
             log.debug("%s", error)
 
 
 class _Lease:
-    """The lock object while we own it. Made by waiting for it."""
+    """The lock object while we own it. The constructor waits until it owns the object."""
 
     def __init__(self, lock: str, name: str, say: Callable[[str], None]) -> None:
         self._lock, self._name, self.lasts_s = lock, name, LEASE_S
@@ -147,7 +148,7 @@ class _Lease:
             self.renew()
 
     def renew(self) -> None:
-        """Write the object anew. Raises LeaseLostError if another has, StageError if the store fails."""
+        """Write the object anew. Raises LeaseLostError if another owner wrote it, StageError if the store fails."""
         self._document["renewed"] += 1
         etag = self._write(self._etag)
         if etag is None:
@@ -155,18 +156,21 @@ class _Lease:
             holder = _document(seen)
             if seen is None or holder.get("token") != self.token:
                 raise _lost_to(self._name, holder)
-            etag = seen.etag  # it is ours: the answer to our write was lost, or another write was refused with it
+            etag = seen.etag  # it is ours: the answer to our write was lost, or our write was refused with another's
         self._etag = etag
 
     def release(self) -> None:
-        """Give the place up: first so that all see it, then without a trace."""
+        """Give the place up: write that it is released, so that all see it, then remove the object."""
         self._document |= {"released": True}
         etag = self._write(self._etag)
         if etag is not None:
             conditional.remove(self._lock, etag)
 
     def _take(self, say: Callable[[str], None]) -> str:
-        """Write the object once nobody else holds the place; returns its ETag."""
+        """Write the object once nobody else holds the place; returns its ETag.
+
+        Raises InputError if the holder is alive, or if its store cannot tell.
+        """
         first: str | None = None  # the ETag that we wait to see replaced
         while True:
             seen = conditional.look(self._lock)
@@ -193,7 +197,7 @@ class _Lease:
         return conditional.write(self._lock, json.dumps(self._document), match)
 
     def _conditions_are_kept(self) -> bool:
-        """Whether the store refuses what it must: some servers take the headers and ignore them."""
+        """Whether the store refuses a write whose condition is not met: some servers ignore the conditions."""
         note = json.dumps(self._document)
         written = (conditional.write(self._lock, note, match) for match in (None, NO_ETAG))
         return all(etag is None for etag in written)
@@ -212,7 +216,10 @@ def _leave(place: str) -> None:
 
 
 def _require(fence: Fence) -> str:
-    """The owner's token, if it may still write; see the module's text. Raises LeaseLostError."""
+    """The owner's token, if this process may still write; the module's docstring says when.
+
+    If the lease has run out, this waits. Raises LeaseLostError if another owner has taken it over.
+    """
     while _now() >= _trusted.get(fence, 0.0):
         asked = _now()
         seen = conditional.look(fence.lock)
@@ -230,7 +237,7 @@ def _require(fence: Fence) -> str:
 
 
 def _now() -> float:
-    """Seconds that go on while this machine sleeps and this process is stopped."""
+    """Seconds of a clock that also runs while this machine sleeps or this process is stopped."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
@@ -249,16 +256,16 @@ def _is_free(holder: dict[str, Any], age_s: float) -> bool:
 
 
 def _processes() -> str:
-    """Names the set of processes to which a pid belongs: the machine since it was started, and the pid namespace."""
+    """A name for the set of processes in which a pid is unique: the machine's boot and the pid namespace."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
-        return uuid.uuid4().hex  # known to nobody
+        return uuid.uuid4().hex  # equal to no other name
 
 
 def _is_gone(holder: dict[str, Any]) -> bool:
-    """Whether an owner certainly runs no more, since its pid is one of ours and nobody has it."""
+    """Whether an owner has certainly ended: its pid is one of our set of processes, and no process has it."""
     pid = holder.get("pid")
     if holder.get("processes") != _processes() or not isinstance(pid, int) or pid <= 0:
         return False
@@ -266,23 +273,23 @@ def _is_gone(holder: dict[str, Any]) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return True
-    except PermissionError:  # somebody else's, and alive
+    except PermissionError:  # another user's process, and alive
         return False
     return False
 
 
 def who(holder: dict[str, Any]) -> str:
-    """An owner in a line for people."""
+    """An owner as text for people: its process and its host."""
     return f"process {holder.get('pid', '?')} on {holder.get('host', '?')}"
 
 
 def refused(name: str, holder: dict[str, Any]) -> InputError:
-    """The error of whoever finds a place held by a living owner."""
+    """The error for a place that a living owner holds."""
     return InputError(name, f"is being worked on by {who(holder)}", "wait until it ends, or end it")
 
 
 def refused_for_ever(name: str, lock: str) -> InputError:
-    """The error of whoever finds a place held in a store that cannot tell whether its owner lives."""
+    """The error for a place that is held in a store that cannot tell whether the owner lives."""
     try:
         holder = dict(json.loads(fs.read_bytes(lock)))
     except (FileNotFoundError, ValueError, TypeError):

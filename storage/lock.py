@@ -1,8 +1,9 @@
-"""One driver a run: the second is refused, with a line that says who holds it.
+"""A lock, so that only one driver works on a run: a second driver gets an error that names the holder.
 
-A local run is held by `flock` on a file in it, which the kernel gives up when the process ends, however it ends. (On a
-network file system only where it serves locks.) In S3 a lock object holds a lease, see `storage.lease`. Other stores
-have an object that stays behind a killed driver; the error says what to remove.
+A local lock is `flock` on a file in the run (or beside a bank). The kernel releases it when the process ends, however
+it ends. On a network file system this works only if the server supports locks. In S3 the lock is an object with a
+lease, see `storage.lease`. In other stores the lock object stays if its driver is killed; the error then says what to
+remove.
 """
 
 from __future__ import annotations
@@ -32,12 +33,12 @@ def run_lock(
     say: Callable[[str], None] = log.warning,
     lost: Callable[[LeaseLostError], None] = lambda error: None,
 ) -> AbstractContextManager[None]:
-    """Hold a run folder (made if it is absent) for the body, as `lock` does."""
+    """Hold the lock of a run for the body of a `with` statement; see `lock`. Makes a local folder if it is absent."""
     return lock(fs.join(run, LOCK), fs.base_name(run), say, lost)
 
 
 def bank_lock(bank: str, say: Callable[[str], None] = log.warning) -> AbstractContextManager[None]:
-    """Hold a factor bank for the body, which writes to it, as `lock` does."""
+    """Hold the lock of a factor bank while the body writes to it; see `lock`."""
     bank = fs.absolute(bank)
     return lock(f"{bank}.lock", fs.base_name(bank), say)
 
@@ -48,11 +49,12 @@ def lock(
     say: Callable[[str], None] = log.warning,
     lost: Callable[[LeaseLostError], None] = lambda error: None,
 ) -> AbstractContextManager[None]:
-    """Hold the lock file or object `path`, which is `<place>/.lock` or `<place>.lock`, for the body.
+    """Hold a lock for the body of a `with` statement.
 
-    `name` is what lines call the place. In S3 it may wait for another owner's lease to run out, and says so; `lost` is
-    called by another thread if ours was taken over. Raises InputError if somebody else holds it, another `lock` of this
-    process included.
+    `path` is the lock file or object: `<place>/.lock` or `<place>.lock`. `name` is what messages call the place. In S3
+    the call may wait until another owner's lease has run out, and then tells `say`. If another owner takes over our
+    lease, a thread of the lease calls `lost`. Raises InputError if somebody else holds the lock, even another `lock` of
+    this process, or if a local place cannot be written.
     """
     if fs.is_local(path):
         return _local(fs.local_path(path), name)
@@ -74,14 +76,18 @@ def _local(path: Path, name: str) -> Iterator[None]:
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)  # while it is still held: whoever waits for the file finds that it is another
+        # The lock is still held here. A process that has opened this file already finds it gone, and tries again.
+        path.unlink(missing_ok=True)
         os.close(handle)
 
 
 def _acquire(path: Path, name: str) -> int:
-    """An exclusively locked descriptor of the file that `path` names, our owner record in it."""
+    """Open and lock the file at `path`, write our owner record into it, and return its descriptor.
+
+    Raises InputError if somebody else holds the lock.
+    """
     while True:
-        # Not inheritable (Python's default): a child would keep the lock beyond our end.
+        # The descriptor is not inheritable (Python's default): a child would keep the lock after we end.
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -96,7 +102,7 @@ def _acquire(path: Path, name: str) -> int:
         except BaseException:
             os.close(handle)
             raise
-        os.close(handle)  # its holder has let go and removed it between our two calls
+        os.close(handle)  # the holder removed the file between our open and our flock: try again
 
 
 def _is_at(handle: int, path: Path) -> bool:
@@ -108,13 +114,13 @@ def _is_at(handle: int, path: Path) -> bool:
 
 @contextmanager
 def _exclusive(path: str, name: str) -> Iterator[None]:
-    """Hold an object of a store without conditional writes: nobody takes it over, whatever has become of its owner."""
+    """Hold a lock object in a store without conditional writes. Nobody takes it over, even if its owner is dead."""
     mine = json.dumps(_owner()).encode()
     if fs.exists(path):
         raise refused_for_ever(name, path)
-    with suppress(FileExistsError):  # where the store cannot do exclusive writes, the reading back decides
+    with suppress(FileExistsError):  # if the store has no exclusive writes, reading it back decides
         fs.write_new(path, mine)
-    if _content(path) != mine:  # somebody was as quick
+    if _content(path) != mine:  # another process wrote at the same time
         raise refused_for_ever(name, path)
     try:
         yield
@@ -137,5 +143,5 @@ def _owner() -> dict[str, Any]:
 def _parsed_holder(data: bytes) -> dict[str, Any]:
     try:
         return dict(json.loads(data))
-    except (ValueError, TypeError):  # its holder has not written it yet
+    except (ValueError, TypeError):  # the holder has not written its record yet
         return {}

@@ -1,9 +1,10 @@
-"""This node's folder for copies of data that lie far away or are compressed: its place, its size, its locks.
+"""This node's folder for copies of data that are remote or compressed: its place, its size limit and its locks.
 
-`<folder>` is the argument, else CARDIOMIX_CACHE, else `cardiomix-<user id>` in the system's folder for temporary files.
-It should be on this node's own disk or in its memory (/dev/shm). Each copy is a folder in it whose name ends in the
-machine's boot, because files that were not brought to disk may be full of zeros after a lost power supply. Copies that
-were opened longest ago are removed while all of them exceed CARDIOMIX_CACHE_GB (32) or the disk is short.
+The folder is the argument, else CARDIOMIX_CACHE, else `cardiomix-<user id>` in the system's folder for temporary files.
+It should be on this node's own disk or in its memory (/dev/shm). Each copy is a folder in it. The name of a copy ends
+in the id of the machine's boot, because copies are not synced to disk: after a power cut their files may be full of
+zeros. If all copies together exceed CARDIOMIX_CACHE_GB (32), or if the disk is short, the copies that were opened
+longest ago are removed. Copies of earlier boots are always removed.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
 def node_folder(folder: str | None = None) -> Path:
-    """The folder, made for this user alone if it is absent. Raises InputError if it cannot be used."""
+    """The node's folder, made for this user alone if it is absent. Raises InputError if it cannot be used."""
     chosen = folder or os.environ.get(FOLDER)
     path = fs.local_path(chosen) if chosen else Path(tempfile.gettempdir()) / f"cardiomix-{os.getuid()}"
     try:
@@ -38,8 +39,10 @@ def node_folder(folder: str | None = None) -> Path:
 
 
 def make_room(root: Path, key: str, size: int) -> None:
-    """Remove other copies as the module says, so that `key` may grow by `size` bytes. Raises InputError if the disk is
-    short even so."""
+    """Remove other copies as the module's docstring says, so that the copy `key` may grow by `size` bytes.
+
+    Raises InputError if the disk still has too little room.
+    """
     limit = float(os.environ.get(LIMIT, DEFAULT_LIMIT_GB)) * 1e9
     others = sorted((p for p in root.iterdir() if p.is_dir() and p.name != key), key=_opened)
     own = _bytes_in(root / key)
@@ -59,7 +62,10 @@ def make_room(root: Path, key: str, size: int) -> None:
 
 @contextmanager
 def locked(path: Path, wait: bool = True) -> Iterator[bool]:
-    """Hold a lock file, which stays; False if somebody else holds it and we do not wait."""
+    """Hold a lock file for the body of a `with` statement. The file stays afterwards.
+
+    Yields False if `wait` is false and somebody else holds it, else True.
+    """
     lock = FileLock(path, mode=0o600)
     try:
         lock.acquire(blocking=wait)
@@ -73,7 +79,7 @@ def locked(path: Path, wait: bool = True) -> Iterator[bool]:
 
 
 def boot() -> str:
-    """Names the time since the machine was started."""
+    """The first 8 characters of the boot's id, which is new at each start of the machine; `0` if there is none."""
     return BOOT.read_text()[:8] if BOOT.exists() else "0"
 
 
@@ -82,7 +88,7 @@ def elsewhere() -> str:
 
 
 def _opened(place: Path) -> float:
-    """When a copy was opened last; 0 if it has just gone: others remove banks too."""
+    """When a copy was last opened, in seconds since the epoch; 0 if another process has just removed it."""
     try:
         return place.stat().st_mtime
     except FileNotFoundError:
@@ -90,7 +96,7 @@ def _opened(place: Path) -> float:
 
 
 def _bytes_in(place: Path) -> int:
-    """Of the files below that are still there when they are looked at."""
+    """The size in bytes of all files below a folder. Files that disappear meanwhile do not count."""
     total = 0
     for folder, _, files in os.walk(place):
         for name in files:

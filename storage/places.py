@@ -1,4 +1,4 @@
-"""Whether a place can be written, asked before work is done for it."""
+"""Checks whether a place can be written, before work is done for it."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ PROBE = 2**12  # bytes
 def require_writable(
     folder: str, what: str, remedy: str = "name a place that you may write to, on a disk with room"
 ) -> None:
-    """Raises InputError unless files can be written in a local folder, or in the one in which it would be made.
+    """Raises InputError unless files can be written in a local folder.
 
-    `what` names the folder in the error. Nothing is left behind. A remote place is not asked.
+    If the folder is absent, the nearest folder above it that exists is tried. `what` names the folder in the error.
+    Nothing is left behind. A remote place is not checked.
     """
     if not is_local(folder):
         return
@@ -41,7 +42,7 @@ def require_writable(
 
 
 def require_writable_file(file: str, what: str) -> None:
-    """As `require_writable` for the folder of a file. Raises InputError if the file is a folder."""
+    """Like `require_writable` for the folder of a file. Also raises InputError if the file is a folder."""
     if not is_local(file):
         return
     if local_path(file).is_dir():

@@ -1,8 +1,8 @@
-"""Zarr v3 shards, one chunk a row, put together and taken apart here.
+"""Reads and writes Zarr v3 shards of one chunk a row (Zarr v3 core specification; `sharding_indexed`, ZEP 2).
 
-(Zarr v3 core specification; its `sharding_indexed` codec, ZEP 2.) Zarr itself spends several times as long on its own
-bookkeeping as the compression takes, writing and reading. What is written is the same bytes (but an array of nothing
-but zeros has a shard here); what is read is what `write_array` writes and nothing else.
+In writing and reading, Zarr itself spends several times as long on its own bookkeeping as the compression takes. The
+files have the same bytes as Zarr's, except that an array of zeros has a shard here. Of whole arrays, only those that
+`write_array` wrote can be read.
 """
 
 from __future__ import annotations
@@ -21,20 +21,21 @@ from numcodecs.blosc import Blosc
 
 from storage import fs
 
-ABSENT = np.uint64(2**64 - 1)  # offset and length of a chunk that holds the fill value alone
+ABSENT = np.uint64(2**64 - 1)  # offset and length of a chunk that is not stored: it has only the fill value
 CRC = 4  # bytes
-# Blosc's threads put a chunk's blocks down in the order in which they finish: other bytes each time, and no faster.
+# Blosc's threads write a chunk's blocks in the order in which they finish. The bytes would vary, and it is no faster.
 blosc.use_threads = False
 LITTLE = {"name": "bytes", "configuration": {"endian": "little"}}
 METADATA = "zarr.json"
-FILES_OF_THREE = (METADATA, "c/0/0/0")  # of an array with three dimensions
-BLOSC_HEADER = struct.Struct("<4xI4xI")  # its sizes, in bytes: decoded, and encoded with the header
+FILES_OF_THREE = (METADATA, "c/0/0/0")  # the files of an array with three dimensions
+BLOSC_HEADER = struct.Struct("<4xI4xI")  # two sizes in bytes: decoded, and encoded with the header
 
 
 def write_array(path: str, data: npt.NDArray[Any], level: int, dimension_names: tuple[str, ...]) -> None:
-    """Write (rows, …) integers at `path`; a row of zeros takes no space.
+    """Write an array (rows, …) of integers at `path`; a row of zeros takes no space.
 
-    Blosc zstd of `level` with bitshuffle, fill value 0. The metadata come last: without them there is no array.
+    Chunks are Blosc zstd of `level` with bitshuffle; the fill value is 0. The metadata are written last: without them
+    there is no array.
     """
     described = _metadata(data.shape, data.dtype, level, dimension_names)
     fs.write_bytes(fs.join(path, _shard_name(data.shape)), shard(data, level))
@@ -43,9 +44,9 @@ def write_array(path: str, data: npt.NDArray[Any], level: int, dimension_names: 
 
 @dataclass(frozen=True, eq=False)
 class ShardedArray:
-    """An array that `write_array` wrote, open for reading: where its chunks are. No file is held open.
+    """An array that `write_array` wrote, open for reading. It knows the place of each row's chunk in the shard.
 
-    Any number of threads may read at once.
+    No file is held open. Any number of threads may read at once.
     """
 
     path: str
@@ -61,9 +62,9 @@ class ShardedArray:
         return cls(path, shape, dtype, index)
 
     def rows(self, wanted: Sequence[int]) -> npt.NDArray[Any]:
-        """The given rows, (len(wanted), …), in one read of all that lies between them.
+        """Read the given rows, (len(wanted), …), with one request for all bytes from the first to the last of them.
 
-        Raises ValueError if the shard is missing or damaged and that shows, OSError if it is unreadable.
+        Raises ValueError if the shard is missing or decoding detects damage, OSError if it is unreadable.
         """
         values = np.zeros((len(wanted), *self.shape[1:]), self.dtype)
         places = self.index[np.asarray(wanted, dtype=np.int64)].tolist()
@@ -77,7 +78,7 @@ class ShardedArray:
 
 
 def shard(data: npt.NDArray[Any], level: int) -> bytes:
-    """The shard of (rows, …): Blosc zstd of `level` with bitshuffle."""
+    """The bytes of the shard of an array (rows, …): Blosc zstd of `level` with bitshuffle."""
     joined = ShardWriter(Blosc(cname="zstd", clevel=level, shuffle=Blosc.BITSHUFFLE).encode, len(data))
     for values in data:
         joined.append(values)
@@ -85,9 +86,9 @@ def shard(data: npt.NDArray[Any], level: int) -> bytes:
 
 
 class ShardWriter:
-    """A shard put together row by row: chunks one after the other, offset and length of each, a CRC-32C of these.
+    """Builds a shard row by row: the chunks, then offset and length of each, then a CRC-32C of these numbers.
 
-    slots: the rows that a shard has room for; those without data, and rows of zeros, have no chunk.
+    `slots` is the number of rows that the shard has room for. Rows of zeros and unused slots have no chunk.
     """
 
     def __init__(self, encode: Callable[[npt.NDArray[Any]], Any], slots: int) -> None:
@@ -97,17 +98,17 @@ class ShardWriter:
         self._rows = self._end = 0
 
     def encoded(self, values: npt.NDArray[Any]) -> bytes | None:
-        """A row's chunk, None for zeros; on any thread."""
+        """Encode a row as a chunk; None for a row of zeros. Any thread may call this."""
         if not values.any():
             return None
         return bytes(self._encode(values.astype(values.dtype.newbyteorder("<"), order="C", copy=False)))
 
     def append(self, values: npt.NDArray[Any]) -> None:
-        """Encode the next row, whose chunk is kept and whose values are not. Raises IndexError beyond the slots."""
+        """Encode and append the next row; only its chunk is kept. Raises IndexError if the shard is full."""
         self.append_encoded(self.encoded(values))
 
     def append_encoded(self, chunk: bytes | None) -> None:
-        """The next row by its chunk. Raises IndexError beyond the slots."""
+        """Append the next row by its chunk, None for zeros. Raises IndexError if the shard is full."""
         if self._rows == len(self._index):
             raise IndexError(f"a shard of {self._rows} rows is full")
         if chunk is not None:
@@ -117,7 +118,7 @@ class ShardWriter:
         self._rows += 1
 
     def content(self) -> bytes:
-        """The shard's file."""
+        """The bytes of the shard's file."""
         listed = self._index.tobytes()
         return b"".join([*self._chunks, listed, google_crc32c.value(listed).to_bytes(CRC, "little")])
 
@@ -136,7 +137,7 @@ def chunks(stored: bytes, slots: int) -> list[memoryview | None]:
 
 
 def _index(stored: bytes, slots: int) -> npt.NDArray[np.uint64]:
-    """Offset and length of each slot's chunk, (slots, 2), from the end of a shard. Raises ValueError if damaged."""
+    """(slots, 2) uint64: offset and length of each slot's chunk, from a shard's end. Raises ValueError if damaged."""
     end = len(stored) - 16 * slots - CRC
     if end < 0:
         raise ValueError("its shard is shorter than its index")
@@ -147,7 +148,10 @@ def _index(stored: bytes, slots: int) -> npt.NDArray[np.uint64]:
 
 
 def _decode(chunk: memoryview, size: int, out: npt.NDArray[Any]) -> None:
-    """Decode a chunk of `size` bytes. Blosc trusts the sizes in a chunk's header, so that they are checked before."""
+    """Decode a chunk into `out`. Raises ValueError if it is damaged or does not have `size` bytes.
+
+    Blosc trusts the sizes in a chunk's header, so they are checked first.
+    """
     if len(chunk) != size:
         raise ValueError("its shard is cut off")
     if size < BLOSC_HEADER.size or BLOSC_HEADER.unpack_from(chunk) != (out.nbytes, size):
@@ -170,7 +174,10 @@ def _shard_name(shape: Sequence[int]) -> str:
 
 
 def _described(metadata: bytes) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """The shape and type of an array's values. Raises ValueError unless the metadata are what we write for these."""
+    """The shape and type of an array's values.
+
+    Raises ValueError unless the metadata are exactly what we write for such an array.
+    """
     try:
         found = json.loads(metadata)
         shape, dtype = tuple(map(int, found["shape"])), np.dtype(found["data_type"])

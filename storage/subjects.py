@@ -21,10 +21,10 @@ SLICES_VERSION: Final = "1"
 class FrameSource:
     """One volume of a subject: where its image is and, if it is labelled, its mask.
 
-    `frame` is the 0-based frame number in the study. `image` is a file, or the folder of a DICOM study. `image_index`
-    is the index along the fourth axis of the image, None for a 3D file; the same for the mask. `structures` are those
-    that were drawn in the mask, if there is one: where another one is not in it, that says nothing. Paths are full
-    paths or URIs; they are never stored.
+    `phase` is `ED`, `ES` or `-`. `frame` is the 0-based frame number in the study. `image` is a file, or the folder of
+    a DICOM study. `image_index` is the index along the fourth axis of the image, None for a 3D file; `mask_index` is
+    the same for the mask. `structures` names the structures that were drawn in the mask. If another one is not in the
+    mask, it may still be in the image. Paths are full paths or URIs; they are never stored.
     """
 
     phase: str
@@ -40,12 +40,12 @@ class FrameSource:
 class Subject:
     """One subject of one data set, ready to be read.
 
-    `labels` maps the values in the mask files to ours: LV 1, MYO 2, RV 3 (0 stays 0); any other value is an error.
+    `labels` pairs the values in the mask files with ours: LV 1, MYO 2, RV 3 (0 stays 0); any other value is an error.
     `split` is None until `layouts.splits.assign` has run. `spacing` (slice, row, column; mm) overrides the headers.
-    `orientation` says how arrays are turned: `header`, `stored`, or as `parsed_orientation` gives it.
-    `check_masks`: whether masks are held against their images' place in space and against what a heart looks like.
-    `trust_mask_place` and `trust_label_order` each leave out one of these two checks. `left_out` says in lines which
-    images of its folder are not taken.
+    `orientation` says how arrays are turned: `header`, `stored`, or as `parsed_orientation` gives it. `check_masks`
+    says whether to check that a mask lies on its image in space, and that its labels lie as in a heart.
+    `trust_mask_place` and `trust_label_order` each leave out one of these two checks. `left_out` describes the images
+    of its folder that are not used, one kind a line.
     """
 
     subject: str
@@ -71,13 +71,13 @@ class Subject:
 
 
 def left_out_lines(subjects: Iterable[Subject]) -> tuple[str, ...]:
-    """What is not taken of subjects that enter, a line for each kind of image."""
+    """The lines in `left_out` of all subjects, each with the subject's name in front."""
     return tuple(f"{subject.subject}: left out: {line}" for subject in subjects for line in subject.left_out)
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """A subject (or a row, or a file) that does not enter: the reason and what would mend it. `file` has no folder."""
+    """A subject (or a row, or a file) that is not used, with the reason and a remedy. `file` is without its folder."""
 
     subject: str
     file: str
@@ -119,16 +119,16 @@ SLICE_SCHEMA: Final = pa.schema(
     metadata={"cardiomix_slices": SLICES_VERSION},
 )
 
-# Only where some mask lacks a structure that nobody drew, so that the files of all others stay as they were: names in
-# our order with a space between them, such as "LV MYO"; "" for a slice that is not labelled.
+# This column exists only if some mask lacks a structure that nobody drew. A cell names the structures that were drawn,
+# in our order with a space between them, such as "LV MYO"; it is "" if the slice is not labelled.
 STRUCTURES_FIELD: Final = pa.field("structures", pa.string(), nullable=False)
 
 
 def structures_text(structures: Iterable[str]) -> str:
-    """What a column `structures` says of a slice in whose mask these are drawn."""
+    """The cell of a column `structures` for a slice in whose mask these are drawn, such as `LV MYO`."""
     return " ".join(name for name in STRUCTURES if name in structures)
 
 
 def partly_drawn(texts: Iterable[str]) -> bool:
-    """Whether a column `structures` of these texts is needed: some mask lacks a structure that nobody drew."""
+    """Whether a column with these cells is needed: some labelled slice has a structure that nobody drew."""
     return not set(texts) <= {"", structures_text(ALL_STRUCTURES)}

@@ -1,4 +1,4 @@
-"""The command line's bank verbs. Imports stay inside the verbs, so that `--help` answers at once."""
+"""The command line's verbs for banks. Imports stay inside the verbs, so that `--help` answers at once."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def info(bank: Bank) -> None:
 
 
 def facts(bank: FactorBank) -> list[tuple[str, str]]:
-    """Name and value of what `bank info` tells."""
+    """The lines of `bank info`, as (name, value)."""
     from collections import Counter
 
     from storage.bank.styles import read_styles
@@ -69,7 +69,7 @@ def facts(bank: FactorBank) -> list[tuple[str, str]]:
 
 
 def uri_size(place: str) -> int:
-    """Bytes of all files below a folder or prefix."""
+    """Size in bytes of all files below a folder or a prefix in an object store."""
     files, folders = [], [place]
     while folders:
         below = [fs.join(folder, name) for folder in folders for name in fs.list_names(folder)]

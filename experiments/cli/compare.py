@@ -1,4 +1,4 @@
-"""The command line's verb for runs side by side. Imports stay inside, so that `--help` answers at once."""
+"""The command line's verb that compares runs. Imports stay inside, so that `--help` answers at once."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def compare(
     if as_json:
         typer.echo(json.dumps({"dice": table, "differences": comparison.differences(found)}, indent=1))
         return
-    console = Console(width=None if sys.stdout.isatty() else 60 + 30 * len(found))  # a pipe has no width of its own
+    console = Console(width=None if sys.stdout.isatty() else 60 + 30 * len(found))  # a pipe has no width
     console.print("[bold]Dice[/bold], mean ± sd over seeds" + (" (difference to the first run)" if found[1:] else ""))
     console.print(comparison.dice_table(found))
     console.print(comparison.weight(found))

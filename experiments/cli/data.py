@@ -93,7 +93,7 @@ def inspect_data(
 
 
 def _layout_options(assignments: list[str] | None) -> LayoutOptions:
-    """The layouts' own part of a configuration."""
+    """The layout options that `--set layouts.…` gives. Raises InputError for any other field."""
     from storage.layouts import LayoutOptions
 
     if not assignments:
@@ -101,6 +101,6 @@ def _layout_options(assignments: list[str] | None) -> LayoutOptions:
     for assignment in assignments:
         if not assignment.startswith("layouts."):
             raise InputError(f"--set {assignment}", "is not about reading data", "write --set layouts.FIELD=VALUE")
-    from experiments import config  # takes longer than reading thirty subjects
+    from experiments import config  # this import takes longer than reading thirty subjects
 
     return config.override(config.cpu(), assignments).layouts

@@ -40,7 +40,7 @@ All commands: cardiomix --help. One of them: cardiomix ablate --help."""
 app = typer.Typer(
     name="cardiomix",
     help="Cardiac MR segmentation for scanners never seen: training samples mixed from anatomy and modality.",
-    context_settings={"help_option_names": ["-h", "--help"]},  # which the verbs inherit
+    context_settings={"help_option_names": ["-h", "--help"]},  # the verbs inherit it
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
@@ -278,7 +278,7 @@ def export(
 
 
 def _show(html: str, run: str, driver: Ablation) -> None:
-    """The last screen: the table, where the report is, how to open MLflow."""
+    """Print the last screen: the table, the place of the report, and how to open MLflow."""
     from rich.console import Console
 
     from experiments.report.tables import render_terminal_table
@@ -302,9 +302,9 @@ def _finish(failed: dict[str, str]) -> None:
 
 
 def main() -> None:
-    """Console script. Exit status: 0, 1 failed, 2 bad usage or input."""
+    """The console script. Exit status: 0 for success, 1 if something failed, 2 for bad usage or input."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot show is no reason to end
+        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot show must not end the command
             stream.reconfigure(errors="backslashreplace")
     try:
         app(standalone_mode=True)
@@ -323,7 +323,7 @@ def main() -> None:
 
 
 def _end_with(line: str) -> NoReturn:
-    """Say why the command ends, though its output may have no room for anything."""
+    """Say on standard error why the command ends. Standard output may be on the full disk."""
     typer.echo(line, err=True)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's last flush would fail once more
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # otherwise Python's last flush would fail again
     sys.exit(FAILED)

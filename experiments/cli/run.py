@@ -1,5 +1,7 @@
-"""What the command line's verbs for a run share: options, the run's settings, its lock and driver. Imports stay inside,
-so that `--help` answers at once."""
+"""What all verbs for a run share: options, the run's settings, its lock and its driver.
+
+Imports stay inside the functions, so that `--help` answers at once.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +24,14 @@ if TYPE_CHECKING:
     from experiments.run.driver import Ablation
 
 
-STDERR = 2  # the descriptor
+STDERR = 2  # file descriptor of standard error
 
 
 def absolute(place: str | None) -> str | None:
-    """Ray's workers have working directories of their own, so no relative path may reach them. A job has one too, which
-    Ray removes afterwards."""
+    """Make a path absolute: Ray's workers have working directories of their own, so no relative path may reach them.
+
+    Raises InputError for a relative path inside a Ray job, because Ray removes the job's working directory afterwards.
+    """
     if place and "://" not in place and not Path(place).is_absolute() and "runtime_resources" in Path.cwd().parts:
         raise InputError(place, "is relative to a job's own folder, which Ray removes", "give a full path or a URI")
     return None if place is None else fs.absolute(place)
@@ -45,7 +49,7 @@ Layout = Annotated[
 
 
 def settings_of(run: str, preset: str, assignments: list[str] | None) -> Settings:
-    """The run's own configuration if it has one, else the preset's, with overrides."""
+    """The configuration of the run, or of the preset if the run has none, with the overrides of `--set`."""
     from experiments import config
 
     known = fs.exists(fs.join(run, config.CONFIG_FILE))
@@ -54,10 +58,10 @@ def settings_of(run: str, preset: str, assignments: list[str] | None) -> Setting
 
 @contextmanager
 def driving(run: str, settings: Settings) -> Iterator[Ablation]:
-    """The run, locked, with a driver; the settings become the run's.
+    """Lock the run, save `settings` as its configuration, and yield its driver.
 
-    An interrupt ends the body as an exception does: MLflow's runs are closed and the lock is given up. So does the loss
-    of the run's lease, which raises LeaseLostError.
+    An interrupt ends the body like an exception: the driver closes its MLflow runs and releases the lock. If the run's
+    lease is lost, the body ends in the same way, and LeaseLostError is raised.
     """
     from experiments import config
     from experiments.progress import Progress
@@ -81,8 +85,10 @@ def driving(run: str, settings: Settings) -> Iterator[Ablation]:
 def interruptible(
     say: Callable[[str], None], line: str = "stopped; the same command goes on from here"
 ) -> Iterator[_Stop]:
-    """Ctrl-C, and SIGTERM, with which `ray job stop` and preempted machines end a process, end the body as an exception
-    does and print one line. The exit status is a shell's: 128 and the signal's number."""
+    """Let SIGINT (Ctrl-C) and SIGTERM (`ray job stop`, preempted machines) end the body like an exception.
+
+    Then one line is printed. The exit status is as in a shell: 128 plus the signal's number.
+    """
     with _stderr_apart() as silence:
         stop = _Stop(silence)
         before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -90,37 +96,40 @@ def interruptible(
             with _stopped(stop, say, line):
                 yield stop
         finally:
-            if stop.number is None:  # a second interrupt finds the handler still there
+            if stop.number is None:  # after an interrupt the handler stays, to catch the next one too
                 for number, handler in before.items():
                     signal.signal(number, handler)
 
 
 @contextmanager
 def _stopped(stop: _Stop, say: Callable[[str], None], line: str) -> Iterator[None]:
-    """What ends the body by `stop` becomes its line and status, or its reason."""
+    """If `stop` ended the body, raise its reason, or print `line` and exit with the signal's status."""
     try:
         yield
     except SystemExit as error:
         if stop.reason is not None:
             stop.heard()
             raise stop.reason from None
-        if error.code == signal.SIGTERM:  # while Ray starts, the handler is its own
+        if error.code == signal.SIGTERM:  # while Ray starts, Ray's own handler is installed
             stop.number = signal.SIGTERM
         if stop.number is None:
             raise
         stop.heard()
         say(line)
-        raise SystemExit(128 + stop.number) from None  # while Ray waits, it makes a 1 of any status
+        raise SystemExit(128 + stop.number) from None  # while Ray waits, it turns any exit status into 1
 
 
 @contextmanager
 def _stderr_apart() -> Iterator[Callable[[], None]]:
-    """Give Python's standard error a descriptor of its own; what is yielded silences the usual one until the process
-    ends. Native code writes there: Ray's threads would tell of each of their processes that an interrupt ends too."""
+    """Give Python's standard error a descriptor of its own. Yields a function that silences descriptor 2 for good.
+
+    Native code writes to descriptor 2: after an interrupt, Ray's threads would report each of their processes that the
+    interrupt has ended too.
+    """
     usual, silenced = sys.stderr, False
     try:
         is_usual = usual.fileno() == STDERR
-    except OSError:  # no file at all, as under a test's capture
+    except OSError:  # it is not a file, for example while a test captures it
         is_usual = False
     if not is_usual:
         yield lambda: None
@@ -144,8 +153,11 @@ def _stderr_apart() -> Iterator[Callable[[], None]]:
 
 
 class _Stop:
-    """Ends the process by an exception; once more every second until that was `heard`, since Python swallows what is
-    raised in a destructor or in a callback of its garbage collector."""
+    """A signal handler that ends the process by an exception.
+
+    It sends the signal again every second until `heard` is called: Python swallows an exception that is raised in a
+    destructor or in a callback of its garbage collector.
+    """
 
     def __init__(self, silence: Callable[[], None]) -> None:
         self.number: int | None = None
@@ -163,20 +175,20 @@ class _Stop:
         sys.exit(128 + number)
 
     def end(self, reason: StageError) -> None:
-        """From another thread: end the body as a signal does, and raise `reason` after it."""
+        """End the body as a signal does, then raise `reason`. Called from another thread."""
         self.reason = reason
         os.kill(os.getpid(), signal.SIGTERM)
 
     def heard(self) -> None:
-        """What follows is not to be disturbed."""
+        """Do not send the signal again: the exception has arrived."""
         if self._again is not None:
             self._again.cancel()
 
 
 def stage(run: str, assignments: list[str] | None = None) -> AbstractContextManager[Ablation]:
-    """`driving` for a run that has slices, split as its settings say."""
+    """`driving` for a run that has slices. Raises InputError if it has none, or they were split by other options."""
     from experiments.run.driver import require_data
 
     settings = settings_of(run, "cpu", assignments)
-    require_data(run, settings)  # before the settings become the run's
+    require_data(run, settings)  # before the settings are saved in the run
     return driving(run, settings)

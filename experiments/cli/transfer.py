@@ -1,4 +1,4 @@
-"""The command line's verb for vendor to vendor comparisons. Imports stay inside, so that `--help` answers at once."""
+"""The command line's verb that tests vendor to vendor. Imports stay inside, so that `--help` answers at once."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def transfer(
 
     settings = config.load(preset) if preset.endswith((".yaml", ".yml")) else config.preset(preset)
     sources, beside = _names(vendors), _names(baselines)
-    settings = directions.direction_settings(settings, sources[0], None)  # so that `--set` may use what needs a vendor
+    settings = directions.direction_settings(settings, sources[0], None)  # `--set` may then use what needs a vendor
     document = config.override(settings, assignments or []).model_dump()
     document |= {"data": tuple(map(fs.absolute, data)), "arms": _names(arms), "seeds": seeds}
     document |= {"layout": layout} if layout else {}

@@ -1,1 +1,1 @@
-"""The verb `inspect`'s page."""
+"""The tables and the page of the verb `inspect`."""

@@ -1,6 +1,6 @@
-"""Pictures of the inspection page, drawn without a plotting library: numbers for inline SVG, and grey PNG.
+"""Pictures of the inspection page: coordinates for inline SVG, and grey PNG.
 
-Importing matplotlib would take longer than reading thirty subjects.
+They are drawn without matplotlib, because importing it takes longer than reading thirty subjects.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from storage.survey.flags import short
 from storage.survey.survey import PICTURE_PIXELS, SubjectFacts
 
 LEFT, RIGHT, TOP, BOTTOM = 26, 238, 8, 122  # axes of a histogram in a box of 242 × 142 SVG units
-MOST_BINS, FINEST_BIN = 32, 0.05  # mm², or a ratio of 1.12
-STEPS = (1, 2, 5)  # times a power of ten
+MOST_BINS, FINEST_BIN = 32, 0.05  # the narrowest bin is 0.05 mm² wide, or a ratio of 1.12
+STEPS = (1, 2, 5)  # round numbers are these, times a power of ten
 
 
 @dataclass(frozen=True)
 class Histogram:
-    """One vendor's histogram in SVG units; `bars` are (x, y, width, height), `ticks` (position, label)."""
+    """One vendor's histogram in SVG units. `bars` are (x, y, width, height), ticks are (position, label)."""
 
     title: str
     description: str
@@ -37,7 +37,7 @@ class Histogram:
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """A picture and its outlines: `outlines` maps a structure to an SVG path, `labels` to where its name stands."""
+    """A picture. `outlines` maps a structure to an SVG path, `labels` to the (x, y) of its name, in pixels."""
 
     subject: str
     caption: str
@@ -57,9 +57,12 @@ def histogram(
     log: bool,
     shaded: tuple[float, float] | None,
 ) -> Histogram:
-    """Of `values`, on an axis that holds `everything` (and `shaded`); `log`: bins of equal ratio."""
+    """The histogram of `values`, on an axis that holds `everything` and the range `shaded`.
+
+    `unit` is that of the values, such as mm². With `log`, all bins have the same ratio.
+    """
     edges = _edges([*everything, *(shaded or ())], log)
-    held = np.clip([_scaled(v, log) for v in values], edges[0], edges[-1])  # against rounding
+    held = np.clip([_scaled(v, log) for v in values], edges[0], edges[-1])  # clipped because of rounding
     counts: list[int] = np.histogram(held, edges)[0].tolist()
     most = max(counts)
 
@@ -88,7 +91,7 @@ def histogram(
 
 
 def thumbnail(subject: SubjectFacts) -> Thumbnail:
-    """The subject's picture for the page."""
+    """The picture of a subject for the page, as PNG with outlines of LV, MYO and RV."""
     picture = subject.picture
     inside = {name: picture.mask == label for name, label in STRUCTURES.items()}
     present = [name for name, region in inside.items() if region.any()]
@@ -101,13 +104,13 @@ def thumbnail(subject: SubjectFacts) -> Thumbnail:
         source="data:image/png;base64," + base64.b64encode(png(picture.image)).decode(),
         size=PICTURE_PIXELS,
         outlines={name: outline(inside[name]) for name in ("MYO", "RV", "LV") if name in present},
-        # MYO goes round LV, so that its middle is LV's.
+        # MYO surrounds LV, so its middle is LV's: it gets no name.
         labels={name: _middle(inside[name]) for name in ("LV", "RV") if name in present},
     )
 
 
 def png(image: npt.NDArray[np.uint8]) -> bytes:
-    """A grey 8-bit PNG of (H, W) uint8."""
+    """The image (H, W) uint8 as a grey 8-bit PNG."""
     from PIL import Image
 
     out = io.BytesIO()
@@ -116,7 +119,7 @@ def png(image: npt.NDArray[np.uint8]) -> bytes:
 
 
 def outline(region: npt.NDArray[np.bool_]) -> str:
-    """SVG path along the pixel edges that bound a region (H, W); pixel (row, column) covers (column, row) to + 1."""
+    """SVG path along the pixel edges that bound a region (H, W). A pixel covers x = column to + 1, y = row to + 1."""
     padded = np.pad(region, 1)
     across = padded[:, 1:] != padded[:, :-1]  # [row + 1, x]: an edge that runs down at x
     along = padded[1:] != padded[:-1]  # [y, column + 1]: an edge that runs right at y
@@ -142,14 +145,14 @@ def _scaled(value: float, log: bool) -> float:
 
 
 def _edges(values: Sequence[float], log: bool) -> list[float]:
-    """Edges, scaled, of at most 34 bins of a round width that hold all values."""
+    """The edges (after `_scaled`) of at most 34 bins that hold all values. The width of a bin is a round number."""
     low, high = _scaled(min(values), log), _scaled(max(values), log)
     step = _round_step(max((high - low) / MOST_BINS, FINEST_BIN))
     return [i * step for i in range(math.floor(low / step), math.floor(high / step) + 2)]
 
 
 def _ticks(low: float, high: float, log: bool) -> list[float]:
-    """Round values between two scaled ends; on a short axis of ratios they are spaced evenly."""
+    """Round values between two ends (after `_scaled`). On a short logarithmic axis they have equal distances."""
     if log and high - low > 0.5:
         steps = STEPS if high - low < 2.5 else (1,)
         powers = range(math.floor(low), math.ceil(high) + 1)
@@ -160,6 +163,6 @@ def _ticks(low: float, high: float, log: bool) -> list[float]:
 
 
 def _round_step(least: float) -> float:
-    """The smallest of 1, 2 and 5 times a power of ten that is no less."""
+    """The smallest of 1, 2 and 5 times a power of ten that is at least `least`."""
     power = 10.0 ** math.floor(math.log10(least))
     return next(m * power for m in (*STEPS, 10) if m * power >= least * (1 - 1e-9))

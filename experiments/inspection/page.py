@@ -1,4 +1,4 @@
-"""What `cardiomix inspect` says of data folders: tables for a terminal and one self-contained HTML page.
+"""What `cardiomix inspect` shows of data folders: tables for a terminal and one self-contained HTML page.
 
 Both show subject codes and base names only. The page holds no date and no path, so that equal data give equal bytes.
 """
@@ -25,18 +25,22 @@ from storage.survey.survey import SubjectFacts, Survey
 if TYPE_CHECKING:
     import rich.table
 
-COLUMNS = 120
-SHOWN_SUBJECTS = 4  # named in a terminal's line; the page names all
-SHOWN_SKIPPED = 20  # lines in a terminal
-PER_VENDOR = 4  # pictures
+COLUMNS = 120  # width of the tables if they are not printed to a terminal
+SHOWN_SUBJECTS = 4  # subjects named in a line of the terminal; the page names all
+SHOWN_SKIPPED = 20  # skipped subjects listed in the terminal; the page lists all
+PER_VENDOR = 4  # pictures on the page
 
 
-Spread = tuple[str, str]  # a median and, unless all are the same, the range
+Spread = tuple[str, str]  # (median, range); the range is empty if all values are the same
 
 
 @dataclass(frozen=True)
 class Group:
-    """Subjects of one vendor and centre, or all. `matrix` is rows and columns, each a number or a range."""
+    """The subjects of one vendor and centre, or all.
+
+    labelled: number of labelled slices. slice_mm: distance of slices. matrix: rows and columns, each a number or a
+    range. p995: 99.5 % percentile of the intensities of a volume. splits: subjects in each of `SPLITS`.
+    """
 
     vendor: str
     centre: str
@@ -53,7 +57,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Finding:
-    """One check's flags in one vendor and centre: whose, of how many subjects, and the number or its range."""
+    """What one check found in one vendor and centre: in which subjects, of how many, and the number or its range."""
 
     check: Check
     vendor: str
@@ -64,14 +68,14 @@ class Finding:
 
 
 def groups(subjects: Sequence[SubjectFacts]) -> list[Group]:
-    """A row for each vendor and centre, and one over all if there are several."""
+    """One row per vendor and centre. If there are several, one more row over all."""
     keys = sorted({(s.vendor, s.centre) for s in subjects})
     rows = [_group(*key, [s for s in subjects if (s.vendor, s.centre) == key]) for key in keys]
     return [*rows, _group("all", "", subjects)] if len(rows) > 1 else rows
 
 
 def findings(subjects: Sequence[SubjectFacts]) -> list[Finding]:
-    """The flags, those of one kind and group on one line."""
+    """What the checks flag: one finding for each check, vendor and centre."""
     sizes = Counter((s.vendor, s.centre) for s in subjects)
     lines: dict[tuple[Check, str, str], list[Flag]] = {}
     for flag in flags(subjects, RA_RANGE_MM2):
@@ -83,7 +87,7 @@ def findings(subjects: Sequence[SubjectFacts]) -> list[Finding]:
 
 
 def terminal_tables(survey: Survey) -> list[rich.table.Table]:
-    """What is there, what would be skipped, and what is flagged; for 120 columns."""
+    """Tables of what is there, what would be skipped, and what is flagged. They fit into 120 columns."""
     tables = [_groups_table(survey)] if survey.subjects else []
     tables += [_skipped_table(survey)] if survey.skipped else []
     found = findings(survey.subjects)
@@ -91,7 +95,7 @@ def terminal_tables(survey: Survey) -> list[rich.table.Table]:
 
 
 def page(survey: Survey, folders: Sequence[str], images: bool = True) -> str:
-    """The HTML page. `folders` are base names; without `images` no pixel of the data set is in it."""
+    """The HTML page. `folders` are base names. Without `images` it holds no pixel of the data set."""
     templates = environment(Path(__file__).parent)
     subjects = survey.subjects
     vendors = sorted({s.vendor for s in subjects})
@@ -118,18 +122,18 @@ def page(survey: Survey, folders: Sequence[str], images: bool = True) -> str:
 
 
 def show(survey: Survey) -> None:
-    """Print the tables."""
+    """Print the tables of a survey."""
     import sys
 
     from rich.console import Console
 
-    console = Console(width=None if sys.stdout.isatty() else COLUMNS)  # a pipe has no width of its own
+    console = Console(width=None if sys.stdout.isatty() else COLUMNS)  # a pipe has no width
     for table in terminal_tables(survey):
         console.print(table)
 
 
 def write_page(out: str, survey: Survey, data: Sequence[str], images: bool) -> None:
-    """Write the page of these data folders. Raises InputError where nothing can be written."""
+    """Write the page of these data folders to `out`. Raises InputError if it cannot be written."""
     folders = [fs.base_name(fs.absolute(folder)) for folder in data]
     try:
         fs.write_text(out, page(survey, folders, images))
@@ -138,7 +142,7 @@ def write_page(out: str, survey: Survey, data: Sequence[str], images: bool) -> N
 
 
 def counts(survey: Survey) -> str:
-    """One sentence: how much is there."""
+    """One line that says how much is there."""
     volumes = [v for s in survey.subjects for v in s.volumes]
     slices, labelled = (sum(v.slices for v in volumes if v.mask is not None or not only) for only in (False, True))
     return (
@@ -177,7 +181,7 @@ def _range(values: Sequence[int]) -> str:
 
 
 def _matrices(subjects: Sequence[SubjectFacts]) -> list[str]:
-    """Rows × columns and how often, the most frequent first."""
+    """Each rows × columns with its number of subjects, the most frequent first."""
     sizes = Counter((s.height, s.width) for s in subjects)
     ordered = sorted(sizes, key=lambda size: (-sizes[size], size))
     return [f"{height} × {width} ({sizes[height, width]})" for height, width in ordered]
@@ -190,7 +194,7 @@ def _numbers(found: Sequence[Flag]) -> str:
 
 
 def _histograms(values: dict[str, list[float]], noun: str, unit: str, log: bool = False) -> list[Histogram]:
-    """One a vendor, on a common axis; the axis of pixel areas also shows the whole range of RA."""
+    """One histogram per vendor, on a common axis. The axis of pixel areas also shows the whole range of RA."""
     everything = [v for found in values.values() for v in found]
     if not everything:
         return []
@@ -200,7 +204,7 @@ def _histograms(values: dict[str, list[float]], noun: str, unit: str, log: bool 
 
 
 def _pictures(subjects: Sequence[SubjectFacts]) -> dict[str, list[Thumbnail]]:
-    """A few subjects of each vendor, evenly spaced by name; labelled ones first."""
+    """Pictures of up to `PER_VENDOR` subjects of each vendor, evenly spaced by name; labelled subjects come first."""
     chosen: dict[str, list[Thumbnail]] = {}
     for vendor in sorted({s.vendor for s in subjects}):
         own = [s for s in subjects if s.vendor == vendor]
@@ -267,7 +271,7 @@ def _table(title: str, *headings: str) -> rich.table.Table:
 
 
 def _add(table: rich.table.Table, *cells: str) -> None:
-    """Cells as they are: a subject's name is no markup."""
+    """Add a row of plain text: a subject's name is not markup."""
     from rich.text import Text
 
     table.add_row(*map(Text, cells))

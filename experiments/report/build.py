@@ -1,7 +1,7 @@
-"""The report of a run: verdicts, tables beside the paper's Table 1, figures, and one self-contained HTML page.
+"""Write the report of a run: verdicts, tables beside the paper's Table 1, figures, and one self-contained HTML page.
 
-Everything is read from the run folder (a path or a URI), so that a report can be made of a run that is still under way,
-or of which some arms failed: what is there is shown, what is missing is named.
+Everything is read from the run folder (a path or a URI). So a report can be made while a run is still under way, or if
+some arms failed: it shows what is there and names what is missing.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from storage import fs
 from storage.csv_table import csv_text
 
 FUNCTION_FIELDS = ("arm", "seed", "subject", "vendor", "centre", "measure", "unit", "reference", "predicted")
-SHARED_BANK = "seeds_share_bank"  # of the note: the seeds of arms that use factors share an SDNet and a bank
+SHARED_BANK = "seeds_share_bank"  # key of the note: the seeds of arms that use factors share an SDNet and a bank
 AGREEMENT_FIELDS = ("arm", "measure", "unit", "n", "bias", "sd", "low", "high", "undefined")
 
 
 @dataclass(frozen=True)
 class ReportPaths:
-    """Where the parts of a report are: paths or URIs, as the run was given."""
+    """The places of a report's parts: paths if the run was given as a path, otherwise URIs."""
 
     html: str
     table_csv: str
@@ -51,13 +51,12 @@ def build_report(
     runs: Collection[tuple[str, int]] | None = None,
     problems: Mapping[str, str] | None = None,
 ) -> ReportPaths:
-    """Write `<run>/report/`: index.html, table.md, the tables as CSV and the figures as PNG; each file is replaced
-    atomically.
+    """Write `<run>/report/`: index.html, table.md, the tables as CSV, the figures as PNG. Each is replaced atomically.
 
-    `note` holds facts to show (machine, date, versions, configuration hash, …); `data: "phantom"` in it adds the
-    warning that no patient was measured, `seeds_share_bank` the sentence on what the seeds share. `mosaic` is the PNG
-    of `figures.fa_mosaic`. `arms` are those that the run was meant to have, so that a missing one is named; `runs` are
-    the arms and seeds whose scores count, None for all that are there; `problems` says in words why an arm failed.
+    note: facts to show (machine, date, versions, configuration hash, …). `data: "phantom"` in it adds the warning that
+    no patient was measured; `seeds_share_bank` adds the sentence on what the seeds share. mosaic: the PNG of
+    `figures.fa_mosaic`. arms: those that the run should have, so that a missing one is named. runs: the (arm, seed)
+    whose scores count; None for all that are there. problems: {arm: why it failed, in words}.
     """
     run = collect(run_uri, runs)
     found = work_out(run.cases)
@@ -115,7 +114,7 @@ def _draw(run: RunFiles, found: Findings, mosaic: bytes | None) -> dict[str, byt
 
 
 def _gallery(run: RunFiles) -> dict[str, dict[str, tuple[Any, str]]]:
-    """Arm to kind to case and caption, of each arm's first seed that has cases to show."""
+    """{arm: {kind: (case, caption)}}, from the first seed of each arm that has cases to show."""
     shown: dict[str, dict[str, tuple[Any, str]]] = {}
     for (arm, seed), cases in sorted(run.examples.items(), key=lambda item: (arm_order(item[0][0]), item[0][1])):
         if arm in shown or not cases:

@@ -1,7 +1,7 @@
-"""What figures have in common, and those of images and resolutions, each as PNG bytes.
+"""The style of all figures, and the figures of images and resolutions, each as PNG bytes.
 
-Colours are Okabe and Ito's, which stay apart without colour vision; an arm has the same colour and marker in every
-figure. Nothing here touches matplotlib's global state or needs a display.
+The first colours are those of Okabe and Ito, which differ for colour-blind readers too. An arm has the same colour and
+marker in every figure. Nothing here changes matplotlib's global state or needs a display.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# The range of pixel areas in the paper's training data, between which RA draws.
+# The range of pixel areas in the paper's training data, from which RA draws.
 RA_RANGE_MM2 = (0.954, 2.692)
 
 _PAPER_STYLE = dict(
@@ -37,7 +37,7 @@ _SPARE_STYLES = ((c, m) for m in "oDv^sPX<>*phHd8" for c in _OTHER_COLOURS if (c
 _FACTOR_STYLE = dict(zip(FACTOR_LABELS, _SPARE_STYLES, strict=False))  # more pairs than arms
 _FIELD_STYLES = ((c, m) for m in "oDv^sPX<>*" for c in ("#117733", "#AA4499"))
 _FIELD_STYLE = dict(zip(FIELD_LABELS, _FIELD_STYLES, strict=False))  # more pairs than arms
-OUTLINES = (("#D55E00", "solid"), ("#56B4E9", "dashed"), ("#F0E442", "dotted"))  # LV, MYO, RV
+OUTLINES = (("#D55E00", "solid"), ("#56B4E9", "dashed"), ("#F0E442", "dotted"))  # of LV, MYO, RV
 _VENDOR_COLOUR = "#3B6EA5"
 INK, MUTED, GRID = "#1F2933", "#6B7280", "#E5E7EB"
 _RC: Any = {
@@ -60,13 +60,13 @@ _RC: Any = {
 
 
 def arm_style(arm: str) -> tuple[str, str]:
-    """Colour and marker of an arm, the same in every figure; an unknown name takes a spare pair by its spelling."""
+    """Colour and marker of an arm, the same in every figure. An unknown arm gets a pair that depends on its name."""
     known = _PAPER_STYLE | _BEYOND_STYLE | _FACTOR_STYLE | _FIELD_STYLE
     return known.get(arm) or _OTHER_STYLES[sum(arm.encode()) % len(_OTHER_STYLES)]
 
 
 def resolution_histograms(areas: Mapping[str, Sequence[float]]) -> bytes:
-    """Pixel area in mm², one value a subject, by vendor, like the paper's Fig. 2; the paper's RA range is shaded."""
+    """Histograms of pixel area (mm²) by vendor, a value per subject, as in the paper's Fig. 2; RA's range is shaded."""
     vendors = sorted(areas)
     everything = np.concatenate([np.asarray(areas[vendor], dtype=np.float64) for vendor in vendors])
     bins = np.linspace(min(everything.min(), RA_RANGE_MM2[0]) - 0.1, max(everything.max(), RA_RANGE_MM2[1]) + 0.1, 28)
@@ -91,17 +91,17 @@ def fa_mosaic(
     anatomy_titles: Sequence[str],
     modality_titles: Sequence[str],
 ) -> bytes:
-    """Factor-based augmentation as a matrix, like the paper's Fig. 1(c): rows give the anatomy, columns the modality.
+    """Factor-based augmentation as a matrix, as in the paper's Fig. 1(c): rows give the anatomy, columns the modality.
 
-    `generated` has an (A, M, H, W) matrix for each way of rendering, by its title; they stand side by side. Images are
-    floats on one scale (here [-1, 1]) and are shown in one grey window, the 0.5 to 99.5 percentiles of the originals.
-    Without `modality_MHW` a column is headed by its title alone: a donor's image may be one that cannot be shown.
+    `generated` is {title: (A, M, H, W)}, one matrix for each way of rendering; the matrices stand side by side. Images
+    are floats on one scale (here [-1, 1]) and share one grey window: the 0.5 to 99.5 percentiles of the originals.
+    If `modality_MHW` is None, a column has only its title, because a donor's image may not be shown to everybody.
     """
     a, m = len(anatomy_AHW), len(modality_titles)
     originals = [anatomy_AHW.ravel()] + ([] if modality_MHW is None else [modality_MHW.ravel()])
     window = np.percentile(np.concatenate(originals), (0.5, 99.5))
-    top_row = 0.55 if modality_MHW is None else 1.0  # its height, in cells
-    # The originals stand apart from what is made of them: a narrow empty row, and a column before each block.
+    top_row = 0.55 if modality_MHW is None else 1.0  # height of the top row, in cells
+    # A narrow empty row, and an empty column before each block, separate the originals from the generated images.
     widths, columns = [1.0] + [0.12, *[1.0] * m] * len(generated), 1 + (m + 1) * len(generated)
     gaps = {"width_ratios": widths, "height_ratios": [top_row, 0.12] + [1] * a, "wspace": 0.04, "hspace": 0.04}
     cell, margin, head = 1.5, 0.35, 0.6  # inches
@@ -133,8 +133,8 @@ def fa_mosaic(
 def labelled_grid(
     cells: Sequence[tuple[npt.NDArray[np.floating[Any]], npt.NDArray[np.uint8] | None, str]], columns: int
 ) -> bytes:
-    """Images (S, S) in [-1, 1] in rows of `columns`, each with its title and, where it has a mask, the structures'
-    outlines: LV solid, MYO dashed, RV dotted."""
+    """Images (S, S) in [-1, 1], `columns` in a row, each with its title. If an image has a mask (S, S), its structures
+    are outlined: LV solid, MYO dashed, RV dotted."""
     rows = -(-len(cells) // columns)
     window = np.percentile(np.stack([image for image, _, _ in cells]), (0.5, 99.5))
     with drawing(2.1 * columns, 2.5 * rows, rows, columns) as (_, axes, png):
@@ -164,7 +164,7 @@ def _picture(axis: Axes, image: npt.NDArray[Any], window: npt.NDArray[Any], top:
 def drawing(
     width: float, height: float, rows: int, columns: int, *, layout: str | None = "constrained", **subplots: Any
 ) -> Iterator[tuple[Figure, npt.NDArray[Any], io.BytesIO]]:
-    """A figure in inches with a 2D array of axes; on leaving, the buffer holds its PNG."""
+    """A figure of this size in inches, its 2D array of axes, and a buffer. After the block the buffer holds the PNG."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -174,7 +174,7 @@ def drawing(
         figure = Figure(figsize=(width, height), layout=layout, facecolor="white")  # type: ignore[arg-type]
         FigureCanvasAgg(figure)
         yield figure, figure.subplots(rows, columns, squeeze=False, **subplots), png
-        # A fixed Software entry keeps the bytes equal from one matplotlib version's banner to the next.
+        # By default matplotlib writes its version here; a fixed entry keeps the bytes equal between versions.
         figure.savefig(png, format="png", dpi=150, metadata={"Software": "cardiomix"})
 
 

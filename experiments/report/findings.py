@@ -1,4 +1,4 @@
-"""What is worked out of a run's cases, for the tables, the verdicts and the page."""
+"""What is computed from a run's cases for the tables, the verdicts and the page."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipeline.scores.volumes import agreement, cardiac_function
 
 @dataclass(frozen=True)
 class Findings:
-    """What is worked out of a run's cases; see the functions that make each."""
+    """What is computed from a run's cases. Each field names the function that makes it."""
 
     summary: list[dict[str, Any]]  # tables.summarise, arms in the paper's order
     comparisons: list[dict[str, Any]]  # compare_arms.compare_arms
@@ -25,7 +25,7 @@ class Findings:
 
 
 def work_out(cases: Sequence[Mapping[str, Any]]) -> Findings:
-    """Everything that follows from the rows of `cases.csv`."""
+    """Compute all findings from the rows of `cases.csv`."""
     function = cardiac_function(cases)
     return Findings(
         summary=sorted(summarise(cases), key=lambda row: arm_order(row["arm"])),

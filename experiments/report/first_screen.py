@@ -1,4 +1,4 @@
-"""What a reader should know before any table: the best arm, how far it is above the reference, and how sure that is."""
+"""What a reader should know before any table: the best arm, its difference to the reference, and how sure that is."""
 
 from __future__ import annotations
 
@@ -24,21 +24,22 @@ _WEIGHTS = {
 
 
 def reference_arm(arms: Sequence[str]) -> str:
-    """What the others are compared with: U-Net+RA; where it has no scores the first in the paper's order."""
+    """The arm with which the others are compared: U-Net+RA, or the first in the paper's order if that has no scores."""
     return REFERENCE if REFERENCE in arms else min(arms, key=arm_order, default=REFERENCE)
 
 
 def first_screen(ranking: Sequence[Mapping[str, Any]], shared_bank: bool) -> dict[str, Any]:
-    """`best` (the arm's label), `dice`, `state` (a key of `verdicts.MARKS`), `title`, `answer` and `further`
-    sentences; empty if nothing is scored.
+    """The first screen of a report; empty if nothing is scored.
 
-    `ranking` is that of `pipeline.scores.compare_arms.rank_arms`. `shared_bank`: the seeds share an SDNet and a bank.
+    Its keys: `best` (the arm's label), `dice` (its mean Dice), `state` (a key of `verdicts.MARKS`), `title`, `answer`
+    (a sentence) and `further` (a list of sentences). `ranking` is that of `pipeline.scores.compare_arms.rank_arms`.
+    `shared_bank` says whether the seeds share an SDNet and a bank.
     """
     if not ranking:
         return {}
     best = ranking[0]
     others = ranking if best["arm"] == best["reference"] else [best]
-    compared = next((row for row in others if "difference" in row), None)  # the best, or the next to the reference
+    compared = next((row for row in others if "difference" in row), None)  # the best that is not the reference
     found = {"best": arm_label(best["arm"]), "dice": best["dice"]}
     if compared is None:
         what = "Only one arm is scored" if len(ranking) == 1 else "It shares no subject or no seed with the reference"

@@ -35,7 +35,7 @@ from pipeline.scores.volumes import MEASURES
 from storage.subjects import STRUCTURES
 
 TEMPLATE = "page.html.j2"
-LONGEST = 40  # rows of a list; all of them are in cases.csv
+LONGEST = 40  # most rows of a list on the page; cases.csv has all
 
 
 def page(
@@ -48,7 +48,7 @@ def page(
     arms: Sequence[str],
     problems: Mapping[str, str],
 ) -> str:
-    """The page's text; the arguments are those of `report.build_report` and what it made of the run."""
+    """The HTML of the page. The arguments are those of `build.build_report`, and what it made from the run."""
     templates = environment(Path(__file__).parent)
     templates.filters |= {
         "number": number,
@@ -88,7 +88,7 @@ def page(
 
 
 def _tables(run: RunFiles, found: Findings, note: Mapping[str, Any]) -> dict[str, Any]:
-    """What the verdicts and the tables of arms need."""
+    """The template's variables for the verdicts and the tables of arms."""
     rows = found.summary
     arms = sorted({row["arm"] for row in rows}, key=arm_order)
     vendors = list(dict.fromkeys(vendor for vendor, _ in table_columns(rows)))
@@ -119,17 +119,17 @@ def _tables(run: RunFiles, found: Findings, note: Mapping[str, Any]) -> dict[str
 
 
 def _image(png: bytes) -> dict[str, Any]:
-    """An inline image, and its width on the page: drawn at 150 dots an inch, shown so that 9 pt text reads as such."""
+    """An inline image and its width in CSS pixels: 72 % of its own, so that text of 9 pt is 13.5 CSS pixels high."""
     return {
         "source": "data:image/png;base64," + base64.b64encode(png).decode(),
-        "width": round(int.from_bytes(png[16:20], "big") * 0.72),  # the width in a PNG's header
+        "width": round(int.from_bytes(png[16:20], "big") * 0.72),  # a PNG's header holds its width here
     }
 
 
 def _vendor_facts(
     vendor: str, rows: Sequence[Mapping[str, Any]], subjects: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """Name, role in training, number of test subjects, and the arm with the highest mean over the structures."""
+    """A vendor's name, role in training, number of test subjects, best arm by mean Dice, and missed structures."""
     mine = [row for row in rows if row["vendor"] == vendor]
     means: dict[str, list[float]] = {}
     for row in mine:
@@ -150,7 +150,7 @@ def _vendor_facts(
 
 
 def _alternatives(run: RunFiles, found: Findings) -> dict[str, str]:
-    """What each figure shows, for those who do not see it."""
+    """A text for each figure, for readers who cannot see it."""
     means: dict[str, list[float]] = {}
     for row in found.summary:
         means.setdefault(row["arm"], []).append(row["dice_mean"])

@@ -1,7 +1,7 @@
-"""Table 1 of the paper as data, and the names of its arms.
+"""Table 1 of the paper as data, the names of all arms, and which arms are compared.
 
 Source: X. Liu et al., "Disentangled Representations for Domain-generalized Cardiac Segmentation", STACOM 2020, Table 1:
-average Dice on the challenge's hidden set, 20 subjects a vendor. That set was never released, so that the numbers are a
+average Dice on the challenge's hidden set, 20 subjects per vendor. That set was never released, so the numbers are a
 reference, not a target.
 """
 
@@ -15,7 +15,7 @@ ARM_LABELS: dict[str, str] = {
     "ss_sdnet_ra_fa": "SS SDNet+RA+FA",
 }
 
-# "SS SDNet+" before each
+# `arm_label` puts "SS SDNet+" before each of these.
 BEYOND_LABELS = {
     "ss_sdnet_ra_rec": "RA+reconstructions",
     "ss_sdnet_ra_fa_interpolate": "RA+FA between",
@@ -41,7 +41,7 @@ _LOOKS = {
     "fa_residual_step_regions": "residual FA steps+regions",
 }
 _BASES = {name: ARM_LABELS[name] for name in ("unet_ra", "fs_sdnet_ra")}
-# Arms that use factors as data, for any network.
+# Arms that use factors to make data, for any network; and BigAug without factors.
 FACTOR_LABELS = {
     f"{base}_{look}{suffix}": f"{label}+{words}{more}"
     for base, label in _BASES.items()
@@ -54,7 +54,7 @@ FACTOR_LABELS |= {
     "ss_sdnet_ra_fa_residual_consistency": "SS SDNet+RA+residual FA+consistency",
 }
 _MOVED = "turns and scales+BigAug-like"
-# The field's own augmentations and moves, "U-Net+RA+" before each.
+# Augmentations by others, and moves; "U-Net+RA+" stands before each.
 _FIELD = {
     "fourier": "Fourier",
     "histogram": "histograms",
@@ -95,7 +95,7 @@ PHANTOM_NOTE = (
 )
 BESIDE_NOTE = " The paper's numbers stand beside them for orientation only."
 
-# arm -> vendor -> (LV, MYO, RV)
+# {arm: {vendor: Dice of (LV, MYO, RV)}}
 PAPER_DICE: dict[str, dict[str, tuple[float, float, float]]] = {
     "unet_ra": {
         "A": (0.900, 0.829, 0.811), "B": (0.937, 0.877, 0.907), "C": (0.856, 0.837, 0.852), "D": (0.762, 0.651, 0.503),
@@ -115,14 +115,14 @@ PAPER_DICE: dict[str, dict[str, tuple[float, float, float]]] = {
 }  # fmt: skip
 
 
-# What one step of the paper changes: (in a sentence, as a title, arm with it, arm without it).
+# The steps of the paper: (name in a sentence, title, arm with the step, arm without it).
 CONTRASTS = (
     ("RA", "RA: resolution augmentation", "fs_sdnet_ra", "fs_sdnet"),
     ("SDNet instead of U-Net", "SDNet instead of U-Net", "fs_sdnet_ra", "unet_ra"),
     ("Unlabelled data", "SS: unlabelled data as well", "ss_sdnet_ra", "fs_sdnet_ra"),
     ("FA", "FA: factor augmentation", "ss_sdnet_ra_fa", "ss_sdnet_ra"),
 )
-# The same for arms that the paper does not have, told of where they were trained.
+# The same for arms that the paper does not have. A report shows those whose arms were trained.
 BEYOND_CONTRASTS = (
     ("Mixing instead of reconstructing", "FA against its control", "ss_sdnet_ra_fa", "ss_sdnet_ra_rec"),
     ("Interpolating", "FA between vendors", "ss_sdnet_ra_fa_interpolate", "ss_sdnet_ra_fa"),
@@ -139,23 +139,23 @@ ALL_CONTRASTS = CONTRASTS + BEYOND_CONTRASTS
 
 
 def phantom_note(beside: bool) -> str:
-    """What a report of the phantom warns of; `beside`: the paper's numbers are in it."""
+    """The warning in a report of the phantom. `beside`: the report also shows the paper's numbers."""
     return PHANTOM_NOTE + (BESIDE_NOTE if beside else "")
 
 
 def arm_label(arm: str) -> str:
-    """The paper's name of an arm, or one in its manner; an arm that is neither keeps its own name."""
+    """The paper's name of an arm, or our name in the same style. An unknown arm keeps its own name."""
     beyond = f"SS SDNet+{BEYOND_LABELS[arm]}" if arm in BEYOND_LABELS else arm
     return ARM_LABELS.get(arm) or FACTOR_LABELS.get(arm) or FIELD_LABELS.get(arm) or beyond
 
 
 def arm_order(arm: str) -> tuple[int, str]:
-    """Sort key: the paper's arms in the paper's order, then others by name."""
+    """A sort key: the paper's arms in the paper's order, then all others by name."""
     names = list(ARM_LABELS)
     return (names.index(arm), "") if arm in ARM_LABELS else (len(names), arm)
 
 
 def paper_dice(arm: str, vendor: str, structure: str) -> float | None:
-    """Dice of the paper's Table 1, or None where the paper has no such arm, vendor (A to D) or structure."""
+    """Dice in the paper's Table 1, 0 to 1; None if the paper has no such arm, vendor (A to D) or structure."""
     row = PAPER_DICE.get(arm, {}).get(vendor)
     return None if row is None or structure not in ("LV", "MYO", "RV") else row[("LV", "MYO", "RV").index(structure)]

@@ -1,6 +1,6 @@
 """The report's figures of results, each as PNG bytes: Dice per subject, learning curves, agreement, cases.
 
-What tells arms, vendors or masks apart is never colour alone: markers, labels, line styles, fill against outline.
+Arms, vendors and masks never differ by colour alone, but also by marker, label, line style, or fill against outline.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 
     from pipeline.scores.examples import Example
 
-# What is drawn of agreement; the table has all measures.
+# The measures in the figure of agreement. The table has all measures.
 DRAWN_MEASURES = ("LV EDV", "LV EF", "RV EDV", "RV EF", "LV mass")
 _LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 _VENDOR_STYLES = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#E69F00", "v"), (INK, "P"))
 
 
 def dice_per_subject(cases: Sequence[Mapping[str, Any]]) -> bytes:
-    """Dice of every subject (mean over phases and seeds) by vendor, structure and arm: box, dots, and the mean as a
-    bar.
+    """Dice of every subject (mean over phases and seeds) by vendor, structure and arm: dots, the mean as a bar, and a
+    box if there are at least 5 subjects.
 
-    `cases` are rows of `cases.csv`. A missed structure is the dot at 0, where it belongs.
+    `cases` are rows of `cases.csv`. A structure that was missed counts as 0 and is drawn there.
     """
     vendors = sorted({case["vendor"] for case in cases})
     arms = sorted({case["arm"] for case in cases}, key=arm_order)
@@ -58,7 +58,7 @@ def _subject_strip(axis: Axes, x: int, values: list[float], arm: str) -> None:
     if not values:
         return
     colour, marker = arm_style(arm)
-    # A fixed golden-ratio scatter: dots keep apart and the figure is the same each time.
+    # The dots are spread by the golden ratio: they stay apart, and the figure is the same each time.
     spread = (np.arange(len(values)) * 0.618034 % 1.0 - 0.5) * 0.5
     if len(values) >= 5:
         box = {"facecolor": "none", "edgecolor": colour, "linewidth": 1.0, "alpha": 0.7}
@@ -72,7 +72,7 @@ def _subject_strip(axis: Axes, x: int, values: list[float], arm: str) -> None:
 
 
 def learning_curves(histories: Mapping[tuple[str, int], Sequence[Mapping[str, Any]]]) -> bytes:
-    """Validation Dice and training loss over steps, a line for each (arm, seed), from records of `history.jsonl`."""
+    """Validation Dice and training loss over steps, one line per (arm, seed), from the records of `history.jsonl`."""
     arms = sorted({arm for arm, _ in histories}, key=arm_order)
     with drawing(9.6, 3.4, 1, 2) as (figure, axes, png):
         for axis, key, title in zip(
@@ -100,10 +100,11 @@ def _line_style(arm: str, arms: Sequence[str]) -> dict[str, Any]:
 
 
 def bland_altman(measured: Sequence[Mapping[str, Any]], agreed: Sequence[Mapping[str, Any]]) -> bytes:
-    """Predicted less reference against their mean, one marker a subject: a row of panels an arm, a column a measure.
+    """Bland–Altman plots: predicted minus reference over their mean, one marker per subject. Each arm has a row of
+    panels, each measure a column.
 
-    `measured` are rows of `volumes.subject_measures`, `agreed` of `volumes.agreement`: the bias is drawn solid, the
-    limits of agreement dashed.
+    `measured` are rows of `volumes.subject_measures`. `agreed` are rows of `volumes.agreement`: the bias is a solid
+    line, the limits of agreement are dashed lines.
     """
     arms = sorted({row["arm"] for row in measured}, key=arm_order)
     measures = [m for m in DRAWN_MEASURES if any(row["measure"] == m for row in measured)]
@@ -144,9 +145,10 @@ def _limits(axis: Axes, row: Mapping[str, Any]) -> None:
 
 
 def case_gallery(shown: Mapping[str, Mapping[str, tuple[Example, str]]]) -> bytes:
-    """Arm to kind (best, median, worst) to a case and its caption: a row an arm, of each case its slices side by side.
+    """Cases with both masks. Each arm has a row; the slices of a case stand side by side.
 
-    The reference is outlined, the prediction filled; LV, MYO and RV by `OUTLINES`' colours.
+    `shown` is {arm: {kind: (case, caption)}}, with the kinds best, median and worst. The reference is outlined, the
+    prediction is filled; LV, MYO and RV have the colours of `OUTLINES`.
     """
     kinds = [kind for kind in ("best", "median", "worst") if any(kind in cases for cases in shown.values())]
     columns = max(len(one.slices) for cases in shown.values() for one, _ in cases.values())

@@ -1,4 +1,4 @@
-"""What a run folder holds that a report needs, read as it is: complete, under way, or with failed arms."""
+"""Read from a run folder what a report needs. The run may be complete or under way, or have failed arms."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class RunFiles:
-    """Rows of the run's tables; arms and seeds come in the paper's order."""
+    """What was read from a run. Rows are dictionaries; arms come in the paper's order, keys are (arm, seed)."""
 
     cases: list[dict[str, Any]] = field(default_factory=list)
     slices: list[dict[str, Any]] = field(default_factory=list)
@@ -29,7 +29,7 @@ class RunFiles:
     examples: dict[tuple[str, int], dict[str, Example]] = field(default_factory=dict)
     histories: dict[tuple[str, int], list[dict[str, Any]]] = field(default_factory=dict)
     networks: dict[tuple[str, int], str] = field(default_factory=dict)  # fingerprints
-    evaluated: dict[str, list[int]] = field(default_factory=dict)  # arm -> seeds that have cases
+    evaluated: dict[str, list[int]] = field(default_factory=dict)  # {arm: seeds that have cases}
     subjects: list[dict[str, Any]] = field(default_factory=list)  # subject, vendor, split, labelled, pixel_area_mm2
     skipped: list[dict[str, str]] = field(default_factory=list)
     splits: list[dict[str, str]] = field(default_factory=list)
@@ -37,9 +37,9 @@ class RunFiles:
 
 
 def collect(run_uri: str, only: Collection[tuple[str, int]] | None) -> RunFiles:
-    """Read a run folder; `only` are the arms and seeds whose files count, None for all.
+    """Read a run folder. `only` are the (arm, seed) whose files count; None for all.
 
-    `report/config.yaml` is the configuration shown: the run's own may name the places of data.
+    The configuration is read from `report/config.yaml`, because the run's own may name the places of data.
     """
     run = RunFiles()
     arms = fs.join(run_uri, "arms")
@@ -66,7 +66,7 @@ def _collect_arm(run: RunFiles, folder: str, arm: str, seed: int) -> None:
     run.evaluated.setdefault(arm, []).append(seed)
     if "slices.csv" in here:
         run.slices += read_slices(fs.join(folder, "slices.csv"))
-    if "trust.csv" in here:  # not of an earlier version's evaluation
+    if "trust.csv" in here:  # an earlier version did not write it
         run.trust += read_trust(fs.join(folder, "trust.csv"))
     if "examples.npz" in here:
         run.examples[arm, seed] = unpack(fs.read_bytes(fs.join(folder, "examples.npz")))
@@ -75,7 +75,7 @@ def _collect_arm(run: RunFiles, folder: str, arm: str, seed: int) -> None:
 
 
 def arm_states(run: RunFiles, arms: Sequence[str], problems: Mapping[str, str]) -> list[dict[str, str]]:
-    """Every arm that was wanted or is there, and how far it came."""
+    """How far each arm came (label, state, words), for `arms` and all others that have files."""
     states = []
     for arm in sorted({*arms, *run.evaluated, *(arm for arm, _ in run.histories)}, key=arm_order):
         seeds = run.evaluated.get(arm, [])
@@ -89,7 +89,7 @@ def arm_states(run: RunFiles, arms: Sequence[str], problems: Mapping[str, str]) 
 
 
 def split_counts(splits: Sequence[Mapping[str, str]]) -> dict[str, dict[str, int]]:
-    """Vendor to the number of subjects in each split."""
+    """{vendor: {split: number of subjects}}."""
     counts: dict[str, dict[str, int]] = {}
     for row in splits:
         vendor = counts.setdefault(row["vendor"], dict.fromkeys(("train", "validation", "test", "excluded"), 0))
@@ -98,8 +98,11 @@ def split_counts(splits: Sequence[Mapping[str, str]]) -> dict[str, dict[str, int
 
 
 def failures(cases: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Structures that were missed or invented, the same of several arms in one row: subject, vendor, phase, structure,
-    kind, ml (the volume missed or, on average, invented), arms."""
+    """Structures that were missed or invented. The same failure of several arms is one row.
+
+    Keys: subject, vendor, phase, structure, kind (missed or invented), ml (the volume that was missed, or that was
+    invented on average), volumes, runs, arms. Rows with the most runs come first.
+    """
     found: dict[tuple[Any, ...], dict[str, Any]] = {}
     for case in cases:
         if case["missed"]:
@@ -116,8 +119,10 @@ def failures(cases: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def cut_off(cases: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """References that reach out of the network's field of view: subject, vendor, phase, structure, outside (the largest
-    share of any arm), worst first."""
+    """Reference structures that lie partly outside the network's field of view, the worst first.
+
+    Keys: subject, vendor, phase, structure, outside (the share outside, 0 to 1; the largest of all arms).
+    """
     found: dict[tuple[Any, ...], dict[str, Any]] = {}
     for case in cases:
         if case["outside"] > 0:
@@ -128,7 +133,7 @@ def cut_off(cases: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _arms_and_seeds(runs: Sequence[tuple[str, int]]) -> str:
-    """Arms by their names, with a count where several seeds failed alike."""
+    """The labels of arms, with the number of seeds if several seeds of an arm failed alike."""
     counts: dict[str, int] = {}
     for arm, _ in sorted(runs, key=lambda run: arm_order(run[0])):
         counts[arm] = counts.get(arm, 0) + 1
@@ -144,7 +149,7 @@ def _read_csv(source: str) -> list[dict[str, str]]:
 
 
 def _subjects(source: str) -> list[dict[str, Any]]:
-    """One row a subject from the slices' index: vendor, split, pixel area, and whether any slice has a mask."""
+    """One row per subject from the slices' index: vendor, split, pixel area (mm²), and whether a slice is labelled."""
     if not fs.exists(source):
         return []
     from storage.parquet import read_parquet

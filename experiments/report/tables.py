@@ -1,4 +1,4 @@
-"""The table of a run beside the paper's Table 1: as Markdown and for a terminal; and how numbers are printed."""
+"""The table of a run beside the paper's Table 1, as Markdown and for a terminal; and how numbers are printed."""
 
 from __future__ import annotations
 
@@ -24,11 +24,10 @@ def markdown_table(
     first: Mapping[str, Any],
     verdicts: Sequence[str],
 ) -> str:
-    """The rows of `pipeline.scores.tables.summarise` as a Markdown table under what `first_screen` says and the
-    verdicts.
+    """The rows of `pipeline.scores.tables.summarise` as a Markdown table, below the first screen and the verdicts.
 
-    A cell is ours, where there are several seeds ± their standard deviation, and where the paper has the vendor the
-    paper's and the difference; see `paper_cells`.
+    A cell holds our mean Dice; with several seeds, ± their standard deviation; and if the paper has this cell (see
+    `paper_cells`), the paper's Dice and the difference. `first` is that of `first_screen`.
     """
     columns = table_columns(rows)
     paper = paper_cells(rows, note)
@@ -69,7 +68,7 @@ def _markdown_cell(
 
 
 def render_terminal_table(summary: Sequence[Mapping[str, Any]]) -> rich.table.Table:
-    """The summary for a terminal of 80 columns: a row an arm, a column a vendor and structure, best per column bold."""
+    """The summary for a terminal: a row for each arm, a column for each vendor and structure, the best in bold."""
     import rich.table
     from rich.text import Text
 
@@ -97,12 +96,12 @@ def render_terminal_table(summary: Sequence[Mapping[str, Any]]) -> rich.table.Ta
 
 
 def table_columns(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """(vendor, structure) of the columns, vendors by name."""
+    """(vendor, structure) of each column; vendors are sorted by name."""
     return [(vendor, structure) for vendor in sorted({row["vendor"] for row in rows}) for structure in STRUCTURES]
 
 
 def paper_cells(rows: Sequence[Mapping[str, Any]], note: Mapping[str, Any]) -> dict[Cell, float]:
-    """The paper's Dice for those of the rows that it has; none where `note` names another protocol than the paper's."""
+    """The paper's Dice for the rows that it has; empty if `note` names a protocol: then the paper's was another."""
     if "protocol" in note:
         return {}
     keys = [(row["arm"], row["vendor"], row["structure"]) for row in rows]
@@ -110,7 +109,7 @@ def paper_cells(rows: Sequence[Mapping[str, Any]], note: Mapping[str, Any]) -> d
 
 
 def best_cells(rows: Sequence[Mapping[str, Any]]) -> set[Cell]:
-    """(arm, vendor, structure) with the highest mean in its column, as printed: ties are all best, one arm is not."""
+    """(arm, vendor, structure) of the highest printed mean in each column. Ties are all best; a lone arm is not."""
     best = set()
     for vendor, structure in table_columns(rows):
         column = {
@@ -124,7 +123,7 @@ def best_cells(rows: Sequence[Mapping[str, Any]]) -> set[Cell]:
 
 
 def counts_sentence(rows: Sequence[Mapping[str, Any]]) -> str:
-    """How many structures were scored, failed or left out."""
+    """A sentence on how many structures were scored, missed or invented, and left out."""
     if not rows:
         return "No arm has been evaluated yet."
     missed, absent, volumes = (sum(row[key] for row in rows) for key in ("missed", "absent", "volumes"))
@@ -133,19 +132,19 @@ def counts_sentence(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def is_phantom(note: Mapping[str, Any]) -> bool:
-    """Whether no patient was measured."""
+    """Whether the data are the phantom, so that no patient was measured."""
     return str(note.get("data", "")).lower() == "phantom"
 
 
 def plain(value: Any) -> str:
-    """A fact of the note as text."""
+    """A value of the note as text."""
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {plain(item)}" for key, item in value.items())
     return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
 def number(value: float, digits: int = 3) -> str:
-    """As the paper prints Dice: .905; a dash for no value, ∞ for infinity."""
+    """A number as the paper prints Dice, such as .905; a dash for NaN, ∞ for infinity."""
     if np.isnan(value):
         return "–"
     if np.isinf(value):
@@ -155,19 +154,19 @@ def number(value: float, digits: int = 3) -> str:
 
 
 def signed(value: float, digits: int = 3) -> str:
-    """With its sign, a minus of the width of a plus; none if it is printed as zero; a dash for no value."""
+    """`number` with a sign (a true minus sign), but without one if it is printed as zero; a dash for NaN."""
     if np.isnan(value) or round(value, digits) == 0:
         return number(abs(value), digits)
     return ("+" if value >= 0 else "\N{MINUS SIGN}") + number(abs(value), digits)
 
 
 def tenth(value: float) -> str:
-    """Millimetres, millilitres, per cent or grams: 0.9; a dash for no value, ∞ for infinity."""
+    """A number with one decimal, for mm, ml, % or g, such as 0.9; a dash for NaN, ∞ for infinity."""
     return f"{value:.1f}" if np.isfinite(value) else number(value)
 
 
 def signed_tenth(value: float) -> str:
-    """`tenth` with its sign; none if it is printed as zero."""
+    """`tenth` with a sign, but without one if it is printed as zero."""
     if np.isnan(value) or round(value, 1) == 0:
         return tenth(abs(value))
     return ("+" if value >= 0 else "\N{MINUS SIGN}") + tenth(abs(value))

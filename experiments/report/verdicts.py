@@ -1,4 +1,4 @@
-"""What the comparison of arms says, in words: one sentence a planned step and vendor."""
+"""The comparison of arms in words: one sentence for each planned step and vendor."""
 
 from __future__ import annotations
 
@@ -29,13 +29,14 @@ _HEADLINES = {
     "no evidence": "No evidence either way",
     "untested": "Too few subjects",
 }
-_SIZED = ("better", "worse", "hint", "descriptive")  # states that are told with the difference
+_SIZED = ("better", "worse", "hint", "descriptive")  # states whose sentence names the difference
 
 
 def verdicts(comparisons: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One entry a planned step that can be compared: `name`, `step` (its title), `arms` (which are compared), `state`
-    (a key of `MARKS`), `headline` (where it helps, harms, or neither), `rows` (of means, by vendor) and `all` rows.
+    """One entry for each planned step that can be compared.
 
+    Its keys: `name`, `step` (the title), `arms` (which are compared), `state` (a key of `MARKS`), `headline` (where the
+    step helps, harms, or neither), `rows` (means over the structures, by vendor) and `all` (all rows of the step).
     `comparisons` are the rows of `pipeline.scores.compare_arms.compare_arms`.
     """
     found = []
@@ -52,7 +53,7 @@ def verdicts(comparisons: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _headline(rows: Sequence[Mapping[str, Any]]) -> str:
-    few = trainings(rows[0]["seeds"])  # the same of all rows of a pair
+    few = trainings(rows[0]["seeds"])  # all rows of a pair have the same
     parts = []
     for state, words in (_HEADLINES | {"descriptive": f"{few.capitalize()},"}).items():
         there = [row for row in rows if row["verdict"] == state]
@@ -73,7 +74,7 @@ def _joined_words(words: Sequence[str]) -> str:
 
 
 def not_compared(comparisons: Sequence[Mapping[str, Any]]) -> str:
-    """The paper's steps of which an arm has no scores, in one sentence; empty if there is none."""
+    """One sentence on the paper's steps that cannot be compared, because an arm has no scores; empty if all can."""
     done = {(row["arm"], row["baseline"]) for row in comparisons}
     lacking = [
         f"{name} ({arm_label(arm)} against {arm_label(baseline)})"
@@ -84,7 +85,7 @@ def not_compared(comparisons: Sequence[Mapping[str, Any]]) -> str:
 
 
 def evenness(across: Sequence[Mapping[str, Any]]) -> str:
-    """Which arm does best where it does worst, in one sentence; empty for one vendor or arm.
+    """One sentence on which arm has the highest Dice on its worst vendor; empty if there is only one vendor or arm.
 
     `across` are the rows of `pipeline.scores.compare_arms.across_vendors`.
     """
@@ -99,8 +100,7 @@ def evenness(across: Sequence[Mapping[str, Any]]) -> str:
 
 
 def sentences(comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A sentence with its numbers for each step and vendor, established differences first, and what was not
-    compared."""
+    """One sentence with numbers for each step and vendor, established differences first; then what was not compared."""
     said = []
     for entry in verdicts(comparisons):
         ordered = sorted(entry["rows"], key=lambda row: list(MARKS).index(row["verdict"]))
@@ -126,18 +126,18 @@ def _sentence(name: str, row: Mapping[str, Any], rows: Sequence[Mapping[str, Any
 
 
 def size_text(row: Mapping[str, Any]) -> str:
-    """`+.035 mean Dice [.018, .052]`; without an interval where there is none."""
+    """The difference as `+.035 mean Dice [.018, .052]`, without the interval if there is none."""
     interval = "" if np.isnan(row["low"]) else f" [{_bound(row['low'])}, {_bound(row['high'])}]"
     return f"{signed(row['difference'])} mean Dice{interval}"
 
 
 def count_text(row: Mapping[str, Any]) -> str:
-    """`n = 56, 3 seeds`."""
+    """Subjects and seeds as `n = 56, 3 seeds`."""
     return f"n = {row['n']}, {row['seeds']} seed{'s' * (row['seeds'] != 1)}"
 
 
 def p_text(p: float) -> str:
-    """`p = .031`, `p < .001`; a dash where nothing was tested."""
+    """A p-value as `p = .031` or `p < .001`; a dash if nothing was tested."""
     if np.isnan(p):
         return "–"
     return "p < .001" if p < 0.001 else f"p = {number(p)}"

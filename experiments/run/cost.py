@@ -1,7 +1,7 @@
-"""What an ablation takes of this data and this cluster: hours, GPU-hours, memory, estimated from measured rates.
+"""Estimate what an ablation costs with this data on this cluster: hours, GPU-hours and memory.
 
-Steps, an encoder's slice and a scored volume are timed here and now, or taken from the run's own history. What follows
-no setting has a constant below, measured on one core of 2 (Zen 4, docs/performance.md).
+A training step, the encoding of a slice and the scoring of a volume are timed on this machine, or taken from the run's
+history. What depends on no setting has a constant below, measured on one core of 2 (Zen 4, docs/performance.md).
 """
 
 from __future__ import annotations
@@ -22,25 +22,28 @@ from experiments.config import Settings
 from experiments.run.workload import Contents, Training, Workload
 from pipeline.samples.maker import CACHE_BYTES
 
-START_S = 15.0  # Ray Train's start-up of a network, about
-OVERHEAD_S = 45.0  # Ray's own start and the report
-DRAW_S = 0.012  # a slice of the phantom
-INGEST_PIXELS_S = 45e6  # 804 slices of 56,000 pixels
-PACK_S = 0.0053  # a slice of the bank: read, prepared, compressed
+START_S = 15.0  # until Ray Train has started the training of a network, about
+OVERHEAD_S = 45.0  # to start Ray and to write the report
+DRAW_S = 0.012  # to draw a slice of the phantom
+INGEST_PIXELS_S = 45e6  # pixels a second on one core; measured with 804 slices of 56,000 pixels
+PACK_S = 0.0053  # to read, prepare and compress a slice of the bank
 
 # Bytes of resident memory.
-RAY_BYTES, DRIVER_BYTES = 0.5e9, 0.5e9  # Ray's own processes of a node; a driver
+RAY_BYTES, DRIVER_BYTES = 0.5e9, 0.5e9  # Ray's own processes on a node; a driver
 MAKER_BYTES = 0.41e9  # a data actor with its libraries, without slices (`python -m benchmarks scale`)
-WORKING_BYTES = 5  # of a slice's pixel on the working grid: image and mask
-VOLUME = (10, 224, 224)  # slices, rows, columns of a volume that is scored, 1.25 mm
-PART = 4  # of its slices that are segmented to time it
+WORKING_BYTES = 5  # per pixel of a slice on the working grid: float32 image and uint8 mask
+VOLUME = (10, 224, 224)  # slices, rows and columns of a typical test volume, with pixels of 1.25 mm
+PART = 4  # how many of its slices are segmented to time it
 GB, HOUR = 1e9, 3600.0
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds of the stages by name, one after the other; GPU-seconds; bytes of memory of the busiest node while arms
-    train, by what for, and of the node's cache."""
+    """What the rest of an ablation costs.
+
+    stages: seconds of each stage; the stages follow one another. gpu_seconds: sum over all GPUs. memory: bytes on the
+    busiest node while arms train, by purpose. cache: bytes on each node's disk for the bank's cache.
+    """
 
     stages: dict[str, float]
     gpu_seconds: float
@@ -48,7 +51,7 @@ class Cost:
     cache: float
 
     def lines(self) -> list[str]:
-        """For the user."""
+        """The lines that the user sees."""
         total = sum(self.stages.values())
         parts = ", ".join(f"{name} {_duration(took)}" for name, took in self.stages.items() if took)
         memory = ", ".join(f"{name} {size / GB:.1f}" for name, size in self.memory.items() if size)
@@ -62,7 +65,10 @@ class Cost:
 
 
 def cost_lines(work: Workload, settings: Settings, cluster: Cluster, budget: ResourcePlan) -> list[str]:
-    """What is left to pay, in lines; or that it cannot be said, where the GPUs of the work are on other machines."""
+    """Lines on the cost of what is left to do.
+
+    If training would use GPUs and this machine has none to time a step on, one line says that there is no estimate.
+    """
     import torch
 
     if not any(training.steps for training in (work.pretrain, *work.arms) if training) and not work.bank_slices:
@@ -73,7 +79,7 @@ def cost_lines(work: Workload, settings: Settings, cluster: Cluster, budget: Res
 
 
 def cost(work: Workload, settings: Settings, cluster: Cluster, budget: ResourcePlan) -> Cost:
-    """Of all that is left of an ablation. Times what it has to on this machine."""
+    """The cost of all that is left of an ablation. Steps, slices and volumes are timed on this machine if necessary."""
     timed: dict[str, float] = {}
 
     def once(kind: str, measure: Callable[[], float]) -> float:
@@ -82,7 +88,7 @@ def cost(work: Workload, settings: Settings, cluster: Cluster, budget: ResourceP
         return timed[kind]
 
     def seconds(training: Training, threads: int) -> float:
-        """Of one network: its steps, its validations, its scores."""
+        """Seconds for one network: its steps, its validations and its scoring."""
         scored = 0 if training is work.pretrain or training.state == "done" else work.contents.scored
         if not training.steps and not scored:
             return 0.0
@@ -113,7 +119,10 @@ def cost(work: Workload, settings: Settings, cluster: Cluster, budget: ResourceP
 
 
 def _memory(budget: ResourcePlan, working: float) -> dict[str, float]:
-    """Of the busiest node. A trainer's is the peak of this process, which has just trained each kind of network."""
+    """Bytes on the busiest node. `working`: pixels of all training slices on the working grid.
+
+    A trainer's memory is taken as the peak of this process, which has just trained each kind of network.
+    """
     trainer = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
     maker = MAKER_BYTES + min(working * WORKING_BYTES, 1.25 * CACHE_BYTES)
     trainers, makers = max(((share.trainers, share.data_actors) for share in budget.shares), default=(1, 1))
@@ -126,7 +135,7 @@ def _memory(budget: ResourcePlan, working: float) -> dict[str, float]:
 
 
 def _in_lanes(seconds: list[float], lanes: int) -> float:
-    """When the last lane ends, the longest arms first."""
+    """Seconds until the last lane ends, if the longest arms start first."""
     ends = [0.0] * lanes
     for took in sorted(seconds, reverse=True):
         heapq.heappush(ends, heapq.heappop(ends) + took)
@@ -134,7 +143,7 @@ def _in_lanes(seconds: list[float], lanes: int) -> float:
 
 
 def _step(training: Training, settings: Settings, threads: int) -> float:
-    """Seconds a step: of the job's own last epoch if it has one, else timed."""
+    """Seconds per step: those of the job's last epoch if there is one, otherwise timed."""
     from pipeline.training.step_time import seconds_a_step
 
     records = read_history(training.job) if training.job is not None else []
@@ -155,7 +164,7 @@ def _step(training: Training, settings: Settings, threads: int) -> float:
 
 
 def _slice(settings: Settings, contents: Contents) -> float:
-    """Seconds in which one thread, or the GPU, encodes a slice as large as the data's are on average."""
+    """Seconds in which one thread, or the GPU, encodes a slice of average size."""
     from pipeline.factors.extract import FrozenSDNet, NetworkView
     from pipeline.networks.files import default_device
     from pipeline.networks.sdnet import SDNet
@@ -185,7 +194,7 @@ def _volume(training: Training, settings: Settings, threads: int) -> float:
 
 
 def _rings(shift: float) -> npt.NDArray[np.uint8]:
-    """A volume's labels of about a heart's sizes."""
+    """Labels of a volume with structures of about the size of a heart, `shift` pixels off."""
     rows, columns = np.mgrid[: VOLUME[1], : VOLUME[2]] - VOLUME[1] / 2.0
     radius, beside = np.hypot(rows - shift, columns), np.hypot(rows, columns + 40)
     labels = np.where(radius < 18, 1, np.where(radius < 26, 2, np.where(beside < 18, 3, 0)))
@@ -193,7 +202,7 @@ def _rings(shift: float) -> npt.NDArray[np.uint8]:
 
 
 def _timed(work: Callable[[], object], threads: int) -> float:
-    """Of the second time."""
+    """Seconds of the second call of `work`, with this number of torch threads."""
     import torch
 
     before = torch.get_num_threads()

@@ -1,4 +1,4 @@
-"""The driver: ingest → pretrain → extract → arms → report. Stages already done are found and reused."""
+"""The driver of a run: ingest → pretrain → extract → arms → report. Stages that are done already are reused."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ PHANTOM_FOLDER = "phantom"
 
 
 class Ablation:
-    """One run being driven. `settings` decide what is done; `run` is where it lies, absolute.
+    """The stages of one run. `settings` decide what is done; `run` is the absolute path or URI of its folder.
 
-    A context manager: at its end no run in MLflow is left looking as if it went on.
+    Use it as a context manager: at the end of the block, no run in MLflow is left open.
     """
 
     def __init__(self, run: str, settings: Settings, progress: Progress) -> None:
@@ -54,21 +54,23 @@ class Ablation:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if is_lost(self.run):  # its new driver goes on with MLflow's runs
+        if is_lost(self.run):  # the run's new driver continues the runs in MLflow
             self.log.close(None)
         else:
             self.log.close("KILLED" if kind else "FAILED" if self._failed else "FINISHED")
 
     def budget(self, trainings: int = 1) -> ResourcePlan:
-        """The budget for so many trainings on this cluster; starts Ray."""
+        """The plan for `trainings` trainings on this cluster. Starts Ray if it does not run yet."""
         if self._cluster is None:
             with self.progress.stage("start Ray"):
                 self._cluster = start_ray()
         return plan(self.settings.resources, self._cluster, trainings)
 
     def ingest(self, strict: bool = False) -> None:
-        """Every subject into the slice store; the demo's phantom is written first. Checks that the arms can be
-        trained."""
+        """Read every subject into the slice store. If the preset `demo` has no data, the phantom is written first.
+
+        With `strict`, raises InputError for a subject that cannot enter; without it, such a subject is skipped.
+        """
         from actors.ingest import ingest
         from storage.layouts import detect
 
@@ -79,7 +81,7 @@ class Ablation:
                 raise InputError(self.name, "has no data", "name folders of studies")
             folders = [self.phantom()]
         if self.settings.layout == "auto":
-            for folder in folders:  # a mistyped path is told before Ray takes its seconds to start
+            for folder in folders:  # reports a mistyped path before Ray takes seconds to start
                 detect(folder)
         self.budget()
         with self.progress.stage("ingest") as step:
@@ -95,7 +97,7 @@ class Ablation:
         self.progress.ingested(report)
 
     def phantom(self) -> str:
-        """Write the phantom into the run folder, once."""
+        """Write the phantom into the run folder, unless it is there. Returns its folder."""
         from pipeline.phantom import is_written, write_phantom
 
         require_local_phantom(self.run, self.settings)
@@ -106,7 +108,7 @@ class Ablation:
         return str(folder)
 
     def pretrain(self) -> None:
-        """Train the SDNet that fills the bank, unless one is given or there already."""
+        """Train the SDNet that fills the bank, unless it is trained already, or an SDNet or a bank is given."""
         from actors import stages
 
         if self.settings.pretrained or self.settings.bank:
@@ -120,8 +122,10 @@ class Ablation:
         self.log.finish("pretrain", 0, job)
 
     def extract(self) -> None:
-        """Fill the factor bank with the frozen SDNet; committed shards stay, a bank of an earlier SDNet is made
-        anew."""
+        """Fill the run's own factor bank with the frozen SDNet. Does nothing if the run only uses a bank that is given.
+
+        Committed shards are kept. A bank of an earlier SDNet, preprocessing or data is removed and made anew.
+        """
         from actors.extraction import ExtractionActors, extract
         from actors.extractor import ExtractionSpec
 
@@ -146,7 +150,7 @@ class Ablation:
             extract(spec, actors, step.update, self._patience())
 
     def train(self) -> dict[str, str]:
-        """All arms and seeds, trained and scored; returns label → reason for those that failed."""
+        """Train and score all arms and seeds. Returns {label: reason} of those that failed."""
         from actors import stages
 
         jobs.require_trainable(self.run, self.settings)
@@ -157,14 +161,14 @@ class Ablation:
             budget = self._ready_to_train(len(todo))
             self.progress.say(budget.describe())
             self._say_what_is_replaced({run.label: run.job for run in todo})
-            before: list[str] = []  # what ran at the last tick
+            before: list[str] = []  # labels that ran at the last tick
             with self.progress.arms([r.label for r in todo], self.settings.train.epochs) as bars:
 
                 def tick(running: list[str]) -> None:
                     for run in todo:
                         if run.label in running:
                             self._follow(run.arm, run.seed, run.job, bars.of(run.label))
-                        elif run.label in before and run.evaluated():  # hours before the last one, perhaps
+                        elif run.label in before and run.evaluated():  # logged now: the last arm may end hours later
                             self.log.finish_arm(run, failed=False)
                     before[:] = running
 
@@ -174,7 +178,7 @@ class Ablation:
         return self._failed
 
     def evaluate(self) -> dict[str, int]:
-        """Score every trained arm again; returns label → volumes. Raises InputError if none is trained."""
+        """Score every trained arm again. Returns {label: volumes scored}. Raises InputError if no arm is trained."""
         from actors import stages
 
         trained = [r for r in self._arm_runs() if r.job.finished()]
@@ -189,7 +193,7 @@ class Ablation:
         return volumes
 
     def report(self) -> ReportPaths:
-        """Tables, figures and the page, from what the run folder holds of this configuration."""
+        """Write tables, figures and the page from what the run folder holds of this configuration."""
         runs = self._arm_runs()
         problems: dict[str, str] = {}
         for run in runs:
@@ -198,7 +202,7 @@ class Ablation:
                 problems[run.arm] = "; ".join(filter(None, [problems.get(run.arm), f"seed {run.seed}: {reason}"]))
         settings = self._as_split()
         with self.progress.stage("report"):
-            config.save(config.shareable(settings), fs.join(self.run, "report"))  # the page shows it
+            config.save(config.shareable(settings), fs.join(self.run, "report"))  # the page shows this file
             paths = build_report(
                 self.run,
                 self.name,
@@ -217,14 +221,14 @@ class Ablation:
         return Patience(self.settings.resources.wait_minutes, self.progress.say)
 
     def _ready_to_train(self, trainings: int = 1) -> ResourcePlan:
-        """The budget, once MLflow has answered: hours are not to be spent on what was never going to be logged."""
+        """The budget. Raises InputError if MLflow does not answer: hours of training must not end without a log."""
         self.log.start()
         budget = self.budget(trainings)
         self.log.require()
         return budget
 
     def _say_what_is_replaced(self, trainings: Mapping[str, TrainJob]) -> None:
-        """Before hours are spent on what there already is a result of."""
+        """Name the trainings that will replace a result, before hours are spent on them."""
         replaced = [label for label, job in trainings.items() if job.replaces_a_result()]
         if replaced:
             self.progress.say(f"made anew, since the configuration, data or bank are others now: {', '.join(replaced)}")
@@ -233,7 +237,7 @@ class Ablation:
         return jobs.arm_runs(self.run, jobs.trainable_settings(self.run, self.settings))
 
     def _mosaic(self) -> bytes | None:
-        """The picture of FA, where the run has a whole bank of its working grid."""
+        """The picture of FA; None if the run has no complete bank, or its bank has none of the run's subjects."""
         from experiments.run.preview import mosaic_png
 
         if not jobs.bank_is_complete(self.run, self.settings):
@@ -247,7 +251,7 @@ class Ablation:
     def _follow(self, arm: str, seed: int, job: TrainJob, bar: ProgressBar) -> None:
         line = job.waiting()
         if line != self._last_wait.get(job.out):
-            self._last_wait[job.out] = line  # None once it is tried again, so that its next wait is told too
+            self._last_wait[job.out] = line  # None when the job is tried again, so that its next wait is printed too
             if line is not None:
                 self.progress.say(f"{arm}/seed{seed}, {line}")
         records = self.log.follow(arm, seed, job)
@@ -260,7 +264,7 @@ class Ablation:
             bar.update(note, epoch, job.train.epochs)
 
     def _warn(self, label: str, record: dict[str, Any]) -> None:
-        """Say what is wrong with an SDNet's factors, each thing once an arm; it may mend itself in the first epochs."""
+        """Print warnings about an SDNet's factors, each once per arm, from epoch 2 on: those of epoch 1 may vanish."""
         for warning in record.get("warnings", []) if record["epoch"] > 1 else []:
             key = (label, warning.partition(":")[0].partition(" (")[0])
             if key not in self._warned:
@@ -268,7 +272,7 @@ class Ablation:
                 self.progress.say(f"  {label}, epoch {record['epoch']}: {warning}")
 
     def _as_split(self) -> Settings:
-        """The settings with the options that the run's slices were split by: what the scores are of."""
+        """The settings, with the layout options by which the run's slices were split: the scores belong to these."""
         return self.settings.model_copy(update={"layouts": jobs.split_options_of(self.run, self.settings)})
 
     def _note(self, runs: Sequence[ArmRun], settings: Settings) -> dict[str, Any]:
@@ -290,7 +294,7 @@ class Ablation:
 
 
 def ablate(driver: Ablation, strict: bool = False) -> tuple[ReportPaths, dict[str, str]]:
-    """All stages of a run; returns where the report is and which arms failed, with the reason."""
+    """Run all stages. Returns the paths of the report, and {label: reason} of the arms that failed."""
     began = time.perf_counter()
     driver.ingest(strict)
     jobs.require_trainable(driver.run, driver.settings)
@@ -305,9 +309,9 @@ def ablate(driver: Ablation, strict: bool = False) -> tuple[ReportPaths, dict[st
 
 
 def log_from_folder(run: str, say: Callable[[str], None], tracking_uri: str | None = None) -> None:
-    """Have MLflow know a run by what its folder holds, as `cardiomix report` does, without making a report.
+    """Log to MLflow what a run's folder holds, as `cardiomix report` does, without making a report.
 
-    Nothing happens if there is no scored arm in that folder. Raises InputError if another driver holds the run.
+    Does nothing if the folder has no scored arm. Raises InputError if another driver holds the run.
     """
     from storage.lock import run_lock
 
@@ -327,7 +331,7 @@ def log_from_folder(run: str, say: Callable[[str], None], tracking_uri: str | No
 
 
 def _log_what_is_there(run: str, settings: Settings, runs: Sequence[ArmRun], log: RunLog) -> None:
-    """Have MLflow agree with the run folder, whatever an earlier command could not log."""
+    """Log what the run folder holds, so that MLflow also has what an earlier command could not log."""
     if jobs.needs_sdnet(settings) and not (settings.pretrained or settings.bank):
         job = jobs.pretrain_job(run, settings)
         if job.finished():
@@ -340,7 +344,7 @@ def _log_what_is_there(run: str, settings: Settings, runs: Sequence[ArmRun], log
 
 
 def require_data(run: str, settings: Settings | None = None) -> None:
-    """Raises InputError where a run has no slices yet, or they were split by other options than these settings'."""
+    """Raises InputError if the run has no slices yet, or if they were split by other options than the settings'."""
     if not fs.exists(fs.join(run, TABLE)):
         raise InputError(fs.base_name(run), "has no slices", "run `cardiomix ingest DATA --run RUN` first")
     if settings is not None:

@@ -1,7 +1,7 @@
-"""`ablate --dry-run`: on what, which stages, at what cost; and the check of the disk before real work.
+"""`ablate --dry-run`: which stages would run, on what, and at what cost. `require_space` checks the disk before work.
 
-Time, memory and disk are estimates (`experiments.run.cost`); disk is by the bytes a pixel and a weight that finished
-runs took (see the constants).
+Time and memory are estimates of `experiments.run.cost`. Disk space is estimated from the bytes per pixel and per weight
+that finished runs took (the constants below).
 """
 
 from __future__ import annotations
@@ -21,20 +21,23 @@ from pipeline.scores.power import POWER, SEED_SDS, SUBJECT_SDS, usually_detectab
 from storage import fs
 from storage.errors import InputError
 
-# Bytes, seen on the phantom, ACDC and Sunnybrook (2026-11-25), rounded up.
+# Bytes, measured on the phantom, ACDC and Sunnybrook (2026-11-25) and rounded up.
 SLICE_BYTES_A_PIXEL = 1.1  # image and mask in the slice store, 0.99 to 1.08
-PHANTOM_BYTES_A_PIXEL = 1.2  # of the NIfTI files that the demo draws
-BANK_BYTES_A_PIXEL = 0.25  # working grid; 0.09 of a trained SDNet, 0.2 of one that has hardly begun
-WEIGHTS_STORED = 9.5  # copies of its weights in a network's folder (checkpoint, best, last) and in MLflow; 8.4 seen
-NETWORK_BYTES = 2e6  # scores, examples and metrics of a network
-REPORT_BYTES = 10e6  # and MLflow's database
+PHANTOM_BYTES_A_PIXEL = 1.2  # NIfTI files of the phantom that the demo draws
+BANK_BYTES_A_PIXEL = 0.25  # of the working grid; 0.09 with a trained SDNet, 0.2 with one that has hardly begun
+WEIGHTS_STORED = 9.5  # copies of the weights in a network's folder (checkpoint, best, last) and in MLflow; 8.4 measured
+NETWORK_BYTES = 2e6  # for the scores, examples and metrics of a network
+REPORT_BYTES = 10e6  # for the report and MLflow's database
 
 GB = 1e9
 
 
 def show(run: str, settings: Settings, say: Callable[[str], None]) -> None:
-    """Say, line by line, what `ablate` would do with these settings. Writes nothing and starts no Ray; inside a cluster
-    it asks that one. Raises InputError for what `ablate` would refuse."""
+    """Say, line by line, what `ablate` would do with these settings.
+
+    Writes nothing and starts no Ray; inside a cluster it connects to that cluster. Raises InputError for what `ablate`
+    would refuse.
+    """
     cluster = start_ray() if inside_cluster() else local_cluster()
     work = workload(run, settings)
     if work.contents.known:
@@ -64,19 +67,19 @@ def show(run: str, settings: Settings, say: Callable[[str], None]) -> None:
 
 
 def require_space(run: str, settings: Settings) -> None:
-    """Raises InputError, with the shortfall, if a local run's disk has less room than the run is going to take."""
+    """Raises InputError, with the shortfall, if the disk of a local run has less room than the run is going to need."""
     free = _free(run)
     if free is None:
         return
     try:
         work = workload(run, settings)
-    except InputError:  # ingest may mend it; else the stage that it concerns says so
+    except InputError:  # ingest may mend it; otherwise the stage concerned raises it
         return
     _enough(run, sum(storage_needed(settings, work).values()), free)
 
 
 def storage_needed(settings: Settings, work: Workload) -> dict[str, float]:
-    """Bytes that are still to be written, by what for."""
+    """Bytes that are still to be written, by purpose."""
     seen = work.contents
     shrink = settings.preprocess.factor**2
     share = work.bank_slices / seen.train if seen.train else 0.0
@@ -91,7 +94,7 @@ def storage_needed(settings: Settings, work: Workload) -> dict[str, float]:
 
 
 def _weights(training: Training) -> float:
-    """Bytes of the network's weights; nothing is allocated."""
+    """Bytes of the network's weights. They are not allocated."""
     import torch
 
     from pipeline.networks.files import build
@@ -102,7 +105,7 @@ def _weights(training: Training) -> float:
 
 
 def _free(run: str) -> int | None:
-    """Bytes free on the disk that a local run lies on, or would."""
+    """Free bytes on the disk of a local run, which need not exist yet. None for a run in an object store."""
     if not fs.is_local(run):
         return None
     folder = Path(fs.local_path(run)).absolute()
@@ -119,7 +122,7 @@ def _enough(run: str, needed: float, free: float) -> None:
 
 
 def _power(seeds: int, subjects: int) -> str:
-    """One line on what the comparison of two arms will be able to show."""
+    """One line on how small a difference between two arms this comparison can show."""
     enough = max(seeds, FEWEST_SEEDS)
     low, high = usually_detectable(enough, subjects, WHOLE_SHARE * ALPHA)
     few = f"{trainings(seeds)}, no verdict; " if trainings(seeds) else ""

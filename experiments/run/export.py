@@ -1,4 +1,4 @@
-"""The verb `export`: samples of one arm's stream on disk."""
+"""The verb `export`: it writes samples of one arm's stream to disk."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from storage.errors import InputError
 
 
 def write_samples(run: str, settings: Settings, out: str, kind: str, samples: int, arm: str) -> str:
-    """Write samples of an arm's stream to `out`; returns what to tell. Starts Ray.
+    """Write samples of an arm's stream to `out`. Returns a line for the user. Starts Ray.
 
     Raises InputError for an unknown format or arm, and as `actors.export_samples.export` does.
     """
@@ -36,7 +36,7 @@ def write_samples(run: str, settings: Settings, out: str, kind: str, samples: in
             kind,  # type: ignore[arg-type]
             samples,
             actors=budget.extract_actors,
-            cpus=min(1.0, budget.extract_cpus),  # an extractor beside a GPU books more
+            cpus=min(1.0, budget.extract_cpus),  # an extraction actor on a GPU books more
             progress=step.update,
             patience=Patience(settings.resources.wait_minutes, progress.say),
         )

@@ -1,4 +1,4 @@
-"""From settings and a run folder to training jobs: what each arm is, and where it lies."""
+"""Make training jobs from settings and a run folder, and check that data, bank and SDNet allow them."""
 
 from __future__ import annotations
 
@@ -28,13 +28,15 @@ SDNET, BANK, ARMS_FOLDER = "sdnet", "bank.zarr", "arms"
 
 
 def bank_uri(run: str, settings: Settings) -> str:
-    """The bank that has the factors of the run's slices: its own, or the one it reuses."""
+    """The bank with the factors of the run's slices: the run's own, or the one that it reuses."""
     return settings.bank if settings.bank and not borrows_donors(run, settings) else fs.join(run, BANK)
 
 
 def borrows_donors(run: str, settings: Settings) -> bool:
-    """Whether the run's slices are encoded here and a bank from elsewhere gives the modalities: one was given with the
-    SDNet that filled it, and it lacks some of the run's training slices."""
+    """Whether a bank from elsewhere gives only its modalities, and the run encodes its slices into a bank of its own.
+
+    That is so if a bank and the SDNet that filled it are given, and the bank lacks some of the run's training slices.
+    """
     if not (settings.bank and settings.pretrained and fs.exists(fs.join(run, TABLE))):
         return False
     return len(missing_of_training(SliceStore.open(run), FactorBank.open(settings.bank))) > 0
@@ -46,12 +48,12 @@ def makes_bank(run: str, settings: Settings) -> bool:
 
 
 def sdnet_uri(run: str, settings: Settings) -> str:
-    """The pretrained network's folder."""
+    """The folder of the pretrained SDNet: the one given, or the run's own."""
     return settings.pretrained or fs.join(run, SDNET)
 
 
 def split_options_of(run: str, settings: Settings) -> LayoutOptions:
-    """What the run's slices were split by; the settings' own where the slices do not say."""
+    """The options by which the run's slices were split; those of the settings if the slices do not say."""
     return SliceStore.open(run).layouts or settings.layouts
 
 
@@ -116,12 +118,12 @@ def _job(
 
 
 def arm_stream(run: str, settings: Settings, arm: str) -> StreamConfig:
-    """The samples that an arm's first replicate trains on."""
+    """The stream of samples on which an arm's first replicate trains."""
     return _stream(run, settings, ARMS[arm], settings.train, settings.seed)
 
 
 def pretrain_job(run: str, settings: Settings) -> TrainJob:
-    """The SDNet that fills the bank; fully supervised where the data has no unlabelled training slices."""
+    """The training of the SDNet that fills the bank. It is fully supervised if no training slice is unlabelled."""
     store = SliceStore.open(run)
     unlabelled = bool(((store.column("split") == "train") & ~store.column("labelled").astype(bool)).any())
     arm = PRETRAIN.model_copy(update={"semi_supervised": unlabelled})
@@ -132,8 +134,8 @@ def pretrain_job(run: str, settings: Settings) -> TrainJob:
 def arm_runs(run: str, settings: Settings) -> list[ArmRun]:
     """Every arm and replicate of the settings, in their order.
 
-    Raises InputError if an arm needs a bank that is absent, incomplete, of an earlier SDNet than the run's, or does not
-    fit the run (see `open_bank`).
+    Raises InputError if an arm needs a bank, and the bank is absent, incomplete, made with an earlier SDNet, or does
+    not fit the run (see `open_bank`).
     """
     if needs_bank(settings) and stale_bank(run, settings):
         raise InputError(BANK, "is of an earlier SDNet, preprocessing or data", "run `cardiomix extract --run RUN`")
@@ -149,10 +151,10 @@ def arm_runs(run: str, settings: Settings) -> list[ArmRun]:
 
 
 def require_trainable(run: str, settings: Settings) -> None:
-    """Whether the run's data and the settings can train these arms at all, before hours are spent.
+    """Check, before hours are spent, that the run's data can train these arms.
 
-    Raises InputError if there are no held-out volumes to choose by, an arm has nothing to train on, or the train
-    workers cannot share a step evenly.
+    Raises InputError if there is no labelled validation volume to choose weights by, an arm has nothing to train on, or
+    the train workers cannot share a step evenly. If an arm starts from the SDNet, also as `check_pretrained` does.
     """
     store = SliceStore.open(run)
     if not any(volume.labelled for volume in store.volumes("validation")):
@@ -187,10 +189,10 @@ def require_even_shares(labelled: int, unlabelled: int, settings: Settings, batc
 
 
 def check_pretrained(run: str, settings: Settings) -> None:
-    """Whether an SDNet from elsewhere may fill this run's bank.
+    """Check that an SDNet from elsewhere may fill this run's bank.
 
-    Raises InputError if it is of another preprocessing, is not that of the bank whose modalities are borrowed, or saw a
-    subject that this run tests on or excludes, or a vendor that the protocol keeps out.
+    Raises InputError if it was trained with another preprocessing, if it did not fill the bank whose modalities are
+    borrowed, or as `require_sdnet_may_train` does.
     """
     if settings.pretrained is None:
         return
@@ -211,8 +213,8 @@ def check_pretrained(run: str, settings: Settings) -> None:
 
 @dataclass(frozen=True)
 class Groups:
-    """Subjects of a run: those that are not trained on, of these the tested and excluded, and those that are trained on
-    without any mask."""
+    """Subjects of a run. held_out: not trained on. kept_out: those of them that are tested on or excluded.
+    without_masks: trained on without any mask."""
 
     held_out: frozenset[str]
     kept_out: frozenset[str]
@@ -220,7 +222,7 @@ class Groups:
 
 
 def groups_of(store: SliceStore) -> Groups:
-    """Of a store's slices."""
+    """The groups of a store's subjects."""
     split, labelled = store.column("split"), store.column("labelled").astype(bool)
     train = split == "train"
     return Groups(
@@ -231,8 +233,8 @@ def groups_of(store: SliceStore) -> Groups:
 
 
 def require_sdnet_may_train(folder: str, groups: Groups, protocol: LayoutOptions) -> None:
-    """Raises InputError if an SDNet from elsewhere saw a subject that is kept out, masks that an arm is to do without,
-    or a vendor that the protocol keeps out."""
+    """Raises InputError if an SDNet from elsewhere was trained on a subject that is kept out, on masks of a subject
+    that this run trains on without masks, or on a vendor that the protocol keeps out."""
     document, where = read_config(folder), fs.base_name(folder)
     trained_on = set(document.get("trained_on", ()))
     seen = sorted(name for name in groups.kept_out if subject_key(name) in trained_on)
@@ -249,19 +251,22 @@ def require_sdnet_may_train(folder: str, groups: Groups, protocol: LayoutOptions
 
 
 def require_bank_without_other_masks(run: str, settings: Settings) -> None:
-    """Raises InputError if a bank from elsewhere was filled with masks of subjects that this run trains on without."""
+    """Raises InputError if a bank from elsewhere holds masks of subjects that this run trains on without masks."""
     if settings.bank is not None:
         require_no_other_masks(FactorBank.open(settings.bank), groups_of(SliceStore.open(run)))
 
 
 def require_no_other_masks(bank: FactorBank, groups: Groups) -> None:
-    """As `require_bank_without_other_masks`, of groups that are known already."""
+    """As `require_bank_without_other_masks`, for an open bank and known groups."""
     masks_of = set(map(subject_key, different_texts(bank.index["subject"].filter(bank.index["labelled"]))))
     _require_no_other_masks(groups, masks_of, fs.base_name(bank.uri))
 
 
 def _require_no_other_masks(groups: Groups, masks_of: set[str], where: str) -> None:
-    """An SDNet that has seen more masks than an arm hands them on through its anatomy, and looks like a gain."""
+    """Raises InputError if `masks_of` has a subject that the run trains on without masks.
+
+    An SDNet that has learned from such masks passes them on through its anatomy, which would look like a gain.
+    """
     leaked = sorted(name for name in groups.without_masks if subject_key(name) in masks_of)
     if leaked:
         raise InputError(
@@ -272,7 +277,7 @@ def _require_no_other_masks(groups: Groups, masks_of: set[str], where: str) -> N
 
 
 def bank_is_complete(run: str, settings: Settings) -> bool:
-    """Whether the bank that FA arms use is there, whole, of the run's working grid and with all its training slices."""
+    """Whether the bank for FA is there, complete, of the run's preprocessing, and with all its training slices."""
     bank = bank_uri(run, settings)
     if not fs.exists(bank):
         return False
@@ -282,19 +287,19 @@ def bank_is_complete(run: str, settings: Settings) -> bool:
 
 
 def trainable_settings(run: str, settings: Settings) -> Settings:
-    """The same settings, without the arms whose bank, or SDNet to start from, is not there yet."""
+    """The settings without those arms whose bank, or whose SDNet to start from, is not there yet."""
     bank = not needs_bank(settings) or bank_is_complete(run, settings)
     sdnet = not starts_from_sdnet(settings) or fs.exists(fs.join(sdnet_uri(run, settings), MODEL))
     arms = [
         arm for arm in settings.arms if (bank or not ARMS[arm].uses_bank) and (sdnet or ARMS[arm].network == "unet")
     ]
-    # not validated again: it may leave no arm
+    # not validated again, because no arm may be left
     return settings.model_copy(update={"arms": tuple(arms)})
 
 
 def stale_bank(run: str, settings: Settings) -> bool:
-    """Whether the run's own bank is of another SDNet or preprocessing than the run's now, or holds slices that the run
-    no longer trains on. Slices that it lacks are appended by an extraction."""
+    """Whether the run's own bank was made with another SDNet or preprocessing than the run has now, or holds slices
+    that the run no longer trains on. A bank that lacks slices is not stale: an extraction appends them."""
     from pipeline.factors.names import factors_name
 
     bank = fs.join(run, BANK)
@@ -310,7 +315,7 @@ def stale_bank(run: str, settings: Settings) -> bool:
 
 
 def _holds_others(bank: FactorBank, store: SliceStore) -> bool:
-    """Whether a bank has slices that a store does not train on."""
+    """Whether a bank has slices that are not training slices of a store."""
     rows = rows_of(store.table, bank.index)
     return bool((rows < 0).any() or (store.column("split")[rows] != "train").any())
 
@@ -321,10 +326,10 @@ def needs_sdnet(settings: Settings) -> bool:
 
 
 def starts_from_sdnet(settings: Settings) -> bool:
-    """Whether any arm's weights are at first those of the pretrained SDNet."""
+    """Whether any arm starts with the weights of the pretrained SDNet."""
     return settings.train.start == "pretrained" and any(ARMS[arm].network == "sdnet" for arm in settings.arms)
 
 
 def needs_bank(settings: Settings) -> bool:
-    """Whether any arm trains on what the bank's factors make."""
+    """Whether any arm makes samples from the bank's factors."""
     return any(ARMS[arm].uses_bank for arm in settings.arms)

@@ -22,11 +22,11 @@ LADDER = 5  # pixel areas of a ladder
 
 
 def mosaic_png(run: str, settings: Settings, a_vendor: int = 1, anatomy_vendor: str | None = None) -> bytes:
-    """PNG of FA samples, decoded and residual side by side: anatomies (rows) × modalities (columns), `a_vendor`
-    mid-ventricular ED slices of each vendor.
+    """PNG of FA samples, decoded and residual side by side: anatomies (rows) × modalities (columns).
 
-    With `anatomy_vendor` the rows are this vendor's alone, and no other vendor's image is shown: its columns give the
-    code only. Raises InputError if the bank has no slice of that vendor, or shares no subject with the run.
+    Each vendor has `a_vendor` slices, the middle ones of the first frames of its first subjects. With `anatomy_vendor`
+    all rows are of this vendor, and no image of another vendor is shown: the columns give only their codes.
+    Raises InputError if the bank has no slice of that vendor, or shares no subject with the run.
     """
     from experiments.report.figures import fa_mosaic
     from pipeline.samples.drawing import Drawing
@@ -65,8 +65,11 @@ def mosaic_png(run: str, settings: Settings, a_vendor: int = 1, anatomy_vendor: 
 
 
 def ladder_png(run: str, settings: Settings, a_vendor: int = 1) -> bytes:
-    """PNG of RA: the middle slices of each vendor's first labelled training volumes, with their masks, over the range
-    of pixel areas. Raises InputError if there is none."""
+    """PNG of RA: slices with their masks (rows), rescaled to `LADDER` pixel areas over RA's range (columns).
+
+    The slices are the middle ones of each vendor's first `a_vendor` labelled training volumes. Raises InputError if
+    there is no such volume.
+    """
     from experiments.report.figures import labelled_grid
 
     store, plan, config = SliceStore.open(run), settings.plan, settings.preprocess
@@ -86,7 +89,7 @@ def ladder_png(run: str, settings: Settings, a_vendor: int = 1) -> bytes:
 
 
 def batch_png(run: str, settings: Settings, arm: str) -> bytes:
-    """PNG of the first step of an arm's stream, as its network gets it: vendors, kinds, pixel areas, masks.
+    """PNG of the first step of an arm's stream, as its network gets it, with vendors, pixel areas (mm²) and masks.
 
     Raises InputError if the arm is unknown, or needs a bank that is not there.
     """
@@ -108,8 +111,10 @@ def batch_png(run: str, settings: Settings, arm: str) -> bytes:
 
 
 def _representatives(bank: FactorBank, known: npt.NDArray[np.bool_], a_vendor: int) -> tuple[list[int], list[str]]:
-    """Rows of the middle slice of the first frame of each vendor's first subjects that the run has images of, of the
-    known rows (n,)."""
+    """(bank rows, their vendors): the middle slice of the first frame of each vendor's first `a_vendor` subjects.
+
+    known (n,): which rows of the bank have an image in the run; only these are chosen.
+    """
     vendors, subject_of = (text_array(bank.index[name]) for name in ("vendor", "subject"))
     rows, titles = [], []
     for vendor in np.unique(vendors[known]):

@@ -1,4 +1,4 @@
-"""One shard of a bank extracted again, to see whether the network still says what the bank holds."""
+"""Extract one shard of a bank again, to check that the network still gives the factors that the bank holds."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from storage.bank.index import rows_of
 from storage.errors import InputError
 from storage.slices.store import SliceStore
 
-# Another machine's arithmetic flips a pixel here and there, where two channels are nearly as likely.
-LEAST_SAME = 0.999
+# The arithmetic of another machine flips a few pixels, where two channels are nearly equally likely.
+LEAST_SAME = 0.999  # share of the anatomy's bits
 LARGEST_DIFFERENCE = {"fp32": 0.01, "bf16": 0.1}  # in standard deviations of the shard's vectors
 
 
 def reextract(bank: FactorBank, run: str, sdnet: str, seed: int | None = None) -> tuple[str, list[str]]:
-    """What was compared, and what is wrong. `seed` picks the shard, None any.
+    """(a line on what was compared, the problems found). `seed` picks the shard; with None it is a random one.
 
     Raises InputError if `sdnet` is not the network that made the bank, or the run lacks slices of the shard.
     """

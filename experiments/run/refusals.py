@@ -1,4 +1,4 @@
-"""What no run could use, refused before work begins: by the flag that gave it and its full path."""
+"""Refuse, before work begins, what no run could use. The errors name the flag and the full path."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from storage.layouts import LAYOUTS
 
 
 def require_usable(run: str, settings: Settings) -> None:
-    """Whether layout, data, bank and network are there and fit the settings, and whether the phantom, where it is the
-    data, can be drawn. Reads no study and none of the run's slices, and starts nothing. Raises InputError."""
+    """Raises InputError if layout, data, bank or network are absent or do not fit the settings, or if the phantom is
+    the data and cannot be drawn. Reads no study and none of the run's slices, and starts nothing."""
     if settings.layout not in ("auto", *LAYOUTS):
         problem = "there is no such layout"
         raise InputError(f"--layout {settings.layout}", problem, f"choose from auto, {', '.join(LAYOUTS)}")
@@ -29,7 +29,7 @@ def require_usable(run: str, settings: Settings) -> None:
 
 
 def require_local_phantom(run: str, settings: Settings) -> None:
-    """Raises InputError for a run in an object store whose data are the phantom."""
+    """Raises InputError if the data are the phantom and the run is in an object store."""
     if settings.preset == "demo" and not settings.data and not fs.is_local(run):
         place = fs.redacted(run)
         raise InputError(

@@ -1,4 +1,4 @@
-"""What of a run is done, under way, failed or missing; reads files and starts nothing."""
+"""Which parts of a run are done, under way, failed or missing. Reads files and starts nothing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 
 def status(run: str) -> list[tuple[str, str]]:
-    """(stage or arm, state): done, missing, `epoch k of n` or failed with its reason. Raises InputError for no run."""
+    """(stage or arm, state). A state is done, missing, `epoch k of n`, or failed with its reason.
+
+    Raises InputError if there is no run.
+    """
     settings = config.load(run)
     if not fs.exists(fs.join(run, TABLE)):
         return [("ingest", "missing")]

@@ -1,8 +1,8 @@
-"""Vendor to vendor: the same arms trained on one vendor's subjects and tested on another's, in every direction.
+"""Vendor to vendor: train the same arms on one vendor's subjects and test them on the others', in every direction.
 
-Each direction is an ablation of its own in a folder of its own, so that it goes on where it stopped.
-`layouts.test_half` says which half of the test subjects is scored: arms, strengths and schedules are chosen on one,
-with one seed, and what was chosen is confirmed on the other.
+Each direction is an ablation in a folder of its own, so that it continues where it stopped. `layouts.test_half` says
+which half of the test subjects is scored: arms, strengths and schedules are chosen on one half, with one seed, and the
+choice is confirmed on the other half.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ FIELDS = ("arm", "direction", "seeds", "subjects", "dice", "baseline", "differen
 TABLE, MARKDOWN = "transfer.csv", "transfer.md"
 BOTH = "mean of all"
 
-Scores = dict[str, npt.NDArray[np.float64]]  # arm -> (seeds, subjects) mean Dice of the structures
+Scores = dict[str, npt.NDArray[np.float64]]  # {arm: mean Dice of the structures (seeds, subjects), 0 to 1}
 
 
 def direction_run(out: str, vendor: str) -> str:
@@ -39,8 +39,10 @@ def direction_run(out: str, vendor: str) -> str:
 
 
 def direction_settings(settings: Settings, vendor: str, sdnets: str | None) -> Settings:
-    """The settings of the direction that trains on `vendor`; `sdnets`: a folder of this module's whose SDNet serves
-    where it has one for this direction."""
+    """The settings of the direction that trains on `vendor`.
+
+    `sdnets` is the folder of an earlier transfer. If it has an SDNet for this direction, that SDNet is reused.
+    """
     document = settings.model_dump()
     document["layouts"] |= {"protocol": "source_only", "protocol_vendor": vendor}
     sdnet = jobs.sdnet_uri(direction_run(sdnets, vendor), settings) if sdnets is not None else None
@@ -50,10 +52,10 @@ def direction_settings(settings: Settings, vendor: str, sdnets: str | None) -> S
 
 
 def direction_scores(run: str, settings: Settings, vendor: str) -> Scores:
-    """Mean Dice of LV, MYO and RV of every test subject of the *other* vendors, of the arms whose seeds are all scored.
+    """The Dice of every test subject of the *other* vendors, for the arms whose seeds are all scored.
 
-    A subject's value is the mean over its phases and structures. A structure that neither mask nor prediction has is
-    left out.
+    A subject's value is the mean over its phases and over LV, MYO and RV. A structure without a Dice, because neither
+    the mask nor the prediction has it, is left out.
     """
     from pipeline.scores.tables import read_cases
 
@@ -76,10 +78,11 @@ def direction_scores(run: str, settings: Settings, vendor: str) -> Scores:
 
 
 def rows(scores: dict[str, Scores], baselines: Sequence[str]) -> list[dict[str, Any]]:
-    """A row with the columns of `FIELDS` for each arm, direction and baseline; then for the mean of all directions.
+    """A row with the columns of `FIELDS` for each arm, direction and baseline, then for the mean of all directions.
 
-    `dice` is the mean over seeds and subjects, `difference` that of the arm less that of the baseline, paired by seed
-    and subject, with `statistics.crossed_interval`. An arm stands without a difference beside itself.
+    `dice` is the mean over seeds and subjects. `difference` is the arm's Dice minus the baseline's, paired by seed and
+    subject; `low` and `high` are its interval (`statistics.crossed_interval`). If the arm is the baseline itself, the
+    three are NaN.
     """
     table = []
     arms = list(dict.fromkeys(arm for of in scores.values() for arm in of))
@@ -105,7 +108,7 @@ def rows(scores: dict[str, Scores], baselines: Sequence[str]) -> list[dict[str, 
 
 
 def markdown(table: Sequence[dict[str, Any]], note: str) -> str:
-    """The rows as Markdown: an arm a line, Dice and differences by direction."""
+    """The rows as a Markdown table: one line per arm, with Dice and differences by direction; then the note."""
     directions = list(dict.fromkeys(row["direction"] for row in table))
     baselines = list(dict.fromkeys(row["baseline"] for row in table))
     cells = {(row["arm"], row["direction"], row["baseline"]): row for row in table}
@@ -130,7 +133,7 @@ def _difference(row: dict[str, Any] | None) -> str:
 
 
 def write_table(out: str, settings: Settings, vendors: Sequence[str], baselines: Sequence[str]) -> str:
-    """`transfer.csv` and `transfer.md` in `out`, of what is scored so far; returns the Markdown.
+    """Write `transfer.csv` and `transfer.md` to `out`, with what is scored so far. Returns the Markdown.
 
     Raises InputError if no arm is scored in any direction.
     """

@@ -1,6 +1,7 @@
-"""What an ablation would have to do: its data, and each stage's state by the same content hashes that the driver uses.
+"""What an ablation would have to do: how much data there is, and the state of each stage.
 
-Reads listings, headers and the run folder; writes nothing and starts nothing.
+The states follow from the same content hashes that the driver uses. This module reads listings, headers and the run
+folder; it writes nothing and starts nothing.
 """
 
 from __future__ import annotations
@@ -30,14 +31,18 @@ if TYPE_CHECKING:
 
 
 PHANTOM = "phantom"
-PHANTOM_PIXELS = 78_000  # of a slice, on average over the vendors, at `field_scale` 1
+PHANTOM_PIXELS = 78_000  # of a slice of the phantom, on average over its vendors, at `field_scale` 1
 
 
 @dataclass(frozen=True)
 class Contents:
-    """Slices of a run and their pixels, native grid; `train` of the training split, `labelled` of its labelled part.
-    `tested`: subjects of the test split with a mask; `validated`, `scored`: labelled volumes of the validation and of
-    the test split. `known`: counted from the run's own slices, not from headers or the phantom's plan."""
+    """How much data a run has.
+
+    slices, pixels: of the whole run, on the native grids. train, train_pixels: of the training split. labelled:
+    labelled training slices. known: counted from the run's own slices, not from headers or from the phantom's plan.
+    unreadable: studies that would be skipped. tested: subjects of the test split with a mask. validated, scored:
+    labelled volumes of the validation split and of the test split.
+    """
 
     slices: int
     pixels: float
@@ -50,12 +55,12 @@ class Contents:
     tested: int = 0
     validated: int = 0
     scored: int = 0
-    groups: jobs.Groups | None = None  # where they are not known
+    groups: jobs.Groups | None = None  # of the subjects; None if `known`
 
 
 @dataclass(frozen=True)
 class Training:
-    """A network to train: `steps` and `epochs` are those that are left, `state` is said to the user."""
+    """A network to train. `steps` and `epochs` are those that are left; `state` is text for the user."""
 
     label: str
     state: str
@@ -70,7 +75,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Workload:
-    """All of an ablation. `bank_slices` are still to be extracted."""
+    """All work of an ablation. stages: (name, state for the user). bank_slices: slices still to be extracted."""
 
     contents: Contents
     stages: list[tuple[str, str]]
@@ -80,7 +85,7 @@ class Workload:
 
 
 def workload(run: str, settings: Settings) -> Workload:
-    """What is left to do for these settings. Raises InputError for data, a bank or a network that cannot be used."""
+    """What is left to do for these settings. Raises InputError if data, a bank or a network cannot be used."""
     contents = _contents(run, settings)
     said = f"{contents.slices} slices"
     skipped = f"; studies that would be skipped: {contents.unreadable}" if contents.unreadable else ""
@@ -91,7 +96,7 @@ def workload(run: str, settings: Settings) -> Workload:
         pretrain = _pretrain(run, settings, contents)
         stages.append(("pretrain", pretrain.state))
     bank_slices = 0
-    borrows = settings.bank and settings.pretrained and not contents.known  # known once its slices are
+    borrows = settings.bank and settings.pretrained and not contents.known  # `makes_bank` needs the slices
     if jobs.needs_bank(settings) and (borrows or jobs.makes_bank(run, settings)):
         state, bank_slices = _bank(run, settings, contents, remade=bool(pretrain and pretrain.steps))
         stages.append(("extract", state))
@@ -131,7 +136,7 @@ def _stored(store: SliceStore) -> Contents:
 
 
 def _headers(data: tuple[str, ...], settings: Settings) -> Contents:
-    """Counted from the studies' headers, as `ingest` would find and split them."""
+    """The contents by the headers of the studies, as `ingest` would find and split them."""
     from storage.layouts import collect, splits
 
     subjects, skipped = collect(data, settings.layouts, settings.layout)
@@ -159,7 +164,7 @@ def _headers(data: tuple[str, ...], settings: Settings) -> Contents:
 
 
 def _held_out(subjects: Sequence[Subject]) -> dict[str, Any]:
-    """What `Contents` says of those who are not trained on."""
+    """The fields of `Contents` about subjects that are not trained on, and the groups."""
     return {
         "tested": sum(s.split == "test" and s.labelled for s in subjects),
         "validated": _labelled_volumes(subjects, "validation"),
@@ -182,7 +187,7 @@ def _labelled_volumes(subjects: Iterable[Subject], split: str) -> int:
 
 
 def _volumes(subject: Subject) -> list[tuple[int, int, int]]:
-    """(slices, height, width) of each frame; empty where a header cannot be read."""
+    """(slices, height, width) of each frame; empty if a header cannot be read."""
     from storage.images import read_image_header
 
     try:
@@ -196,7 +201,7 @@ def _volumes(subject: Subject) -> list[tuple[int, int, int]]:
 
 
 def _planned(settings: Settings) -> Contents:
-    """Of a phantom that is not drawn yet, at its slices' upper end."""
+    """The contents of a phantom that is not drawn yet, as if all its volumes had the largest number of slices."""
     from pipeline.phantom.plan import codes, orders
     from storage.layouts import splits
     from storage.layouts.mnms import PARTS
@@ -221,8 +226,11 @@ def _planned(settings: Settings) -> Contents:
 
 
 def require_enough(run: str, settings: Settings, contents: Contents) -> None:
-    """What the run asks of its slices and of a bank and a network from elsewhere, of slices that have been counted
-    before they are ingested. Raises InputError."""
+    """Check slices that are counted but not ingested yet, and a bank and a network from elsewhere against them.
+
+    Raises InputError as the driver would after ingest: if the data are not enough for the arms, or the bank or the
+    network has seen what it must not.
+    """
     name = fs.base_name(run)
     if settings.pretrained is not None and contents.groups is not None:
         jobs.require_sdnet_may_train(settings.pretrained, contents.groups, settings.layouts)

@@ -1,1 +1,1 @@
-"""MLflow: what is logged, by whom, and what a comparison reads back."""
+"""MLflow: log a run there, and read runs back to compare them."""

@@ -1,7 +1,7 @@
-"""Files of MLflow's runs and models, put where MLflow says that they are.
+"""Store the files of MLflow's runs and models where MLflow looks for them.
 
-What belongs into a run in an object store is put there by the driver's own settings for it (`storage.fs`); MLflow's
-driver for it would need another package and other settings.
+If that place is in a run in an object store, `storage.fs` writes the files, with the settings that the driver has
+already. MLflow itself would need another package and other settings.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Artifacts:
-    """Puts files; `run` is the run folder."""
+    """Stores files for MLflow. `run` is the run folder, a path or URI."""
 
     def __init__(self, client: MlflowClient, run: str) -> None:
         self._client = client
@@ -48,7 +48,7 @@ class Artifacts:
             _copy(folder, place)
 
     def _place(self, uri: str | None) -> str | None:
-        """The place itself, if it is in our run in an object store."""
+        """`uri` if it lies in our run in an object store, otherwise None: then MLflow stores the file."""
         return uri if uri and self._ours and uri.startswith(self._ours) else None
 
 

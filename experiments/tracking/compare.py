@@ -1,4 +1,4 @@
-"""Runs side by side, as MLflow holds them: Dice by arm, vendor and structure, and what was configured differently."""
+"""Compare runs by what MLflow holds of them: Dice by arm, vendor and structure, and settings that differ."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
     from rich.table import Table
 
-Key = tuple[str, str, str]
+Key = tuple[str, str, str]  # arm, vendor, structure
 
 FIELDS = ("run", "arm", "vendor", "structure", "seeds", "dice_mean", "dice_sd", "difference", "best")
 _TAGS = ("data_fingerprint", "bank_fingerprint", "sdnet_fingerprint", "start_fingerprint", "git_commit")
@@ -40,7 +40,11 @@ _NOT_COMPARED = ("arm", "seed")
 
 @dataclass(frozen=True)
 class Compared:
-    """A run: Dice of each seed by (arm, vendor, structure), and by arm what its networks were made with and from."""
+    """A run as MLflow holds it.
+
+    dice: {(arm, vendor, structure): mean Dice of each seed, 0 to 1}. made: {arm: parameters and fingerprints of its
+    networks}.
+    """
 
     name: str
     dice: Mapping[Key, tuple[float, ...]]
@@ -48,18 +52,17 @@ class Compared:
 
 
 class NotLoggedError(InputError):
-    """MLflow does not know a run folder, or none of its scores."""
+    """MLflow does not know a run folder, or knows no scores of it."""
 
 
 def find(
     runs: Sequence[str], tracking_uri: str | None = None, log: Callable[[str], None] | None = None
 ) -> list[Compared]:
-    """The runs as MLflow holds them. Each is a run folder, the name of an experiment on the server, or the id of a
-    parent run there.
+    """The runs as MLflow holds them. Each of `runs` is a run folder, the name of an experiment, or a parent run's id.
 
-    `tracking_uri` and `MLFLOW_TRACKING_URI` as for `store.tracking_uri_of`; an experiment or an id needs one of them.
-    A run folder that MLflow does not know is given to `log`, which is to log it there, and looked up again. Raises
-    InputError for a run that MLflow does not know, or that has no scores there.
+    `tracking_uri` and `MLFLOW_TRACKING_URI` work as in `store.tracking_uri_of`; an experiment or an id needs one of
+    them. If MLflow does not know a run folder, `log` is called to log it there, and the folder is looked up again.
+    Raises InputError if MLflow does not know a run, or has no scores of it.
     """
     found, names = [], list(map(fs.base_name, runs))
     for number, run in enumerate(runs):
@@ -80,7 +83,7 @@ def _compared(run: str, tracking_uri: str | None, name: str) -> Compared:
     if folder and is_own(fs.absolute(run), place):
         prepare(fs.absolute(run))
     file = sqlite_file(place)
-    if file is not None and not file.is_file():  # which opening it would create
+    if file is not None and not file.is_file():  # opening it would create it
         if folder:
             raise NotLoggedError(name, "MLflow knows nothing of it", "train it first, or pass --tracking-uri")
         problem = "is no run folder, and no tracking server is named"
@@ -89,7 +92,7 @@ def _compared(run: str, tracking_uri: str | None, name: str) -> Compared:
     parent = _parent_of_folder(client, fs.absolute(run), place, name) if folder else _parent(client, run, place)
     newest: dict[tuple[str, str], Run] = {}
     for child in search(client, parent.info.experiment_id, {PARENT_TAG: parent.info.run_id}):
-        if any(key.startswith("dice/") for key in child.data.metrics):  # the oldest first: the newest stays
+        if any(key.startswith("dice/") for key in child.data.metrics):  # the oldest comes first, so the newest stays
             newest[child.data.tags["arm"], child.data.tags["seed"]] = child
     if not newest:
         kind = NotLoggedError if folder else InputError
@@ -141,15 +144,16 @@ def _collected(name: str, children: Mapping[tuple[str, str], Run]) -> Compared:
                 dice[arm, vendor, structure] = (*dice.get((arm, vendor, structure), ()), float(value))
         facts = {key: value for key, value in child.data.params.items() if key not in _NOT_COMPARED}
         facts |= {key: child.data.tags[key][:16] for key in _TAGS if key in child.data.tags}
-        made.setdefault(arm, facts)  # of the first seed: the others differ by nothing else
+        made.setdefault(arm, facts)  # those of the first seed; other seeds differ in nothing else
     return Compared(name, dice, made)
 
 
 def rows(compared: Sequence[Compared]) -> list[dict[str, Any]]:
-    """One row for each arm, vendor, structure and run that has it, with the columns of `FIELDS`.
+    """One row, with the columns of `FIELDS`, for each arm, vendor and structure and each run that has them.
 
-    `dice_mean` and `dice_sd` are over seeds (sd None for one), `difference` is to the first run's mean (None where that
-    has none), `best` whether no other run's mean is higher and some run's is lower.
+    `dice_mean` and `dice_sd` are over seeds; the latter is None for one seed. `difference` is to the mean of the first
+    run; it is None in the first run, and if the first run has no mean. `best` says that no other run's mean is higher
+    and at least one is lower.
     """
     order = {name: i for i, name in enumerate(STRUCTURES)}
     keys = sorted({key for run in compared for key in run.dice}, key=lambda k: (k[0], k[1], order.get(k[2], 9), k[2]))
@@ -170,8 +174,11 @@ def rows(compared: Sequence[Compared]) -> list[dict[str, Any]]:
 
 
 def differences(compared: Sequence[Compared]) -> list[dict[str, Any]]:
-    """Parameters and fingerprints in which an arm differs between runs: field, arms (all that differ alike), and the
-    value in each run (None: not set, or no such arm)."""
+    """Parameters and fingerprints in which an arm differs between runs.
+
+    Keys of a row: field, arms (all arms that differ in the same way), values ({run: value}; None if the field is not
+    set there or the run lacks the arm).
+    """
     grouped: dict[tuple[str, tuple[str | None, ...]], list[str]] = {}
     for arm in sorted({arm for run in compared for arm in run.made}):
         having = [run.made[arm] for run in compared if arm in run.made]
@@ -186,7 +193,7 @@ def differences(compared: Sequence[Compared]) -> list[dict[str, Any]]:
 
 
 def dice_table(compared: Sequence[Compared]) -> Table:
-    """`rows` for a terminal: a column a run, the best in bold."""
+    """`rows` for a terminal: one column per run, the best in bold."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -218,14 +225,14 @@ def _cell(row: Mapping[str, Any]) -> str:
 
 
 def weight(compared: Sequence[Compared]) -> str:
-    """How much the numbers of seeds can carry: MLflow has no Dice of single subjects, so nothing is tested here."""
+    """A line on what these numbers can prove. MLflow has no Dice of single subjects, so nothing is tested here."""
     few = trainings(min((len(values) for run in compared for values in run.dice.values()), default=FEWEST_SEEDS))
     remedy = "verdicts, paired by subject, are in the report of each run"
     return f"{few}; a verdict needs {FEWEST_SEEDS} seeds" if few else f"means over seeds, not tested: {remedy}"
 
 
 def difference_table(compared: Sequence[Compared]) -> Table:
-    """`differences` for a terminal."""
+    """`differences` for a terminal: one column per run."""
     from rich.markup import escape
     from rich.table import Table
 

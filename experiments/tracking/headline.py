@@ -1,7 +1,7 @@
 """What MLflow shows at a glance: mean Dice by vendor and overall, the worst vendor, the best arm; and a view of them.
 
-MLflow's list of runs shows no metric until one is chosen, and keeps the choice in the browser. What it does read from
-the store is a saved view, a tag of the experiment; ours opens the list with Dice in its first columns.
+MLflow's list of runs shows no metric until the user chooses one, and it keeps the choice in the browser. But it reads
+saved views from the store, as tags of the experiment. Our view opens the list with Dice in its first columns.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ _WIDTH_OF_A_LETTER, _MARGIN, _METRIC_WIDTH = 8, 60, 110  # pixels of MLflow 3.17
 
 
 def mean_dice(cases: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """Vendor to mean Dice, and `""` to that over all vendors' subjects, of one arm's rows of `cases.csv`.
+    """{vendor: mean Dice} of one arm's rows of `cases.csv`; the key `""` has the mean over the subjects of all vendors.
 
-    Dice is the mean over subjects, a subject's the mean over its structures. What has no score is left out.
+    A vendor's Dice is the mean over its subjects; a subject's Dice is the mean over its structures. Structures without
+    a score are left out. Empty if nothing is scored.
     """
     own: dict[tuple[str, str], list[float]] = {}
     scored = [case for case in cases if case["dice"] == case["dice"]]
@@ -40,10 +41,10 @@ def mean_dice(cases: Iterable[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def standing(children: Sequence[tuple[str, Mapping[str, float]]]) -> tuple[dict[str, float], dict[str, str]]:
-    """Metrics and tags of the parent run, from each scored child's arm and metrics, an arm's seeds one after another.
+    """(metrics, tags) of the parent run, from the (arm, metrics) of its children. Empty if no child is scored.
 
-    `dice_by_arm/<arm>/mean`, `…/worst` and `…/<vendor>/mean` are means over the arm's seeds; `dice/…` is that of the
-    arm with the highest mean, which the tag `best_arm` names, beside its `worst_vendor`. Empty if none is scored.
+    `dice_by_arm/<arm>/mean`, `…/worst` and `…/<vendor>/mean` are means over the arm's seeds. `dice/…` are those of the
+    arm with the highest mean. The tag `best_arm` names this arm, the tag `worst_vendor` its worst vendor.
     """
     by_arm: dict[str, list[Mapping[str, float]]] = {}
     for arm, metrics in children:
@@ -67,7 +68,7 @@ def _over_seeds(seeds: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def vendor_means(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Vendor to mean Dice, of a run's metrics."""
+    """{vendor: mean Dice} from a run's metrics."""
     return {vendor: value for key, value in metrics.items() if (vendor := _vendor(key))}
 
 
@@ -78,12 +79,15 @@ def _vendor(key: str) -> str:
 
 
 def view(names: Iterable[str], vendors: Iterable[str], made_ms: int) -> str:
-    """The experiment tag `VIEW_TAG`: a view named Dice of the arms by falling mean Dice, with the run names in full and
-    the columns mean, worst, then each vendor. `names` are the runs', `made_ms` is milliseconds since 1970."""
+    """The value of the experiment tag `VIEW_TAG`: a view named Dice. It lists the arms by falling mean Dice, with full
+    run names and the columns mean, worst and each vendor.
+
+    `names` are the names of the runs; `made_ms` is in milliseconds since 1970.
+    """
     columns = [f"metrics.`{key}`" for key in (MEAN, WORST, *(f"dice/{vendor}/mean" for vendor in sorted(vendors)))]
     run_name = "attributes.`Run Name`"
     state = {
-        "searchFilter": 'tags.arm != "pretrain"',  # which the parent does not have either: arms stand side by side
+        "searchFilter": 'tags.arm != "pretrain"',  # leaves out the parent too, which has no such tag
         "orderByKey": columns[0],
         "orderByAsc": False,
         "selectedColumns": columns,

@@ -1,4 +1,4 @@
-"""What a trained network comes from, as MLflow shows it: parameters, tags, data set and bank. Nothing names a place."""
+"""What a network was trained from, for MLflow: parameters, tags, data set and bank. No value names a folder or URI."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _CONTEXT = "mlflow.data.context"
 
 
 def job_params(arm: str, seed: int, job: TrainJob) -> dict[str, str]:
-    """Every choice that makes this network, under the field's name in `config.yaml`, and what the arm switches on.
+    """Every setting that makes this network, under its name in `config.yaml`, and what the arm switches on.
 
-    One value a name, a pair as `name.0` and `name.1`, so that each is an axis of a parallel coordinates plot; fields
-    that are not set are left out. `seed` is the replicate's number, as in the tag.
+    Each name has one value, so that it can be an axis of a parallel coordinates plot; a pair becomes `name.0` and
+    `name.1`. Fields that are None are left out. `seed` is the number of the replicate, as in the tag.
     """
     stream = job.stream
     layouts = SliceStore.open(stream.run).layouts
@@ -56,8 +56,11 @@ def job_params(arm: str, seed: int, job: TrainJob) -> dict[str, str]:
 
 
 def run_params(settings: Settings) -> dict[str, str]:
-    """The run's configuration under its fields' names, for the parent run: without places, and without the arms and
-    seeds, which another command may add to (MLflow refuses to change a parameter)."""
+    """The run's configuration, for the parent run, under the names of its fields.
+
+    Places are left out. So are arms and seeds, because another command may add some, and MLflow refuses to change a
+    parameter.
+    """
     tree = shareable(settings).model_dump(mode="json", exclude={"arms", "seeds"})
     return dict(_flat(tree))
 
@@ -73,7 +76,7 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]
 
 
 def job_tags(job: TrainJob) -> dict[str, str]:
-    """Fingerprints of what the network was trained on and from, to filter by."""
+    """Fingerprints of the data, the bank and the SDNet that the network was trained from. MLflow can filter by them."""
     tags = {"data_fingerprint": job.data_fingerprint}
     if job.bank_fingerprint:
         tags |= {"bank_fingerprint": job.bank_fingerprint}
@@ -85,7 +88,7 @@ def job_tags(job: TrainJob) -> dict[str, str]:
 
 
 def job_inputs(job: TrainJob) -> list[DatasetInput]:
-    """The slices, and the bank if there is one, as inputs of the run; a digest is the fingerprint."""
+    """The slices, and the bank if there is one, as inputs of the MLflow run. Their digests are our fingerprints."""
     inputs = [_input(SLICES, job.data_fingerprint, "training", _slices(job.stream.run))]
     if job.stream.bank and job.bank_fingerprint:
         inputs.append(_input(BANK, job.bank_fingerprint, "augmentation", _bank(job.stream.bank)))
@@ -95,14 +98,14 @@ def job_inputs(job: TrainJob) -> list[DatasetInput]:
 def _input(name: str, digest: str, context: str, profile: Mapping[str, Any]) -> DatasetInput:
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
-    # MLflow wants a source; a place would say where patients' data lies, and means nothing on another machine
+    # MLflow requires a source. A place would say where patients' data lie, and means nothing on another machine.
     source = json.dumps({"fingerprint": digest})
     dataset = Dataset(name, digest, "cardiomix", source, profile=json.dumps(profile))
     return DatasetInput(dataset, [InputTag(_CONTEXT, context)])
 
 
 def _slices(run: str) -> dict[str, Any]:
-    """Subjects and slices by vendor and split, as counts."""
+    """The number of slices, the number of subjects by vendor and split, and the terms of the data."""
     store = SliceStore.open(run)
     vendor, split, subject = (store.column(name).tolist() for name in ("vendor", "split", "subject"))
     subjects = Counter(f"{v} {s}" for v, s, _ in set(zip(vendor, split, subject, strict=True)))

@@ -1,4 +1,4 @@
-"""A trained network as an MLflow model: images in, masks and volumes out, nothing pickled.
+"""Log a trained network as an MLflow model, which turns images into masks and volumes. Nothing is pickled.
 
 The model holds `model.safetensors`, `model.json` and the few lines of `model_code.py`, which MLflow runs when it loads
 the model ("models from code"). Everything else comes from the installed cardiomix.
@@ -29,12 +29,11 @@ VOLUMES = ("lv_edv_ml", "lv_esv_ml", "lv_ef_percent", "rv_edv_ml", "rv_esv_ml", 
 
 
 def log_model(run_id: str, tracking_uri: str, model_folder: str, files: Artifacts | None = None) -> str:
-    """Log the network in `model_folder` as a model of an MLflow run; returns its address, `models:/<id>`. `files` puts
-    the model's files where they belong, if MLflow itself is not to do that.
+    """Log the network in `model_folder` as a model of an MLflow run. Returns its address, `models:/<id>`.
 
-    The same network is logged once: a second call returns the first one's, or ends what that one began. Only this
-    run's store is touched; MLflow's global tracking URI and active run stay as they are. Raises InputError if the
-    folder holds no network, MLflow's exceptions if the store does not answer.
+    `files` stores the model's files; without it, MLflow does. The same network is logged only once: a second call
+    returns the first model, or completes it. Only this run's store is used; MLflow's global tracking URI and active run
+    stay as they are. Raises InputError if the folder holds no network, and MLflow's exceptions if the store fails.
     """
     from mlflow import MlflowClient
     from mlflow.entities import LoggedModelOutput
@@ -61,7 +60,7 @@ def log_model(run_id: str, tracking_uri: str, model_folder: str, files: Artifact
 
 
 def save_model(target: str, model_folder: str, **identity: Any) -> str:
-    """Write an MLflow model folder at the local path `target`; `identity` goes to `mlflow.models.Model`."""
+    """Write an MLflow model to the local folder `target`, and return it. `identity` goes to `mlflow.models.Model`."""
     import mlflow.pyfunc
     from mlflow.models import Model
 
@@ -72,7 +71,7 @@ def save_model(target: str, model_folder: str, **identity: Any) -> str:
         for file in (CONFIG, WEIGHTS):
             fs.write_bytes(fs.join(scratch, NETWORK, file), fs.read_bytes(fs.join(model_folder, file)))
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # MLflow misses an example, for which it would segment a study
+            warnings.simplefilter("ignore", UserWarning)  # an input example is missing; MLflow would segment it
             mlflow.pyfunc.save_model(
                 target,
                 python_model=str(CODE),
@@ -86,7 +85,7 @@ def save_model(target: str, model_folder: str, **identity: Any) -> str:
 
 
 def _forget_origin(model: Model, target: str) -> None:
-    """MLflow notes where code and weights were copied from; folders of this machine say nothing to anyone else."""
+    """Remove the places from which MLflow copied code and weights: folders of this machine mean nothing elsewhere."""
     flavor = model.flavors["python_function"]
     flavor["model_code_path"] = CODE.name
     for artifact in flavor["artifacts"].values():
@@ -95,9 +94,10 @@ def _forget_origin(model: Model, target: str) -> None:
 
 
 def signature() -> ModelSignature:
-    """In: a column `image` of NIfTI paths. Out: for each the mask, the report and the volumes (NaN where unknown).
+    """Input: a column `image` of NIfTI paths. Output: a row for each, with `mask`, `report`, `error` and `VOLUMES`.
 
-    Parameters: `out`, the folder to write to, `pixel_area` in mm² (0: the image's own), `flips`, `keep_largest`.
+    A volume that is not known is NaN. Parameters: `out`, the folder to write to; `pixel_area` in mm² (0 for the image's
+    own); `flips`; `keep_largest`.
     """
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
@@ -114,7 +114,7 @@ def signature() -> ModelSignature:
 
 
 def _logged(client: MlflowClient, experiment: str, run_id: str, name: str) -> LoggedModel | None:
-    """The run's model of this network, if there is one; it is whole if it is ready."""
+    """The run's model of this network, or None. The model is complete only if its status is READY."""
     token: str | None = None
     while True:
         page = client.search_logged_models([experiment], f"tags.`{FINGERPRINT_TAG}` = '{name}'", page_token=token)

@@ -1,4 +1,4 @@
-"""What a logged MLflow model answers: a row for each image."""
+"""The answer of a logged MLflow model: one row per image."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ if TYPE_CHECKING:
 
 
 def rows(folder: str, images: Sequence[str], params: dict[str, Any]) -> list[dict[str, Any]]:
-    """What the MLflow model answers: a row for each image, in order; `params` as its signature has them.
+    """One row per image, in order, with the columns of `model.signature`; `params` are those of the signature.
 
-    Each image is a study of its own. Volumes that are not known are NaN.
+    Each image is a study of its own. Volumes that are not known are NaN. Raises InputError if an image is absent, two
+    images would give the same file, or the network cannot be used.
     """
     from pipeline.inference.config import InferenceConfig
     from pipeline.inference.find_studies import check_targets, find_studies

@@ -1,7 +1,7 @@
-"""The MLflow database that a run keeps in itself: wherever the run is, renamed, copied or in a bucket, it fits there.
+"""The MLflow database inside a run's own folder. It stays valid if the run is renamed, moved or copied.
 
-SQLite needs a file. So a run in an object store keeps a snapshot there: the driver takes it up into a temporary folder,
-writes there, and puts a new snapshot into the run. Only the holder of the run's lock may put one.
+SQLite needs a local file. So a run in an object store keeps a snapshot of the database: the driver copies it to a
+temporary folder, writes there, and stores a new snapshot in the run. Only the holder of the run's lock may store one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _TAKEN_UP: dict[str, TemporaryDirectory[str]] = {}
 
 
 def database_file(run: str) -> Path:
-    """The file to open: in the run folder, or of a run in an object store in a temporary folder of this process."""
+    """The file to open: in a local run's folder, otherwise in a temporary folder of this process."""
     if fs.is_local(run):
         return fs.local_path(run).absolute() / DATABASE
     if run not in _TAKEN_UP:
@@ -28,42 +28,45 @@ def database_file(run: str) -> Path:
 
 
 def artifacts_uri(run: str) -> str:
-    """Where this database's artifacts are: in the run."""
+    """The URI of this database's artifacts, which are in the run."""
     return (fs.local_path(run).absolute() / ARTIFACTS).as_uri() if fs.is_local(run) else fs.join(run, ARTIFACTS)
 
 
 def prepare(run: str) -> Path:
-    """The file, before it is opened: taken up from the run's snapshot, and its artifacts where the run is now.
+    """Prepare the database file before it is opened, and return its path.
 
-    There is no file yet if the run has no database. Raises StageError where the object store does not answer.
+    A run in an object store is copied from its snapshot first. Stored places of artifacts are changed to where the run
+    is now. If the run has no database yet, the file does not exist. Raises StageError if the object store fails.
     """
     file = database_file(run)
     if not fs.is_local(run) and not file.exists():
         with suppress(FileNotFoundError):
             file.write_bytes(fs.read_bytes(fs.join(run, DATABASE)))
     if file.is_file():
-        with suppress(sqlite3.Error):  # what is wrong with it is told by whoever opens it
+        with suppress(sqlite3.Error):  # opening the file reports what is wrong with it
             _point_artifacts(file, artifacts_uri(run))
     return file
 
 
 def put_snapshot(run: str) -> None:
-    """Store the database as it is now in the run; nothing happens for a local run, whose database is there."""
+    """Store a snapshot of the database in a run in an object store. Does nothing for a local run."""
     if not fs.is_local(run):
         with closing(sqlite3.connect(database_file(run))) as database:
             fs.write_bytes(fs.join(run, DATABASE), database.serialize())
 
 
 def let_go(run: str) -> None:
-    """Remove the temporary copy; the next use takes up the run's snapshot."""
+    """Remove the temporary copy. The next use copies the run's snapshot again."""
     taken_up = _TAKEN_UP.pop(run, None)
     if taken_up is not None:
         taken_up.cleanup()
 
 
 def _point_artifacts(file: Path, here: str) -> None:
-    """Of every experiment whose artifacts are in a run's `mlartifacts`, move the stored places to `here`: MLflow stores
-    them in full, and a run that was moved or copied would write to where it was."""
+    """Change the stored places of artifacts to `here`, for every experiment with artifacts in a run's `mlartifacts`.
+
+    MLflow stores full paths. Without this, a run that was moved or copied would write to the old place.
+    """
     with closing(sqlite3.connect(file)) as database, database:
         tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         stored = database.execute("SELECT experiment_id, artifact_location FROM experiments").fetchall()

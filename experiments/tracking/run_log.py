@@ -1,7 +1,7 @@
-"""MLflow kept up to date with what the run folder says: the driver is its one writer, in a thread of its own.
+"""Keep MLflow up to date with the run folder. The driver is the only writer, in a thread of its own.
 
-The run folder is the truth and logging a replay of it. So a server that goes away delays logging and nothing else: what
-is not logged is tried again until it is, at the latest by the next command that drives the run.
+The run folder is the truth, and logging replays it. So a server that goes away delays only logging: what could not be
+logged is tried again until it succeeds, at the latest by the next command that drives the run.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ if TYPE_CHECKING:
     from actors.train_job import TrainJob
     from experiments.tracking.tracker import ChildRun, Tracker
 
-PATIENCE_S = 10.0  # for a server that is away when all else is done
-NAMED = 5  # arms in a warning
-TABLE = "table.md"  # of the report
-_LAYOUT = 2  # of what is logged of an arm; a run that was logged in an earlier layout is completed
+PATIENCE_S = 10.0  # how long the end of a run waits for a server that is away
+NAMED = 5  # most arms that a warning names
+TABLE = "table.md"  # in the report's folder
+_LAYOUT = 2  # version of what is logged of an arm; arms logged with an earlier one are completed
 
 
 @dataclass
 class _Arm:
-    """What the run folder holds of a network. `outcome` is MLflow's word for how it ended, None while it goes on."""
+    """What the run folder holds of a network. `outcome` is the status of its MLflow run at its end; None before."""
 
     arm: str
     seed: int
@@ -42,14 +42,14 @@ class _Arm:
     records: list[dict[str, Any]] = field(default_factory=list)
     outcome: str | None = None
     scored: bool = False
-    logged: int = 0  # epochs
+    logged: int = 0  # epochs that are in MLflow
 
     @property
     def label(self) -> str:
         return f"{self.arm}/seed{self.seed}"
 
     def mark(self) -> str:
-        """Names all that is to be logged; changes with it."""
+        """A hash of everything that is to be logged, 16 hex digits."""
         from actors.evaluate_arm import CASES
 
         scores = fs.read_text(fs.join(self.job.out, CASES)) if self.scored else ""
@@ -58,8 +58,11 @@ class _Arm:
 
 
 class RunLog:
-    """Parent and child runs of one run folder. No method but `require` and `close` waits for MLflow, and only `require`
-    raises what MLflow raised, as InputError. `say` shows a line to the user."""
+    """The parent and child runs in MLflow of one run folder.
+
+    Only `require`, `page` and `close` wait for MLflow. Only `require` raises if MLflow fails, with an InputError. `say`
+    shows a line to the user.
+    """
 
     def __init__(
         self, run: str, name: str, settings: Settings, say: Callable[[str], None], tracking_uri: str | None = None
@@ -68,7 +71,7 @@ class RunLog:
         self.tracking_uri = store.tracking_uri_of(run, tracking_uri)
         self._own = store.is_own(run, self.tracking_uri)
         self._unsaved = False
-        self._tracker: Tracker | None = None  # this and the next: only the writer's thread uses them
+        self._tracker: Tracker | None = None  # only the writer's thread sets this and the next
         self._children: dict[str, ChildRun] = {}
         self._arms: dict[str, _Arm] = {}
         self._required = self._refused = False
@@ -76,13 +79,15 @@ class RunLog:
         self._system = SystemSampler(run, self._log_system)
 
     def start(self) -> None:
-        """Begin to open MLflow, which takes seconds the first time."""
+        """Begin to open MLflow in the background. The first time this takes seconds."""
         if not self._required:
             self._writer.post("open", lambda: store.open_store(self.run, self.tracking_uri))
 
     def require(self) -> None:
-        """Wait until MLflow has taken the parent run, then begin to sample the machine. Raises InputError if it does
-        not answer, or refuses; once it has answered, it may go away."""
+        """Wait until MLflow has the parent run, then begin to sample the machine.
+
+        Raises InputError if MLflow does not answer, or refuses. Once it has answered, it may go away.
+        """
         if not self._required:
             self._writer.post("parent", self._parent)
             error = self._writer.wait("parent")
@@ -94,7 +99,7 @@ class RunLog:
         self._system.start()
 
     def follow(self, arm: str, seed: int, job: TrainJob) -> list[dict[str, Any]]:
-        """Log the epochs that are new; returns all of them."""
+        """Log the new epochs of a network. Returns the records of all its epochs."""
         from actors.train_job import read_history
 
         known = self._arms.setdefault(f"{arm}/seed{seed}", _Arm(arm, seed, job))
@@ -104,22 +109,24 @@ class RunLog:
         return records
 
     def finish(self, arm: str, seed: int, job: TrainJob, status: str = "FINISHED", scored: bool = False) -> None:
-        """Log a network's epochs and end its run; with `scored` its scores and the model as well."""
+        """Log a network's epochs and end its MLflow run with `status`. With `scored`, log scores and the model too."""
         from actors.train_job import read_history
 
         self._post(_Arm(arm, seed, job, read_history(job), status, scored))
 
     def finish_arm(self, run: ArmRun, failed: bool) -> None:
-        """Log an arm's epochs, scores and model, and end its run."""
+        """Log an arm's epochs and, unless it failed, its scores and model; then end its MLflow run."""
         self.finish(run.arm, run.seed, run.job, "FAILED" if failed else "FINISHED", scored=not failed)
 
     def report(self) -> None:
-        """Show the report's table as the parent run's description; store a local run's report with it."""
+        """Make the report's table the description of the parent run. A local run's report is also stored there."""
         self._writer.post("report", self._log_report)
 
     def page(self) -> str | None:
-        """The list of this run's arms with Dice in its first columns, below MLflow's own address; None if MLflow does
-        not answer. Waits for what is being logged."""
+        """The address, below MLflow's own, of the list of this run's arms with Dice in its first columns.
+
+        None if MLflow does not answer. Waits until the parent run is there.
+        """
         from experiments.tracking.headline import VIEW
 
         self._writer.post("parent", self._parent)
@@ -128,11 +135,13 @@ class RunLog:
         return None if tracker is None else f"#/experiments/{tracker.experiment_id}/runs?viewStateShareKey={VIEW}"
 
     def close(self, status: str | None) -> None:
-        """End whatever is still open, so that nothing in MLflow looks as if it went on; None: leave it as it is. Says
-        what could not be logged: the run folder is whole all the same."""
+        """End all open MLflow runs, the parent run with `status`. With None they are left open.
+
+        Says what could not be logged. The run folder is complete in any case.
+        """
         self._system.stop()
         if status is None or self._refused or not (self._required or self._arms):
-            self._writer.close(0)  # a database that is being made is finished first
+            self._writer.close(0)  # returns only after a database that is being made
             return
         for arm in list(self._arms.values()):
             if arm.outcome is None and arm.records:
@@ -166,7 +175,7 @@ class RunLog:
         self._arms[arm.label] = arm
         self._writer.post(arm.label, partial(self._log_arm, arm))
 
-    # from here on in the writer's thread
+    # The methods below run in the writer's thread.
 
     def _parent(self) -> Tracker:
         if self._tracker is None:
@@ -217,7 +226,7 @@ class RunLog:
             del self._children[arm.label]
 
     def _log_result(self, arm: _Arm, child: ChildRun) -> None:
-        """Scores, their cases, and the network as a model with a signature."""
+        """Log the scores, `cases.csv`, and the network as a model with a signature."""
         from actors.evaluate_arm import CASES
         from experiments.tracking.model import log_model
         from pipeline.scores.tables import read_cases
@@ -239,13 +248,13 @@ class RunLog:
         self._save()
 
     def _save(self) -> None:
-        """Put a snapshot into a run whose database cannot be opened where it is, in an object store."""
+        """Store a snapshot of the run's own database, if the run is in an object store."""
         if self._own:
             own_database.put_snapshot(self.run)
         self._unsaved = False
 
     def _forget(self) -> None:
-        """After a failure nobody knows what the store holds: it is asked again."""
+        """Forget what the store holds: after a failure this is not known, so the store is asked again."""
         self._tracker = None
         self._children.clear()
 

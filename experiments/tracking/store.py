@@ -1,4 +1,4 @@
-"""Where a run's MLflow is, and how it is opened: at once or with one clear line."""
+"""Find a run's MLflow store and open it. If it cannot be opened, the error is one clear line."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 PARENT_TAG, RUN_TAG = "mlflow.parentRunId", "cardiomix_run"
 OWN_FOLDER = "this folder"
 _ENVIRONMENT = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",  # a study's machine should not report to anyone
+    "MLFLOW_DISABLE_TELEMETRY": "true",  # a machine with patients' data must not report to anyone
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    # MLflow would repeat a failed request by itself, also one whose answer was lost, which makes a second run. We
-    # repeat, and look first what is there.
+    # MLflow would repeat failed requests itself. If only the answer was lost, that would make a second run. We look
+    # what is there before we repeat.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",  # seconds that a hung server costs until it counts as away
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",  # seconds after which a server that hangs counts as away
 }
 
 
@@ -38,18 +38,18 @@ class StoreError(InputError):
 
 
 def tracking_uri_of(run: str, tracking_uri: str | None = None) -> str:
-    """The tracking URI of a run: the one given, else `MLFLOW_TRACKING_URI`, else the run's own database, SQLite at
-    `own_database.database_file`."""
+    """The tracking URI of a run: the one given, else `MLFLOW_TRACKING_URI`, else the run's own SQLite database (see
+    `own_database.database_file`)."""
     return tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or _own_uri(run)
 
 
 def is_own(run: str, tracking_uri: str) -> bool:
-    """Whether this is the database that the run keeps in itself."""
+    """Whether this is the address of the run's own database."""
     return tracking_uri == _own_uri(run)
 
 
 def _own_uri(run: str) -> str:
-    # What SQLAlchemy reads is a URL: a `?` would begin its query.
+    # SQLAlchemy reads this as a URL, in which a `?` would begin the query.
     return f"sqlite:///{str(database_file(run)).replace('%', '%25').replace('?', '%3F')}"
 
 
@@ -61,8 +61,11 @@ def sqlite_file(tracking_uri: str) -> Path | None:
 
 
 def run_key(run: str, tracking_uri: str) -> str:
-    """The parent run's tag `cardiomix_run`. A run's own database moves with it and knows no other run; elsewhere a hash
-    of the folder's place tells runs of one name apart."""
+    """The tag `cardiomix_run` of the parent run, by which it is found again.
+
+    In a run's own database the tag is constant, because the database moves with the run and holds no other. Elsewhere
+    it is a hash of the folder's place, so that runs of the same name differ.
+    """
     if is_own(run, tracking_uri):
         return OWN_FOLDER
     place = str(fs.local_path(run).resolve()) if fs.is_local(run) else run.rstrip("/")
@@ -70,27 +73,27 @@ def run_key(run: str, tracking_uri: str) -> str:
 
 
 def is_server(tracking_uri: str) -> bool:
-    """Whether this is a tracking server's address rather than a database's."""
+    """Whether this is the address of a tracking server, not of a database."""
     return tracking_uri.startswith(("http://", "https://"))
 
 
 def redacted(tracking_uri: str) -> str:
-    """The address without a password."""
+    """The address without user name and password."""
     return re.sub(r"//[^/@]*@", "//***@", tracking_uri)
 
 
 def ui_command(run: str, tracking_uri: str) -> str:
-    """The command that serves this store to a browser on this machine; for a tracking server, its address."""
+    """The command that shows this store in a browser on this machine; for a tracking server, its address."""
     if is_server(tracking_uri):
         return redacted(tracking_uri)
-    if is_own(run, tracking_uri) and not fs.is_local(run):  # the file at work goes with this process
+    if is_own(run, tracking_uri) and not fs.is_local(run):  # the open file is temporary
         snapshot, tracking_uri = fs.join(run, DATABASE), f"sqlite:///{DATABASE}"
         return f"copy {redacted(snapshot)} to this machine, then: {_serve(tracking_uri)}"
     return _serve(tracking_uri)
 
 
 def ui_address(tracking_uri: str) -> str:
-    """Where a browser finds what `ui_command` names."""
+    """The address at which a browser finds the store once `ui_command` runs."""
     return redacted(tracking_uri).rstrip("/") if is_server(tracking_uri) else "http://127.0.0.1:5000"
 
 
@@ -99,9 +102,9 @@ def _serve(tracking_uri: str) -> str:
 
 
 def open_store(run: str, tracking_uri: str) -> MlflowClient:
-    """`open_client` for the store of this run, whose own database is first made to fit where the run is now.
+    """`open_client` for the store of this run. The run's own database is prepared first (`own_database.prepare`).
 
-    Raises StoreError as that does, StageError where the run's object store does not answer.
+    Raises StoreError as `open_client` does, and StageError if the run's object store does not answer.
     """
     if is_own(run, tracking_uri):
         prepare(run)
@@ -109,18 +112,18 @@ def open_store(run: str, tracking_uri: str) -> MlflowClient:
 
 
 def open_client(tracking_uri: str) -> MlflowClient:
-    """A client whose store has answered. A request that fails is not repeated by MLflow itself.
+    """A client whose store has answered. MLflow will not repeat failed requests by itself.
 
-    Raises StoreError where the store cannot be opened or does not answer.
+    Raises StoreError if the store cannot be opened or does not answer.
     """
-    for name, value in _ENVIRONMENT.items():  # before the import: MLflow reads some of it once
+    for name, value in _ENVIRONMENT.items():  # before the import, because MLflow reads some of them only once
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
     for name in ("alembic", "mlflow.store.tracking"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # a traceback for what is raised all the same
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it would print a traceback and raise too
     _check_sqlite(tracking_uri)
     try:
         with _no_folder_of_an_escaped_name(tracking_uri):
@@ -132,7 +135,7 @@ def open_client(tracking_uri: str) -> MlflowClient:
             remedy = f"back it up, then run: mlflow db upgrade {shlex.quote(redacted(tracking_uri))}"
         # Not chained: MLflow's text repeats the address, password included.
         raise StoreError(redacted(tracking_uri), reason(error), remedy) from None
-    except Exception as error:  # drivers raise types of their own: no database, no permission, no connection
+    except Exception as error:  # drivers raise types of their own: no database, permission or connection
         problem = f"cannot open the MLflow store ({type(error).__name__})"
         remedy = "check that it is reachable and writable, or unset MLFLOW_TRACKING_URI"
         raise StoreError(redacted(tracking_uri), problem, remedy) from None
@@ -141,7 +144,7 @@ def open_client(tracking_uri: str) -> MlflowClient:
 
 @contextmanager
 def _no_folder_of_an_escaped_name(tracking_uri: str) -> Iterator[None]:
-    """MLflow makes the folder that an SQLite address would name if nothing in it were escaped; take it away again."""
+    """Remove the folder that MLflow makes because it does not unescape the address of an SQLite database."""
     meant, folder = sqlite_file(tracking_uri), Path(tracking_uri.removeprefix("sqlite:///")).parent
     stray = meant is not None and meant.parent != folder and not folder.exists()
     above = next(parent for parent in folder.parents if parent.exists()) if stray else folder
@@ -154,7 +157,7 @@ def _no_folder_of_an_escaped_name(tracking_uri: str) -> Iterator[None]:
 
 
 def reason(error: BaseException) -> str:
-    """Why MLflow failed, in a few words and without a password."""
+    """Why MLflow failed, in at most 300 characters and without a password."""
     if isinstance(error, InputError):
         return error.problem
     text = redacted(one_line(error, skip="(raised as a result"))
@@ -165,7 +168,7 @@ def reason(error: BaseException) -> str:
 
 
 def is_away(error: BaseException) -> bool:
-    """Whether the store as a whole does not work now, rather than this one request."""
+    """Whether the error means that the store as a whole does not work, not only this request."""
     from mlflow.exceptions import MlflowException
 
     refused = isinstance(error, MlflowException) and 400 <= error.get_http_status_code() < 500
@@ -186,7 +189,7 @@ def search(client: MlflowClient, experiment_id: str, tags: Mapping[str, str]) ->
 
 
 def _check_sqlite(tracking_uri: str) -> None:
-    """What MLflow would find out only after ten attempts and 100 seconds."""
+    """Raises StoreError if an SQLite file cannot be written. MLflow would find out only after 100 seconds."""
     path = sqlite_file(tracking_uri)
     if path is None:
         return

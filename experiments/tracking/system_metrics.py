@@ -1,9 +1,10 @@
-"""Use of the driver's machine while networks train: CPU, memory, disk, network and GPUs, by MLflow's own monitors.
+"""Sample the driver's machine while networks train: CPU, memory, disk, network and GPUs, with MLflow's own monitors.
 
-On unless `MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING=false`; every `MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL` seconds (10).
-Numbers only: no name of a machine, user, process or disk. Other nodes of a cluster are in Ray's dashboard.
+Sampling is on unless `MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING=false`. The interval is
+`MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL` seconds, by default 10. Samples hold only numbers, no name of a machine, user,
+process or disk. Ray's dashboard shows the other nodes of a cluster.
 
-MLflow's own thread ends for good when the server does not answer once, hence this one, which keeps what is not logged.
+MLflow's own sampling thread ends for good when the server once fails to answer. Ours keeps what is not logged yet.
 """
 
 from __future__ import annotations
@@ -22,19 +23,22 @@ if TYPE_CHECKING:
     from mlflow.system_metrics.metrics.base_metrics_monitor import BaseMetricsMonitor
 
 SPOOL = "system.jsonl"
-INTERVAL_S = 10.0
+INTERVAL_S = 10.0  # between samples
 
-Sample = tuple[int, Mapping[str, float]]
+Sample = tuple[int, Mapping[str, float]]  # milliseconds since 1970, values by metric
 
 
 def enabled() -> bool:
-    """MLflow's own switch, which is on here unless it says otherwise."""
+    """Whether to sample: `MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING`, MLflow's own switch, which is on here by default."""
     return os.environ.get("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "true").strip().lower() not in ("false", "0")
 
 
 class SystemSampler:
-    """Samples (milliseconds since 1970, numbers) that wait to be logged. What a driver could not log before its end is
-    kept in `system.jsonl` of the run folder for the next one."""
+    """Takes samples and keeps them until they are logged.
+
+    Samples that a driver could not log before its end are kept in `system.jsonl` in the run folder. The next driver
+    logs them.
+    """
 
     def __init__(self, run: str, on_sample: Callable[[], None]) -> None:
         self._spool, self._on_sample = fs.join(run, SPOOL), on_sample
@@ -45,13 +49,13 @@ class SystemSampler:
         self._taken_up = False
 
     def start(self) -> None:
-        """Sample from now on, in a thread."""
+        """Begin to sample in a thread, unless sampling is off or has begun."""
         if enabled() and self._thread is None:
             self._thread = threading.Thread(target=self._run, name="system-metrics", daemon=True)
             self._thread.start()
 
     def flush(self, log: Callable[[list[Sample]], None]) -> None:
-        """Log what waits, also from an earlier driver; it waits on if `log` raises."""
+        """Log all samples that wait, also those of an earlier driver. If `log` raises, they continue to wait."""
         with self._lock:
             self._take_up()
             samples = list(self._waiting)
@@ -62,14 +66,14 @@ class SystemSampler:
             fs.remove(self._spool)
 
     def stop(self) -> None:
-        """Take no more samples."""
+        """Stop sampling, and wait until the thread has ended."""
         self._end.set()
         if self._thread is not None:
             self._thread.join()
             self._thread = None
 
     def keep(self) -> None:
-        """Write down what still waits."""
+        """Write the samples that still wait to `system.jsonl`."""
         with self._lock:
             self._take_up()
             if self._waiting:
@@ -85,7 +89,7 @@ class SystemSampler:
         from mlflow.environment_variables import MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL
 
         monitors = _monitors()
-        _numbers(monitors)  # the first CPU percentage is of no interval
+        _numbers(monitors)  # the first CPU percentage has no interval to refer to, so it is dropped
         while not self._end.wait(float(MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL.get() or INTERVAL_S)):
             sample = int(time.time() * 1000), _numbers(monitors)
             with self._lock:

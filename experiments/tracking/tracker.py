@@ -1,13 +1,12 @@
-"""The ablation in MLflow: one parent run, a child run for each arm and seed, safe to repeat after any interruption.
+"""Log an ablation to MLflow: one parent run, and a child run for each arm and seed. Any call can safely be repeated.
 
-Runs are found again by their tags and metric steps that are already there are skipped, so that logging the same history
-twice leaves one copy; a time is computed from the history instead of read from the clock, so that a request that was
-carried out, but whose answer was lost, is recognised by the store when it comes again. Only the driver writes, from one
-thread: opening a `Tracker` also creates or checks the database, before any worker could touch it.
+Runs are found again by their tags, and metric steps that are there already are skipped, so logging the same history
+twice leaves one copy. Times are computed from the history, not read from the clock: if a request was carried out but
+its answer was lost, the store recognises the repeated request. Only the driver writes, from one thread. Opening a
+`Tracker` also creates or checks the database, before any worker can use it.
 
-Of the machine only use is recorded (see `experiments.tracking.system_metrics`): no user, host or path. MLflow's usage
-telemetry is switched off. Everything here blocks and raises what MLflow raises; a driver calls
-`experiments.tracking.run_log`.
+Of the machine only its use is recorded (see `experiments.tracking.system_metrics`): no user, host or path. MLflow's
+telemetry is off. Everything here blocks and raises what MLflow raises; a driver uses `experiments.tracking.run_log`.
 """
 
 from __future__ import annotations
@@ -43,17 +42,17 @@ if TYPE_CHECKING:
 PARENT_RUN_NAME = "ablation"
 DONE_TAG = "logged"
 
-_METRICS, _PARAMS = 500, 100  # in a request; MLflow allows 1000 and 100
+_METRICS, _PARAMS = 500, 100  # most in a request; MLflow allows 1000 and 100
 _MAX_PARAM, _MAX_TAG = 6000, 8000  # characters
 NOTE_TAG = "mlflow.note.content"
 _SCORES = {"dice": "dice_mean", "hd95_median_mm": "hd95_median_mm", "missed": "missed"}
 
 
 class Tracker:
-    """The parent run of one run folder, at `store.tracking_uri_of`.
+    """The parent run of one run folder, in the store of `store.tracking_uri_of`.
 
-    Artifacts of the run's own database go to `mlartifacts/` in the run, those of another SQLite to `mlartifacts/`
-    beside it; a tracking server decides itself. Raises `InputError` where the store cannot be opened.
+    Artifacts go to `mlartifacts/` in the run. If the store is another SQLite database than the run's own, they go to
+    `mlartifacts/` beside it. A tracking server decides itself. Raises InputError if the store cannot be opened.
     """
 
     def __init__(
@@ -79,29 +78,31 @@ class Tracker:
         tags: Mapping[str, str] | None = None,
         params: Mapping[str, str] | None = None,
     ) -> ChildRun:
-        """The run of this arm, seed and configuration, existing or new. What an existing one says of its making
-        stays, such as the commit that it was begun with."""
+        """The child run of this arm, seed and configuration. It is created if it does not exist.
+
+        An existing run keeps its tags and parameters, such as the commit with which it began.
+        """
         run = self._open_run(f"{arm} seed {seed}", self._identity(arm, seed, config_hash), tags or {})
         _log_params(self._client, run, params or {})
         return ChildRun(self._client, run, arm, self.files)
 
     def describe(self, params: Mapping[str, str], inputs: Sequence[DatasetInput] = ()) -> None:
-        """Parameters and data sets of the parent run; a parameter that is there stays."""
+        """Add parameters and data sets to the parent run. Existing parameters are kept."""
         _log_params(self._client, self._client.get_run(self.run_id), params)
         if inputs:
             self._client.log_inputs(self.run_id, datasets=list(inputs))
 
     def note(self, text: str) -> None:
-        """What MLflow shows as the parent run's description, Markdown; what is too long for a tag is cut at a line."""
+        """Set the description of the parent run (Markdown). If it is too long for a tag, it is cut at a line."""
         rest = "\n\n… the rest is in report/table.md, under Artifacts"
         if len(text) > _MAX_TAG:
             text = text[: text.rindex("\n", 0, _MAX_TAG - len(rest))] + rest
         self._client.set_tag(self.run_id, NOTE_TAG, text)
 
     def log_standing(self) -> None:
-        """What the children's scores come to, as `headline.standing`, on the parent run; and the view of them.
+        """Log to the parent run what `headline.standing` gives for the children's scores, and save the view of them.
 
-        Of each arm and seed the newest scored child counts. A number that has changed becomes the next step.
+        The newest scored child of each arm and seed counts. If a number has changed, it is logged as the next step.
         """
         newest: dict[tuple[str, str], Run] = {}
         for run in search(self._client, self.experiment_id, {PARENT_TAG: self.run_id}):  # the oldest first
@@ -125,7 +126,7 @@ class Tracker:
             self._client.set_experiment_tag(self.experiment_id, VIEW_TAG, saved)
 
     def is_logged(self, arm: str, seed: int, config_hash: str, mark: str) -> bool:
-        """Whether this run was ended with this very mark: nothing of it is missing."""
+        """Whether this child run ended with this very mark, so that nothing of it is missing."""
         found = search(self._client, self.experiment_id, self._identity(arm, seed, config_hash))
         return bool(found) and found[0].info.status != "RUNNING" and found[0].data.tags.get(DONE_TAG) == mark
 
@@ -138,23 +139,24 @@ class Tracker:
         self.files.folder(self.run_id, str(folder), Path(folder).name)
 
     def log_system(self, samples: Sequence[tuple[int, Mapping[str, float]]]) -> None:
-        """Log samples (milliseconds since 1970, numbers) of the driver's machine; a step is a second since the start
-        of the parent run, so that a sample that comes twice is the same."""
+        """Log samples of the driver's machine: (milliseconds since 1970, values by metric).
+
+        The step is the number of seconds since the start of the parent run, so a repeated sample is the same point.
+        """
         points = (
             (k, v, max(0, at - self._began_ms) // 1000, at) for at, numbers in samples for k, v in numbers.items()
         )
         _log_metrics(self._client, self.run_id, points)
 
     def finish(self, status: str = "FINISHED") -> None:
-        """End the parent run as `FINISHED`, `FAILED` or `KILLED`, and as `KILLED` whatever an earlier driver left
-        open."""
+        """End the parent run as `FINISHED`, `FAILED` or `KILLED`. Child runs that are still open end as `KILLED`."""
         for run in search(self._client, self.experiment_id, {PARENT_TAG: self.run_id}):
             if run.info.status == "RUNNING":
                 self._client.set_terminated(run.info.run_id, "KILLED")
         self._client.set_terminated(self.run_id, status)
 
     def runs(self) -> list[dict[str, Any]]:
-        """Every child: arm, seed, config_hash, status and last metrics (`dice/<vendor>/<structure>`, `val/dice`, …)."""
+        """All child runs: arm, seed, config_hash, status, last metrics (`dice/<vendor>/<structure>`, `val/dice`, …)."""
         rows = [
             {
                 "arm": run.data.tags.get("arm", ""),
@@ -182,8 +184,10 @@ class Tracker:
         return str(found.experiment_id)
 
     def _under_its_former_name(self) -> Experiment | None:
-        """The experiment of a run that was renamed, which is given the run's name; the newest, should there be
-        several."""
+        """Find the experiment of a run folder that was renamed, and give it the new name. None if there is none.
+
+        If there are several, the newest is taken.
+        """
         known = sorted(self._client.search_experiments(), key=lambda each: int(each.creation_time or 0))
         for each in reversed(known):
             if search(self._client, each.experiment_id, {RUN_TAG: OWN_FOLDER}):
@@ -201,7 +205,7 @@ class Tracker:
         if not found:
             return self._client.create_run(self.experiment_id, tags={**tags, **identity}, run_name=name)
         run, *twins = found
-        for twin in twins:  # made by a request that was carried out after we had given it up
+        for twin in twins:  # made by a request that was carried out after we had given up on it
             if not twin.data.metrics:
                 self._client.delete_run(twin.info.run_id)
         if run.info.status != "RUNNING":
@@ -211,7 +215,7 @@ class Tracker:
 
 
 class ChildRun:
-    """One arm and seed; made by `Tracker.child`."""
+    """The MLflow run of one arm and seed, made by `Tracker.child`."""
 
     def __init__(self, client: MlflowClient, run: Run, arm: str, files: Artifacts) -> None:
         self._client, self.files = client, files
@@ -223,11 +227,11 @@ class ChildRun:
         }
 
     def log_history(self, records: Iterable[Mapping[str, Any]]) -> None:
-        """Log the records of `history.jsonl`: every finite number at the record's `step` (or `epoch`), except at steps
-        already logged.
+        """Log the records of `history.jsonl`: every finite number at the record's `step` (or else `epoch`), except at
+        steps that are logged already.
 
-        Where an interruption left two records for one step, the later one counts. A record's time is the run's start
-        and the seconds of training and validation since.
+        If an interruption left two records of one step, the later one counts. A record's time is the start of the run
+        plus the seconds of training and validation until then.
         """
         by_step: dict[int, Mapping[str, Any]] = {}
         for record in records:
@@ -244,12 +248,12 @@ class ChildRun:
         self._log(points)
 
     def log_scores(self, cases: Sequence[Mapping[str, Any]]) -> None:
-        """Log this arm's rows of `cases.csv`: `dice/mean` over all vendors, `dice/worst` of the worst of them,
-        `dice/<vendor>/mean`, then `dice/<vendor>/<structure>` as `pipeline.scores.tables.summarise` has it, likewise
-        HD95 and missed.
+        """Log the scores in this arm's rows of `cases.csv`.
 
-        A score that has not changed is not logged again; one that has (the arm was evaluated anew) becomes the next
-        step.
+        The metrics are `dice/mean` over all vendors, `dice/worst` (the worst vendor's), `dice/<vendor>/mean`, and from
+        `pipeline.scores.tables.summarise` `dice/<vendor>/<structure>`, and likewise HD95 (mm) and missed structures.
+        If a score has changed, because the arm was evaluated anew, it is logged as the next step; an unchanged score is
+        not logged again.
         """
         own = [case for case in cases if case["arm"] == self._arm]
         means = mean_dice(own)
@@ -268,7 +272,7 @@ class ChildRun:
         self._log(points)
 
     def log_inputs(self, inputs: Sequence[DatasetInput]) -> None:
-        """Say which data sets the run was made from; MLflow keeps one of each name and digest."""
+        """Log the data sets that the run was made from. MLflow keeps one of each name and digest."""
         self._client.log_inputs(self.run_id, datasets=list(inputs))
 
     def log_text(self, text: str, name: str) -> None:
@@ -276,7 +280,7 @@ class ChildRun:
         self.files.text(self.run_id, text, name)
 
     def finish(self, status: str = "FINISHED", mark: str = "") -> None:
-        """End the run as `FINISHED`, `FAILED` or `KILLED`. `mark` says what was logged; see `Tracker.is_logged`."""
+        """End the run as `FINISHED`, `FAILED` or `KILLED`. `mark` names what was logged, see `Tracker.is_logged`."""
         self._client.set_tag(self.run_id, DONE_TAG, mark)
         self._client.set_terminated(self.run_id, status)
 
@@ -286,27 +290,27 @@ class ChildRun:
 
 
 def _history_order(key: str) -> int:
-    """MLflow's compare page opens on the metric that a run was given first, and a run's page lists them so."""
+    """Sort key of metrics: MLflow opens its compare page on a run's first metric, and lists metrics in this order."""
     return 0 if key == "val/dice" else 1 if key.startswith("val/") else 3 if "/" not in key else 2
 
 
 def _artifacts_place(run_uri: str, tracking_uri: str) -> str | None:
-    """Where a new experiment's artifacts go; None: the server decides."""
+    """The URI for the artifacts of a new experiment; None if the server decides."""
     if is_server(tracking_uri):
         return None
     file = sqlite_file(tracking_uri)
     if file is None or is_own(run_uri, tracking_uri):
         return artifacts_uri(run_uri)
-    return (file.absolute().parent / ARTIFACTS).as_uri()  # a run's folder may be moved; the database stays
+    return (file.absolute().parent / ARTIFACTS).as_uri()  # beside the database, which stays if the run is moved
 
 
 def _log_metrics(
     client: MlflowClient, run_id: str, points: Iterable[tuple[str, float, int, int]]
 ) -> list[tuple[str, int]]:
-    """Log (key, value, step, time in ms); returns the (key, step) of those that were."""
+    """Log finite points (key, value, step, milliseconds since 1970). Returns the (key, step) of those logged."""
     from mlflow.entities import Metric
 
-    # MLflow would turn infinity into 1.8e308, which ruins a chart; missed structures have a metric of their own.
+    # MLflow would turn infinity into 1.8e308, which spoils a chart. Missed structures have a metric of their own.
     finite = [Metric(key, value, at, step) for key, value, step, at in points if math.isfinite(value)]
     for batch in _batches(finite, _METRICS):
         client.log_batch(run_id, metrics=batch)
@@ -316,7 +320,7 @@ def _log_metrics(
 def _log_params(client: MlflowClient, run: Run, params: Mapping[str, str]) -> None:
     from mlflow.entities import Param
 
-    # MLflow refuses to change a parameter; the config hash says that nothing that matters has changed.
+    # MLflow refuses to change a parameter. By the config hash, nothing that matters has changed.
     new = [Param(key, text[:_MAX_PARAM]) for key, text in params.items() if key not in run.data.params]
     for batch in _batches(new, _PARAMS):
         client.log_batch(run.info.run_id, params=batch)
@@ -328,5 +332,5 @@ def _batches(items: list[Any], size: int) -> Iterator[list[Any]]:
 
 
 def _metric_name(*parts: str) -> str:
-    """MLflow allows letters, digits and `_-. :/` in a name; a vendor may be called anything."""
+    """Join the parts to a metric's name. Characters that MLflow does not allow, as in a vendor's name, become `_`."""
     return "/".join(re.sub(r"[^\w\-. :]", "_", part, flags=re.ASCII).strip(". ") or "_" for part in parts)

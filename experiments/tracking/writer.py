@@ -1,4 +1,4 @@
-"""A thread that carries out what it is given until it has succeeded, so that a server that is away delays nobody."""
+"""A thread that repeats each task until it succeeds, so that a server that is away delays nobody."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import threading
 import time
 from collections.abc import Callable
 
-FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 30.0
+FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 30.0  # between tries
 
 
 class LogWriter:
-    """Tasks by name, carried out in the order of their first coming by one thread, which starts with the first one.
+    """Carries out named tasks in one thread, in the order in which their names first came.
 
-    A task of a name that still waits replaces that one. A task that fails is tried again, at longer and longer
-    intervals; before that `reset` is called. So a task must describe a state to be reached, not a change. `is_away`
-    tells an error that the other tasks would meet as well. `post` never blocks and never raises.
+    A new task replaces a waiting task of the same name. A task that fails is tried again, at growing intervals; `reset`
+    is called before. So a task must describe a state to be reached, not a change. `is_away` says whether other tasks
+    would meet the same error. `on_change` is called with the error when tasks begin to fail, and with None when all
+    succeed again. `post` never waits for a task and never raises.
     """
 
     def __init__(
@@ -32,7 +33,7 @@ class LogWriter:
         self.succeeded = False
 
     def post(self, name: str, task: Callable[[], object]) -> None:
-        """Have a task carried out, soon."""
+        """Give the thread a task. The first call starts the thread."""
         with self._changed:
             self._tasks[name] = task
             if self._thread is None:
@@ -41,15 +42,16 @@ class LogWriter:
             self._changed.notify_all()
 
     def wait(self, name: str) -> BaseException | None:
-        """Wait until this task is done, or tasks fail; returns the error then."""
+        """Wait until this task is done, or until a round of tasks fails; returns the error if the task is not done."""
         with self._changed:
             self._changed.wait_for(lambda: name not in self._tasks or self.error is not None)
             return self.error if name in self._tasks else None
 
     def close(self, patience_s: float) -> list[str]:
-        """Wait until all is done, or until tasks have failed for so long; returns the names of those not done.
+        """Wait until all tasks are done, and give up if tasks still fail after `patience_s`. Returns the names of those
+        not done.
 
-        As long as tasks succeed, or have not been tried, it waits: also after failures, once one has succeeded.
+        While tasks succeed or have not been tried yet, it goes on waiting, also if others failed before.
         """
         began = time.monotonic()
         with self._changed:
@@ -81,7 +83,7 @@ class LogWriter:
             wait_s = min(2 * wait_s, LONGEST_WAIT_S)
 
     def _round(self) -> BaseException | None:
-        """Try every task once; returns the last error."""
+        """Try every task once, but stop if the store is away. Returns the last error, or None."""
         failed: BaseException | None = None
         with self._changed:
             names = list(self._tasks)
@@ -90,7 +92,7 @@ class LogWriter:
                 task = self._tasks[name]
             try:
                 task()
-            except Exception as error:  # whatever it is, training must not end by it, and it may pass
+            except Exception as error:  # no error may end the training, and it may pass
                 failed, self._answers = error, False
                 if self._is_away(error):
                     break
@@ -101,7 +103,7 @@ class LogWriter:
 
     def _done(self, name: str, task: Callable[[], object]) -> None:
         with self._changed:
-            if self._tasks.get(name) is task:  # else a newer one came meanwhile
+            if self._tasks.get(name) is task:  # otherwise a newer one has replaced it meanwhile
                 del self._tasks[name]
             self.succeeded = self._answers = True
             self._changed.notify_all()

@@ -1,1 +1,1 @@
-"""What a frozen SDNet says of an image, and how well its two factors are kept apart."""
+"""The factors that a frozen SDNet finds in an image, and how well anatomy and modality are separated."""

@@ -1,9 +1,10 @@
-"""The modality codes in units of their own spread.
+"""Rescale the modality codes to mean 0 and standard deviation 1.
 
-Nothing in the paper's loss sets the scale of the codes: its encoder gives real images a tenth of the spread of the
-prior N(0, 1) that latent regression draws from, and a term that enforces the prior's (`LossConfig.kl`) costs
-reconstruction and what the codes tell of the vendor (docs/fidelity.md). The scale is a choice of coordinates, though:
-the encoder's last layer and the decoder's first are linear, and take up any other without a change of the image.
+Nothing in the paper's loss sets the scale of the codes. Trained with it, codes of real images have a tenth of the
+spread of the prior N(0, 1), from which latent regression draws. A loss that enforces the prior (`LossConfig.kl`) makes
+reconstruction worse and removes vendor information from the codes (docs/fidelity.md). But the scale is only a choice of
+coordinates: the encoder's last layer and the decoder's first layer are linear, so both can absorb another scale while
+the drawn images stay the same.
 """
 
 from __future__ import annotations
@@ -13,17 +14,17 @@ from torch import Tensor, nn
 
 from pipeline.networks.sdnet import SDNet
 
-NARROWEST = 0.01  # of the widest dimension: what varies less is next to constant, and its noise is not to be spread
-TINY = 1e-6  # a spread of nothing but rounding
+NARROWEST = 0.01  # of the widest spread: a narrower dimension is nearly constant, and its noise must not grow
+TINY = 1e-6  # smallest spread that is not rounding alone
 
 
 @torch.no_grad()
 def standardise_codes(model: SDNet, image_N1HW: Tensor, chunk: int = 16) -> None:
-    """Give the codes of these images mean 0 and standard deviation 1, less where a dimension is next to constant; the
-    model draws as before.
+    """Give the codes of these images mean 0 and standard deviation 1. Changes `model` in place.
 
-    image: float32 in [-1, 1], two or more. `model` is changed in place: what it decodes from its own codes is the same
-    up to rounding, and codes from elsewhere mean something else. Without modulation nothing is done.
+    image: (N, 1, H, W) float32 in [-1, 1], N ≥ 2. A nearly constant dimension gets a smaller deviation. The images that
+    the model decodes from its own codes stay the same up to rounding. Codes from before the change no longer fit. If
+    the decoder has no modulation, nothing is changed. `chunk` images are encoded at a time.
     """
     if not len(model.decoder.style):
         return

@@ -1,7 +1,8 @@
-"""Are anatomy and modality told apart? Numbers to watch while an SDNet trains, so that a collapsed code is seen.
+"""How well are anatomy and modality separated? Numbers to watch while an SDNet trains, so that a collapse is noticed.
 
-After Liu et al. 2020, "Metrics for exposing the biases of content-style disentanglement" (arXiv:2008.12378): distance
-correlation between the factors and information over bias of each; and what a linear classifier reads of the vendor.
+Two metrics are after Liu et al. 2020, "Metrics for exposing the biases of content-style disentanglement"
+(arXiv:2008.12378): the distance correlation between the factors, and the information over bias of each. A third is the
+accuracy with which a linear classifier predicts the vendor from each factor.
 """
 
 from __future__ import annotations
@@ -21,16 +22,16 @@ Array = npt.NDArray[np.float64]
 Names = npt.NDArray[np.str_]
 Rows = npt.NDArray[np.bool_]
 
-POOLED = 16  # pixels a side to which images and anatomies are pooled for what is regressed or correlated
+POOLED = 16  # pixels a side: images and anatomies are pooled to this size before regression and correlation
 FOLDS = 5
-RIDGE = 1.0  # on standardised features
-FIRES = 1e-3  # share of pixels below which a channel counts as dead
-COLLAPSED_SPREAD, UNUSED_SWAP = 0.01, 0.01  # below these all codes are one, and an image does not follow its own
+RIDGE = 1.0  # penalty of the ridge regression on standardised features
+FIRES = 1e-3  # a channel that is 1 in a smaller share of pixels counts as dead
+COLLAPSED_SPREAD, UNUSED_SWAP = 0.01, 0.01  # if smaller: all codes are alike; an image ignores its code
 
 
 @dataclass(frozen=True)
 class WatchedSlices:
-    """Slices of several vendors: image (N, 1, S, S) float32 in [-1, 1]; vendor and subject of each (N,)."""
+    """Slices of several vendors: image (N, 1, S, S) float32 in [-1, 1], and each slice's vendor and subject (N,)."""
 
     image: Tensor
     vendor: Names
@@ -39,7 +40,11 @@ class WatchedSlices:
 
 @dataclass(frozen=True)
 class Factors:
-    """What an SDNet makes of some slices; anatomy (N, C, S, S) of 0 and 1, modality (N, M), images (N, 1, S, S)."""
+    """An SDNet's output for some slices. Tensors are float32 on the CPU.
+
+    Images are (N, 1, S, S) in [-1, 1], anatomies (N, C, S, S) of 0 and 1, modalities (N, M). `swapped` is drawn with
+    the modality of slice `donor` (N,). `modality_again` and `anatomy_again` are encoded from `swapped`.
+    """
 
     image: Tensor
     anatomy: Tensor
@@ -52,19 +57,19 @@ class Factors:
 
 
 def watch(model: SDNet, slices: WatchedSlices, chunk: int = 16) -> dict[str, float]:
-    """All numbers by name; the model's mode is left as it is found.
+    """Measure all numbers, by name. The model's train or eval mode is restored; `chunk` slices are encoded at a time.
 
-    - `reconstruction`: L1 in the images' range of 2.
-    - `dead_channels`: channels that fire in less than 0.1 % of pixels. `anatomy_share`: pixels with any channel.
-    - `code_spread`: standard deviation of the codes, mean over dimensions, as the network gives them while it trains
-      (see `TrainConfig.standardise_codes`); the prior's is 1.
-    - `swap_change`: mean change of the image when another vendor's modality is swapped in.
-    - `swap_error`: L1 between that modality and the one read from the swapped image, over `code_spread`.
-    - `swap_anatomy`: share of pixels whose anatomy is another one in the swapped image.
-    - `distance_correlation` of anatomy and modality, 0 (independent) to 1.
-    - `information_modality`, `information_anatomy`: information over bias, 1 (a constant does as well) upwards.
-    - `vendor_modality`, `vendor_anatomy`: balanced accuracy of a linear classifier, folds by subject; left out with
-      fewer than two vendors of two subjects.
+    - `reconstruction`: L1 distance to the image, whose range is [-1, 1].
+    - `dead_channels`: number of channels that are 1 in less than 0.1 % of the pixels.
+    - `anatomy_share`: share of the pixels in which some channel is 1.
+    - `code_spread`: standard deviation of the codes, mean over dimensions; the prior has 1. The codes are not yet
+      standardised (see `TrainConfig.standardise_codes`).
+    - `swap_change`: mean absolute change of the image when it is drawn with another vendor's modality.
+    - `swap_error`: L1 distance between that modality and the one encoded from the swapped image, over `code_spread`.
+    - `swap_anatomy`: share of the pixels whose anatomy differs in the swapped image.
+    - `distance_correlation`: of anatomy and modality, 0 (independent) to 1.
+    - `information_modality`, `information_anatomy`: see `information_over_bias`.
+    - `vendor_modality`, `vendor_anatomy`: see `vendor_probe`; absent if the probe returns None.
     """
     training = model.training
     model.eval()
@@ -97,9 +102,9 @@ def watch(model: SDNet, slices: WatchedSlices, chunk: int = 16) -> dict[str, flo
 
 
 def warnings(numbers: dict[str, float], channels: int, train: str = "train", loss: str = "loss") -> list[str]:
-    """What is collapsed, one line each with what to try; empty if nothing is.
+    """One line for each collapse that the numbers of `watch` show, with a remedy; empty if there is none.
 
-    `train` and `loss` are the sections of the configuration that the network is trained by.
+    `channels` is the number of anatomy channels. `train` and `loss` name the sections of the configuration to change.
     """
     found = []
     if numbers["dead_channels"] >= channels:
@@ -115,22 +120,23 @@ def warnings(numbers: dict[str, float], channels: int, train: str = "train", los
 
 
 def distance_correlation(x_NP: Array, y_NQ: Array) -> float:
-    """Distance correlation of paired samples, 0 to 1 (Székely et al. 2007)."""
+    """Distance correlation of N paired samples, 0 to 1 (Székely et al. 2007). 0 if either side is constant."""
     a, b = (_centred(v) for v in (x_NP, y_NQ))
     scale = np.sqrt((a * a).mean() * (b * b).mean())
     return float(np.sqrt(max((a * b).mean(), 0.0) / scale)) if scale > 0 else 0.0
 
 
 def information_over_bias(code_NP: Array, image_NQ: Array, subject: Names) -> float:
-    """Error of the best constant image over that of a ridge regression from the code, on held-out subjects.
+    """Squared error of the mean image over that of a ridge regression from the code, on held-out subjects.
 
-    The published metric trains a network as the decoder; a linear one has a closed form, so that it can be watched.
+    1 means that the code predicts the image no better than a constant does; larger is better. The published metric
+    trains a network as the decoder. A linear decoder has a closed form, so that it can be computed in every epoch.
     """
     constant, regressed = 0.0, 0.0
     for train, test in _folds(subject):
         mean = image_NQ[train].mean(axis=0)
         x, centre, scale = _standardised(code_NP[train])
-        gram = x @ x.T + RIDGE * np.eye(len(x))  # the dual: fewer slices than features
+        gram = x @ x.T + RIDGE * np.eye(len(x))  # the dual form, since there are fewer slices than features
         weights = x.T @ np.linalg.solve(gram, image_NQ[train] - mean)
         error = image_NQ[test] - mean - ((code_NP[test] - centre) / scale) @ weights
         constant += float(((image_NQ[test] - mean) ** 2).sum())
@@ -139,9 +145,9 @@ def information_over_bias(code_NP: Array, image_NQ: Array, subject: Names) -> fl
 
 
 def vendor_probe(features_NP: Array, vendor: Names, subject: Names) -> float | None:
-    """Balanced accuracy of a linear classifier of the vendor on held-out subjects; chance is 1 / vendors.
+    """Balanced accuracy, 0 to 1, of a linear classifier of the vendor on held-out subjects; chance is 1 / vendors.
 
-    None with fewer than two vendors of at least two subjects; other vendors' slices are left out.
+    Vendors with a single subject are left out. None if fewer than two vendors remain.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import recall_score
@@ -183,7 +189,10 @@ def _factors(model: SDNet, slices: WatchedSlices, chunk: int) -> Factors:
 
 
 def _donors(vendor: Names) -> npt.NDArray[np.int64]:
-    """For each slice one of another vendor, or simply another one where there is a single vendor; always the same."""
+    """For each slice (N,) the number of a slice of another vendor, or of another slice if there is only one vendor.
+
+    The choice is deterministic.
+    """
     count = len(vendor)
     out = np.empty(count, dtype=np.int64)
     for i in range(count):
@@ -212,7 +221,10 @@ def _standardised(x_NP: Array) -> tuple[Array, Array, Array]:
 
 
 def _folds(subject: Names, vendor: Names | None = None) -> Iterator[tuple[Rows, Rows]]:
-    """(train, test) with each subject in one fold, each vendor's subjects dealt out evenly."""
+    """Yield (train, test), bool (N,), for 2 to `FOLDS` folds. All slices of a subject are in one fold.
+
+    If vendors are given, the subjects of each vendor are spread evenly over the folds.
+    """
     fold_of: dict[str, int] = {}
     groups = vendor if vendor is not None else np.zeros(len(subject), dtype=np.str_)
     for group in np.unique(groups):

@@ -1,9 +1,9 @@
-"""A slice's factors: what the frozen SDNet sees of it and what it says, as a bank holds it.
+"""Compute a slice's factors with a frozen SDNet, in the form in which a bank stores them.
 
-On a CPU a slice's factors depend on the slice, the network and its precision, and on nothing else: no other slice is
-in its batch, and it is seen on its own canvas, not on the bank's, which depends on the largest slice there. So a bank
-to which subjects are added keeps every byte that it had. On a GPU, where one slice would leave most of the card idle,
-slices of one canvas share a batch; its size may change how a number is rounded.
+On a CPU, the factors depend only on the slice, the network and its precision. Each slice is a batch of its own, on the
+smallest canvas that holds it, and not on the bank's canvas, which depends on the largest slice. So existing rows keep
+their bytes when subjects are added. On a GPU one slice would leave most of the card idle, so slices on canvases of
+equal size share a batch. The size of that batch may change the rounding.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pipeline.samples.rescale import resample_crop
 from storage.bank.bank import PackedBank
 from storage.slices.store import SliceStore
 
-GPU_BATCH = 32  # slices: enough to keep a card busy
+GPU_BATCH = 32  # slices; enough to keep a GPU busy
 Factors = tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]  # packed anatomy, modality
 BankRow = tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32], npt.NDArray[np.uint8]]  # and the mask
 _T = TypeVar("_T")
@@ -33,10 +33,11 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class NetworkView:
-    """What the network sees of a slice, and its mask.
+    """What the network sees of a slice, and the slice's mask.
 
-    canvas: (H, W) float32, the working image centred on the smallest canvas for it; extent: where it stands there;
-    crop: (size, size) float32; mask: (h, w) uint8, of the extent.
+    canvas: (H, W) float32 in [-1, 1], the working image centred on the smallest canvas that holds it, the anatomy
+    encoder's input. extent: the rows and columns of the image on the canvas. crop: (size, size) float32, the modality
+    encoder's input. mask: (h, w) uint8, of the extent.
     """
 
     canvas: npt.NDArray[np.float32]
@@ -48,10 +49,9 @@ class NetworkView:
 def view(store: SliceStore, slice_id: int, preprocess: PreprocessConfig) -> NetworkView:
     """One slice of a store as the network sees it.
 
-    Anatomy is wanted of the whole field of view, so it is taken from the image on a canvas. The modality encoder
-    averages over all it sees: over a canvas it would also average padding, whose share depends on the matrix size. It
-    gets the very crop that training made, half-pixel shifts of odd sizes included. Both are filled with the slice's
-    minimum.
+    The anatomy covers the whole field of view, so its encoder sees the image on a canvas. The modality encoder averages
+    over its input. On a canvas it would average padding too, whose share depends on the matrix size. So it sees the
+    same centre crop as in training. Both inputs are padded with the slice's minimum.
     """
     working = working_slice(store, slice_id, preprocess)
     fill, (height, width) = float(working.image.min()), working.image.shape
@@ -63,7 +63,7 @@ def view(store: SliceStore, slice_id: int, preprocess: PreprocessConfig) -> Netw
 class FrozenSDNet:
     """An SDNet's two encoders for inference: batch-norm folded, channels_last, in one precision on one device.
 
-    batch: the most slices at once; None for one on a CPU and `GPU_BATCH` elsewhere.
+    batch: the largest number of slices at once. None means 1 on a CPU and `GPU_BATCH` on a GPU.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class FrozenSDNet:
         self._anatomy, self._modality = map(self._prepared, (model.anatomy_encoder, model.modality_encoder))
 
     def factors(self, views: Sequence[NetworkView]) -> list[Factors]:
-        """Of each view, its packed anatomy (h, w) uint8 of the slice's extent and its modality (M,) float32."""
+        """For each view, the packed anatomy (h, w) uint8 of its extent, and the modality (M,) float32."""
         by_canvas: dict[tuple[int, ...], list[int]] = {}
         for k, seen in enumerate(views):
             by_canvas.setdefault(seen.canvas.shape, []).append(k)
@@ -109,20 +109,20 @@ def _parts(items: Sequence[_T], most: int) -> list[Sequence[_T]]:
 
 
 def _packed(binary_NCHW: Tensor) -> Tensor:
-    """`anatomy_codec.pack` on the device, which sends an eighth of the bytes."""
+    """`anatomy_codec.pack` on the device, (N, H, W) uint8, so that the host receives one byte for all channels."""
     shifts = torch.arange(binary_NCHW.shape[1], device=binary_NCHW.device, dtype=torch.uint8)[:, None, None]
     return (binary_NCHW.to(torch.uint8) << shifts).sum(dim=1, dtype=torch.uint8)
 
 
 def bank_row(found: Factors, seen: NetworkView, canvas: tuple[int, int]) -> BankRow:
-    """A view's packed anatomy, modality and mask as a row of a bank of that canvas; zeros around its extent."""
+    """Place a view's packed anatomy and mask on a bank's canvas (H, W), with zeros around them, to make a bank row."""
     anatomy, _, _ = centre_on(found[0], canvas, 0)
     mask, _, _ = centre_on(seen.mask, canvas, 0)
     return anatomy, found[1], mask
 
 
 def bank_rows(network: FrozenSDNet, views: Sequence[NetworkView], canvas: tuple[int, int]) -> PackedBank:
-    """Rows of a bank of that canvas, one for each view."""
+    """Encode views and return their bank rows on a canvas (H, W), one for each view."""
     rows = (bank_row(found, seen, canvas) for found, seen in zip(network.factors(views), views, strict=True))
     anatomy, modality, mask = zip(*rows, strict=True)
     return PackedBank(np.stack(anatomy), np.stack(mask), np.stack(modality))

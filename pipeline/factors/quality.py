@@ -1,7 +1,7 @@
-"""What a bank's factors keep of its slices: contrasts of the myocardium, and what a swap of codes moves.
+"""How good a bank's factors are: the contrast of the myocardium they keep, and how far a swap of codes moves greys.
 
-A reconstruction D(a, z) that loses the myocardium teaches a wrong heart under a right mask, and codes whose swap does
-not move grey levels by what separates two vendors cannot stand in for a scanner.
+If a reconstruction D(a, z) loses the myocardium, training on it teaches a wrong heart under a right mask. If swapping
+codes does not move grey levels as far as two vendors differ, the codes cannot stand in for a scanner.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from storage.parquet import text_array
 from storage.slices.store import SliceStore
 from storage.subjects import STRUCTURES
 
-FEWEST = 20  # pixels of a structure that is looked at
+FEWEST = 20  # pixels; a slice counts only if each structure has at least this many
 REST = "rest"
 Labels = npt.NDArray[np.uint8]
 Image = npt.NDArray[np.float32]
@@ -33,8 +33,12 @@ Image = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Kept:
-    """Of one vendor's reconstructions: mean absolute error in an image of [-1, 1], and what is left of the contrasts of
-    LV and RV to the myocardium, 1 being all. `thin`: LV to MYO, of the third of slices with the thinnest wall."""
+    """How well the reconstructions D(a, z) of one vendor's slices keep the image.
+
+    error: mean absolute error in images of [-1, 1]. lv_myo, rv_myo: the contrast of LV and RV to the myocardium, over
+    that of the real images; 1 means that all of it is kept. thin: as lv_myo, for the third of the slices with the
+    thinnest wall.
+    """
 
     vendor: str
     slices: int
@@ -46,8 +50,11 @@ class Kept:
 
 @dataclass(frozen=True)
 class Moved:
-    """Grey levels in [-1, 1] of one structure (or `rest`): how far `target`'s real images lie from `source`'s, and how
-    far those of `source` move when they are drawn with codes of `target`, decoded and residual alike."""
+    """Differences in the mean grey level of one structure (or `rest`) between two vendors. Images are in [-1, 1].
+
+    real: the real images of `target` minus those of `source`. moved: the change of `source` images when they are drawn
+    with codes of `target`. The change is the same for whole and residual drawing, before clipping.
+    """
 
     source: str
     target: str
@@ -67,9 +74,10 @@ class _Slice:
 
 
 def quality(run: str, bank: FactorBank, a_vendor: int = 150) -> tuple[list[Kept], list[Moved]]:
-    """Measured on up to `a_vendor` labelled slices with all three structures of each vendor, spread over the bank.
+    """Measure a bank with the images of its run: one `Kept` a vendor, and one `Moved` a vendor pair and structure.
 
-    Raises InputError if the run shares no such slice with the bank.
+    Uses up to `a_vendor` labelled slices of each vendor, spread over the bank, in which LV, MYO and RV have at least 20
+    pixels each. Raises InputError if the run shares no such slice with the bank.
     """
     store, preprocess = SliceStore.open(run), PreprocessConfig(**bank.spec.preprocess)
     draw = Drawing(bank, modality_donors(bank), PlanConfig())
@@ -115,8 +123,11 @@ def _levels(image: Image, mask: Labels) -> dict[str, float]:
 
 
 def _wall(mask: Labels) -> float:
-    """Mean thickness of the myocardium in pixels: four times the mean distance to its edge, as of a strip. The nearest
-    pixel outside lies half a pixel behind the edge."""
+    """Mean thickness of the myocardium in pixels.
+
+    In a strip, the thickness is four times the mean distance to the edge. The distance transform measures to the
+    nearest pixel outside, which lies half a pixel beyond the edge.
+    """
     inside = mask == STRUCTURES["MYO"]
     return 4.0 * (float(distance_transform_edt(inside)[inside].mean()) - 0.5)
 

@@ -1,1 +1,1 @@
-"""A trained network applied to studies."""
+"""Apply trained networks to studies."""

@@ -1,9 +1,8 @@
-"""Class shares as probabilities: one temperature a network, and how far its probabilities are from how often it is
-right.
+"""Turn class shares into probabilities with one temperature for each network, and measure their calibration error.
 
-The temperature divides the logits (Guo et al., ICML 2017). It is that under which the labels of the validation volumes
-are the most likely. Pixels far from the heart are background to every network, and would hide what it knows of the
-rest: those in each slice's box round the expert's heart count, `MARGIN` pixels wider on each side.
+The temperature divides the logits (Guo et al., ICML 2017). It is chosen so that the labels of the validation volumes
+are most likely. Every network recognises pixels far from the heart as background, and they would dominate the fit. So
+only pixels near the heart count: in each slice, the box around the expert's heart, widened by `MARGIN` on each side.
 """
 
 from __future__ import annotations
@@ -14,18 +13,21 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-MARGIN: Final = 8  # pixels of the network
-MOST_PIXELS: Final = 20_000  # of a volume that a temperature is fitted to
-BINS: Final = 15  # of equal width, as in Guo et al.
-LEAST, MOST = 0.25, 8.0  # of temperatures
-SMALLEST = 1e-6  # share: below, float32 knows no logit
+MARGIN: Final = 8  # pixels of the network's grid
+MOST_PIXELS: Final = 20_000  # of one volume, to fit a temperature
+BINS: Final = 15  # bins of equal width, as in Guo et al.
+LEAST, MOST = 0.25, 8.0  # limits of temperatures
+SMALLEST = 1e-6  # smallest share; below it, float32 gives no useful logit
 
 Floats = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.uint8]
 
 
 def near_heart(shares_ZCHW: Floats, labels_ZHW: Labels) -> tuple[Floats, Labels]:
-    """Shares (N, classes) and labels (N,) of the pixels near the heart; slices without a heart have none."""
+    """Shares (N, classes) and labels (N,) of the pixels near the heart. A slice without labels has none.
+
+    Takes class shares (Z, classes, H, W) in [0, 1] and labels (Z, H, W) on the same grid.
+    """
     shares, labels = [], []
     for share, label in zip(shares_ZCHW, labels_ZHW, strict=True):
         there = label > 0
@@ -43,15 +45,18 @@ def _widened(at: npt.NDArray[np.intp]) -> slice:
 
 
 def tempered(shares: Floats, temperature: float, axis: int = -1) -> Floats:
-    """Shares whose logits are divided by the temperature; they add up to 1 along `axis`."""
+    """Divide the logits of shares by the temperature. The result adds up to 1 along `axis`."""
     powers = np.maximum(shares, SMALLEST) ** np.float32(1.0 / temperature)
     out: Floats = powers / powers.sum(axis, keepdims=True)
     return out
 
 
 def best_temperature(known: Iterable[tuple[Floats, Labels]]) -> float | None:
-    """The temperature for volumes that the network has not learned from, each with shares (N, classes) and labels (N,)
-    as `near_heart` gives them; None without any pixel. Of a large volume `MOST_PIXELS`, evenly spaced, count."""
+    """The temperature, from `LEAST` to `MOST`, under which the labels are most likely. None without any pixel.
+
+    `known` has, for each volume that the network did not train on, the shares (N, classes) and labels (N,) of
+    `near_heart`. Of each volume at most `MOST_PIXELS` evenly spaced pixels count.
+    """
     from scipy.optimize import minimize_scalar
 
     logits, own = [], []
@@ -73,8 +78,11 @@ def best_temperature(known: Iterable[tuple[Floats, Labels]]) -> float | None:
 
 
 def calibration_error(shares: Floats, labels: Labels) -> float:
-    """Expected calibration error, 0 to 1, of shares (N, classes) and labels (N,): the distance between the share of the
-    class that was chosen and how often it is the right one, over `BINS` bins of that share; NaN without any pixel."""
+    """Expected calibration error, 0 to 1, of shares (N, classes) and labels (N,). NaN without any pixel.
+
+    The chosen class has the largest share. Pixels are put into `BINS` bins by this share. The error is the mean
+    distance, over all pixels, between the bin's mean share and how often the chosen class is right there.
+    """
     if not len(labels):
         return float("nan")
     sure, right = shares.max(1).astype(np.float64), shares.argmax(1) == labels

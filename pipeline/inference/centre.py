@@ -1,4 +1,4 @@
-"""Where the heart is: networks know hearts near the image's centre, so one that lies elsewhere is looked at again."""
+"""Find the heart's centre. Networks know hearts near the image's centre, so a heart elsewhere gets a second look."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ import numpy.typing as npt
 from pipeline.inference.predictor import Segmented
 from pipeline.samples.preprocess import PreprocessConfig
 
-Shift = tuple[int, int]
+Shift = tuple[int, int]  # rows and columns; positive is down and to the right
 
-# From the image's centre, of the network's field: 28 of 224 pixels. In M&Ms and ACDC half of the hearts lie within 14
-# pixels of it, and 9 of 10 within 32.
+# Distances from the image's centre, as shares of the network's field; 1/8 is 28 of 224 pixels. In M&Ms and ACDC half of
+# the hearts lie within 14 pixels of the centre, and 9 of 10 within 32.
 OFF_CENTRE = 1 / 8
-CUT_OFF = 1 / 25  # so far from the centre, if the field of view cuts a part off
-LEAST_PART = 0.9  # of the heart that was found first, for the second look to count
+CUT_OFF = 1 / 25  # the limit if the field of view cuts a structure off
+LEAST_PART = 0.9  # of the voxels of the first look, which a second look must find
 
 
 def heart_shift(found: Sequence[Segmented], config: PreprocessConfig) -> Shift | None:
-    """Rows and columns from the image's centre to the heart that was found in all frames together.
+    """Rows and columns from the image's centre to the centre of the heart, over all frames together.
 
-    None if it lies near the centre, more so if the field of view cuts a part off, or if nothing was found.
+    None if no heart was found, or if it lies within `OFF_CENTRE` of the centre. If the field of view cuts a structure
+    off, the limit is `CUT_OFF`.
     """
     count, at = 0, np.zeros(2)
     for frame in found:
@@ -39,14 +40,17 @@ def heart_shift(found: Sequence[Segmented], config: PreprocessConfig) -> Shift |
 
 
 def is_better(second: Sequence[Segmented], first: Sequence[Segmented]) -> bool:
-    """Whether a second look found the heart, and not less of it."""
+    """Whether a second look found at least 90 % (`LEAST_PART`) of the voxels of the first."""
     voxels = [sum(int(np.count_nonzero(frame.mask)) for frame in found) for found in (second, first)]
     return voxels[0] >= LEAST_PART * voxels[1]
 
 
 def around(volume_ZHW: npt.NDArray[Any], shift: Shift, config: PreprocessConfig) -> npt.NDArray[Any]:
-    """What a volume's statistics are taken of: for `foreground`, which are of the centre, the part that is centred on
-    the heart; else all."""
+    """The part of a volume from which its statistics are taken.
+
+    Foreground statistics are of the image's centre, so for them the largest part centred on the heart is returned.
+    Otherwise, or without a shift, it is the whole volume.
+    """
     if config.normalisation != "foreground" or shift == (0, 0):
         return volume_ZHW
     rows, columns = (

@@ -1,4 +1,4 @@
-"""From files and folders to studies: which images belong together, and where what is found of them goes."""
+"""From files and folders to studies: which images belong together, and where their results go."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from storage.nifti.file import ENDINGS, is_nifti_name, read_header
 OTHER_ENDINGS = (
     *(".hdr", ".img", ".hdr.gz", ".img.gz", ".dcm", ".ima", ".mha", ".mhd", ".nrrd", ".nhdr", ".mgh", ".mgz"),
     *(".nii.bz2", ".nii.xz", ".nii.zst", ".nii.zip"),
-)  # of images that cardiomix does not read
-# A word for masks at the end of a name or alone, perhaps with a word about its version: p9-seg, SEG, p9_gt_corrected.
+)  # of image formats that cardiomix does not read
+# Names that end in a word for masks, perhaps followed by a version, are masks: p9-seg, SEG, p9_gt_corrected.
 MASK_NAME = re.compile(
     r"(^|[_. -])(gt|ground_?truth|masks?|segs?|segmentations?|labels?|labelmap|preds?|predictions?)"
     r"([_. -](corrected|edited|final|fixed|manual|auto|new|old|copy|ed|es|frame\d+|v?\d+))*$",
     re.IGNORECASE,
 )
 REPORT_ENDING = "_pred.json"
-ANY_SPACING = (1.0, 1.0, 1.0)  # stands in for a header's voxel size where that does not matter
-NNUNET_MASKS = re.compile(r"labels(Tr|Ts|Val)", re.IGNORECASE)  # folders of nnU-Net
+ANY_SPACING = (1.0, 1.0, 1.0)  # replaces a header's voxel size where it does not matter
+NNUNET_MASKS = re.compile(r"labels(Tr|Ts|Val)", re.IGNORECASE)  # nnU-Net's folders of masks
 MASK_FOLDER = re.compile(r"masks?|segs?|segmentations?|labels?|ground_?truth", re.IGNORECASE)
 FRAME_NAME = re.compile(r"(.+)_frame(\d+)$", re.IGNORECASE)  # ACDC's: one 3D file a frame
 
 
 @dataclass(frozen=True)
 class Study:
-    """One examination: a file, the files of its frames in order, or a DICOM study's folder. `out` is where its results
-    go, without ending.
+    """One examination.
 
-    Paths are full paths or URIs; `name` and `images` are for `Study.mask` and for what is told.
+    images: a file, the files of its frames in order, or a DICOM study's folder, as full paths or URIs. out: the path of
+    its results, without an ending. name: for reports.
     """
 
     name: str
@@ -44,30 +44,32 @@ class Study:
     out: str
 
     def mask(self, image: str) -> str:
-        """Where the mask of one of its images goes."""
+        """The path of the mask of one of its images."""
         return fs.join(self.out.rpartition("/")[0], f"{stem(image)}_pred.nii.gz")
 
     @property
     def report(self) -> str:
-        """Where its volumes go."""
+        """The path of its report, which has its volumes."""
         return f"{self.out}{REPORT_ENDING}"
 
     @property
     def picture(self) -> str:
-        """Where its overlay goes."""
+        """The path of its overlay picture."""
         return f"{self.out}_pred.png"
 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Names of the files in folders that are not segmented: `masks` are named like masks, `others` are images that
-    are neither NIfTI nor DICOM."""
+    """Names of files in the given folders that are not segmented.
+
+    masks: files that are named like masks. others: images that are neither NIfTI nor DICOM.
+    """
 
     masks: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
-        """What to tell of them, a line for each kind."""
+        """One line for the user about each kind; empty if nothing was left out."""
         told = []
         if self.masks:
             told.append(f"{_files(self.masks)} left out, named like masks: {_first(self.masks)}")
@@ -86,18 +88,20 @@ def _first(names: Sequence[str]) -> str:
 
 
 def stem(path: str) -> str:
-    """A NIfTI file's name without its folder and ending."""
+    """A NIfTI file's name without folder and ending."""
     name = fs.base_name(path)
     return next((name[: -len(end)] for end in ENDINGS if name.lower().endswith(end)), name)
 
 
 def find_studies(places: Sequence[str], out: str) -> tuple[list[Study], LeftOut]:
-    """Studies in files and folders (all below them), and the files of these folders that are left out.
+    """Find the studies in files and in folders with all their subfolders, and the files there that are left out.
 
-    Results of a folder's files lie in `out` as the files lie in the folder; those of a file directly in `out`. 3D files
-    of one folder whose names differ in `_frameNN` alone are one study; a 4D file is one by itself; DICOM files are
-    studies by what they say, each named by its folder. Raises InputError for a place that is absent or no NIfTI file,
-    if there is no image at all, or if two images would give one mask.
+    Results of a folder's files keep their subfolders below `out`; those of a single file lie directly in `out`. 3D
+    files of one folder whose names differ only in `_frameNN` are one study. Each 4D file is a study. DICOM files are
+    grouped into studies by their headers, and a study is named after its folder.
+
+    Raises InputError if a place is absent, is a file but no NIfTI file, if there is no image at all, if two images
+    would give the same file, or if a result would overwrite an image.
     """
     out = fs.absolute(out)
     found: dict[str, list[str]] = {}  # folder under `out` → images
@@ -131,13 +135,13 @@ def find_studies(places: Sequence[str], out: str) -> tuple[list[Study], LeftOut]
 
 
 def _dicom_study(place: str, folder: str, out: str) -> Study:
-    """The study of a folder in or below `place`."""
+    """The DICOM study of a folder that is `place` or lies below it."""
     name = fs.base_name(folder)
     return Study(name, (folder,), fs.join(out, folder.removeprefix(place).strip("/") or name))
 
 
 def _in_mask_folder(place: str, below: str) -> bool:
-    """Whether a file's folder, `below` the place that was named, says that it holds masks."""
+    """Whether folder names say that a file is a mask. `place` names the given folder, `below` the path from there."""
     folders = below.split("/")
     named = any(MASK_FOLDER.fullmatch(folder) or NNUNET_MASKS.fullmatch(folder) for folder in folders)
     return named or NNUNET_MASKS.fullmatch(place) is not None
@@ -154,8 +158,10 @@ def _no_image(place: str, left_out: LeftOut) -> InputError:
 
 
 def _images(place: str, below: str = "", above: frozenset[str] = frozenset()) -> Iterator[tuple[str, str]]:
-    """(folder under `place`, file) of every image, first those of NIfTI, in order of their names. `above`: real folders
-    on the way, to which a link does not lead back."""
+    """Yield (folder below `place`, file) of every image, in order of names, NIfTI files of a folder first.
+
+    `above` holds the real paths of the folders on the way. A link back to one of them is not followed.
+    """
     here = fs.join(place, below)
     above |= {os.path.realpath(fs.local_path(here)) if fs.is_local(here) else here}
     names = [name for name in fs.list_names(here) if not name.startswith(".")]
@@ -192,7 +198,7 @@ def _grouped(images: Sequence[str], out: str) -> Iterator[Study]:
 
 
 def _cines(images: Sequence[str]) -> set[str]:
-    """Those of the images that hold several frames. A file that cannot be read is none: its study tells of it."""
+    """The images that hold several frames. An unreadable file is left out here, and reported when it is segmented."""
 
     def several_frames(image: str) -> bool:
         try:

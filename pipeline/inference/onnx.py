@@ -1,9 +1,9 @@
-"""A trained network's segmentation path as an ONNX file, for who runs it without torch.
+"""Export a trained network's segmentation path as an ONNX file, to run it without torch.
 
-Input `image` (N, 1, S, S) float32 in [-1, 1], any N; output `logits` (N, classes, S, S). Of an SDNet these are anatomy
-encoder, rounding and segmentor; the rounded `anatomy` (N, channels, S, S) is a second output. Rounding is a step: where
-a channel's share of a pixel is one half to within rounding error, two runtimes may round it to different sides and
-then differ near that pixel. So runtimes are compared where their anatomies are the same, and the other pixels counted.
+The input is `image` (N, 1, S, S) float32 in [-1, 1], with any N. The output is `logits` (N, classes, S, S). An SDNet's
+path is anatomy encoder, rounding and segmentor; its second output is the rounded `anatomy` (N, channels, S, S). If a
+channel's share of a pixel is one half up to rounding error, two runtimes may round it differently, and their logits
+then differ near that pixel. So the runtimes' logits are compared away from such pixels, and the pixels are counted.
 """
 
 from __future__ import annotations
@@ -26,15 +26,18 @@ from storage import fs
 from storage.errors import InputError, StageError
 
 OPSET = 18
-TOLERANCE = 1e-4  # of the logits
-REACH = 2  # pixels: how far an anatomy's pixel reaches into the segmentor's output (two 3 × 3 convolutions)
-MOST_TURNED = 1e-4  # share of anatomy pixels that may round the other way
+TOLERANCE = 1e-4  # largest accepted difference of the logits
+REACH = 2  # pixels: how far one anatomy pixel influences the segmentor's output (two 3 × 3 convolutions)
+MOST_TURNED = 1e-4  # share of anatomy pixels that may be rounded differently
 
 
 @dataclass(frozen=True)
 class Check:
-    """ONNX Runtime against torch: largest difference of the logits where the anatomies agree, and how many of the
-    pixels were rounded to another side."""
+    """ONNX Runtime compared with torch.
+
+    largest_difference: of the logits, more than `REACH` pixels away from pixels with different anatomies. turned: the
+    number of pixels with different anatomies. pixels: the number of all pixels.
+    """
 
     largest_difference: float
     turned: int
@@ -56,10 +59,11 @@ class _Path(nn.Module):
 
 
 def export_onnx(folder: str, target: str) -> Check:
-    """Write the network in `folder` as ONNX, once ONNX Runtime has been seen to compute the same.
+    """Write the network in `folder` as ONNX to `target`, after a check that ONNX Runtime computes the same as torch.
 
     Batch-norms are folded into their convolutions. The file's metadata holds `model.json`. Raises InputError if the
-    packages of `cardiomix[onnx]` are absent, StageError if the two runtimes disagree; nothing is written then.
+    packages of `cardiomix[onnx]` or the network are absent, and StageError if the two runtimes disagree. Nothing is
+    written then.
     """
     _require()
     model, document = load_model(folder)
@@ -73,7 +77,10 @@ def export_onnx(folder: str, target: str) -> Check:
 
 
 def compare(onnx_bytes: bytes, path: nn.Module, images: npt.NDArray[np.float32]) -> Check:
-    """Run both on images (N, 1, S, S). Raises StageError if they differ by more than `TOLERANCE`."""
+    """Run both on images (N, 1, S, S) in [-1, 1].
+
+    Raises StageError if the logits differ by more than `TOLERANCE`, or over `MOST_TURNED` of the anatomy pixels differ.
+    """
     import onnxruntime
     from scipy.ndimage import binary_dilation
 
@@ -106,12 +113,12 @@ def _require() -> None:
 
 
 def _exported(path: nn.Module, size: int, anatomy: bool, metadata: dict[str, str]) -> bytes:
-    """ONNX bytes, weights inside."""
+    """The ONNX file's bytes, with the weights inside."""
     names = ["logits", "anatomy"] if anatomy else ["logits"]
     for noisy in ("torch.onnx", "onnxscript", "onnx_ir"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter's own makers, about themselves
+        warnings.simplefilter("ignore")  # the exporter warns about its own code
         program = torch.onnx.export(
             path,
             (torch.zeros(2, 1, size, size),),
@@ -130,7 +137,7 @@ def _exported(path: nn.Module, size: int, anatomy: bool, metadata: dict[str, str
 
 
 def _images(size: int) -> npt.NDArray[np.float32]:
-    """Three images to compare by: smooth shapes with noise, over the whole range."""
+    """Three test images (3, 1, size, size) float32: smooth rings with noise, over the whole range [-1, 1]."""
     rng = np.random.default_rng(0)
     y, x = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j]
     out = []

@@ -1,4 +1,4 @@
-"""Another way in which a doubtful image may lie. It is proposed, in a warning; nothing is turned by itself."""
+"""Propose another orientation for an image with a doubtful mask. It is only a warning; no image is turned."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline.samples.preprocess import volume_statistics
 from storage.nifti.header import Spacing
 from storage.nifti.orientation import AS_STORED, Turn
 
-MORE: Final = 0.15  # expected Dice that another way has to bring
+MORE: Final = 0.15  # the least gain in expected Dice for another orientation to be proposed
 WAYS: Final = [
     Turn((*axes, 2, 3), (columns, rows, False))
     for axes in ((0, 1), (1, 0))
@@ -24,9 +24,10 @@ WAYS: Final = [
 
 
 def other_way_warnings(predictor: Predictor, name: str, stored_ZHW: npt.NDArray[Any], spacing: Spacing) -> list[str]:
-    """Whether a frame that was read as stored, with a doubtful mask, would have a much better one if it lay otherwise.
+    """A warning if a frame that was read as stored would have a much better mask in another orientation, else empty.
 
-    stored: (Z, H, W) as the file has it; `name` is the frame's. Seven other ways in the slices' plane are tried.
+    stored_ZHW: (Z, H, W) as in the file. spacing: (slice, row, column) in mm. All seven other orientations within the
+    slices' plane are tried.
     """
     own, *others = [_expected(predictor, stored_ZHW, spacing, way) for way in (AS_STORED, *WAYS)]
     best = int(np.argmax(others))

@@ -1,6 +1,6 @@
-"""One study as a picture: every slice, cropped to the heart, structures outlined, a row of slices a frame.
+"""Draw a study as a picture: all slices of its frames, cropped to the heart, with the structures outlined.
 
-Drawn with Pillow: importing matplotlib would take as long as segmenting a study.
+It uses Pillow, because importing matplotlib would take as long as segmenting a study.
 """
 
 from __future__ import annotations
@@ -16,18 +16,17 @@ from PIL import Image, ImageDraw, ImageFont
 
 from storage.subjects import STRUCTURES
 
-CELL, GAP, PER_LINE = 150, 4, 12  # pixels, pixels, slices at most
-MARGIN = 0.3  # of the heart's extent, shown around it
-LINE, LETTER = 18, 8  # pixels: a line of text, the widest letters on average
+CELL, GAP, PER_LINE = 150, 4, 12  # pixels, pixels, most slices in a line
+MARGIN = 0.3  # shown around the heart, as a share of its extent
+LINE, LETTER = 18, 8  # pixels: height of a line of text, width of a letter at most on average
 INK, PAPER, MUTED, DOUBT = (31, 41, 51), (255, 255, 255), (107, 114, 128), (200, 30, 30)
-# Okabe and Ito's colours; LV is drawn solid, MYO dashed, RV dotted, so that none depends on its colour.
+# Okabe and Ito's colours. LV is solid, MYO dashed and RV dotted, so that they can be told apart without colour.
 OUTLINES = {"LV": ((213, 94, 0), 1, 1), "MYO": ((86, 180, 233), 6, 4), "RV": ((240, 228, 66), 4, 2)}
 
 
 @dataclass(frozen=True)
 class Row:
-    """One frame: image (Z, H, W) of any intensities, mask (Z, H, W) uint8, and what it is called. A `doubtful` one is
-    framed."""
+    """One frame: image (Z, H, W) of any intensities, mask (Z, H, W) uint8, and a title. `doubtful`: draw a border."""
 
     title: str
     image: npt.NDArray[np.float32]
@@ -36,7 +35,7 @@ class Row:
 
 
 def study_png(rows: Sequence[Row], lines: Sequence[str]) -> bytes:
-    """PNG of a study's frames, under lines of text. Row 0 of an image is at the top, as stored."""
+    """The PNG of a study's frames below lines of text. Row 0 of an image is at the top, as stored."""
     slices = max(len(row.image) for row in rows)
     per_line = -(-slices // -(-slices // PER_LINE))
     width = max(per_line, 5) * (CELL + GAP) + GAP
@@ -64,7 +63,7 @@ def study_png(rows: Sequence[Row], lines: Sequence[str]) -> bytes:
             draw.rectangle((0, top, width - 1, top + height - 2), outline=DOUBT, width=GAP - 1)
         top += height
     out = io.BytesIO()
-    picture.save(out, "PNG", compress_level=3)  # the best would take as long as the network
+    picture.save(out, "PNG", compress_level=3)  # the highest level would take as long as the network
     return out.getvalue()
 
 
@@ -80,7 +79,7 @@ def _legend(draw: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont | ImageFont.
 
 
 def _box(mask_ZHW: npt.NDArray[np.uint8]) -> tuple[slice, slice]:
-    """A square around the heart over all slices, with a margin; the whole slice where there is none."""
+    """A square around the heart of all slices, with a margin, within the image. Without a heart, the whole slice."""
     shape = mask_ZHW.shape[1:]
     found = np.argwhere(mask_ZHW.any(0))
     if not len(found):
@@ -92,7 +91,7 @@ def _box(mask_ZHW: npt.NDArray[np.uint8]) -> tuple[slice, slice]:
 
 
 def _cell(image: npt.NDArray[np.float32], mask: npt.NDArray[np.uint8], low: float, high: float) -> Image.Image:
-    """One slice on a square of `CELL` pixels, its mask outlined."""
+    """Draw one slice, with its mask outlined, centred on a square of `CELL` pixels."""
     grey = np.clip((image - low) * (255.0 / max(high - low, 1e-8)), 0, 255).astype(np.uint8)
     scale = CELL / max(grey.shape)
     size = max(1, round(grey.shape[1] * scale)), max(1, round(grey.shape[0] * scale))

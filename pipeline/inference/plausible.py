@@ -1,7 +1,7 @@
-"""Can a study's numbers be true? Warnings for `predict`, with the limits that `inspect` has.
+"""Warnings of `predict` about implausible numbers, with the limits of `inspect`.
 
-A volume is a count of voxels times the header's voxel size. So a header that lost its voxel size gives wrong volumes
-from a right mask, and nothing in the picture shows it.
+A volume is a number of voxels times the header's voxel size. So if a header lost its voxel size, a right mask gives
+wrong volumes, and the picture does not show it.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from storage import fs
 from storage.nifti.header import Header
 from storage.survey.flags import LV_ED_ML, MYO_ED_ML, PIXEL_AREA_MM2, SLICE_DISTANCE_MM, Range, short
 
-# Choices where no source is given, wide enough for dilated, failing and hypertrophied hearts.
+# Limits without a source are our choice, wide enough for dilated, failing and hypertrophied hearts.
 EDV_ML: dict[str, Range] = {"LV": LV_ED_ML, "RV": LV_ED_ML}
 EF_PERCENT: Range = (10.0, 85.0)
 LV_MASS_G: Range = (MYOCARDIUM_G_PER_ML * MYO_ED_ML[0], MYOCARDIUM_G_PER_ML * MYO_ED_ML[1])
-LONGEST_STACK_MM = 200.0  # 20 slices, the most that M&Ms has, of 10 mm
-ONE_VALUE = 0.3  # share of an image's voxels; .26 at most in 170 volumes of M&Ms and ACDC
+LONGEST_STACK_MM = 200.0  # 20 slices, the most in M&Ms, 10 mm apart
+ONE_VALUE = 0.3  # share of an image's voxels; at most .26 in 170 volumes of M&Ms and ACDC
 SCALE_TOLERANCE = 0.1  # relative; sheared transforms, which are not orthonormal, differ by some per cent
 
 
 def header_warnings(header: Header) -> list[str]:
-    """What is strange about a header's sizes; nothing if it agrees with itself and with short-axis stacks."""
+    """Warnings about sizes in a header that contradict each other or do not fit a short-axis stack; may be empty."""
     name, out = fs.base_name(header.path), []
     slice_mm, row_mm, col_mm = header.spacing_mm
     transform = _transform_scale(header)
@@ -55,11 +55,13 @@ def header_warnings(header: Header) -> list[str]:
 
 
 def padding_warnings(name: str, frame_ZHW: npt.NDArray[Any], config: PreprocessConfig) -> list[str]:
-    """Whether so much of an image is one value that it moves the statistics by which the network's images are
-    normalised; nothing for networks whose statistics padding cannot move."""
+    """A warning if over 30 % of a frame is one value, such as padding, which distorts the volume's statistics.
+
+    Empty for networks that are normalised by the foreground or by each slice.
+    """
     if config.normalisation == "foreground" or config.statistics == "slice":
         return []
-    values = {frame_ZHW[at] for at in product((0, -1), repeat=3)} | {frame_ZHW.min()}  # corners, and what is darkest
+    values = {frame_ZHW[at] for at in product((0, -1), repeat=3)} | {frame_ZHW.min()}  # corners, and the darkest
     share = max(float(np.mean(frame_ZHW == value)) for value in values)
     if share <= ONE_VALUE:
         return []
@@ -70,9 +72,9 @@ def padding_warnings(name: str, frame_ZHW: npt.NDArray[Any], config: PreprocessC
 
 
 def volume_warnings(report: Mapping[str, Any]) -> list[str]:
-    """What is strange about a report's EDV, EF and LV mass, or without ED and ES about its largest LV.
+    """Warnings about a report's EDV, EF and LV mass or, if ED and ES are unknown, about its largest LV.
 
-    A structure that was not found (0 ml) has its own warning.
+    A structure that was not found (0 ml) gets a warning elsewhere.
     """
     if report["lv"] is None:
         largest = max((frame["ml"]["LV"] for frame in report["frames"] if frame["ml"] is not None), default=0.0)
@@ -95,7 +97,7 @@ def volume_warnings(report: Mapping[str, Any]) -> list[str]:
 
 
 def doubtful_warnings(expected: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """Which frames' masks are not to be believed; `expected` has the Dice of their structures, by the frames' names."""
+    """Warnings about frames with a mean expected Dice below .70. `expected`: frame name → structure → expected Dice."""
     out = []
     for name, dice in expected.items():
         if dice and mean_dice(dice) < DOUBTFUL:
@@ -112,9 +114,9 @@ def _volume_line(what: str, ml: float, limits: Range) -> str:
 
 
 def _transform_scale(header: Header) -> tuple[float, ...] | None:
-    """Voxel size (x, y, z) by the header's transform; None if there is none, or if it is the identity's.
+    """Voxel size (x, y, z) in mm by the header's transform. None if there is no transform, or if it has no scale.
 
-    ACDC's files have a transform without a scale beside a true voxel size.
+    ACDC's files have a transform without a scale, beside a correct voxel size.
     """
     if header.affine is None:
         return None

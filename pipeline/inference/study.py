@@ -1,7 +1,7 @@
-"""One study, from its images to masks, volumes and a picture.
+"""Predict one study: from its images to masks, volumes and a picture.
 
-`NAME_pred.nii.gz` lies on its image's own grid, `NAME_pred.json` holds the volumes, `NAME_pred.png` shows the two
-frames that they come from. A study's files are written once all of it is segmented, each whole or not at all.
+`NAME_pred.nii.gz` is the mask on its image's own grid. `NAME_pred.json` holds the volumes, and `NAME_pred.png` shows
+the frames that they come from. The files are written after the whole study is segmented, each whole or not at all.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ USE = "Research software, not a medical device."
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a study: its report (what its JSON holds), or in one line why there is none."""
+    """The result of a study: its report (the content of its JSON), or None and one line that says why it failed."""
 
     study: Study
     report: dict[str, Any] | None
@@ -50,10 +50,11 @@ class Outcome:
 
 @dataclass(frozen=True)
 class _Frame:
-    """One segmented frame; `index` is along the file's fourth axis, None for a 3D file.
+    """One segmented frame.
 
-    `unusable` says why a frame could not be segmented; it has an empty mask then. `shift`: rows and columns behind the
-    image's centre at which it was looked at again. `doubts`: what is strange about its file's intensities.
+    index: its number along the file's fourth axis, or None for a 3D file. spacing: (slice, row, column) in mm.
+    unusable: why the frame could not be segmented; its mask is then empty. shift: rows and columns from the image's
+    centre to the centre of the second look, or None without one. doubts: warnings about its file's intensities.
     """
 
     image: str
@@ -66,38 +67,38 @@ class _Frame:
 
     @property
     def ml(self) -> dict[str, float]:
-        """Volume of each structure."""
+        """Volume of each structure in ml."""
         return {name: round(ml, 3) for name, ml in volumes_ml(self.found.mask, self.spacing).items()}
 
     @property
     def name(self) -> str:
-        """File and, in a cine, frame."""
+        """The file's name and, in a cine, the frame's number."""
         file = fs.base_name(self.image)
         return file if self.index is None else f"{file} frame {self.index}"
 
 
 def attempt(predictor: Predictor, study: Study, models: Sequence[str]) -> Outcome:
-    """`segment_study`, where a failure is an answer: it concerns this study alone."""
+    """Run `segment_study`, and return a failure instead of raising it, so that other studies go on."""
     try:
         return Outcome(study, segment_study(predictor, study, models))
     except InputError as error:
         told = str(error)
     except StageError as error:
         told = f"{study.name}: {error}"
-    except OSError as error:  # its text names folders
+    except OSError as error:  # its text may name folders
         told = f"{study.name}: {one_line(error, trusted=False)}"
-    except (MemoryError, RuntimeError) as error:  # torch's lack of memory, on a CPU, is a RuntimeError
+    except (MemoryError, RuntimeError) as error:  # on a CPU, torch raises a RuntimeError if memory runs out
         told = f"{study.name}: {one_line(error)}"
-    except Exception as error:  # a fault of ours, whose text may name folders: the other studies go on
+    except Exception as error:  # an error of ours, whose text may name folders; the other studies go on
         told = f"{study.name}: {type(error).__name__}, a fault of cardiomix; report it, and what is special here"
     return Outcome(study, None, told)
 
 
 def segment_study(predictor: Predictor, study: Study, models: Sequence[str]) -> dict[str, Any]:
-    """Segment every frame of a study, write its files and return its report, in which `models` names the networks.
+    """Segment every frame of a study, write its files, and return its report, in which `models` names the networks.
 
-    Each frame is normalised by its own intensities, as in training. A blank frame, or one with NaN, beside others is
-    left empty with a warning. Raises InputError for an image that cannot be used; nothing is written then.
+    Each frame is normalised by its own intensities, as in training. A frame that is blank or has NaN gets an empty mask
+    and a warning. Raises InputError if an image, or every frame, cannot be used; nothing is written then.
     """
     spacing, wanted = predictor.config.spacing, predictor.config.orientation
     headers, orientations = [], []
@@ -141,7 +142,7 @@ def segment_study(predictor: Predictor, study: Study, models: Sequence[str]) -> 
     }
     doubts = (
         [] if spacing else next(filter(None, map(header_warnings, headers)), [])
-    )  # of files of one grid the first's
+    )  # files of one study share a grid, so one file's warnings are enough
     report["warnings"] = [
         *_warnings(frames, ml),
         *_doubtful(predictor, shown),
@@ -164,13 +165,13 @@ def segment_study(predictor: Predictor, study: Study, models: Sequence[str]) -> 
 
 
 def _recentred(frames: Sequence[_Frame]) -> dict[str, Any]:
-    """Of each image that was looked at again, rows and columns from its centre to the heart."""
+    """For each image with a second look, the rows and columns from its centre to the heart."""
     shifts = {fs.base_name(f.image): dict(zip(("rows", "columns"), f.shift, strict=True)) for f in frames if f.shift}
     return {"recentred": shifts} if shifts else {}
 
 
 def _check_frame_files(headers: Sequence[Header]) -> None:
-    """Raise InputError if a study's files differ in matrix or voxel size: then they are frames of several studies."""
+    """Raise InputError if a study's files differ in matrix or voxel size. They then belong to several studies."""
     first, *others = headers
     remedy = "predict each in a command of its own, or rename the file that belongs to another study"
     for header in others:
@@ -184,9 +185,9 @@ def _check_frame_files(headers: Sequence[Header]) -> None:
 
 
 def guess_phases(lv_ml: Sequence[float]) -> tuple[int, int] | None:
-    """Frames with the largest and the smallest LV, as ED and ES; those without any LV are no candidates.
+    """The numbers of the frames with the largest and the smallest LV, taken as ED and ES.
 
-    None where there is only one frame, or fewer than two with an LV.
+    Frames without an LV do not count. None if fewer than two frames have one.
     """
     candidates = [i for i, volume in enumerate(lv_ml) if volume > 0]
     if len(candidates) < 2:
@@ -195,7 +196,7 @@ def guess_phases(lv_ml: Sequence[float]) -> tuple[int, int] | None:
 
 
 def _function(ml: Sequence[dict[str, float]], phases: tuple[int, int] | None) -> dict[str, Any]:
-    """Both ventricles' volumes and ejection fraction and the LV's mass; all null where ED and ES are not known."""
+    """Both ventricles' volumes (ml) and ejection fraction (%), and the LV's mass (g). All None if `phases` is None."""
     if phases is None:
         return {"ed": None, "es": None, "lv": None, "rv": None, "lv_mass_g": None}
     ed, es = phases
@@ -241,8 +242,10 @@ def _looked_at(
     shift: Shift,
     doubts: list[str],
 ) -> Iterator[Segmented]:
-    """Those of the frames that can be segmented; why another cannot goes into `unusable`, what is strange about all of
-    them into `doubts`."""
+    """Segment the frames that can be used, centred `shift` from the image's centre.
+
+    For each other frame, `unusable` gets the reason. `doubts` gets warnings about the file's intensities.
+    """
     spacing, preprocess = file.header.spacing_mm, predictor.preprocess
     time = TimeAxis(file.name)
 
@@ -261,9 +264,9 @@ def _looked_at(
 def _usable_frames(
     file: Image, frames: Sequence[int | None], unusable: dict[int | None, InputError]
 ) -> Iterator[npt.NDArray[Any]]:
-    """Those of the frames that can be segmented; why another cannot is put into `unusable`."""
+    """Yield the frames that can be segmented. For each other frame, `unusable` gets the reason."""
     for index in frames:
-        data = file.frame(index)  # a damaged file concerns all of its frames
+        data = file.frame(index)  # a damaged file affects all frames, so its error is not caught
         try:
             frame = checked_image(data, file.name, index)
         except InputError as error:
@@ -277,7 +280,7 @@ def _as_float(frame: npt.NDArray[Any]) -> Floats:
 
 
 def _orientation_warnings(headers: Sequence[Header], orientations: Sequence[Orientation]) -> list[str]:
-    """Of files that are turned in one way the first's."""
+    """Warnings about doubtful orientations. Of all files with one orientation, the first is named."""
     lines = {}
     for header, found in zip(headers[::-1], orientations[::-1], strict=True):
         if found.doubt:
@@ -307,20 +310,19 @@ def _names_in_words(names: Sequence[str]) -> str:
 
 
 def _shown(frames: Sequence[_Frame], phases: tuple[int, int] | None) -> dict[str, _Frame]:
-    """The frames that a study's numbers and its picture come from: ED and ES, or the first segmented one where they are
-    not known."""
+    """The frames for a study's numbers and picture: ED and ES, or the first segmented frame if these are unknown."""
     if phases is None:
         return {"first frame": next(frame for frame in frames if frame.unusable is None)}
     return {"ED": frames[phases[0]], "ES": frames[phases[1]]}
 
 
 def _doubtful(predictor: Predictor, shown: Mapping[str, _Frame]) -> list[str]:
-    """Warnings of doubtful masks, and of the way in which the most doubtful frame may lie if nobody knows it."""
+    """Warnings about doubtful masks. If the image's orientation is unknown, also another one that would fit better."""
     out = doubtful_warnings({f"{phase} ({frame.name})": frame.found.expected for phase, frame in shown.items()})
     if out and predictor.config.orientation == HEADER:
         worst = min(shown.values(), key=lambda frame: mean_dice(frame.found.expected))
         with open_image(worst.image, predictor.config.spacing) as file:
-            if not file.orientation.known:  # read as stored, then
+            if not file.orientation.known:  # the array was then read as stored
                 (stored,) = _usable_frames(file, [worst.index], {})
                 out += other_way_warnings(predictor, worst.name, stored, worst.spacing)
     return out
@@ -341,7 +343,7 @@ def _picture(shown: Mapping[str, _Frame], report: dict[str, Any], config: Infere
 
 
 def headline(report: dict[str, Any]) -> str:
-    """A study's numbers in one line."""
+    """A study's main numbers in one line."""
     if report["lv"] is None:
         (first, *others) = (frame["ml"] for frame in report["frames"] if frame["ml"] is not None)
         more = f" ({len(others)} more frames)" if others else ""

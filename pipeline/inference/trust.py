@@ -1,10 +1,9 @@
-"""What Dice a mask can be expected to have, where no expert drew one.
+"""The expected Dice of a mask without a reference mask.
 
-It is read from how sure the network is: the Dice of its mask with its own class shares, structure by structure. What
-sureness means differs from network to network, so each is calibrated by its validation volumes: the logit of the Dice
-is a number of the network's own plus a slope times the logit of the sureness. The slopes are the same for all; they
-were fitted to volumes of the training vendor, spoilt in 17 ways. How well that foretells the Dice of other scanners is
-in docs/prediction.md.
+It comes from the network's sureness, the Dice between its mask and its own class shares, for each structure. Networks
+differ in how sure they are, so each is calibrated on its validation volumes: logit(Dice) = start + slope ·
+logit(sureness). Each network has its own starts. The slopes are the same for all networks: they were fitted to Siemens
+volumes, plain and degraded in 17 ways. docs/prediction.md says how well this predicts the Dice on other scanners.
 """
 
 from __future__ import annotations
@@ -18,17 +17,19 @@ import numpy.typing as npt
 
 from storage.subjects import STRUCTURES
 
-DOUBTFUL: Final = 0.7  # expected mean Dice below which a mask is told as doubtful
+DOUBTFUL: Final = 0.7  # a mask with a lower mean expected Dice is called doubtful
 
 SLOPES: Final = {"LV": 1.76, "MYO": 2.26, "RV": 1.71}
-LEAST, MOST = 0.02, 0.995  # of sureness and Dice; beyond, a logit says nothing more
+LEAST, MOST = 0.02, 0.995  # limits of sureness and Dice, beyond which the logit means nothing
 
 Floats = npt.NDArray[np.float32]
 
 
 def sureness(shares_ZCHW: Floats) -> dict[str, float]:
-    """Of LV, MYO and RV the Dice of one volume's mask with the class shares (Z, classes, H, W) that it comes from; 0
-    for a structure that is found nowhere."""
+    """For LV, MYO and RV, the Dice (0 to 1) between one volume's mask and its class shares (Z, classes, H, W).
+
+    The mask is the class with the largest share. A structure without any voxel has 0.
+    """
     labels = shares_ZCHW.argmax(1)
     out = {}
     for name, label in STRUCTURES.items():
@@ -39,9 +40,9 @@ def sureness(shares_ZCHW: Floats) -> dict[str, float]:
 
 
 def calibrated(known: Iterable[tuple[Mapping[str, float], Mapping[str, float]]]) -> dict[str, float]:
-    """A network's own numbers, a structure each, from (sureness, Dice) of volumes that it has not learned from.
+    """A network's start for each structure, from (sureness, Dice) of volumes that it did not train on.
 
-    A Dice that is absent or NaN does not count; a structure without any is left out.
+    A Dice that is absent or NaN does not count. A structure without any Dice is left out.
     """
     apart: dict[str, list[float]] = {}
     for sure, dice in known:
@@ -52,10 +53,9 @@ def calibrated(known: Iterable[tuple[Mapping[str, float], Mapping[str, float]]])
 
 
 def expected_dice(shares_ZCHW: Floats, starts: Mapping[str, float]) -> dict[str, float]:
-    """The Dice, 0 to 1, that one volume's mask can be expected to have; of the structures that are in `starts`, a
-    network's own numbers (see `calibrated`).
+    """The expected Dice (0 to 1) of one volume's mask, for each structure in `starts` (see `calibrated`).
 
-    A structure that is found nowhere has 0: no short-axis stack lacks one.
+    A structure without any voxel has 0, since every short-axis stack shows all three.
     """
     if not starts:
         return {}
@@ -73,17 +73,20 @@ def _logit(share: float) -> float:
 
 
 def mean_dice(expected: Mapping[str, float]) -> float:
-    """Mean of the structures."""
+    """Mean over the structures."""
     return float(np.mean(list(expected.values())))
 
 
 def foretold(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """How well the expected Dice foretold the Dice, by arm and vendor, seeds together; rows as of `trust.csv`.
+    """How well the expected Dice predicted the Dice, from rows of `trust.csv`. One row for each arm and vendor.
 
-    arm, vendor, volumes; bad: those with a Dice below `DOUBTFUL`; doubtful: those that were expected to be; found:
-    those that are both; auroc: the chance that of a bad and a good volume the bad one has the lower expected Dice (NaN
-    where all are one or the other); off: mean distance of expected and real Dice; ece, ece_tempered: the volumes' mean.
-    Rows that lack a Dice or an expected one are left out.
+    Seeds are pooled, and rows with a NaN Dice or expected Dice are left out. Columns:
+
+    - `volumes`, `bad`, `doubtful`, `found`: numbers of all volumes, of those with a Dice below `DOUBTFUL`, of those
+      with an expected Dice below it, and of those with both.
+    - `auroc`: the chance that a bad volume has a lower expected Dice than a good one. NaN if there is only one kind.
+    - `off`: mean absolute difference of expected Dice and Dice.
+    - `ece`, `ece_tempered`: the means over the volumes.
     """
     groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for row in rows:
@@ -101,7 +104,7 @@ def foretold(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _mean(values: Iterable[float]) -> float:
-    """Of those that are not NaN; NaN without any."""
+    """The mean of the values that are not NaN; NaN if there are none."""
     there = [value for value in values if not np.isnan(value)]
     return float(np.mean(there)) if there else float("nan")
 
@@ -121,5 +124,5 @@ def _foretold(dice: npt.NDArray[np.float64], expected: npt.NDArray[np.float64]) 
 
 
 def in_words(dice: float) -> str:
-    """Such as .84."""
+    """A Dice with two digits and without the leading 0, such as .84."""
     return f"{dice:.2f}".removeprefix("0")

@@ -1,7 +1,7 @@
-"""`volumes.csv`: one row for each study in a results folder, to be opened in a spreadsheet.
+"""`volumes.csv`: one row for each study in a results folder, for a spreadsheet.
 
-The rows come from the studies' reports (`NAME_pred.json`), so that the table is whole after any number of commands into
-one folder, one of which may have been interrupted.
+The rows come from the studies' reports (`NAME_pred.json`). So the table is complete after several commands into one
+folder, even if one of them was interrupted.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from storage import fs
 from storage.csv_table import csv_text
 
 TABLE = "volumes.csv"
-# column → side and value in a report
+# column → (side, key) in a report
 VENTRICLES = {
     f"{side} {name} ({unit})": (side.lower(), key)
     for side in ("LV", "RV")
     for name, unit, key in (("EDV", "ml", "edv_ml"), ("ESV", "ml", "esv_ml"), ("EF", "%", "ef_percent"))
 }
 MASS, ED, ES = "LV mass (g)", "ED frame (from 0)", "ES frame (from 0)"
-DICE = "expected Dice"  # the lower of ED's and ES's, each the mean of LV, MYO and RV
+DICE = "expected Dice"  # the lower of those of ED and ES; each is the mean of LV, MYO and RV
 FIELDS = ("study", *VENTRICLES, MASS, ED, ES, DICE, "warnings", "failure", "models")
 BYTE_ORDER_MARK = "\ufeff"  # without it, Excel does not read the file as UTF-8
 BETWEEN_WARNINGS = " | "
@@ -32,9 +32,9 @@ NO_PHASES = "no EDV and no EF: fewer than two frames with an LV; each frame's vo
 
 
 def write_table(out: str, failures: Iterable[tuple[Study, str]] = ()) -> None:
-    """Write `volumes.csv` of a results folder, atomically: every report in or below it, and the given failed studies.
+    """Write `volumes.csv` of a results folder, atomically, from all reports in or below it and the failed studies.
 
-    A study that failed has its reason and no volumes, even if an earlier command left a report of it.
+    A failed study has the reason and no volumes, even if an earlier command left a report of it.
     """
     out = fs.absolute(out)
     rows = {_name(path, out): path for path in _reports(out)}
@@ -47,12 +47,12 @@ def write_table(out: str, failures: Iterable[tuple[Study, str]] = ()) -> None:
 
 
 def _name(report: str, out: str) -> str:
-    """A study's name, with its folder below `out`."""
+    """A study's name, preceded by its folder below `out`."""
     return report.removeprefix(out).lstrip("/").removesuffix(REPORT_ENDING)
 
 
 def _reports(folder: str) -> Iterator[str]:
-    """Reports in a folder and below it; links to folders are not followed."""
+    """Yield the reports in and below a folder. Links to folders are not followed."""
     for name in fs.list_names(folder):
         path = fs.join(folder, name)
         if name.endswith(REPORT_ENDING):
@@ -66,7 +66,7 @@ def _is_link(path: str) -> bool:
 
 
 def _report(path: str) -> dict[str, Any] | None:
-    """A study's report; None for another program's file of such a name."""
+    """Read a study's report. None if the file is not one of cardiomix."""
     try:
         report = json.loads(fs.read_text(path))
     except ValueError:

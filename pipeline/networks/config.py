@@ -1,4 +1,4 @@
-"""Widths and factor sizes of the networks. Without torch, so that a command can read its settings at once."""
+"""Widths and factor sizes of the networks. Imports no torch, so that commands start quickly."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from storage.identity import added
 
-Precision = Literal["fp32", "bf16"]  # in which a network is run
+Precision = Literal["fp32", "bf16"]  # number format in which a network is run
 
 
 class UNetConfig(BaseModel):
-    """Width of the first level; the others are 2, 4, 8 and 8 times as wide."""
+    """A U-Net of five levels. The first has `width` channels, the others 2, 4, 8 and 8 times as many."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -28,7 +28,7 @@ class UNetConfig(BaseModel):
 
 
 class SDNetConfig(BaseModel):
-    """Widths and factor sizes. The authors' are the defaults; the decoder's width is not given by the paper."""
+    """Widths and factor sizes of an SDNet. Encoders and segmentor have the authors' widths; the decoder's is ours."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -1,4 +1,4 @@
-"""What `model.json` says of a network: read and written without torch, for whoever only asks."""
+"""`model.json`, the description of a network: read and written without torch, so that queries start quickly."""
 
 from __future__ import annotations
 
@@ -10,32 +10,35 @@ from storage import fs
 from storage.errors import InputError
 
 WEIGHTS, CONFIG = "model.safetensors", "model.json"
-# Of the description, what the network's fingerprint is taken over; all else may be added to later.
+# The fingerprint covers these fields of the description. All other fields may change later.
 IDENTITY = ("kind", "network", "preprocess", "terms", "trained_on")
 
 
 def fingerprint(weights: bytes, config_json: str) -> str:
-    """Name of a network by its content: first 16 hex digits of SHA-256 over configuration and safetensors bytes."""
+    """A network's name, derived from its content: the first 16 hex digits of SHA-256 over configuration and weights.
+
+    `weights` are safetensors bytes, `config_json` is what `identity_of` returns.
+    """
     return hashlib.sha256(config_json.encode() + b"\0" + weights).hexdigest()[:16]
 
 
 def subject_key(subject: str) -> str:
-    """Names a subject in a network's description without giving its code away: 12 hex digits of SHA-256."""
+    """A name for a subject that hides its code in a network's description: the first 12 hex digits of SHA-256."""
     return hashlib.sha256(subject.encode()).hexdigest()[:12]
 
 
 def write_config(folder: str, document: dict[str, Any]) -> None:
-    """Write `model.json`."""
+    """Write `document` as `model.json` into `folder`."""
     fs.write_text(fs.join(folder, CONFIG), json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False))
 
 
 def identity_of(document: dict[str, Any]) -> str:
-    """The part of the description that the network's fingerprint is taken over, as JSON."""
+    """The fields of the description that the network's fingerprint covers (`IDENTITY`), as JSON with sorted keys."""
     return json.dumps({key: document[key] for key in IDENTITY if key in document}, sort_keys=True)
 
 
 def read_config(folder: str) -> dict[str, Any]:
-    """The document `model.json`. Raises InputError if absent or not ours."""
+    """Read `model.json`. Raises InputError if the file is absent, is no JSON, or names neither an SDNet nor a U-Net."""
     path = fs.join(folder, CONFIG)
     if not fs.exists(path):
         raise InputError(path, "no trained network here", "train it first, or give the folder that holds model.json")
@@ -49,5 +52,5 @@ def read_config(folder: str) -> dict[str, Any]:
 
 
 def sdnet_fingerprint(folder: str) -> str:
-    """The name of the network by its content, as `model.json` records it."""
+    """The network's `fingerprint`, as recorded in `model.json`. Raises InputError as `read_config` does."""
     return str(read_config(folder)["fingerprint"])

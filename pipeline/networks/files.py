@@ -1,4 +1,4 @@
-"""Networks on disk: `model.safetensors` and `model.json` in one folder, local or fsspec; nothing is unpickled."""
+"""Networks on disk: `model.safetensors` and `model.json` in one folder, local or on fsspec. Nothing is unpickled."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from storage.identity import identity
 
 
 def build(config: UNetConfig | SDNetConfig) -> UNet | SDNet:
-    """An untrained network of this configuration."""
+    """Make an untrained network of this configuration."""
     return SDNet(config) if isinstance(config, SDNetConfig) else UNet(config.width, config.classes, config.deep)
 
 
 def weights_of(model: nn.Module) -> bytes:
-    """The model's state as safetensors bytes, contiguous, on the CPU, in a stable order."""
+    """The model's state as safetensors bytes. Entries are sorted by name, so that equal weights give equal bytes."""
     return save({k: v.detach().cpu().contiguous() for k, v in sorted(model.state_dict().items())})
 
 
@@ -45,11 +45,12 @@ def save_model(
     about: dict[str, Any] | None = None,
     masks_of: Iterable[str] = (),
 ) -> str:
-    """Write weights and configuration; returns the fingerprint. The configuration goes last: it marks completeness.
+    """Write weights and description, and return the fingerprint. `model.json` comes last and marks completeness.
 
-    `trained_on` names the training and validation subjects that made the weights, `masks_of` those whose masks it
-    learned from; their keys are kept, so that a run can tell that it would test on one of them, or trains without a
-    mask that the network has seen. `about` is for who uses the network (see `pipeline.inference.model_card`).
+    `trained_on` names the training and validation subjects, `masks_of` those whose masks were used. Only their keys
+    (`subject_key`) are stored. With them a later run can refuse to test on such a subject, or to use a network that has
+    seen masks which the run withholds. `terms` are the terms of the data. `about` describes the network to its users
+    (see `pipeline.inference.model_card`).
     """
     weights = weights_of(model)
     kind = "sdnet" if isinstance(config, SDNetConfig) else "unet"
@@ -68,7 +69,11 @@ def save_model(
 
 
 def load_model(folder: str) -> tuple[UNet | SDNet, dict[str, Any]]:
-    """Network in eval mode and its document. Raises InputError on absent, damaged or mismatched files."""
+    """Load a network, on the CPU and in eval mode, and its `model.json`.
+
+    Raises InputError if a file is absent, `model.json` is no description of a network, or the weights do not have the
+    fingerprint that it records.
+    """
     document, path = read_config(folder), fs.join(folder, WEIGHTS)
     config = (SDNetConfig if document["kind"] == "sdnet" else UNetConfig)(**document["network"])
     model = build(config)
@@ -85,7 +90,7 @@ def load_model(folder: str) -> tuple[UNet | SDNet, dict[str, Any]]:
 
 
 def load_sdnet(folder: str) -> SDNet:
-    """A trained SDNet in eval mode. Raises InputError if the folder holds another network."""
+    """Load a trained SDNet in eval mode. Raises InputError as `load_model` does, or if the folder holds a U-Net."""
     model, _ = load_model(folder)
     if not isinstance(model, SDNet):
         raise InputError(folder, "holds a U-Net, not an SDNet", "give the folder of a pretrained SDNet")
@@ -93,22 +98,22 @@ def load_sdnet(folder: str) -> SDNet:
 
 
 def decoder_state(model: SDNet) -> tuple[bytes, dict[str, Any]]:
-    """The decoder alone: safetensors bytes and its configuration; all that FA needs besides factors."""
+    """The decoder's weights as safetensors bytes, and the SDNet's configuration: all that FA needs besides factors."""
     return weights_of(model.decoder), identity(model.config)
 
 
 def load_decoder(weights: bytes, config: dict[str, Any]) -> Decoder:
-    """The inverse of `decoder_state`, in eval mode."""
+    """Load the decoder from what `decoder_state` returned, in eval mode and without gradients."""
     decoder = Decoder(SDNetConfig(**config))
     decoder.load_state_dict(load(weights))
     return decoder.eval().requires_grad_(False)
 
 
 def count_parameters(module: nn.Module) -> int:
-    """Trainable numbers in a module."""
+    """The number of trainable parameters of a module."""
     return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
 
 def default_device() -> torch.device:
-    """A GPU when there is one, else the CPU."""
+    """The GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,4 +1,4 @@
-"""Batch-norm folded into the convolution before it: the same function in evaluation, one pass over memory less."""
+"""Fold each batch-norm into the convolution before it. Evaluation gives the same result with one memory pass less."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from torch import nn
 
 
 def folded(network: nn.Module) -> nn.Module:
-    """A copy of `network` for evaluation, in which (convolution, batch-norm) in any `nn.Sequential` is one convolution.
+    """Copy `network` for evaluation. Every (convolution, batch-norm) in an `nn.Sequential` becomes one convolution.
 
-    Equal to `network.eval()` but for rounding, of which there is one: scaled weights are computed in float64. The
-    copy's parameters ask for no gradient. Batch-norms that stand elsewhere stay as they are.
+    The copy equals `network.eval()` up to rounding: the weights are scaled in float64 and rounded once. Its parameters
+    require no gradient. Batch-norms elsewhere stay as they are. Raises ValueError for a batch-norm without running
+    statistics.
     """
     frozen = copy.deepcopy(network).eval().requires_grad_(False)
     for module in frozen.modules():

@@ -1,4 +1,7 @@
-"""U-Net, four poolings, batch-norm, bilinear upsampling (paper section 2.2; the authors' widths 64-128-256-512-512)."""
+"""U-Net with four poolings, batch-norm and bilinear upsampling (paper section 2.2).
+
+The authors' code has the widths 64, 128, 256, 512 and 512.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from torch import Tensor, nn
 
 
 def double_conv(inputs: int, outputs: int, middle: int | None = None) -> nn.Sequential:
-    """(3 × 3 convolution, batch-norm, ReLU) twice."""
+    """A 3 × 3 convolution, batch-norm and ReLU, twice. `middle` is the width between the two; by default `outputs`."""
     middle = middle or outputs
     return nn.Sequential(
         nn.Conv2d(inputs, middle, 3, padding=1),
@@ -20,10 +23,11 @@ def double_conv(inputs: int, outputs: int, middle: int | None = None) -> nn.Sequ
 
 
 def _dense_gradient(x_NCHW: Tensor) -> Tensor:
-    """`x`; its gradient, half of the one for the concatenated maps, is copied out in x's own memory layout.
+    """Return `x` with a hook that makes its gradient contiguous in the memory layout of `x`.
 
-    Interpolation's backward pass does the same copy, but leaves channels_last for it, at many times the cost. A
-    compiler chooses the layout itself, and its graph would end at a hook.
+    The gradient arrives as a view into the gradient of the concatenated maps. Without the hook, the backward pass of
+    the interpolation copies it too, but leaves channels_last, which costs many times more. A compiled graph gets no
+    hook: the compiler chooses the layout itself, and a hook would break its graph.
     """
     if x_NCHW.requires_grad and not torch.compiler.is_compiling():
         channels_last = x_NCHW.is_contiguous(memory_format=torch.channels_last)
@@ -33,8 +37,10 @@ def _dense_gradient(x_NCHW: Tensor) -> Tensor:
 
 
 class UNet(nn.Module):
-    """(N, 1, H, W) → (N, outputs, H, W) logits; H and W multiples of 16. `deep` heads read coarser levels, in training
-    alone."""
+    """Image (N, 1, H, W) → logits (N, outputs, H, W). H and W are multiples of 16.
+
+    `deep` (0 to 3) is the number of heads on coarser levels. They are used in training only.
+    """
 
     def __init__(self, width: int, outputs: int, deep: int = 0) -> None:
         super().__init__()
@@ -48,21 +54,21 @@ class UNet(nn.Module):
         self.deep_heads = nn.ModuleList(nn.Conv2d(o, outputs, 1) for _, o in ups[-2::-1][:deep])
 
     def forward(self, image_N1HW: Tensor) -> Tensor:
-        """Logits of the image's size."""
+        """Logits (N, outputs, H, W)."""
         logits: Tensor = self.head(self.features(image_N1HW))
         return logits
 
     def logits_by_level(self, image_N1HW: Tensor) -> list[Tensor]:
-        """Logits of the image's size, then those of the deep heads: half of it, a quarter, an eighth."""
+        """Logits at the image's size, then those of the deep heads at a half, a quarter and an eighth of that size."""
         finest, *coarser = self._levels(image_N1HW)
         return [self.head(finest), *(head(x) for head, x in zip(self.deep_heads, coarser, strict=False))]
 
     def features(self, image_N1HW: Tensor) -> Tensor:
-        """What the head reads: (N, width, H, W), not negative."""
+        """The features that the head reads: (N, width, H, W), not negative."""
         return self._levels(image_N1HW)[0]
 
     def _levels(self, image_N1HW: Tensor) -> list[Tensor]:
-        """What comes out of each block on the way up, the finest first."""
+        """The outputs of the blocks on the way up, the finest first."""
         x, skips = image_N1HW, []
         levels: list[Tensor] = []
         for level, block in enumerate(self.down):

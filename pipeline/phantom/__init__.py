@@ -1,4 +1,4 @@
-"""A synthetic multi-vendor short-axis cine data set, in M&Ms' own layout; deterministic to the byte for a seed."""
+"""A synthetic multi-vendor short-axis cine data set in the layout of M&Ms. A seed always gives the same bytes."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """From tissue to stored integers: coil, off-resonance bands, point spread, Rician noise, scaling.
 
-What differs between vendors is in `vendors.VENDORS`; the numbers here hold for all of them and are choices by eye where
-nothing else is said.
+Numbers that differ between vendors are in `vendors.VENDORS`. The numbers here hold for all vendors. Without a stated
+source they were chosen by eye.
 """
 
 from __future__ import annotations
@@ -20,21 +20,24 @@ from pipeline.phantom.thorax import Habitus, Thorax
 from pipeline.phantom.vendors import Vendor
 
 SYSTOLE = 0.36  # share of the beat from ED to ES; in nine ACDC studies, median 0.37 (0.29 to 0.50)
-_BREATH_MM = 1.0  # standard deviation of a slice's shift: every slice is a breath-hold of its own
-_ABOVE_BASE_MM = (0.0, 6.0)  # how far above the base a stack begins, as planned by hand
-_COIL_MM = 105.0  # from the heart to the anterior coil: through the chest wall
-_COIL_ANGLE = (-2.2, 0.25)  # mean and deviation in radians of where the coil lies: up and left
-_COIL_JITTER = (0.85, 1.15)  # of its reach, from patient to patient
-_DRIFT = 0.12  # standard deviation of the log gain over _DRIFT_MM, from the other coils
+_BREATH_MM = 1.0  # standard deviation of a slice's shift, since every slice is a separate breath-hold
+_ABOVE_BASE_MM = (0.0, 6.0)  # range of the distance above the base at which a stack begins
+_COIL_MM = 105.0  # from the heart through the chest wall to the anterior coil
+_COIL_ANGLE = (-2.2, 0.25)  # mean and standard deviation of the coil's direction in radians: up and to the left
+_COIL_JITTER = (0.85, 1.15)  # range of the factor on the coil's reach, for each patient
+_DRIFT = 0.12  # standard deviation of the log gain over _DRIFT_MM, caused by the other coils
 _DRIFT_MM = 120.0
 _FULL_SCALE = 1.6  # magnitude that is stored as the vendor's `maximum`: about that of fat under the coil
-_HEART_HALF_MM = 92.0  # half side of the window around the heart that is painted anew in every frame
-_EDGE_MM = 6.0  # rim of that window given up to the blur
+_HEART_HALF_MM = 92.0  # half side of the window around the heart, which is painted again in every frame
+_EDGE_MM = 6.0  # rim of that window that is not used, because the blur spoils it
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """Geometry of one study: pixel side and slice distance in mm, counts, and the frames of ED and ES (0-based)."""
+    """Geometry of one study: lengths in mm, counts, and the frames of ED and ES, from 0.
+
+    `spacing_mm` is the distance of slices from centre to centre.
+    """
 
     pixel_mm: float
     height: int
@@ -49,25 +52,25 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Cine:
-    """`image` (T, Z, H, W) int16 and `mask` (2, Z, H, W) uint8 at ED and ES."""
+    """A scanned study: `image` (T, Z, H, W) int16, and `mask` (2, Z, H, W) uint8 at ED and at ES."""
 
     image: npt.NDArray[np.int16]
     mask: npt.NDArray[np.uint8]
 
 
 def squeeze_at(protocol: Protocol, frame: int) -> float:
-    """Contraction in [0, 1] of a frame: exactly 0 at ED, and at its largest at ES."""
+    """The contraction in [0, 1] of a frame: 0 at ED, 1 at ES."""
     step = ((protocol.es - protocol.ed) % protocol.frames) / protocol.frames
     return contraction(((frame - protocol.ed) % protocol.frames) / protocol.frames, step)
 
 
 def acquire(rng: np.random.Generator, patient: Patient, vendor: Vendor, protocol: Protocol) -> Cine:
-    """Scan a patient: every slice's surroundings once, the heart in every frame."""
+    """Scan a patient. In every slice, the thorax is painted once, the heart in every frame."""
     from scipy.ndimage import gaussian_filter
 
     p = protocol
     shape = (p.height, p.width)
-    # The ventricles' common centre, left of the left ventricle's axis, goes near the middle of the image.
+    # The common centre of both ventricles, left of the left ventricle's axis, is placed near the image's centre.
     origin = (patient.shift[0] + 20.0, patient.shift[1])
     grid = make_grid(shape, p.pixel_mm, origin, patient.rotation)
     texture = Texture(rng, shape, p.pixel_mm)
@@ -103,7 +106,7 @@ def acquire(rng: np.random.Generator, patient: Patient, vendor: Vendor, protocol
 
 
 def coil_gain(rng: np.random.Generator, grid: Grid, vendor: Vendor) -> Plane:
-    """Multiplicative bias field (h, w), 1 at the heart: brighter towards the anterior chest wall, plus a slow drift."""
+    """Multiplicative bias field (h, w), 1 at the heart: brighter towards the anterior chest wall, with a slow drift."""
     angle = float(rng.normal(*_COIL_ANGLE))
     x, y = _COIL_MM * math.cos(angle), _COIL_MM * math.sin(angle)
     far = np.sqrt((grid.x - np.float32(x)) ** 2 + (grid.y - np.float32(y)) ** 2)
@@ -116,9 +119,9 @@ def coil_gain(rng: np.random.Generator, grid: Grid, vendor: Vendor) -> Plane:
 
 
 def bands(rng: np.random.Generator, grid: Grid) -> Plane:
-    """bSSFP off-resonance bands (h, w) in (0, 1]: none in the shimmed middle, dark lines crowding towards the rim.
+    """bSSFP off-resonance bands (h, w) in (0, 1]: none in the shimmed centre, more and more dark lines towards the rim.
 
-    Balanced SSFP loses its signal wherever off-resonance reaches half a cycle a repetition time; how the field strays
+    Balanced SSFP loses its signal where off-resonance reaches half a cycle per repetition time. How the field changes
     towards the rim is a choice, since no vendor's shim is public.
     """
     angle = float(rng.uniform(-0.4, 1.2))
@@ -134,7 +137,7 @@ def bands(rng: np.random.Generator, grid: Grid) -> Plane:
 
 
 def _noise(rng: np.random.Generator, shape: tuple[int, int], vendor: Vendor) -> npt.NDArray[np.float32]:
-    """Two channels (2, h, w) of noise with the vendor's deviation and correlation; wraps around."""
+    """Periodic noise (2, h, w), real and imaginary part, with the vendor's standard deviation and correlation."""
     from scipy.ndimage import gaussian_filter
 
     noise = rng.standard_normal((2, *shape), dtype=np.float32)
@@ -148,7 +151,7 @@ def _noise(rng: np.random.Generator, shape: tuple[int, int], vendor: Vendor) -> 
 def _store(
     picture: Plane, gain: Plane, noise: npt.NDArray[np.float32], vendor: Vendor, scale: float, visible: Plane | None
 ) -> npt.NDArray[np.int16]:
-    """Magnitude with Rician noise, the vendor's curve, and integers of the vendor's range."""
+    """The stored image (h, w) int16: the magnitude with Rician noise, the vendor's curve, and the vendor's range."""
     real = picture * gain + noise[0]
     magnitude = np.sqrt(real * real + noise[1] * noise[1])
     if vendor.gamma != 1:
@@ -170,7 +173,7 @@ def _visible(vendor: Vendor, grid: Grid, shape: tuple[int, int]) -> Plane | None
 
 
 def _window(grid: Grid) -> tuple[slice, slice]:
-    """Rows and columns around the heart, whose middle lies left of the grid's origin."""
+    """The rows and columns around the heart, whose centre lies left of the grid's origin."""
     near = (np.abs(grid.x + 20) < _HEART_HALF_MM) & (np.abs(grid.y) < _HEART_HALF_MM * 0.85)
     rows, columns = np.flatnonzero(near.any(axis=1)), np.flatnonzero(near.any(axis=0))
     return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)

@@ -1,8 +1,8 @@
-"""One patient: body habitus, pose, ventricles and how they beat. All lengths in mm, angles in radians.
+"""One patient: body habitus, pose, ventricles and how they beat. Lengths are in mm, angles in radians.
 
-The left ventricle is a pair of half ellipsoid-like shells along the long axis `s` (0 at the base in end diastole,
-growing towards the apex). The base plane descends in systole, the epicardial apex stays; the outer radius at any time
-follows from a constant myocardial volume, so that walls thicken because the cavity shrinks and for no other reason.
+The left ventricle is a pair of half ellipsoid-like shells along the long axis `s`, which is 0 at the base in end
+diastole and grows towards the apex. In systole the base plane descends, and the epicardial apex stays. The volume of
+the myocardium is constant and gives the outer radius at any time. So walls thicken only because the cavity shrinks.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from typing import Final
 
 import numpy as np
 
-PATHOLOGIES: Final = ("NOR", "DCM", "HCM")  # healthy, dilated, hypertrophic; by serial number
+PATHOLOGIES: Final = ("NOR", "DCM", "HCM")  # healthy, dilated, hypertrophic; subjects get them in turn
 
-_TAPER = 0.07  # the ring narrows a little towards the mitral annulus
-_RV_END = 0.9  # the right ventricle ends here, as a share of the left one's length
+_TAPER = 0.07  # share by which the radius narrows towards the mitral annulus
+_RV_END = 0.9  # end of the right ventricle, as a share of the left ventricle's length
 
 
 @dataclass(frozen=True)
 class Patient:
-    """What does not depend on the scanner. `pathology` is M&Ms' code."""
+    """The properties of a patient, which do not depend on the scanner. `pathology` is M&Ms' code."""
 
     pathology: str
     sex: str
@@ -29,7 +29,7 @@ class Patient:
     height_cm: float
     weight_kg: float
     scale: float  # linear size of the thorax, about 1
-    rotation: float  # in-plane, of the whole scene
+    rotation: float  # in-plane, of heart and thorax
     shift: tuple[float, float]  # of the heart from the image's centre
     tilt: tuple[float, float]  # drift of the left ventricle's centre from base to apex
     fat_mm: float  # subcutaneous
@@ -49,7 +49,7 @@ class Patient:
 
 
 def draw_patient(rng: np.random.Generator, pathology: str) -> Patient:
-    """A patient of the given pathology ("NOR", "DCM" or "HCM"); sizes follow published normal and diseased ranges."""
+    """Draw a patient with this pathology ("NOR", "DCM" or "HCM"). Sizes follow published normal and diseased ranges."""
     sex = "M" if rng.random() < 0.55 else "F"
     height = rng.normal(177 if sex == "M" else 164, 6)
     bmi = float(np.clip(rng.normal(26, 3.5), 18, 38))
@@ -94,9 +94,10 @@ def draw_patient(rng: np.random.Generator, pathology: str) -> Patient:
 
 
 def contraction(phase: float, systole: float) -> float:
-    """0 in end diastole, 1 at the end of systole; `phase` and `systole` are shares of a beat in [0, 1).
+    """The contraction in [0, 1]: 0 in end diastole, 1 at the end of systole.
 
-    A raised cosine down; then rapid filling, diastasis and the atrial kick.
+    `phase`, in [0, 1), and `systole`, in (0, 1), are shares of a beat. Systole is a raised cosine; rapid filling,
+    diastasis and the atrial kick follow.
     """
     if phase <= systole:
         return 0.5 * (1 - math.cos(math.pi * phase / systole))
@@ -107,7 +108,7 @@ def contraction(phase: float, systole: float) -> float:
 
 
 def _profile(x: float) -> float:
-    """Radius at a share `x` of the length from base to apex, 1 at the widest, 0 past the apex."""
+    """The relative radius at a share `x` of the length from base to apex: about 1 at the widest, 0 beyond the apex."""
     if x >= 1:
         return 0.0
     taper = 1 - _TAPER * max(0.0, 1 - max(x, 0.0) / 0.3) ** 2
@@ -119,7 +120,10 @@ _VOLUME = sum(_profile((i + 0.5) / 512) ** 2 for i in range(512)) / 512
 
 @dataclass(frozen=True)
 class Section:
-    """The heart cut at one position and time. Radii of 0 mean: not there. `slope_*` are dr/ds, for partial volume."""
+    """The heart, cut at one position and time.
+
+    A radius of 0 means that the structure is not in this cut. `slope_*` are dr/ds, for the partial volume effect.
+    """
 
     level: float  # share of the way from base to apex; negative above the base plane
     above_base_mm: float
@@ -128,12 +132,12 @@ class Section:
     slope_endo: float
     slope_epi: float
     rv: tuple[float, float]  # semi-axes
-    rv_centre: tuple[float, float]  # distance from the left ventricle towards the septum, and across
+    rv_centre: tuple[float, float]  # distance from the left ventricle's centre towards the septum, and across
     contraction: float
 
 
 def section(patient: Patient, s: float, squeeze: float) -> Section:
-    """Cut `patient` at `s` mm from the end-diastolic base, contracted by `squeeze` in [0, 1]."""
+    """Cut the heart of `patient` at `s` mm from the end-diastolic base, with the contraction `squeeze` in [0, 1]."""
     base = patient.descent * squeeze
     outer = patient.length - base
     thick = patient.apex_wall * (1 + 0.35 * squeeze)

@@ -10,26 +10,32 @@ import numpy.typing as npt
 
 from pipeline.phantom.shapes import Plane
 
-TEXTURE_MM = (1.3, 2.6, 6.0, 16.0)  # standard deviation of each texture's smoothing
+TEXTURE_MM = (1.3, 2.6, 6.0, 16.0)  # mm: standard deviation of each texture's smoothing
 
 
 @dataclass(frozen=True)
 class Grid:
-    """`x` and `y` (h, w) in mm in the patient's frame, origin on the left ventricle's axis; `pixel` is a side in mm."""
+    """The coordinates of pixels: `x` and `y` (h, w) float32 in mm, with the origin on the left ventricle's axis.
+
+    `pixel` is the side of a pixel in mm.
+    """
 
     x: Plane
     y: Plane
     pixel: float
 
     def crop(self, rows: slice, columns: slice) -> Grid:
-        """The same grid, a window of it."""
+        """A window of the grid."""
         return Grid(
             np.ascontiguousarray(self.x[rows, columns]), np.ascontiguousarray(self.y[rows, columns]), self.pixel
         )
 
 
 def make_grid(shape: tuple[int, int], pixel: float, origin: tuple[float, float], rotation: float) -> Grid:
-    """Grid of (h, w) square pixels of `pixel` mm; `origin`, in mm from the centre, is where the patient's lies."""
+    """Make a grid of (h, w) square pixels of `pixel` mm.
+
+    `origin` (x, y) is the patient's origin in mm from the image's centre, `rotation` is in radians.
+    """
     height, width = shape
     across = (np.arange(width, dtype=np.float32) - np.float32((width - 1) / 2)) * np.float32(pixel) - np.float32(
         origin[0]
@@ -42,7 +48,7 @@ def make_grid(shape: tuple[int, int], pixel: float, origin: tuple[float, float],
 
 
 class Texture:
-    """Smooth Gaussian noise, mean 0 and variance 1, one field for each of `TEXTURE_MM`; it wraps around."""
+    """Smooth periodic Gaussian noise with mean 0 and variance 1: one field for each of `TEXTURE_MM`."""
 
     def __init__(self, rng: np.random.Generator, shape: tuple[int, int], pixel: float) -> None:
         from scipy import fft
@@ -58,7 +64,7 @@ class Texture:
         self._fields: npt.NDArray[np.float32] = np.stack(fields)
 
     def rolled(self, rng: np.random.Generator) -> npt.NDArray[np.float32]:
-        """The fields (4, h, w), moved around by a random amount."""
+        """The fields (4, h, w) float32, shifted by a random amount; the pixels wrap around."""
         height, width = self._fields.shape[1:]
         moved: npt.NDArray[np.float32] = np.roll(
             self._fields, (int(rng.integers(height)), int(rng.integers(width))), axis=(1, 2)

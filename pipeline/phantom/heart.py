@@ -1,7 +1,8 @@
 """The beating heart in one plane: pericardial fat, both ventricles, papillary muscles and trabeculae.
 
-Masks come from the same distances as the picture, at pixel centres. As annotators do, the left ventricle's blood pool
-takes in papillary muscles and trabeculae, and planes above the base (atria, great vessels) carry no label.
+Masks are computed from the same distances as the picture, at pixel centres. As in masks of annotators, papillary
+muscles and trabeculae belong to the left ventricle's blood pool, and planes above the base (atria, great vessels) have
+no label.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pipeline.phantom.shapes import Plane, ellipse, inside, paint, union
 from pipeline.phantom.vendors import TissueSignal
 
 LV, MYO, RV = 1, 2, 3
-_NOWHERE = 1e3  # mm, the distance to what is not in the plane
+_NOWHERE = 1e3  # mm: distance to a structure that is not in the plane
 _RV_WALL = 3.0  # mm
 
 
@@ -37,9 +38,10 @@ class Heart:
         texture: npt.NDArray[np.float32],
         breath: tuple[float, float] = (0.0, 0.0),
     ) -> npt.NDArray[np.uint8]:
-        """Paint, in place, the heart cut `s` mm below the diastolic base; returns its mask (h, w) uint8.
+        """Paint the heart into `canvas`, in place, cut `s` mm below the diastolic base. Returns its mask (h, w) uint8.
 
-        `squeeze` in [0, 1] is the contraction; `breath` is how far this slice's breath-hold moved the heart, in mm.
+        `squeeze` in [0, 1] is the contraction. `texture` is (4, h, w). `breath` (x, y) is the shift of the heart in mm
+        by this slice's breath-hold.
         """
         cut = section(self._patient, s, squeeze)
         mask = np.zeros(canvas.shape, dtype=np.uint8)
@@ -71,7 +73,7 @@ class Heart:
         paint(canvas, inside(v.epi, v.edge_epi), myocardium)
         if cut.endo <= 0:
             return
-        # Trabeculae: the blood's edge is ragged towards the apex and smooth near the base and along the septum.
+        # Trabeculae make the blood's edge ragged towards the apex. Near the base and along the septum it is smooth.
         ragged = (1.0 + 3.2 * max(0.0, cut.level)) * (0.55 - 0.45 * v.septal)
         pool = v.endo + ragged * np.clip(0.8 * texture[1] + 0.5 * texture[0] + 0.3, 0, 2.2)
         blood = signal.blood * (1 + 0.035 * texture[3] + 0.02 * texture[2])
@@ -79,7 +81,7 @@ class Heart:
         self._papillary(canvas, v, myocardium, edge)
 
     def _pericardium(self, canvas: Plane, whole: Plane, texture: npt.NDArray[np.float32]) -> None:
-        """Epicardial fat, thick in the grooves, and the thin pericardium around it."""
+        """Paint the epicardial fat, thick in the grooves, and the thin pericardium around it."""
         thick = self._patient.epicardial_fat_mm * (1 + 0.9 * texture[3] + 0.25 * texture[2])
         paint(canvas, inside(whole - thick - 1.6, self._edge), self._signal.muscle)
         paint(canvas, inside(whole - np.maximum(thick, 0), self._edge), -0.85 * self._signal.fat)
@@ -99,7 +101,7 @@ class Heart:
             paint(canvas, inside(band, 1.5) * (v.rv_free < 0) * np.float32(0.7), myocardium)
 
     def _coronaries(self, canvas: Plane, v: _Ventricles) -> None:
-        """Descending branches in the grooves in front of and behind the septum; they run through fat."""
+        """Paint the descending coronary branches, surrounded by fat, in the grooves before and behind the septum."""
         cut, g = v.cut, self._grid
         if cut.level > 0.8 or cut.rv[0] <= 3:
             return
@@ -117,7 +119,7 @@ class Heart:
             return
         for angle, size in ((first, size_a), (second, size_b)):
             size = min(size * (1 + 0.15 * cut.contraction), 0.3 * cut.endo)
-            # High in the cavity the heads stand free, lower down they grow out of the wall.
+            # High in the cavity the heads are free. Lower down they are attached to the wall.
             far = max(0.0, cut.endo - size * (1.5 - 0.9 * max(0.0, cut.level - 0.3)))
             centre = (v.centre[0] + far * math.cos(angle), v.centre[1] + far * math.sin(angle))
             head = ellipse(g.x, g.y, centre, (size * 1.15, size * 0.85), angle)
@@ -126,7 +128,7 @@ class Heart:
     def _above_base(
         self, canvas: Plane, cut: Section, texture: npt.NDArray[np.float32], breath: tuple[float, float]
     ) -> None:
-        """Left atrium, aortic root and the right heart's in- and outflow: bright, thin-walled, unlabelled."""
+        """Paint left atrium, aortic root, and the right heart's in- and outflow: bright, thin-walled, without label."""
         signal, edge, g = self._signal, self._edge, self._grid
         v = _Ventricles(g, self._patient, cut, self._patient.descent * cut.contraction, self._thickness, edge, breath)
         self._pericardium(canvas, v.whole, texture)
@@ -152,7 +154,7 @@ class Heart:
 
 
 class _Ventricles:
-    """Distances (h, w) in mm of one cut, negative inside, and the widths of their edges."""
+    """The signed distances (h, w) to the walls of one cut, negative inside, and the widths of the edges, in mm."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Whom the phantom draws: how many subjects of which vendor in which split, their random streams and their codes."""
+"""The subjects of a phantom: how many of which vendor in which split, their random streams and their codes."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from pipeline.phantom.vendors import VENDORS
 
 LABELLED, UNLABELLED, TESTING, VALIDATION = "Training/Labeled", "Training/Unlabeled", "Testing", "Validation"
-SPLITS: Final = (LABELLED, UNLABELLED, TESTING, VALIDATION)  # the position is part of a stream: only ever append
+SPLITS: Final = (LABELLED, UNLABELLED, TESTING, VALIDATION)  # only append: positions are part of random streams
 
 
 class PhantomConfig(BaseModel):
-    """What to write. The defaults take under half a minute on one core and about 0.25 GB of disk."""
+    """The size of a phantom. The defaults take less than half a minute on one core, and about 0.25 GB of disk."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -57,7 +57,7 @@ class PhantomConfig(BaseModel):
 
 @dataclass(frozen=True)
 class Order:
-    """One subject to draw: `serial` counts within vendor and split."""
+    """One subject to draw. `serial` counts from 0 within vendor and split."""
 
     vendor: str
     split: str
@@ -65,7 +65,7 @@ class Order:
 
     @property
     def stream(self) -> int:
-        """Number of the subject's random stream; does not depend on how many others there are."""
+        """The number of the subject's random stream. It does not depend on the number of other subjects."""
         return (ord(self.vendor) << 40) | (SPLITS.index(self.split) << 32) | self.serial
 
     @property
@@ -75,7 +75,7 @@ class Order:
 
 
 def orders(config: PhantomConfig) -> list[Order]:
-    """Every subject of the configuration, by split and vendor."""
+    """All subjects of the configuration, in the order of groups of split and vendor."""
     groups = _groups(config.model_dump())
     counts = [count for _, _, count in groups]
     shares = counts if config.subjects is None else share_out(config.subjects, counts)
@@ -83,13 +83,13 @@ def orders(config: PhantomConfig) -> list[Order]:
 
 
 def share_out(total: int, counts: Sequence[int]) -> list[int]:
-    """Share `total` out in proportion to `counts`, by largest remainder; each count that is not 0 gets at least 1.
+    """Divide `total` in proportion to `counts`, by the largest remainder. Every count above 0 gets at least 1.
 
-    `total` must be no less than the number of counts that are not 0. Ties go to the earlier.
+    `total` must not be less than the number of counts above 0. In a tie, the earlier count gets more.
     """
     shares = [0] * len(counts)
     rest = [i for i, count in enumerate(counts) if count]
-    # Whoever is due less than 1 gets 1; that leaves less for the others, so look again.
+    # A share below 1 is raised to 1. That leaves less for the others, so they are checked again.
     while small := [i for i in rest if total * counts[i] < sum(counts[j] for j in rest)]:
         for i in small:
             shares[i] = 1
@@ -105,10 +105,10 @@ def share_out(total: int, counts: Sequence[int]) -> list[int]:
 
 
 def codes(wanted: Sequence[Order], seed: int) -> list[str]:
-    """A code as M&Ms writes them, such as A0S9V9, for each order; distinct.
+    """A code in the style of M&Ms, such as A0S9V9, for each order. All codes are different.
 
-    Only where two codes would be the same, about once in 300 phantoms of M&Ms' size, does the later one depend on
-    the other.
+    A code depends on the seed and its order alone. But if two codes would be equal, which happens about once in 300
+    phantoms of M&Ms' size, the later one is changed.
     """
     letters, digits = "ABCDEFGHIJKLMNOPQRSTUVWXYZ", "0123456789"
     found: dict[str, None] = {}

@@ -11,7 +11,7 @@ Plane = npt.NDArray[np.float32]  # (h, w)
 
 
 def ellipse(x: Plane, y: Plane, centre: tuple[float, float], radii: tuple[float, float], angle: float = 0.0) -> Plane:
-    """Distance in mm to an ellipse with semi-axes `radii`, turned by `angle` radians; exact near the edge."""
+    """Signed distance (mm) to an ellipse with semi-axes `radii`, turned by `angle` radians. Exact near the edge."""
     dx, dy = x - np.float32(centre[0]), y - np.float32(centre[1])
     cos, sin = np.float32(math.cos(angle)), np.float32(math.sin(angle))
     a, b = np.float32(max(radii[0], 0.1)), np.float32(max(radii[1], 0.1))
@@ -23,18 +23,18 @@ def ellipse(x: Plane, y: Plane, centre: tuple[float, float], radii: tuple[float,
 
 
 def inside(distance: Plane, width: float) -> Plane:
-    """Coverage in [0, 1]: 1 well inside, 0 outside, a linear ramp `width` mm wide across the edge (partial volume)."""
+    """Coverage in [0, 1]: 1 inside, 0 outside, with a linear ramp `width` mm wide across the edge (partial volume)."""
     coverage: Plane = np.clip(np.float32(0.5) - distance * np.float32(1.0 / width), 0, 1)
     return coverage
 
 
 def union(a: Plane, b: Plane, radius: float) -> Plane:
-    """Smooth minimum of two distances: the union with its grooves filled to about `radius` mm."""
+    """Smooth minimum of two distances: the union of two shapes, with grooves filled up to about `radius` mm."""
     h = np.clip(np.float32(0.5) + (b - a) * np.float32(0.5 / radius), 0, 1)
     joined: Plane = b + (a - b) * h - np.float32(radius) * h * (1 - h)
     return joined
 
 
 def paint(canvas: Plane, coverage: Plane, value: float | Plane) -> None:
-    """Lay `value` over the canvas, in place, as opaque as `coverage` says."""
+    """Blend `value` into the canvas, in place, with `coverage` in [0, 1] as opacity."""
     canvas += coverage * (np.asarray(value, dtype=np.float32) - canvas)

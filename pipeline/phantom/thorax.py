@@ -1,8 +1,8 @@
-"""What surrounds the heart in a short-axis plane: chest wall, lungs, liver, stomach and spleen, spine, great vessels.
+"""The surroundings of the heart in a short-axis plane: chest wall, lungs, liver, stomach, spleen, spine, great vessels.
 
-Anterior is up and to the left, the liver lower left, the spine lower right, as in a clinical short-axis view. Water is
-painted positive and fat negative: bSSFP brings them out in opposite phase, so that blurring and then taking the
-magnitude draws the dark line between them by itself.
+As in a clinical short-axis view, anterior is up and to the left, the liver is lower left, and the spine lower right.
+Water is painted positive and fat negative, because bSSFP shows them in opposite phase. In this way, blurring and
+then taking the magnitude gives the dark line between them.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ _CAVITY_RADII = (96.0, 106.0)
 
 @dataclass(frozen=True)
 class Habitus:
-    """Random numbers of one thorax, drawn once a patient: they hold for all its slices."""
+    """Random numbers of one thorax, drawn once for a patient and used in all slices. Lengths are in mm."""
 
     wobble: tuple[float, ...]
-    ribs: tuple[tuple[float, float, float], ...]  # direction, half length in radians, share of its thickness
+    ribs: tuple[tuple[float, float, float], ...]  # direction and half length in radians, relative thickness
     liver: tuple[float, float]
     spine: tuple[float, float]
     stomach_air: float
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> Habitus:
-        """Draw one."""
+        """Draw the numbers of one thorax."""
         return cls(
             tuple(float(v) for v in rng.normal(size=8)),
             tuple(
@@ -80,7 +80,7 @@ class Thorax:
         )
 
     def paint(self, z: float, texture: npt.NDArray[np.float32]) -> Plane:
-        """Signed signal (h, w) at `z`, the share of the way from base to apex; `texture` is (4, h, w)."""
+        """The signed signal (h, w) float32 at `z`, the share of the way from base to apex. `texture` is (4, h, w)."""
         canvas = np.zeros_like(self._x)
         cavity = self._rho - self._radius * np.float32(1 - 0.04 * (z - 0.5)) - 1.2 * texture[3]
         muscle = self._chest_wall(canvas, cavity, z, texture)
@@ -91,7 +91,10 @@ class Thorax:
         return canvas
 
     def _chest_wall(self, canvas: Plane, cavity: Plane, z: float, texture: npt.NDArray[np.float32]) -> Plane:
-        """Skin, fat, layered muscle, ribs. `cavity` is the distance to the thoracic cavity; returns that to the fat."""
+        """Paint skin, fat, layered muscle and ribs.
+
+        `cavity` is the distance to the thoracic cavity in mm. Returns the distance to the inner edge of the fat.
+        """
         s, edge = self._signal, self._edge
         muscle: Plane = cavity - self._muscle - 1.5 * texture[3]
         skin = cavity - self._muscle - self._fat
@@ -99,7 +102,7 @@ class Thorax:
         septa = 1 - 0.5 * np.clip(2 * (texture[1] - 1.7), 0, 1)
         paint(canvas, inside(skin, edge), -s.fat * (1 + 0.05 * texture[3] + 0.03 * texture[2]) * septa)
         paint(canvas, inside(muscle, edge), s.muscle * (1 + 0.15 * texture[1] + 0.08 * texture[2]))
-        # Fat planes between the layers: where a slow wave across the muscle crosses zero.
+        # Fat planes between the layers lie where a slow wave across the muscle crosses zero.
         plane = (
             np.abs(np.sin(cavity * np.float32(0.36) + 1.3 * texture[3] + 2 * self._sin)) * 3 - 0.5 - 0.5 * texture[3]
         )
@@ -117,10 +120,10 @@ class Thorax:
 
     def _lung(self, canvas: Plane, cavity: Plane, texture: npt.NDArray[np.float32]) -> None:
         s, edge = self._signal, self._edge
-        # Denser towards the back, where it is compressed.
+        # The lung is denser towards the back, where it is compressed.
         density = 1 + 0.25 * texture[1] + 0.35 * texture[3] + np.clip(self._y / 70, -0.3, 1.2)
         paint(canvas, inside(cavity + 1.5, edge), s.lung * np.clip(density, 0.2, None))
-        # Vessels branch from the hilum, right and above the heart: tubes near it, then dots that thin out outwards.
+        # Vessels branch from the hilum, to the right of and above the heart: tubes near it, then fewer and fewer dots.
         near = np.exp(-np.sqrt((self._x - 46) ** 2 + (self._y + 8) ** 2) / 38)
         dots = np.clip((texture[0] - (2.75 - 1.3 * near)) * 1.6, 0, 1) + np.clip(
             (texture[1] - 2.5 + 1.1 * near) * 1.2, 0, 1
@@ -150,7 +153,7 @@ class Thorax:
         paint(canvas, inside(process + 1.6, edge), s.marrow)
 
     def _abdomen(self, canvas: Plane, cavity: Plane, z: float, texture: npt.NDArray[np.float32]) -> None:
-        """Liver under the right ventricle; stomach, spleen and fat rise under the left one towards the apex."""
+        """Paint the liver below the right ventricle, and stomach, spleen and fat, which rise towards the apex."""
         s, edge, (lx, ly) = self._signal, self._edge, self._habitus.liver
         x, y = self._x, self._y
         within = inside(cavity + 2, edge)
@@ -181,13 +184,13 @@ class Thorax:
             inside(dome + 0.8 * texture[3], edge) * within,
             s.liver * (1 + 0.05 * texture[1] + 0.05 * texture[3]),
         )
-        # Hepatic and portal veins: dots, and tubes along the zero lines of a smooth field.
+        # Hepatic and portal veins are dots, and tubes along the zero lines of a smooth field.
         dots = np.clip((texture[1] - 2.1) * 1.5, 0, 1) + np.clip((texture[2] - 2.1) * 2.0, 0, 1)
         tubes = inside(np.abs(texture[3]) * 16 - 1.7, 1.4) * np.clip(1.4 * texture[2] + 0.1, 0, 1)
         paint(canvas, np.clip(dots + tubes, 0, 0.75) * inside(dome + 9, 4) * within, 0.7 * s.blood)
 
     def _vessels(self, canvas: Plane, z: float, texture: npt.NDArray[np.float32]) -> None:
-        """Descending aorta beside the spine, inferior caval vein in the liver's edge, oesophagus."""
+        """Paint the descending aorta beside the spine, the inferior caval vein at the liver's edge, the oesophagus."""
         s, edge, (ox, oy) = self._signal, self._edge, self._habitus.spine
         x, y = self._x, self._y
         for centre, radius, value in (

@@ -1,40 +1,44 @@
-"""The four scanners of the phantom: one table, with where each number comes from.
+"""The four scanners of the phantom, as one table, with the source of each number.
 
-Sources, by column of `VENDORS`; "choice" means that nothing public was found to take the number from. ACDC stands for
-30 of its Siemens studies (Bernard et al. 2018), Sunnybrook for four of its GE studies, both measured for this table.
+Below, "choice" means that no public source was found. "ACDC" means 30 of its Siemens studies (Bernard et al. 2018) and
+"Sunnybrook" four of its GE studies; both were measured for this table. The columns of `VENDORS`:
 
-* `code`, `name`, `centres`: M&Ms (Campello et al. 2021): A Siemens, centre 1; B Philips, centres 2 and 3; C GE, centre
-  4; D Canon, centre 5.
-* `areas` (pixel area, mm²): Liu et al. 2020, Fig. 2 and section 3.3: all training data lie in 0.954–2.692; 32 of 75
-  subjects of A are around 2.000; 24 of 25 of C are 2.203. D is 0.63, as in native Canon headers of M&Ms. Between those
-  anchors (B over the low half, the rest of A over the whole range) the shape is read off the histograms.
-* `field_mm`: choice; C's upper end is 256 pixels of its 2.203 mm². ACDC has 350–450, Sunnybrook 330–350.
-* `aspect` (height / width): A as the median of ACDC, 0.84; the others reconstruct squares, as Sunnybrook's GE does.
-* `circular`: C ends in a circle, as gradient-unwarped images do: two of the four Sunnybrook studies. Others: choice.
-* `thickness_mm`, `gap_mm`: M&Ms slices are 5–10 mm apart; how that divides into thickness and gap is a choice.
+* `code`, `name`, `centres`: from M&Ms (Campello et al. 2021). A is Siemens, centre 1; B is Philips, centres 2 and 3; C
+  is GE, centre 4; D is Canon, centre 5.
+* `areas` (pixel area, mm²): from Liu et al. 2020, Fig. 2 and section 3.3. All training data lie in 0.954–2.692; 32 of
+  75 subjects of A are around 2.000; 24 of 25 of C are 2.203. D has 0.63, as native Canon headers of M&Ms do. Everything
+  else (B over the low half, the rest of A over the whole range) was read off the histograms.
+* `field_mm` (width of the field of view): choice. C's upper end is 256 pixels of its 2.203 mm². ACDC has 350–450,
+  Sunnybrook 330–350.
+* `aspect` (height / width): A has the median of ACDC, 0.84. The others have squares, as Sunnybrook's GE does.
+* `circular`: C's images end in a circle, like gradient-unwarped images and two of the four Sunnybrook studies. That the
+  others do not is a choice.
+* `thickness_mm`, `gap_mm`: M&Ms' slices are 5–10 mm apart. The division into thickness and gap is a choice.
 * `signal`: see `TissueSignal` below.
-* `gamma`: choice; vendors' reconstructions differ by a monotone curve, and D's lifts the darks.
-* `coil` (gain under the anterior coil over that far from it, less 1), `coil_reach_mm`: choices. C is the steepest, as
-  Sunnybrook looks; B the flattest, as of a reconstruction that corrects for the coil.
-* `blur_mm`: standard deviation of the in-plane point spread, about 0.45 × the *acquired* pixel, for which 1.7–2.2 mm is
-  a choice. D's pixels are interpolated by zero filling, so that its blur spans several of them.
-* `noise`: Rician standard deviation relative to blood. Choice: a signal-to-noise ratio of 28 to 45 for blood, the
-  noisy end (29 ± 7 is reported for *myocardium* in conventional cines, PMC8147553, Table 1), so that it shows.
-* `noise_corr_px`: standard deviation in pixels of the smoothing that zero filling gives to noise: 0 where nothing is
-  interpolated, most for D. How much is a choice.
-* `maximum`: integer that a magnitude of 1.6 is stored as, about that of fat under the coil. In M&Ms some volumes end
-  at about 300, others at 7,000; raw ACDC ends at 445–4,025, Sunnybrook at 840–1,583. Which vendor gets which: choice.
+* `gamma`: choice. Vendors' reconstructions differ by a monotone curve. D's makes dark tissue brighter.
+* `coil` (the gain under the anterior coil over that far from it, minus 1), `coil_reach_mm`: choices. C has the steepest
+  gain, as Sunnybrook has. B has the flattest, like a reconstruction that corrects for the coil.
+* `blur_mm`: standard deviation of the in-plane point spread, about 0.45 × the *acquired* pixel. A size of 1.7–2.2 mm
+  for that pixel is a choice. D's pixels are interpolated by zero filling, so its blur spans several of them.
+* `noise`: Rician standard deviation relative to blood. It is a choice that makes noise visible: blood has a
+  signal-to-noise ratio of 28 to 45, while 29 ± 7 is reported for *myocardium* in conventional cines (PMC8147553,
+  Table 1).
+* `noise_corr_px`: standard deviation in pixels of the smoothing of noise by zero filling. It is 0 without interpolation
+  and largest for D. The amounts are choices.
+* `maximum`: the integer that stores a magnitude of 1.6, which is about that of fat under the coil. In M&Ms some volumes
+  end at about 300 and others at 7,000. Raw ACDC ends at 445–4,025, Sunnybrook at 840–1,583. The assignment to vendors
+  is a choice.
 
-Sources, by column of `TissueSignal`. Balanced SSFP brings tissues out in the order of T2/T1 and lets fat appear in
-opposite phase to water (Scheffler and Hennig, MRM 49:395, 2003). Textbook T2/T1 at 1.5 T: `fluid` 0.5, `fat` 0.3,
-`blood` 0.15, `liver` 0.08, `muscle` 0.06. Every scanner here has fluid > blood > spleen > myocardium ≥ liver > muscle >
-lung; the levels are set by eye, and where fat lies among them is a choice.
+The columns of `TissueSignal`: balanced SSFP shows tissues in the order of T2/T1, and fat in opposite phase to water
+(Scheffler and Hennig, MRM 49:395, 2003). Textbook T2/T1 at 1.5 T are `fluid` 0.5, `fat` 0.3, `blood` 0.15, `liver` 0.08
+and `muscle` 0.06. Every scanner here has fluid > blood > spleen > myocardium ≥ liver > muscle > lung. The levels were
+set by eye, and the place of fat among them is a choice.
 
-* `blood`, `myocardium`: A and C by eye beside ACDC and Sunnybrook. ACDC's medians of muscle and left cavity have a
-  ratio of 0.35 (10th to 90th percentile 0.30 to 0.54); in files as written A has 0.34, C 0.30, and by choice B 0.41, D
-  0.54.
-* `fat`, `muscle`, `liver`, `spleen`, `marrow`, `lung`, `fluid`: A and C by eye beside the same cines, which have no
-  masks of these tissues; B and D are choices.
+* `blood`, `myocardium`: A and C were set by eye beside ACDC and Sunnybrook. In ACDC, the medians of myocardium and left
+  cavity have a ratio of 0.35 (10th to 90th percentile 0.30 to 0.54). In written phantom files, A has 0.34, C 0.30 and,
+  by choice, B 0.41 and D 0.54.
+* `fat`, `muscle`, `liver`, `spleen`, `marrow`, `lung`, `fluid`: A and C were set by eye beside the same cines, which
+  have no masks of these tissues. B and D are choices.
 """
 
 from __future__ import annotations
@@ -45,9 +49,9 @@ from typing import Final
 
 @dataclass(frozen=True)
 class TissueSignal:
-    """Magnitude of each tissue before the coil, noise and `gamma`, dimensionless, in 0 to 1.
+    """The magnitude of each tissue before coil, noise and `gamma`: dimensionless, 0 to 1.
 
-    `marrow` is that of the vertebrae, `fluid` that around the spinal cord. `fat` is painted with opposite phase.
+    `marrow` is that of the vertebrae, `fluid` that around the spinal cord. `fat` is painted in opposite phase.
     """
 
     blood: float
@@ -63,10 +67,10 @@ class TissueSignal:
 
 @dataclass(frozen=True)
 class Vendor:
-    """One scanner; units and sources of every field in the module's docstring.
+    """One scanner. The module's docstring has the units and sources of all fields.
 
-    `areas` are (share, low, high) pieces of the distribution of pixel areas in mm², small to large. Pairs are the
-    lowest and highest of a uniform distribution.
+    `areas` are pieces (share, low, high) of the distribution of pixel areas in mm², in ascending order. Pairs are the
+    limits of a uniform distribution.
     """
 
     code: str

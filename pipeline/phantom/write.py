@@ -1,4 +1,4 @@
-"""Writes the phantom as M&Ms is laid out: folders by split, 4D NIfTI, masks at ED and ES only, one information CSV."""
+"""Write the phantom in the layout of M&Ms: folders by split, 4D NIfTI, masks at ED and ES only, one information CSV."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ COLUMNS: Final = (
     "Height",
     "Weight",
 )
-NOTE: Final = "phantom.json"  # says that the folder is a phantom, and of which configuration
-FORMAT: Final = "cardiomix-phantom"  # of the note
-# Without it the layout's usual terms, M&Ms', would go into every bank and network made from a phantom.
+NOTE: Final = "phantom.json"  # a note that the folder is a phantom, with its configuration
+FORMAT: Final = "cardiomix-phantom"  # the note's field `format`
+# Without these terms, those of M&Ms, the layout's default, would go into every bank and network made from a phantom.
 TERMS: Final = """cardiomix phantom: synthetic, of no patient; the terms of M&Ms do not apply to it
 
 Drawn by a program in the layout of M&Ms, with none of its data. phantom.json holds the configuration, which draws the
@@ -51,17 +51,17 @@ same bytes again.
 """
 _OURS = re.compile(rf"({'|'.join(SPLITS)})/[A-Z0-9]{{6}}")
 _GOLDEN = 0.6180339887498949  # steps of a golden-ratio sequence cover [0, 1) evenly for any count
-# The same for every vendor; choices where nothing else is said.
+# These hold for every vendor. Without a stated source they are choices.
 _BEAT_S = 0.9  # 67 beats a minute
 _SLICE_DISTANCE_MM = (5.0, 10.0)  # M&Ms' range
-_PAST_APEX_MM = 4.0  # how far a stack covers beyond the ventricle's length
-_ED_FRAME = (0, 0, 0, 0, 0, -1, 1)  # drawn from: triggered on the R wave, ED is the first frame or next to it
+_PAST_APEX_MM = 4.0  # how far a stack extends beyond the ventricle's length
+_ED_FRAME = (0, 0, 0, 0, 0, -1, 1)  # choices for ED: triggered on the R wave, it is the first frame or next to it
 _GZIP_LEVEL = 1  # noise does not compress, so a higher level only costs time
 
 
 @dataclass(frozen=True)
 class PhantomSubject:
-    """One subject as written. `folder` is relative to the data set's root; `row` is its line in the information CSV."""
+    """A written subject. `folder` is relative to the data set's root. `row` is its line in the information CSV."""
 
     code: str
     vendor: str
@@ -77,11 +77,12 @@ def write_phantom(
 ) -> list[PhantomSubject]:
     """Write the data set under `out` and return its subjects, in the order of the information CSV.
 
-    Equal configurations give equal bytes, and a subject's bytes do not depend on how many others are asked for. Files
-    appear whole or not at all; the CSV comes last. A phantom already there is removed first. `progress(done, total)` is
-    called after each subject. Raises InputError where `out` is a file, cannot be written or holds anything else.
+    Equal configurations give equal bytes, and a subject's bytes do not depend on the number of other subjects. Files
+    appear whole or not at all, and the CSV comes last. A phantom that is already there is removed first.
+    `progress(done, total)` is called after each subject. Raises InputError if `out` is a file, holds something else
+    than a phantom, or cannot be created.
     """
-    out = Path(os.path.abspath(out))  # so that it has a name, whatever was given
+    out = Path(os.path.abspath(out))  # an absolute path has a name, which error messages need
     wanted = orders(config)
     named = list(zip(wanted, codes(wanted, config.seed), strict=True))
     try:
@@ -99,13 +100,13 @@ def write_phantom(
 
 
 def is_written(out: Path, config: PhantomConfig) -> bool:
-    """Whether `out` holds the whole phantom of this configuration."""
+    """Whether `out` holds the complete phantom of this configuration. Raises InputError if its note is damaged."""
     note = _read_note(Path(out)) or {}
     return note.get("config") == identity(config) and (Path(out) / INFORMATION_CSV).exists()
 
 
 def _claim(out: Path, config: PhantomConfig, folders: list[str]) -> None:
-    """Make `out` ours: clear what an earlier phantom left there, note what will be in it, and state its terms."""
+    """Prepare `out`: remove an earlier phantom, and write the note of what will be there, and the terms."""
     if out.exists() and not out.is_dir():
         raise InputError(out.name, "is a file", "name a folder for the phantom")
     note = _read_note(out)
@@ -120,7 +121,7 @@ def _claim(out: Path, config: PhantomConfig, folders: list[str]) -> None:
 
 
 def _read_note(out: Path) -> dict[str, Any] | None:
-    """The note of the phantom in `out`; None where there is none."""
+    """The note of the phantom in `out`, or None. Raises InputError for a file that is no such note."""
     try:
         note = json.loads((out / NOTE).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
@@ -133,10 +134,10 @@ def _read_note(out: Path) -> dict[str, Any] | None:
 
 
 def _clear(out: Path, note: dict[str, Any]) -> None:
-    """Remove the phantom that `note` tells of. The CSV goes first: without it nobody takes the rest for whole."""
+    """Remove the phantom that `note` describes. The CSV goes first, because it marks completeness."""
     (out / INFORMATION_CSV).unlink(missing_ok=True)
     for folder in map(str, note["subjects"]):
-        if _OURS.fullmatch(folder):  # nothing outside our own layout is ever removed
+        if _OURS.fullmatch(folder):  # only folders of our own layout are removed
             shutil.rmtree(out / folder, ignore_errors=True)
     for split in (*SPLITS, "Training"):
         with suppress(OSError):  # not there, or not empty
@@ -157,7 +158,7 @@ def _write_subject(out: Path, config: PhantomConfig, order: Order, code: str) ->
         mask[[protocol.ed, protocol.es]] = cine.mask
         _write_nifti(folder / f"{code}_sa_gt.nii.gz", mask, protocol)
     _write_nifti(folder / f"{code}_sa.nii.gz", cine.image, protocol)
-    # The real release has no ED and ES for the unlabelled subjects: zeros stand there.
+    # The real release has zeros for the ED and ES of unlabelled subjects.
     ed, es = (protocol.ed, protocol.es) if order.labelled else (0, 0)
     row: tuple[object, ...] = (code, vendor.name, vendor.code, centre, ed, es, patient.age, patient.pathology)
     row += (patient.sex, patient.height_cm, patient.weight_kg)
@@ -169,14 +170,14 @@ def _write_subject(out: Path, config: PhantomConfig, order: Order, code: str) ->
 def _protocol(
     rng: np.random.Generator, config: PhantomConfig, order: Order, vendor: Vendor, patient: Patient
 ) -> Protocol:
-    # A golden-ratio sequence from a start of the seed's: few subjects already look like the vendor's distribution.
+    # A golden-ratio sequence, whose start depends on the seed: a few subjects already cover the vendor's distribution.
     digest = hashlib.sha256(f"{config.seed}:area:{order.vendor}:{order.split}".encode()).digest()
     start = int.from_bytes(digest[:6], "big") / 2**48
     pixel = float(np.sqrt(vendor.pixel_area((start + order.serial * _GOLDEN) % 1.0)))
     width_mm = float(rng.uniform(*vendor.field_mm)) * config.field_scale
     thickness = float(rng.uniform(*vendor.thickness_mm))
     spacing = thickness + float(rng.uniform(*vendor.gap_mm))
-    # Cover the ventricles if the count allows; a patient too long or short for it gets slices further apart or closer.
+    # The slices cover the ventricles. If their number is limited, they lie closer together or further apart.
     reach = patient.length + _PAST_APEX_MM
     slices = int(np.clip(round(reach / spacing), *config.slices))
     spacing = float(np.clip(reach / slices, *_SLICE_DISTANCE_MM)) if slices > 2 else spacing
@@ -204,7 +205,7 @@ def _write_nifti(path: Path, data: npt.NDArray[np.int16] | npt.NDArray[np.uint8]
     import nibabel as nib
 
     p = protocol
-    # Columns run to the patient's left, rows downwards (inferior), slices from base to apex; centred on the scanner.
+    # Columns run to the patient's left, rows downwards (inferior), slices from base to apex. The origin is the centre.
     affine = np.diag([-p.pixel_mm, -p.pixel_mm, p.spacing_mm, 1.0])
     affine[:3, 3] = [
         p.pixel_mm * (p.width - 1) / 2,

@@ -1,1 +1,1 @@
-"""What a network is fed: the plan of samples, and how one is made."""
+"""The samples that a network trains on: their plan, and how they are made."""

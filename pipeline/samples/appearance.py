@@ -1,11 +1,14 @@
-"""Augmentations of an image's looks that came after the paper, on the same stream: what FA is compared with.
+"""Augmentations of an image's look from other papers, as comparisons for FA on the same stream.
 
-`bigaug`: the intensity half of the stacked transformations of Zhang et al. 2020 (BigAug): gamma, contrast, brightness,
-noise, and the bias field that MR adds to it. `fourier`: the low frequencies' amplitudes mixed with another image's
-(Yang and Soatto 2020, FDA; Xu et al. 2021, as a mixture). `histogram`: the grey values of another vendor's image (Nyúl
-and Udupa 1999, between two images). `mixstyle`: mean and spread mixed with another image's (Zhou et al. 2021, there of
-feature maps). `gin`: two random shallow networks, blended by a smooth map (Ouyang et al. 2022). All leave the geometry,
-and so the mask, alone; `nnunet`, in `nnunet_transforms`, does not.
+- `bigaug`: the intensity transformations of BigAug (Zhang et al. 2020): gamma, contrast, brightness and noise. The bias
+  field of MR is added.
+- `fourier`: low-frequency amplitudes are mixed with another image's (FDA, Yang and Soatto 2020; as a mixture, Xu et al.
+  2021).
+- `histogram`: the grey values of another vendor's image (Nyúl and Udupa 1999, here between two images).
+- `mixstyle`: mean and spread are mixed with another image's (Zhou et al. 2021, there for feature maps).
+- `gin`: two random shallow networks, blended by a smooth map (Ouyang et al. 2022).
+
+These leave the geometry, and so the mask, as they are. `nnunet`, in `nnunet_transforms`, does not.
 """
 
 from __future__ import annotations
@@ -22,15 +25,15 @@ from pipeline.samples.smooth import smooth_field
 Image = npt.NDArray[np.float32]
 Floats = npt.NDArray[np.float64]
 Appearance = Literal["none", "bigaug", "fourier", "histogram", "mixstyle", "gin", "nnunet", "nnunet_mirrors"]
-NNUNET: Final = ("nnunet", "nnunet_mirrors")  # looks that move image and mask, by a package of their own
+NNUNET: Final = ("nnunet", "nnunet_mirrors")  # looks that also move image and mask; another package makes them
 
-LOW = 0.1  # share of the spectrum's width, to each side of its centre, whose amplitudes are mixed
+LOW = 0.1  # share of the spectrum's width and height, around its centre, whose amplitudes are mixed
 CHANNELS = (1, 2, 2, 2, 1)  # of GIN's networks, layer by layer, as in the authors' code
 LEAK = 0.01  # slope of their rectifiers below zero
 
 
 def bigaug(image_HW: Image, rng: np.random.Generator) -> Image:
-    """An image in [-1, 1] as another scanner might give it, in [-1, 1]; each change with probability one half."""
+    """Change an image's intensities, each kind of change with probability one half: (H, W) float32 in [-1, 1]."""
     x = (image_HW.astype(np.float64) + 1.0) / 2.0
     gamma, contrast, brightness, noise, field = rng.random(5) < 0.5
     strength = rng.uniform(-1.0, 1.0, 4)
@@ -50,16 +53,17 @@ def bigaug(image_HW: Image, rng: np.random.Generator) -> Image:
 
 
 def _bias(shape: tuple[int, ...], weights_5: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """A smooth positive field around 1: exp of a polynomial of degree two."""
+    """A smooth positive field (H, W) around 1: the exponential of a polynomial of degree two."""
     y, x = np.meshgrid(*(np.linspace(-1.0, 1.0, n) for n in shape), indexing="ij")
     field: npt.NDArray[np.float64] = np.exp(np.tensordot(weights_5, np.stack([y, x, x * y, x * x, y * y]), 1))
     return field
 
 
 def fourier(image_HW: Image, look_HW: Image, rng: np.random.Generator) -> Image:
-    """The image's phase with low-frequency amplitudes on the way to those of `look_HW`; both in [-1, 1], so is it.
+    """Mix the amplitudes of low frequencies with those of `look_HW`, and keep the phase. All images are in [-1, 1].
 
-    The look may have another size: its spectrum is cut or padded to the image's, frequency by frequency.
+    The share of `look_HW` is uniform in [0, 1). It may have another size: frequencies are matched from the spectrum's
+    centre.
     """
     own, other = np.fft.fftshift(np.fft.fft2(image_HW)), np.fft.fftshift(np.fft.fft2(look_HW))
     own, other = own / image_HW.size, other / look_HW.size
@@ -77,9 +81,10 @@ def fourier(image_HW: Image, look_HW: Image, rng: np.random.Generator) -> Image:
 
 
 def histogram(image_HW: Image, look_HW: Image, rng: np.random.Generator) -> Image:
-    """With probability one half, the image with the grey values of `look_HW`, in their own order; in [-1, 1].
+    """With probability one half, give the image the grey values of `look_HW`. All images are in [-1, 1].
 
-    Pixels of one grey value keep one grey value: the look's, at the same share of darker pixels.
+    Equal grey values stay equal, and their order stays the same: a grey value becomes the one of `look_HW` at the same
+    quantile.
     """
     if rng.random() < 0.5:
         return image_HW
@@ -91,8 +96,10 @@ def histogram(image_HW: Image, look_HW: Image, rng: np.random.Generator) -> Imag
 
 
 def mixstyle(image_HW: Image, look_HW: Image, rng: np.random.Generator) -> Image:
-    """With probability one half, the image with mean and standard deviation on the way to those of `look_HW`; both in
-    [-1, 1], so is it. The share that stays the image's is drawn from Beta(0.1, 0.1): mostly all or nothing."""
+    """With probability one half, mix mean and standard deviation with those of `look_HW`. All images are in [-1, 1].
+
+    The image's share is drawn from Beta(0.1, 0.1), which is mostly close to 0 or 1.
+    """
     share = float(rng.beta(0.1, 0.1))
     if rng.random() < 0.5:
         return image_HW
@@ -103,10 +110,11 @@ def mixstyle(image_HW: Image, look_HW: Image, rng: np.random.Generator) -> Image
 
 
 def gin(image_HW: Image, rng: np.random.Generator, strength: float = 1.0) -> Image:
-    """The image as two random networks see it, blended by a smooth random map; in [-1, 1].
+    """Pass the image through two random networks, and blend the results with a smooth random map: in [-1, 1].
 
-    Each network is four convolutions of 1 or 3 pixels, without training; a random share of its output, 0 to `strength`,
-    is added to the rest of the image and has its norm (GIN). The map, 0 to 1, says which network a pixel is of (IPA).
+    Each network (GIN) has four untrained convolutions of 1 or 3 pixels a side. Its output is mixed with the image, with
+    a random share from 0 to `strength`, and scaled to the image's norm. The map (IPA), 0 to 1, gives the share of the
+    first network at each pixel.
     """
     mean, std = float(image_HW.mean()), max(float(image_HW.std()), 1e-6)
     image = (image_HW.astype(np.float64) - mean) / std
@@ -131,8 +139,10 @@ def _random_network(image_HW: Floats, rng: np.random.Generator, strength: float)
 
 
 def convolved(x_CHW: Floats, kernel_OCKK: Floats) -> Floats:
-    """(O, H, W): a convolution as networks have it, with zeros around the image. Every pixel is summed in one order, so
-    that the bytes do not depend on the number of threads."""
+    """A cross-correlation with zeros around the image, as in networks: (O, H, W).
+
+    Every pixel is summed in a fixed order, so that the bytes do not depend on the number of threads.
+    """
     size, (height, width) = kernel_OCKK.shape[-1], x_CHW.shape[1:]
     padded = np.pad(x_CHW, ((0, 0), (size // 2,) * 2, (size // 2,) * 2))
     out = np.zeros((len(kernel_OCKK), height, width))
@@ -142,7 +152,7 @@ def convolved(x_CHW: Floats, kernel_OCKK: Floats) -> Floats:
     return out
 
 
-# Looks that need the image alone, and those that borrow from another slice.
+# Looks that need only the image, and looks that also need another slice.
 ALONE: Final[dict[str, Callable[[Image, np.random.Generator], Image]]] = {"bigaug": bigaug, "gin": gin}
 WITH_ANOTHER: Final[dict[str, Callable[[Image, Image, np.random.Generator], Image]]] = {
     "fourier": fourier,

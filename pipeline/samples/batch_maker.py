@@ -1,8 +1,8 @@
-"""Makes planned samples a whole step at a time on one device: FA's decoding and RA's resampling of a batch together.
+"""Make the samples of a whole step together on one device: FA's decoding and RA's resampling run once for the batch.
 
-The plan, the caches and everything random are `SampleMaker`'s, and the images are its images within 1e-5, the masks to
-the byte. A look besides FA (random curves, regions) is made on the CPU by the same functions; where it follows FA, the
-drawn image comes down and goes up again. So does what the guard judges.
+The plan, the caches and all random numbers are those of `SampleMaker`. Masks equal its masks to the byte, and images
+equal its images within 1e-5. Looks besides FA (such as random curves and regions) are made on the CPU by the same
+functions. If a look follows FA, the drawn image is copied to the CPU and back. So is an image that the guard checks.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pipeline.samples.rescale import Axes, Axis, inside, nearest_together, resam
 from pipeline.samples.stream_config import StreamConfig, samples_of_worker
 from storage.errors import FinalError
 
-AHEAD = 2  # batches that are made or being made while the trainer is at one
+AHEAD = 2  # batches that are ready or in progress while the trainer uses one
 
 Batch = dict[str, Tensor]
 T = TypeVar("T")
@@ -36,11 +36,11 @@ T = TypeVar("T")
 def batches_ahead(
     config: StreamConfig, steps: range, *, rank: int = 0, world: int = 1, device: str = "cpu", threads: int = 1
 ) -> Iterator[Batch]:
-    """Batches of `steps` for one train worker, in order, as `actors.streaming.batches` gives them, made on `device` by
-    a thread of this process.
+    """Yield the batches of `steps` for one train worker, in order, made on `device` by a thread of this process.
 
-    `threads` is set as torch's number of threads, for the whole process. Raises InputError if a step has no sample for
-    this worker, or the bank is damaged; FinalError if the device's memory runs out.
+    The samples are those of `actors.streaming.batches`. `threads` becomes torch's number of threads, for the whole
+    process. Raises InputError if a step has no sample for this worker or the bank is damaged, and FinalError if the
+    device's memory runs out.
     """
     left = iter(steps)
     ahead: deque[Future[Batch]] = deque()
@@ -54,7 +54,7 @@ def batches_ahead(
                 if not ahead:
                     return
                 batch = _result(ahead.popleft())
-                if maker.stream is not None:  # made on that stream, used on this one
+                if maker.stream is not None:  # made on the maker's stream, used on the current one
                     for name in UPLOADED:
                         if name in batch:
                             batch[name].record_stream(torch.cuda.current_stream(maker.device))
@@ -74,8 +74,11 @@ def _result(future: Future[T]) -> T:
 
 @dataclass(frozen=True)
 class _Source:
-    """A sample before FA and RA: its real image (h, w), None where that is not looked at; mask (h, w), the area of a
-    pixel; whether the mask may be used."""
+    """A sample before FA and RA.
+
+    image: the real image (h, w), or None if it is not needed. mask: (h, w). area: of a pixel, in mm². labelled: whether
+    the mask may be used.
+    """
 
     sample: Sample
     image: npt.NDArray[np.float32] | None
@@ -85,7 +88,7 @@ class _Source:
 
 
 class BatchMaker:
-    """Makes the samples of a step on a device. Holds a `SampleMaker`, which reads and plans."""
+    """Makes the samples of a step on a device. Its `SampleMaker` reads and plans."""
 
     def __init__(
         self, config: StreamConfig, rank: int = 0, world: int = 1, device: str = "cpu", threads: int = 1
@@ -97,14 +100,16 @@ class BatchMaker:
         self._residual = config.plan.fa_render == "residual"
 
     def __call__(self, step: int) -> Batch:
-        """The step's samples with the names that `SampleMaker` gives them; images and masks on the device, ready to
-        use, all else on the CPU."""
+        """The step's samples as tensors, with the keys of `SampleMaker.__call__`.
+
+        Images, masks and twins are on the device, all else on the CPU.
+        """
         maker = self.maker
         began, rejected = time.perf_counter(), maker.turned_down()
         planned = maker.plan.samples(step, maker.rank, maker.world)
         count, wanted, twin_of = len(planned), list(planned), np.arange(len(planned))
         for k, (sample, labelled) in enumerate(planned):
-            if maker.config.twins and not labelled:  # a labelled one is its own twin
+            if maker.config.twins and not labelled:  # a labelled sample is its own twin
                 twin_of[k] = len(wanted)
                 wanted.append((sample.twin(), False))
         with torch.cuda.stream(self.stream), torch.no_grad():
@@ -113,7 +118,7 @@ class BatchMaker:
             if maker.config.twins:
                 batch[TWIN] = image[canvas.upload(twin_of, self.device)][:, None]
         if self.stream is not None:
-            self.stream.synchronize()  # here, where nobody waits for it
+            self.stream.synchronize()  # in this thread, so that the trainer does not wait
         facts = facts_of(planned, time.perf_counter() - began, maker.turned_down() - rejected)
         return batch | {name: torch.from_numpy(values) for name, values in facts.items()}
 
@@ -127,16 +132,16 @@ class BatchMaker:
         return _Source(sample, source.image, source.mask, source.area, labelled)
 
     def _made(self, sources: Sequence[_Source]) -> tuple[Tensor, Tensor]:
-        """Images (N, S, S) float32 and masks (N, S, S) uint8, 0 where they may not be used."""
+        """Images (N, S, S) float32 and masks (N, S, S) uint8. The mask of an unlabelled sample is 0."""
         groups = canvas.alike([s.mask.shape for s in sources])
-        # those that are drawn come first, so that a slice of a tensor holds them
+        # drawn samples come first in a group, so that a slice of the tensor holds them
         groups = [sorted(group, key=lambda k: sources[k].sample.donor_id is None) for group in groups]
         images, masks = zip(*(self._group([sources[k] for k in group]) for group in groups), strict=True)
         back = canvas.upload(np.argsort(np.concatenate(groups)), self.device)
         return torch.cat(images)[back], torch.cat(masks)[back]
 
     def _group(self, sources: Sequence[_Source]) -> tuple[Tensor, Tensor]:
-        """As `_made`, of sources on one canvas, those first that are drawn."""
+        """As `_made`, for sources that share a canvas. Drawn samples come first."""
         shapes = [s.mask.shape for s in sources]
         size = canvas.largest(shapes)
         image = canvas.on_canvases([s.image for s in sources], size, torch.float32, self.device)
@@ -160,7 +165,7 @@ class BatchMaker:
         return canvas.on_canvases(anatomies, size, torch.uint8, self.device)
 
     def _axes(self, sources: Sequence[_Source], axis: int) -> Axes:
-        """Where the rows (0) or columns (1) of the samples come from."""
+        """The resampling of the samples' rows (axis 0) or columns (axis 1)."""
         axes = [
             Axis(s.mask.shape[axis], self._size, self.maker.scale(s.sample, s.area), s.sample.flip[axis])
             for s in sources
@@ -185,7 +190,7 @@ class BatchMaker:
         fill_N: Tensor,
         size: canvas.Shape,
     ) -> Tensor:
-        """Images drawn from anatomies that are rescaled already (`plan.fa_order=ra_first`)."""
+        """Draw images from anatomies after these are rescaled (`plan.fa_order=ra_first`): (N, S, S)."""
         anatomy = nearest_together(self._anatomy(sources, size), rows, columns)
         drawn = self._drawn(sources, anatomy, [(self._size, self._size)] * len(sources), real_NSS)
         there = inside(rows, columns)
@@ -193,7 +198,7 @@ class BatchMaker:
         return drawn.where(there, outside[:, None, None])
 
     def _augmented(self, sources: Sequence[_Source], image_NHW: Tensor, size: canvas.Shape) -> tuple[Tensor, Tensor]:
-        """Drawn images with another look or moved, and their masks; this is done on the CPU."""
+        """Drawn images after further looks and moves, and their masks. This runs on the CPU."""
         made = []
         for s, image in zip(sources, image_NHW[: len(sources)].cpu().numpy(), strict=True):
             height, width = s.mask.shape

@@ -1,4 +1,4 @@
-"""Images of several sizes in one tensor: each in the top left corner of a canvas of zeros, on the CPU or on a card."""
+"""Images of several sizes in one tensor: each in the top left corner of a canvas of zeros, on the CPU or a GPU."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch import Tensor
 
 Shape = tuple[int, int]  # height, width
 
-MOST_PIXELS = 2**22  # of the canvases that go through a decoder together: sixteen of 512²
-MOST_PADDING = 2  # times the pixels of the images alone
+MOST_PIXELS = 2**22  # in all canvases that are decoded together: sixteen of 512²
+MOST_PADDING = 2  # most pixels of the canvases, over those of the images alone
 
 
 def upload(array: npt.NDArray[Any], device: torch.device) -> Tensor:
-    """The array on a device, the same memory on the CPU; a card is not waited for."""
+    """Copy an array to a device without waiting for it. On the CPU, the tensor shares the array's memory."""
     tensor = torch.from_numpy(array)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
@@ -25,7 +25,7 @@ def upload(array: npt.NDArray[Any], device: torch.device) -> Tensor:
 def on_canvases(
     arrays: Sequence[npt.NDArray[Any] | None], size: Shape, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """Arrays (h, w) → (N, H, W), for which one copy goes to the device; zeros for None."""
+    """Put arrays (h, w) on canvases (N, H, W), and copy them to the device at once. None gives a canvas of zeros."""
     canvas = torch.zeros((len(arrays), *size), dtype=dtype, pin_memory=device.type == "cuda")
     for place, array in zip(canvas.numpy(), arrays, strict=True):
         if array is not None:
@@ -34,7 +34,7 @@ def on_canvases(
 
 
 def inside(shapes: Sequence[Shape], size: Shape, device: torch.device) -> Tensor | None:
-    """(N, H, W) bool, which pixels of the canvases are image; None if all are."""
+    """Which pixels of the canvases are image: (N, H, W) bool, or None if all are."""
     if all(shape == size for shape in shapes):
         return None
     ends = upload(np.array(shapes, dtype=np.int64), device)
@@ -43,18 +43,22 @@ def inside(shapes: Sequence[Shape], size: Shape, device: torch.device) -> Tensor
 
 
 def lowest(image_NHW: Tensor, inside_NHW: Tensor | None) -> Tensor:
-    """The least value of each image, (N,)."""
+    """The minimum of each image, (N,)."""
     values = image_NHW if inside_NHW is None else image_NHW.where(inside_NHW, torch.inf)
     return values.amin((1, 2))
 
 
 def largest(shapes: Sequence[Shape]) -> Shape:
-    """The canvas that holds each of these shapes."""
+    """The smallest canvas that holds every one of these shapes."""
     return max(h for h, _ in shapes), max(w for _, w in shapes)
 
 
 def alike(shapes: Sequence[Shape]) -> list[list[int]]:
-    """Numbers of the shapes, in groups that go well on one canvas: few groups, of `MOST_PIXELS`, not mostly padding."""
+    """Group the shapes, by their numbers, for one canvas size a group.
+
+    There are few groups, but each has at most `MOST_PIXELS` and `MOST_PADDING` times the pixels of its images, or a
+    single image.
+    """
     groups: list[list[int]] = []
     for k in sorted(range(len(shapes)), key=lambda k: shapes[k][0] * shapes[k][1]):
         together = [*groups[-1], k] if groups else [k]

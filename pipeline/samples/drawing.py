@@ -1,4 +1,4 @@
-"""Images drawn from factors: which code a sample is drawn with, how it is rendered, and whether it looks real."""
+"""Draw images from factors: choose the code of a sample, render it, and check whether the image looks real."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ Anatomy = npt.NDArray[np.uint8]
 
 
 class Drawing:
-    """Draws samples of a plan with a bank's decoder, on a device, and the modality codes of `donors`.
+    """Draws planned samples on a device, with a bank's decoder and the modality codes of `donors`.
 
-    `rejected` counts the images that the guard turned down.
+    `rejected` counts the images that the guard has rejected. Sets torch's number of threads.
     """
 
     def __init__(
@@ -49,11 +49,11 @@ class Drawing:
         image: Callable[[int, Code], Image],
         encode: Encode | None,
     ) -> None:
-        """Turn down images that are unlike what `image` gives for these rows, of these codes (see `Realism`)."""
+        """Switch on the guard. It compares images with `image(row, code)` of these rows and codes (see `Realism`)."""
         self._realism = Realism(rows, codes_NM, image, encode)
 
     def decoded(self, anatomy_HW: Anatomy, code_M: Code) -> Image:
-        """D(a, z): (H, W) in (-1, 1)."""
+        """The decoded image D(a, z): (H, W) float32 in (-1, 1). The anatomy is packed, channel c in bit c."""
         from pipeline.samples.synthesis import synthesize
 
         batch = synthesize(self._decoder, self._channels, anatomy_HW[None], code_M[None], self.plan.fa_precision)
@@ -61,15 +61,15 @@ class Drawing:
         return drawn
 
     def texture(self, image_HW: Image, anatomy_HW: Anatomy, own_M: Code) -> Image:
-        """What an image's own factors do not give back of it: x - D(a, z)."""
+        """The part of an image that its own factors do not reproduce: x - D(a, z)."""
         rest: Image = image_HW - self.decoded(anatomy_HW, own_M)
         return rest
 
     def __call__(self, sample: Sample, anatomy_HW: Anatomy, own_M: Code, texture_HW: Image | None = None) -> Image:
-        """(H, W) in [-1, 1], as the scanner of the sample's modality would draw it; a pure function of what is given.
+        """Draw a sample in the style of its modality: (H, W) float32 in [-1, 1]. Depends on the arguments alone.
 
-        `own_M` is the slice's own code. With `texture_HW` the image is residual: the drawn one with the texture of the
-        real one. What the guard turns down is drawn with the donor's own code.
+        `own_M` is the slice's own code. If `texture_HW` is given, it is added, and the image is residual. If the guard
+        rejects the image, it is drawn with the donor's own code instead.
         """
         code = self._code(sample, own_M)
         image = self._rendered(anatomy_HW, code, texture_HW)
@@ -85,10 +85,11 @@ class Drawing:
         shapes: Sequence[tuple[int, int]],
         real_NHW: Tensor | None = None,
     ) -> Tensor:
-        """(N, H, W) in [-1, 1]: what a call draws for each of the samples, in one or two passes of the decoder.
+        """Draw several samples in one or two passes of the decoder: (N, H, W) float32 in [-1, 1].
 
-        Anatomies (uint8) and images are where the decoder is, of these shapes, in the top left corners of canvases;
-        outside, what is drawn is without meaning. With the real images, residual ones are drawn.
+        Each image is what a call of this object draws for the sample. Anatomies (packed uint8) and real images are on
+        the decoder's device, in the top left corners of their canvases with sizes `shapes`. Pixels outside are
+        meaningless. If real images are given, the drawn ones are residual.
         """
         import torch
 
@@ -117,14 +118,14 @@ class Drawing:
         return drawn
 
     def _code(self, sample: Sample, own_M: Code) -> Code:
-        """What a sample is drawn with, unless the guard turns that down."""
+        """The code of a sample, unless the guard rejects its image: (M,) float32."""
         code: Code = self._modalities(sample)
         if sample.step != 1.0:
             code = own_M + np.float32(sample.step) * (code - own_M)
         return code
 
     def _accepts(self, image_HW: Image, code_M: Code) -> bool:
-        """Whether the guard lets pass an image drawn with this code."""
+        """Whether the guard accepts an image drawn with this code. Counts rejections."""
         accepted = self._realism is None or self._realism(image_HW, code_M)
         self.rejected += not accepted
         return accepted

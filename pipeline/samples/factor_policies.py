@@ -1,7 +1,7 @@
-"""Which modality vector a planned sample is drawn with: the donor's, or one made from several (`PlanConfig.fa_policy`).
+"""The modality vector of a planned sample: the donor's, or one made from several (`PlanConfig.fa_policy`).
 
-`mix` is the paper's; the others answer what it left open: whether factors can be moved outside what was seen, and, by
-`own`, whether it is the mixing that helps or only training on reconstructions.
+`mix` is the paper's policy. The others answer questions that the paper leaves open: whether factors beyond those seen
+help, and, with `own`, whether mixing helps or only training on reconstructions.
 """
 
 from __future__ import annotations
@@ -12,11 +12,14 @@ import numpy.typing as npt
 from pipeline.samples.plan import FaPolicy, Sample
 
 Vectors = npt.NDArray[np.float32]
-RIDGE = 1e-6  # of a vendor's covariance, which few slices may leave singular
+RIDGE = 1e-6  # added to a vendor's covariance, which is singular if there are few slices
 
 
 class Modalities:
-    """The vectors of planned samples. Donors: modality (D, M) float32 and vendor (D,)."""
+    """The modality vectors of planned samples. The donors have `modality` (D, M) float32 and `vendor` (D,).
+
+    `reach` is `PlanConfig.fa_reach`.
+    """
 
     def __init__(self, modality: Vectors, vendor: npt.NDArray[np.str_], policy: FaPolicy, reach: float) -> None:
         self.policy, self.reach, self._modality, self._vendor = policy, reach, modality, vendor
@@ -25,7 +28,7 @@ class Modalities:
         self._root = {v: _root(rows) for v, rows in own.items()} if policy == "gaussian" else {}
 
     def __call__(self, sample: Sample) -> Vectors:
-        """(M,) float32 for a sample with a donor; a pure function of the sample and the donors."""
+        """The vector (M,) float32 of a sample that has a donor. It depends on the sample and the donors alone."""
         assert sample.donor_id is not None
         donor: Vectors = self._modality[sample.donor_id]
         if self.policy == "gaussian":
@@ -44,7 +47,7 @@ class Modalities:
 
 
 def _root(rows_NM: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Lower triangle L with L Lᵀ the covariance; of a single row, almost nothing."""
+    """The lower triangular L with L Lᵀ equal to the covariance of the rows. Almost 0 for a single row."""
     size = rows_NM.shape[1]
     apart = rows_NM - rows_NM.mean(axis=0)
     covariance = apart.T @ apart / max(1, len(rows_NM) - 1)

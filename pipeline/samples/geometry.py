@@ -1,8 +1,8 @@
-"""Turns and bends of a slice, image and mask alike, that keep a heart a heart.
+"""Turn and bend a slice, image and mask alike, so that a heart stays a heart.
 
-A bend is a smooth displacement whose strain stays below one everywhere: the map is then continuous and one to one (the
-identity plus a contraction), so that nothing tears, folds or merges, and a cavity stays within its wall. Mirrors are
-not among them: they exchange the two ventricles.
+A bend is a smooth displacement whose strain is below 1 everywhere. The map is then the identity plus a contraction, so
+it is continuous and one to one: nothing tears, folds or merges, and a cavity stays within its wall. There are no
+mirrors, since they would exchange the two ventricles.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from pipeline.samples.smooth import smooth_field
 
 Places = npt.NDArray[np.float64]
 
-BEND_MM = 40.0  # between the bumps of a displacement: a wall moves as a whole, the two ventricles on their own
+BEND_MM = 40.0  # mm between the bumps of a displacement: a wall moves as a whole, but the two ventricles differently
 
 
 def moved(source: WorkingSlice, sample: Sample, elastic: float) -> WorkingSlice:
-    """The slice turned by `sample.turn` and bent by at most the strain `elastic`, on its own grid.
+    """The slice turned by `sample.turn` degrees and bent with a strain of at most `elastic`, on its own grid.
 
-    The image, in [-1, 1], is interpolated linearly, with its minimum beyond its edges; the mask takes the nearest
-    pixel, background beyond the edges.
+    The image, in [-1, 1], is interpolated linearly, with its minimum beyond its edges. The mask takes the nearest
+    pixel, with background beyond its edges.
     """
     places = sources(source.mask.shape, sample, elastic, float(np.sqrt(source.area)))
     if places is None:
@@ -36,7 +36,7 @@ def moved(source: WorkingSlice, sample: Sample, elastic: float) -> WorkingSlice:
 
 
 def sources(shape: tuple[int, ...], sample: Sample, elastic: float, pixel_mm: float) -> Places | None:
-    """(2, H, W), the row and column that each pixel comes from; None where each stays in its place."""
+    """(2, H, W) float64: the row and column that each pixel comes from. None if no pixel moves."""
     if sample.turn == 0.0 and elastic == 0.0:
         return None
     grid = np.stack(np.meshgrid(*(np.arange(n) - (n - 1) / 2 for n in shape), indexing="ij"))
@@ -50,8 +50,10 @@ def sources(shape: tuple[int, ...], sample: Sample, elastic: float, pixel_mm: fl
 
 
 def displacement(shape: tuple[int, ...], elastic: float, spacing: float, seed: int) -> Places:
-    """(2, H, W) in pixels, without a shift as a whole. Its strain, the Frobenius norm of its derivatives, is at most
-    a number between 0 and `elastic`."""
+    """A random smooth displacement (2, H, W) in pixels, with mean 0. `spacing` pixels lie between its bumps.
+
+    Its strain is the Frobenius norm of its derivatives. The largest strain is uniform in [0, `elastic`).
+    """
     rng = np.random.Generator(np.random.Philox(seed))
     field = np.stack([smooth_field(shape, spacing, rng) for _ in shape])
     down, across = (np.square(np.gradient(field, axis=axis)) for axis in (1, 2))  # (2, H, W) each

@@ -1,4 +1,4 @@
-"""Makes planned samples: decode (FA), then rescale and crop (RA)."""
+"""Make planned samples: decode (FA), then rescale and crop (RA)."""
 
 from __future__ import annotations
 
@@ -27,15 +27,16 @@ from storage.bank.styles import Donors, modality_donors
 from storage.errors import InputError
 from storage.slices.store import SliceStore
 
-CACHE_BYTES = 512 * 2**20  # a maker's real slices; as much again for textures (`plan.fa_render=residual`)
+CACHE_BYTES = 512 * 2**20  # for a maker's real slices, and as much for textures (`plan.fa_render=residual`)
 TWIN, MADE_S, MADE_AT, REJECTED = "twin", "made_s", "made_at", "rejected"
-UPLOADED = ("image", "mask", TWIN)  # of a batch; what the host decides by stays there
+UPLOADED = ("image", "mask", TWIN)  # parts of a batch that go to the device; the host needs the others
 
 
 class SampleMaker:
-    """Makes the samples of whole steps. Holds the slice store and, for FA, the bank and its decoder.
+    """Makes the samples of whole steps. Holds the slice store and, if the arm needs them, the bank and its decoder.
 
-    `device` is where images are drawn, as they are judged by.
+    Images are drawn, and checked by the guard, on `device`. Raises InputError as `open_bank` and `step_plan` do,
+    or if the guard needs an SDNet that is not given.
     """
 
     def __init__(
@@ -56,8 +57,8 @@ class SampleMaker:
             self._load_factors(self.bank, threads)
 
     def _load_factors(self, bank: FactorBank, threads: int) -> None:
-        self._anatomies = BankView(bank).anatomy  # mapped: this node holds it once
-        self._row_of = rows_of(bank.index, self.store.table)  # of each slice of the store
+        self._anatomies = BankView(bank).anatomy  # memory-mapped: the node holds one copy
+        self._row_of = rows_of(bank.index, self.store.table)  # bank row of each slice of the store
         if not self.config.fa:
             return
         plan, self._own_code = self.config.plan, BankView(bank).modality
@@ -66,7 +67,7 @@ class SampleMaker:
         if plan.guard == "none":
             return
         encode = self._reader() if plan.guard == "reencoding" else None
-        if plan.fa_render == "residual":  # real images, which are those of the run's own slices
+        if plan.fa_render == "residual":  # compared with real images, which only the run's own slices have
             ids = np.flatnonzero(self.store.column("split") == "train")
             slice_of = np.empty(len(bank), dtype=np.int64)
             slice_of[self._row_of[ids]] = ids
@@ -87,7 +88,7 @@ class SampleMaker:
         return modality_donors(lender if lender is not None else bank)
 
     def _reader(self) -> Encode:
-        """The bank's SDNet's modality encoder, for whole images as they are drawn."""
+        """The modality encoder of the bank's SDNet, for whole drawn images. Raises InputError without that SDNet."""
         import torch
 
         from pipeline.networks.description import sdnet_fingerprint
@@ -113,11 +114,13 @@ class SampleMaker:
         return encode
 
     def __call__(self, block: dict[str, Any]) -> dict[str, Any]:
-        """{"step": (k,) int64} → image (n, 1, S, S) float32, mask (n, S, S) uint8, labelled (n,) bool, slice_id (n,);
-        where the arm wants it, twin (n, 1, S, S) float32.
+        """Make this worker's n samples of the steps in `block`, {"step": (k,) int64}.
 
-        Beside them, for whoever watches: made_s (n,) float64, seconds that each took; made_at (n,) float64, when it was
-        ready, in seconds since 1970; rejected (n,) float64, the share of drawn images that the guard turned down.
+        Returns image (n, 1, S, S) float32 in [-1, 1], mask (n, S, S) uint8 (0 if not labelled), labelled (n,) bool,
+        slice_id (n,) int64 and, if the arm has twins, twin (n, 1, S, S) float32.
+
+        For monitoring, three arrays (n,) float64 repeat one number: made_s, the mean seconds a sample took; made_at,
+        when the block was ready, in seconds since 1970; rejected, the images that the guard rejected, over n.
         """
         began, rejected = time.perf_counter(), self.turned_down()
         planned = [s for step in block["step"] for s in self.plan.samples(int(step), self.rank, self.world)]
@@ -133,7 +136,7 @@ class SampleMaker:
         return twins | {"image": image, "mask": mask} | facts
 
     def _twins(self, planned: list[tuple[Sample, bool]], image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Twins of the unlabelled samples; a labelled one has itself."""
+        """The twins of the unlabelled samples. A labelled sample is its own twin."""
         twin = image.copy()
         for k, (sample, labelled) in enumerate(planned):
             if not labelled:
@@ -141,10 +144,10 @@ class SampleMaker:
         return twin
 
     def make(self, sample: Sample) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
-        """Image (S, S) float32 in [-1, 1] and mask (S, S) uint8 of a planned sample: FA, then RA and crop."""
+        """Make a planned sample: image (S, S) float32 in [-1, 1] and mask (S, S) uint8."""
         config = self.config.preprocess
         ra_first = self.config.plan.fa_order == "ra_first"
-        if sample.donor_id is not None and not ra_first:  # its own image, if it is drawn whole, is not even read
+        if sample.donor_id is not None and not ra_first:  # a sample that is drawn whole needs no real image
             mask, area = self.masks(sample.slice_id)
             source = WorkingSlice(self._drawn(self.anatomy(sample.slice_id), sample), mask, area)
         else:
@@ -163,33 +166,36 @@ class SampleMaker:
         return image, mask
 
     def pixel_area(self, sample: Sample) -> float:
-        """mm² of a pixel of the sample that `make` makes."""
+        """The area in mm² of a pixel of the sample that `make` returns."""
         _, area = self.masks(sample.slice_id)
         return area / self.scale(sample, area) ** 2
 
     def scale(self, sample: Sample, area: float) -> float:
-        """Linear factor of RA and zoom on the working grid, above 1 where the image grows; 1 for a sample without
-        them. `area`: of a pixel of the slice, mm²."""
+        """The linear factor of RA and zoom on the working grid. Above 1 the image grows; without both it is 1.
+
+        `area` is the area in mm² of a pixel of the slice on the working grid.
+        """
         if sample.area is None:
             return sample.zoom
         plan, factor = self.config.plan, self.config.preprocess.factor
         return sample.zoom * linear_scale(area, sample.area / factor**2, plan.ra_measure)
 
     def anatomy(self, slice_id: int) -> npt.NDArray[np.uint8]:
-        """The slice's packed anatomy (h, w), its true extent alone: AdaIN averages over what it is given, and padding
-        is no part of the image."""
+        """The slice's packed anatomy (h, w) uint8, without padding, since AdaIN averages over its whole input."""
         return self._anatomies[self._row_of[slice_id]]
 
     def own_code(self, slice_id: int) -> npt.NDArray[np.float32]:
-        """The slice's own modality (M,)."""
+        """The slice's own modality (M,) float32."""
         code: npt.NDArray[np.float32] = self._own_code[self._row_of[slice_id]]
         return code
 
     def _drawn(
         self, anatomy: npt.NDArray[np.uint8], sample: Sample, image: npt.NDArray[np.float32] | None = None
     ) -> npt.NDArray[np.float32]:
-        """(h, w) → (h, w) in [-1, 1], as the scanner of the sample's modality would draw it. `image`: the real one on
-        the anatomy's grid, where that is not the slice's own."""
+        """Draw a packed anatomy (h, w) in the style of the sample's modality: (h, w) in [-1, 1].
+
+        `image` is the real image on the anatomy's grid. It is needed if the anatomy is not on the slice's own grid.
+        """
         assert self.drawing is not None
         own, texture = self.own_code(sample.slice_id), None
         if self.config.plan.fa_render == "residual":
@@ -201,16 +207,16 @@ class SampleMaker:
         return self.drawing.texture(self.working(slice_id).image, self.anatomy(slice_id), self.own_code(slice_id))
 
     def turned_down(self) -> int:
-        """Images drawn so far that the guard turned down."""
+        """The number of drawn images that the guard has rejected so far."""
         return self.drawing.rejected if self.drawing is not None else 0
 
     @property
     def augments(self) -> bool:
-        """Whether images get another look besides FA, or are moved."""
+        """Whether images get a look besides FA, or are turned or bent."""
         return self.config.appearance != "none" or self.config.plan.fa_regions != "none" or self.config.plan.moves
 
     def augmented(self, source: WorkingSlice, sample: Sample) -> WorkingSlice:
-        """With another look and moved, where the arm wants it; after FA where there is FA, before RA."""
+        """Give a slice the looks and moves that the arm asks for. This comes after FA and before RA."""
         if self.config.appearance in NNUNET:
             from pipeline.samples.nnunet_transforms import nnunet
 
@@ -222,7 +228,7 @@ class SampleMaker:
         return moved(source, sample, self.config.plan.elastic) if self.config.plan.moves else source
 
     def _with_region_looks(self, source: WorkingSlice, sample: Sample) -> npt.NDArray[np.float32]:
-        """(h, w) → (h, w) in [-1, 1]; as it is for the share that stays, and for slices without the regions."""
+        """The image (h, w) in [-1, 1], with region looks for `fa_share` of the samples that have regions."""
         kind, i = self.config.plan.fa_regions, sample.slice_id
         rng = generator(sample.seed & 0xFFFFFFFF, "regions", sample.seed >> 32)
         if rng.random() >= self.config.plan.fa_share or (kind == "labels" and not self._labelled[i]):
@@ -233,7 +239,7 @@ class SampleMaker:
         return region_looks(source.image, regions, rng)
 
     def _with_appearance(self, image: npt.NDArray[np.float32], sample: Sample) -> npt.NDArray[np.float32]:
-        """(h, w) → (h, w) in [-1, 1]."""
+        """The image (h, w) in [-1, 1] with the arm's appearance."""
         rng = np.random.Generator(np.random.Philox(sample.seed))
         if self.config.appearance in ALONE:
             return ALONE[self.config.appearance](image, rng)
@@ -242,7 +248,7 @@ class SampleMaker:
 
 
 def facts_of(planned: Sequence[tuple[Sample, bool]], seconds: float, rejected: int) -> dict[str, npt.NDArray[Any]]:
-    """What a batch says of its samples besides images and masks, see `SampleMaker.__call__`."""
+    """The entries of a batch besides images and masks (see `SampleMaker.__call__`)."""
     count = len(planned)
     return {
         "labelled": np.array([labelled for _, labelled in planned]),

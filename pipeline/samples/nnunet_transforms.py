@@ -1,8 +1,8 @@
-"""nnU-Net's own augmentation by its own package, `batchgeneratorsv2` (`pip install 'cardiomix[nnunet]'`).
+"""nnU-Net's augmentation, with its own package `batchgeneratorsv2` (`pip install 'cardiomix[nnunet]'`).
 
-The transforms, their order, probabilities and ranges are those of `nnUNetTrainer.get_training_transforms` for square
-2D patches (nnU-Net v2, Isensee et al. 2021), on the whole slice in place of a patch: any rotation, scale, noise, blur,
-brightness, contrast, lower resolution, gamma, and mirrors where asked for.
+The transforms, their order, probabilities and ranges are those of `nnUNetTrainer.get_training_transforms` for square 2D
+patches (nnU-Net v2, Isensee et al. 2021). They act on the whole slice instead of a patch: rotation by any angle, scale,
+noise, blur, brightness, contrast, lower resolution, gamma and, if `mirrors` is set, mirrors.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from pipeline.samples.preprocess import WorkingSlice
 
 
 def nnunet(source: WorkingSlice, seed: int, mirrors: bool) -> WorkingSlice:
-    """Image in [-1, 1] and mask of a slice after nnU-Net's transforms, in [-1, 1] again; a function of the seed.
+    """Apply nnU-Net's transforms to a slice. Its image is in [-1, 1] before and after.
 
-    The transforms see the image with mean 0 and standard deviation 1, as nnU-Net normalises MR, and what comes from
-    beyond its edges as the mean.
+    The result depends on the slice, the seed and `mirrors` alone. The transforms see the image with mean 0 and standard
+    deviation 1, as nnU-Net normalises MR. Pixels from beyond the edges are the mean.
     """
     mean, std = float(source.image.mean()), max(float(source.image.std()), 1e-6)
     image = torch.from_numpy((source.image[None] - mean) / std)
@@ -32,7 +32,7 @@ def nnunet(source: WorkingSlice, seed: int, mirrors: bool) -> WorkingSlice:
 
 
 class _Seeded:
-    """Sets the two global generators that the package draws from, and puts them back."""
+    """Seeds the two global generators that the package uses, and restores them at the end."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
@@ -67,7 +67,7 @@ def _transforms(size: tuple[int, int], mirrors: bool) -> Any:
     scale = {"p_scaling": 0.2, "scaling": (0.7, 1.4), "p_synchronize_scaling_across_axes": 1}
     with_chance = [
         (GaussianNoiseTransform((0, 0.1), p_per_channel=1, synchronize_channels=True), 0.1),
-        # `benchmark` would choose between two ways by the clock, and so the last bits
+        # `benchmark` would choose between two methods by timing, and the last bits would depend on it
         (GaussianBlurTransform((0.5, 1.0), False, False, p_per_channel=0.5, benchmark=False), 0.2),
         (MultiplicativeBrightnessTransform(BGContrast((0.75, 1.25)), False, 1), 0.15),
         (ContrastTransform(BGContrast((0.75, 1.25)), True, False, 1), 0.15),

@@ -1,9 +1,9 @@
-"""Which sample comes next: a pure function of (seed, stream, index).
+"""The plan: which sample comes next, as a pure function of (seed, stream, index).
 
-A *stream* is an endless sequence of samples over one pool of slices. Epoch after epoch it passes over the pool in a new
-order, so that every slice is seen exactly once an epoch. A fixed share of its samples is synthesized (FA): the slice at
-hand gives the anatomy, a slice drawn from all of the pool's donors gives the modality. Random numbers come from Philox,
-keyed by what they are for, so that any index can be computed alone, in any process, in any order.
+A *stream* is an endless sequence of samples over one pool of slices. In every epoch it visits the pool in a new order,
+each slice once. A fixed share of its samples is synthesized (FA): the slice gives the anatomy, and a donor gives the
+modality. Random numbers come from Philox generators that are keyed by their purpose. So any sample can be computed
+alone, in any process and in any order.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from storage.identity import added
 
 PairPolicy = Literal["uniform", "vendor_balanced", "cross_vendor"]
 Guard = Literal["none", "intensities", "reencoding"]
-JUDGED = ("interpolate", "extrapolate", "gaussian")  # policies that draw with codes that no slice has
+JUDGED = ("interpolate", "extrapolate", "gaussian")  # policies whose codes belong to no slice
 FaPolicy = Literal["mix", "own", "interpolate", "extrapolate", "gaussian", "styles"]
 FaRender = Literal["decode", "residual"]
 Regions = Literal["none", "anatomy", "labels", "grey"]
@@ -31,7 +31,7 @@ Ids = npt.NDArray[np.int64]
 
 
 class PlanConfig(BaseModel):
-    """Resolution augmentation, factor-based augmentation and how streams are mixed."""
+    """Settings of resolution augmentation (RA), factor-based augmentation (FA), and the mixture of streams."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -117,21 +117,28 @@ class PlanConfig(BaseModel):
 
     @property
     def moves(self) -> bool:
-        """Whether samples are turned or bent, which needs a resampling of its own."""
+        """Whether samples are turned or bent, which needs an additional resampling."""
         return self.turn_degrees > 0 or self.elastic > 0
 
     @property
     def guard(self) -> Guard:
-        """What judges the images drawn: nothing where each code is some slice's. Residual images are judged by their
-        intensities alone: the code is read from a real image as it was written, so that there is no error to allow."""
+        """The guard that is used for drawn images.
+
+        It is `none` if every code belongs to a slice. Residual images are judged by their intensities alone. For them
+        the limits come from real images, from which the bank's codes were read, so the largest accepted re-encoding
+        error would be 0.
+        """
         if self.fa_policy not in JUDGED and self.fa_step == (1.0, 1.0):
             return "none"
         return "intensities" if self.fa_render == "residual" and self.fa_guard == "reencoding" else self.fa_guard
 
 
 def generator(seed: int, purpose: str, *counters: int) -> np.random.Generator:
-    """A Philox generator that depends on its arguments alone."""
-    # as an array, SeedSequence takes them in half the time
+    """A Philox generator that depends on its arguments alone.
+
+    Of `seed`, the lowest 32 bits count. Counters are in [0, 2³²).
+    """
+    # SeedSequence takes an array in half the time of a list.
     words = np.array([seed & 0xFFFFFFFF, zlib.crc32(purpose.encode()), *counters], dtype=np.uint32)
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(words)))
 
@@ -140,13 +147,16 @@ def generator(seed: int, purpose: str, *counters: int) -> np.random.Generator:
 class Sample:
     """One planned sample.
 
-    slice_id: the slice that gives image and mask, or anatomy and mask; donor_id: the bank row that gives the modality,
-    or None for a real sample; area: target pixel area in native mm², or None to keep the slice's own; flip: whether
-    rows and columns run backwards; other_id: a donor of another vendor and weight, 0 to 1, for policies that mix two;
-    style_id: another slice whose look is borrowed (Fourier mixing); twin_id: the donor of its twin; seed: for whatever
-    else is random in making it; step: how far towards the donor's code, 1 being there (`PlanConfig.fa_step`); turn, in
-    degrees, zoom, a linear factor on top of RA's, and bend, the seed of a displacement: where it is moved, as is its
-    twin.
+    - slice_id: the slice that gives the mask, and the image or the anatomy.
+    - donor_id: the donor that gives the modality, or None for a real sample.
+    - area: target area of a native pixel in mm², or None to keep the slice's own.
+    - flip: whether rows and columns are reversed.
+    - other_id, weight: for policies that mix two codes, a donor of another vendor and its weight, 0 to 1.
+    - style_id: another slice whose look is borrowed.
+    - twin_id: the donor of the sample's twin.
+    - seed: for all other random numbers of the sample.
+    - step: how far the code moves from the slice's own (0) to the donor's (1); see `PlanConfig.fa_step`.
+    - turn: degrees. zoom: a linear factor in addition to RA. bend: seed of the displacement. A twin has the same.
     """
 
     slice_id: int
@@ -164,20 +174,24 @@ class Sample:
     bend: int = 0
 
     def twin(self) -> Sample:
-        """The same anatomy at the same place, drawn with the modality of `twin_id`."""
+        """The sample's twin: the same anatomy at the same place, drawn with the modality of `twin_id`."""
         return replace(self, donor_id=self.twin_id, other_id=None, weight=0.0, twin_id=None, seed=self.seed + 1)
 
 
 @dataclass(frozen=True)
 class StreamSpec:
-    """What a stream of samples is drawn from, and how.
+    """The pool and the donors of a stream, and how samples are drawn from them.
 
-    seed; name (the stream's own randomness); pool, slice ids (n,), and their vendors pool_vendors (n,); donors, bank
-    rows (m,), and their vendors donor_vendors (m,), for FA; fa_share 0 to 1; ra_range in mm² or None for no RA; pairs,
-    flips and policy as in `PlanConfig`; own_bank_rows, for `policy=own`, the bank's row of each slice of the pool (n,);
-    style_sources, slice ids whose look other samples may borrow, and, where it is to be another vendor's if there is
-    one, their vendors style_vendors; twins: every sample gets one; steps, range of `Sample.step`; seeded: making a
-    sample needs random numbers of its own; turn_degrees and zoom as in `PlanConfig`; bends: samples are bent.
+    - name: keys the stream's random numbers, beside `seed`.
+    - pool, pool_vendors: slice ids (n,) and their vendors (n,).
+    - donors, donor_vendors: for FA, the donors' numbers (m,) and their vendors (m,).
+    - fa_share: 0 to 1. ra_range: native pixel areas in mm², or None for no RA.
+    - pairs, flips, policy, turn_degrees, zoom: as in `PlanConfig`. steps: `PlanConfig.fa_step`.
+    - own_bank_rows: for the policy `own`, the bank row (n,) of each slice of the pool.
+    - style_sources, style_vendors: slice ids whose look samples may borrow. If their vendors are given, a sample
+      borrows from another vendor if there is one.
+    - twins: every sample gets a twin. bends: samples are bent.
+    - seeded: making a sample needs random numbers of its own.
     """
 
     seed: int
@@ -203,7 +217,7 @@ class StreamSpec:
 
 
 class _Lookup:
-    """The value of an id: a dictionary of a million ids takes 100 MB."""
+    """Finds the value of an id. A dictionary of a million ids would take 100 MB."""
 
     def __init__(self, ids: Ids, values: npt.NDArray[Any]) -> None:
         order = np.argsort(ids, kind="stable")
@@ -214,7 +228,10 @@ class _Lookup:
 
 
 class Stream:
-    """Samples over a pool of slices, by index. Raises ValueError if the pool is empty, or FA has no donors."""
+    """An endless sequence of samples over a pool of slices.
+
+    Raises ValueError if the pool is empty, or if FA (or unseeded twins) has no donors.
+    """
 
     def __init__(self, spec: StreamSpec) -> None:
         if len(spec.pool) == 0:
@@ -235,7 +252,7 @@ class Stream:
         pool_vendors = spec.pool_vendors if spec.pool_vendors is not None else np.full(len(self.pool), "")
         self._donor_vendors, self._pool_vendors = vendors, pool_vendors
         self._own_bank_row = _Lookup(self.pool, spec.own_bank_rows) if spec.own_bank_rows is not None else None
-        # one pass is kept: samples are mostly asked for in order
+        # keeps the order of four epochs, since samples are mostly requested in order
         self._order = lru_cache(maxsize=4)(self._shuffled)
 
     @cached_property
@@ -254,9 +271,9 @@ class Stream:
         epoch, position = divmod(index, len(self.pool))
         slice_id = int(self._order(epoch)[position])
         rng = generator(self.seed, f"{self.name}/sample", index >> 32, index & 0xFFFFFFFF)
-        # drawn in a fixed order, so that switching FA on leaves the areas of RA as they were
+        # Drawn in a fixed order, so that RA's areas are the same with and without FA.
         place, vendor_place, area_place = rng.random(3)
-        # evenly spread, so that every batch holds its share to within one sample
+        # Evenly spread, so that every batch has its share to within one sample.
         is_fa = int((index + 1) * self.fa_share) > int(index * self.fa_share)
         donor = self._donor(slice_id, place, vendor_place) if is_fa else None
         area = None
@@ -270,7 +287,7 @@ class Stream:
         return self._placed(self._with_rest(Sample(slice_id, donor, area, flip), index), index)
 
     def _placed(self, sample: Sample, index: int) -> Sample:
-        """With where it is moved, from a generator of its own: looks stay as they are without it."""
+        """Add turn, zoom and bend to a sample. They have their own generator, so that they do not change the looks."""
         if not self._is_placed:
             return sample
         rng = generator(self.seed, f"{self.name}/place", index >> 32, index & 0xFFFFFFFF)
@@ -281,7 +298,7 @@ class Stream:
         return replace(sample, turn=turn, zoom=zoom, bend=bend)
 
     def _with_rest(self, sample: Sample, index: int) -> Sample:
-        """What only some policies and augmentations ask for, from a generator of its own."""
+        """Add what only some policies and augmentations need. It has its own generator."""
         two = sample.donor_id is not None and self.policy in ("interpolate", "extrapolate")
         if not two and self.policy != "gaussian" and not self._has_rest:
             return sample
@@ -307,7 +324,7 @@ class Stream:
         return replace(sample, other_id=other, weight=weight, style_id=style, seed=seed, twin_id=twin, step=step)
 
     def _styles(self, slice_id: int) -> Ids | None:
-        """The slices whose look this one may borrow."""
+        """The slices whose look this slice may borrow, or None."""
         if self.style_sources is None or self._style_vendors is None:
             return self.style_sources
         others = self.style_sources[self._style_vendors != self._vendor_of_slice(slice_id)]
@@ -322,7 +339,7 @@ class Stream:
         else:
             vendors = list(self._by_vendor)
             if self.pairs == "cross_vendor":
-                # with one vendor there is no other: its own are all there are
+                # if there is only one vendor, its own donors are used
                 vendors = [v for v in vendors if v != self._vendor_of_slice(slice_id)] or vendors
             candidates = self._by_vendor[vendors[int(vendor_place * len(vendors))]]
         return int(candidates[int(place * len(candidates))])
@@ -330,11 +347,11 @@ class Stream:
 
 @dataclass(frozen=True)
 class StepPlan:
-    """How a training step is put together: `labelled` samples from one stream, then `unlabelled` from another.
+    """The composition of a training step: first samples from the stream `labelled`, then samples from `unlabelled`.
 
-    The batch size is their sum. For several workers, `rank` of `world` takes its contiguous part of each; together they
-    partition the step for any `world`. Where it does not divide a count, parts differ by one sample: later workers get
-    more of the labelled, earlier ones more of the unlabelled.
+    With several workers, each `rank` of `world` takes a contiguous part of both. Together the parts are the whole step.
+    If `world` does not divide a count, parts differ by one sample: later workers get more labelled samples, earlier
+    workers more unlabelled ones.
     """
 
     labelled: Stream
@@ -343,7 +360,7 @@ class StepPlan:
     unlabelled_per_step: int
 
     def samples(self, step: int, rank: int = 0, world: int = 1) -> list[tuple[Sample, bool]]:
-        """Samples of a step in order, each with whether its mask may be used."""
+        """The samples of a step for one worker, in order, each with whether its mask may be used."""
         labelled, unlabelled = self._parts(rank, world)
         out = [(self.labelled(step * self.labelled_per_step + k), True) for k in labelled]
         if self.unlabelled is not None:
@@ -351,11 +368,11 @@ class StepPlan:
         return out
 
     def rows(self, rank: int = 0, world: int = 1) -> int:
-        """Samples a step holds for one worker."""
+        """The number of samples of a step for one worker."""
         return sum(map(len, self._parts(rank, world)))
 
     def _parts(self, rank: int, world: int) -> tuple[range, range]:
-        """Which of a step's labelled and unlabelled samples a worker takes."""
+        """The labelled and the unlabelled samples of a step that a worker takes, as ranges within the step."""
         n, m = self.labelled_per_step, self.unlabelled_per_step if self.unlabelled is not None else 0
         return (
             range(n * rank // world, n * (rank + 1) // world),

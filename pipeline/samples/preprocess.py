@@ -1,8 +1,8 @@
 """From a stored slice to what a network sees: intensities in [-1, 1] on the working grid.
 
-The *working grid* shrinks every image by one constant linear factor (`size / field`), so that a small input sees the
-same field of view as the paper's 224 × 224 and the resolution gap between vendors stays. With `size == field` it is the
-native grid.
+On the *working grid*, pixels are square, and every image is shrunk by one constant linear factor (`size / field`). So a
+small input covers the same field of view as the paper's 224 × 224, and the resolution gap between vendors stays. If
+`size == field` and the pixels are square, the working grid is the native grid.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T", bound=np.generic)
 
-CANVAS_MULTIPLE = 16  # four poolings by two
+CANVAS_MULTIPLE = 16  # the network halves an image four times
 
 
 class PreprocessConfig(BaseModel):
@@ -53,7 +53,7 @@ class PreprocessConfig(BaseModel):
 
     @property
     def factor(self) -> float:
-        """Linear shrink from native to working pixels, dimensionless."""
+        """Linear scale from native to working pixels, dimensionless; below 1 the image shrinks."""
         return self.size / self.field
 
     @model_validator(mode="after")
@@ -64,24 +64,29 @@ class PreprocessConfig(BaseModel):
 
 
 def volume_statistics(volume_ZHW: npt.NDArray[Any], spacing: Spacing, config: PreprocessConfig) -> Statistics:
-    """The statistics by which a volume in the scanner's intensities is normalised; `spacing` in mm."""
+    """The statistics for normalising a volume (Z, H, W) of raw intensities. `spacing`: (slice, row, column) in mm."""
     if config.normalisation == "foreground":
         return foreground_statistics(volume_ZHW, spacing)
     return statistics(volume_ZHW)
 
 
 def stored_statistics(store: SliceStore, i: int, config: PreprocessConfig) -> Statistics:
-    """The statistics by which slice `i` of a store is normalised."""
+    """The statistics for normalising slice `i` of a store."""
     return store.foreground(i) if config.normalisation == "foreground" else store.statistics(i)
 
 
 def normalise(image: npt.NDArray[np.float32], stats: Statistics, config: PreprocessConfig) -> npt.NDArray[np.float32]:
-    """Map the intensities of a slice (H, W) or a volume (Z, H, W) to [-1, 1], float32, same shape.
+    """Map the intensities of a slice (H, W) or a volume (Z, H, W) to [-1, 1]: float32 of the same shape.
 
-    `zscore` (Baumgartner et al. 2017, as the paper cites, then clipped to the range of tanh), `minmax`, or `percentile`
-    (0.5 % to 99.5 %), by the volume's `stats` or by each slice's own. `foreground`: z-score by the foreground's
-    statistics; what is darker than its 0.5 % becomes that value, so that a background of -1024 is as dark as air, and
-    constant padding becomes the slice's own minimum. `stats` are those of `volume_statistics` or `stored_statistics`.
+    `stats` come from `volume_statistics` or `stored_statistics`; with `config.statistics` `slice`, each slice uses its
+    own instead. Results are clipped to [-1, 1], the range of tanh.
+
+    - `zscore` (Baumgartner et al. 2017, which the paper cites): mean 0, and `clip_sigma` standard deviations are 1.
+    - `minmax`, `percentile`: the whole range, or 0.5 % to 99.5 %, becomes [-1, 1].
+    - `foreground`: as `zscore`, with the foreground's statistics. Intensities below its 0.5 % percentile are raised to
+      that value, so that a background of -1024 is as dark as air. Constant padding becomes the slice's minimum.
+
+    Raises ValueError if `foreground` gets other statistics than the foreground's.
     """
     if config.normalisation == "foreground":
         return _normalised_foreground(image, stats, config)
@@ -117,7 +122,7 @@ def _normalised_foreground(
 
 @dataclass(frozen=True)
 class WorkingSlice:
-    """One slice on the working grid: image (h, w) float32 in [-1, 1], mask (h, w) uint8, area of a pixel in mm²."""
+    """One slice on the working grid: image (h, w) float32 in [-1, 1], mask (h, w) uint8, and a pixel's area in mm²."""
 
     image: npt.NDArray[np.float32]
     mask: npt.NDArray[np.uint8]
@@ -125,25 +130,24 @@ class WorkingSlice:
 
 
 def working_scales(row_mm: float, col_mm: float, config: PreprocessConfig) -> tuple[float, float]:
-    """Linear scales (rows, columns) from native to working pixels; anisotropic pixels become square of the same
-    area."""
+    """Linear scales (rows, columns) from native to working pixels. They make pixels square, with the same area."""
     side = float(np.sqrt(row_mm * col_mm))
     return config.factor * row_mm / side, config.factor * col_mm / side
 
 
 def even(n: int) -> int:
-    """`n` without its odd last pixel. Grids that share a centre then share pixel centres too, at scale 1 exactly."""
+    """The largest even number up to `n`. At scale 1, even grids with one centre also share their pixel centres."""
     return n - n % 2
 
 
 def working_shape(height: int, width: int, row_mm: float, col_mm: float, config: PreprocessConfig) -> tuple[int, int]:
-    """Size (h, w) in working pixels, both even, of a native (height, width) slice."""
+    """The size (h, w) in working pixels, both even, of a native slice (height, width) with pixels in mm."""
     scale_y, scale_x = working_scales(row_mm, col_mm, config)
     return 2 * max(1, round(even(height) * scale_y / 2)), 2 * max(1, round(even(width) * scale_x / 2))
 
 
 def working_slice(store: SliceStore, i: int, config: PreprocessConfig) -> WorkingSlice:
-    """Slice `i` of a store, normalised by its volume's statistics and on the working grid."""
+    """Slice `i` of a store, normalised (see `normalise`) and on the working grid."""
     image = normalise(store.image(i), stored_statistics(store, i, config), config)
     image = moved(image, middle(store, i, config), float(image.min()))
     grid = _grid(store, i, image.shape, config)
@@ -153,7 +157,7 @@ def working_slice(store: SliceStore, i: int, config: PreprocessConfig) -> Workin
 
 
 def working_mask(store: SliceStore, i: int, config: PreprocessConfig) -> tuple[npt.NDArray[np.uint8], float]:
-    """Mask (h, w) of slice `i` on the working grid, and the area of a pixel there in mm²; its image is not read."""
+    """The mask (h, w) uint8 of slice `i` on the working grid, and a pixel's area in mm². The image is not read."""
     mask = moved(store.mask(i), middle(store, i, config), 0)
     grid = _grid(store, i, mask.shape, config)
     mask = mask[: even(mask.shape[0]), : even(mask.shape[1])]
@@ -162,12 +166,15 @@ def working_mask(store: SliceStore, i: int, config: PreprocessConfig) -> tuple[n
 
 
 def middle(store: SliceStore, i: int, config: PreprocessConfig) -> tuple[int, int]:
-    """Native rows and columns from the centre of slice `i` to the middle of what a network is to see of it."""
+    """Native rows and columns from the centre of slice `i` to the point that a network sees in the middle."""
     return store.heart(i) if config.centre == "mask" else (0, 0)
 
 
 def moved(array: npt.NDArray[T], shift: tuple[int, int], fill: float) -> npt.NDArray[T]:
-    """(H, W) in which what lay `shift` rows and columns behind the centre lies at the centre; `fill` comes in."""
+    """Move an array (H, W) so that the point `shift` rows and columns from the centre becomes the centre.
+
+    Pixels from outside are `fill`.
+    """
     if shift == (0, 0):
         return array
     out = np.full_like(array, fill)
@@ -182,7 +189,7 @@ def moved(array: npt.NDArray[T], shift: tuple[int, int], fill: float) -> npt.NDA
 def _grid(
     store: SliceStore, i: int, native: tuple[int, ...], config: PreprocessConfig
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]] | None:
-    """What resamples the rows and columns of slice `i`, or None where the native pixels are the working ones."""
+    """The matrices that resample the rows and columns of slice `i`, or None if its native grid is the working grid."""
     height, width = even(native[0]), even(native[1])
     row_mm, col_mm = float(store.column("row_mm")[i]), float(store.column("col_mm")[i])
     shape = working_shape(height, width, row_mm, col_mm, config)
@@ -193,7 +200,7 @@ def _grid(
 
 
 def canvas_size(store: SliceStore, slice_ids: Sequence[int], config: PreprocessConfig) -> tuple[int, int]:
-    """Smallest (H, W), multiples of 16 and at least the input size, that holds every given slice's working image."""
+    """The smallest canvas (H, W) for all given slices' working images: multiples of 16, at least the input size."""
     columns = [store.column(name) for name in ("height", "width", "row_mm", "col_mm")]
     shapes = {tuple(float(c[i]) for c in columns) for i in slice_ids}
     sizes = [working_shape(int(h), int(w), row, col, config) for h, w, row, col in shapes]

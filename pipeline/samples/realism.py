@@ -1,7 +1,7 @@
-"""Whether an image drawn with a modality that no slice has still looks like one of the bank's.
+"""Check whether an image drawn with a modality that no slice has still looks like an image of the bank.
 
-Two questions, each against what the bank's own slices give when they are drawn with their own codes: do the intensities
-lie where theirs lie, and does the modality encoder read the code again from the image (the re-encoding error)?
+Two things are compared with images of the bank's own slices and codes: whether the intensities are in the same range,
+and whether the modality encoder finds the code again in the image (the re-encoding error).
 """
 
 from __future__ import annotations
@@ -14,17 +14,20 @@ import numpy.typing as npt
 
 Image = npt.NDArray[np.float32]
 Code = npt.NDArray[np.float32]
-Draw = Callable[[int, Code], Image]  # a bank row's anatomy (h, w) with a code (M,)
+Draw = Callable[[int, Code], Image]  # a bank row and a code (M,) → image (h, w)
 Encode = Callable[[Image], Code]
 
-LOOKED_AT = 48  # rows of the bank, evenly spread
-SLACK = 0.25  # of the range of each statistic, beyond it
+LOOKED_AT = 48  # rows of the bank that set the limits, evenly spread
+SLACK = 0.25  # tolerance beyond each statistic's range, as a share of the range
 QUANTILES = (0.05, 0.5, 0.95)
-ERRORS = 1.5  # times the worst of the bank's own re-encoding errors
+ERRORS = 1.5  # largest accepted re-encoding error, over the largest in the bank
 
 
 class Realism:
-    """Limits taken from some of the rows (n,) of a bank with codes (D, M); `encode` None: intensities alone."""
+    """The guard. Its limits come from up to `LOOKED_AT` of the given rows (n,) of a bank with codes (D, M).
+
+    If `encode` is None, only intensities are compared.
+    """
 
     def __init__(self, rows_n: npt.NDArray[np.integer[Any]], codes_DM: Code, draw: Draw, encode: Encode | None) -> None:
         count = len(rows_n)
@@ -38,13 +41,13 @@ class Realism:
         self.most = ERRORS * max(self._errors(images, [codes_DM[row] for row in rows]), default=np.inf)
 
     def __call__(self, image_HW: Image, code_M: Code) -> bool:
-        """Whether the image, drawn with the code, is within the limits."""
+        """Whether an image (h, w) in [-1, 1], drawn with this code, is within the limits."""
         found = _statistics(image_HW)
         inside = bool(((found >= self.low) & (found <= self.high)).all())
         return inside and all(error <= self.most for error in self._errors([image_HW], [code_M]))
 
     def _errors(self, images: Sequence[Image], codes: Sequence[Code]) -> list[float]:
-        """Mean distance between each code and the one read again, in spreads of the bank's codes."""
+        """For each image, the mean distance between its code and the encoded one, in spreads of the bank's codes."""
         if self._encode is None:
             return []
         pairs = zip(images, codes, strict=True)
@@ -52,5 +55,5 @@ class Realism:
 
 
 def _statistics(image_HW: Image) -> npt.NDArray[np.float64]:
-    """Mean, standard deviation and three quantiles."""
+    """Mean, standard deviation and three quantiles of the intensities: (5,) float64."""
     return np.array([image_HW.mean(), image_HW.std(), *np.quantile(image_HW, QUANTILES)], dtype=np.float64)

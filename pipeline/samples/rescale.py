@@ -1,8 +1,8 @@
-"""Resolution augmentation: rescale, crop, pad and flip in one resampling.
+"""Resolution augmentation (RA): rescale, crop, pad and flip in one resampling.
 
-Every output pixel is a weighted sum of a few neighbouring input pixels (*taps*), an axis at a time. Image and mask are
-sampled on exactly the same grid, centres stay centres (no half-pixel drift from rounding a resized shape), shrinking is
-antialiased, and each pixel is summed in a fixed order: the same bytes whatever is resampled beside it.
+Along each axis, an output pixel is a weighted sum of a few neighbouring input pixels, its *taps*. Image and mask are
+sampled on exactly the same grid. The centre stays the centre, without a half-pixel drift from a rounded shape.
+Shrinking is antialiased. Each pixel is summed in a fixed order, so its bytes do not depend on other images.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ Indices = npt.NDArray[np.int64]
 
 
 def source_offsets(n_out: int, scale: float) -> npt.NDArray[np.float64]:
-    """Where each of `n_out` pixel centres lies from the centre that both axes share, in input pixels.  (n_out,)"""
+    """The offsets (n_out,) of the output pixels' centres from the centre that both axes share, in input pixels."""
     return np.asarray((np.arange(n_out) + 0.5 - n_out / 2) / scale, dtype=np.float64)
 
 
 def taps(offsets: npt.NDArray[np.float64], n_in: int, scale: float) -> tuple[Indices, Floats]:
-    """Input pixels (n_out, k) and weights (n_out, k) of linear interpolation, antialiased when `scale` < 1.
+    """Input pixels (n_out, k) and weights (n_out, k) of linear interpolation, antialiased if `scale` < 1.
 
-    A triangle of half-width max(1, 1 / scale), cut off at the ends of the axis of `n_in` pixels. Weights of a pixel sum
-    to one, or to zero where it is out of reach of the input.
+    The weights form a triangle of half-width max(1, 1 / scale), cut off at the ends of the axis of `n_in` pixels. They
+    add up to 1, or to 0 for an output pixel out of reach of the input.
     """
     support = max(1.0, 1.0 / scale)
-    # an open interval of this width holds at most so many whole numbers
+    # an open interval of this width contains at most k whole numbers
     k = int(np.ceil(2.0 * support))
     at = offsets + (n_in - 1) / 2
     first = np.floor(at - support) + 1.0
@@ -52,18 +52,18 @@ def taps(offsets: npt.NDArray[np.float64], n_in: int, scale: float) -> tuple[Ind
 
 @lru_cache(maxsize=64)
 def resampling_matrix(n_in: int, n_out: int, scale: float, shift: float = 0.0) -> Floats:
-    """The taps of a whole axis as a matrix (n_out, n_in) float32, for grids that many slices share.
+    """The taps of a whole axis as a read-only matrix (n_out, n_in) float32, for grids that many slices share.
 
-    Rows sum to one, or to zero where the output pixel's centre lies outside the input. For `n_out == n_in * scale` it
-    equals `torch.nn.functional.interpolate(mode="bilinear", antialias=True)`. The output's centre lies `shift` input
-    pixels behind the input's.
+    Rows add up to 1, or to 0 if the output pixel's centre lies outside the input. For `n_out == n_in * scale` the
+    matrix equals `torch.nn.functional.interpolate(mode="bilinear", antialias=True)`. `shift` is the way from the
+    input's centre to the output's, in input pixels towards higher indices.
     """
     offsets = source_offsets(n_out, scale) + shift
     pixels, weights = taps(offsets, n_in, scale)
     weights[np.abs(offsets) > n_in / 2] = 0.0
     matrix = np.zeros((n_out, n_in), dtype=np.float32)
     np.add.at(matrix, (np.arange(n_out)[:, None], pixels), weights)
-    matrix.setflags(write=False)  # shared through the cache
+    matrix.setflags(write=False)  # the cache shares it
     return matrix
 
 
@@ -74,16 +74,16 @@ def resized(image: Floats, rows: Floats, cols: Floats) -> Floats:
 
 
 def resized_labels(mask: npt.NDArray[np.uint8], rows: Floats, cols: Floats, classes: int = 4) -> npt.NDArray[np.uint8]:
-    """Resample a label map by its largest class share: (h, w) uint8 → (h', w') uint8; outside is background."""
+    """Resample labels by the largest class share: (…, h, w) uint8 → (…, h', w') uint8. Outside is background."""
     shares = resized(np.stack([mask == c for c in range(classes)]).astype(np.float32), rows, cols)
     labels: npt.NDArray[np.uint8] = shares.argmax(0).astype(np.uint8)
     return labels
 
 
 def linear_scale(source_area: float, target_area: float, measure: Literal["area", "length"] = "area") -> float:
-    """Linear factor that takes pixels of `source_area` mm² to `target_area` mm²: √(source / target).
+    """The linear factor that changes pixels of `source_area` mm² to `target_area` mm²: √(source / target).
 
-    `length` takes the ratio itself for the factor, as the authors' published code does.
+    With the measure `length`, the factor is the ratio itself, as in the authors' published code.
     """
     ratio = source_area / target_area
     return float(ratio if measure == "length" else np.sqrt(ratio))
@@ -97,11 +97,11 @@ def resample_crop(
     fill: float,
     flip: tuple[bool, bool] = (False, False),
 ) -> tuple[Floats, npt.NDArray[np.uint8]]:
-    """Rescale by `scale`, centre-crop or pad to (size, size) and flip: image linearly, mask to the nearest pixel.
+    """Rescale, centre-crop or pad to (size, size), and flip. The image is interpolated, the mask takes nearest pixels.
 
-    Args: image (h, w) float32, finite; mask (h, w) uint8; scale > 0, linear; fill, the value outside the image; flip,
-    whether rows and columns run backwards.
-    Returns: image (size, size) float32, mask (size, size) uint8 (0 outside), on the same grid.
+    image: (h, w) float32, finite. mask: (h, w) uint8. scale: linear, above 0. fill: the value outside the image. flip:
+    whether rows and columns are reversed. Returns image (size, size) float32 and mask (size, size) uint8, 0 outside, on
+    one grid.
     """
     height, width = image.shape
     y, x = Axis(height, size, scale, flip[0]), Axis(width, size, scale, flip[1])
@@ -116,7 +116,11 @@ def resample_crop(
 
 
 class Axis:
-    """Where the `n_out` pixels of an axis come from: taps, which of them lie inside, and the nearest pixel of those."""
+    """The sources of the `n_out` pixels of an axis.
+
+    pixels, weights: the taps, (n_out, k). inside: the output pixels that lie in the input. nearest: the nearest input
+    pixel of each of these.
+    """
 
     def __init__(self, n_in: int, n_out: int, scale: float, flip: bool) -> None:
         offsets = source_offsets(n_out, scale)
@@ -130,13 +134,13 @@ class Axis:
 
 
 def _nearest(offsets: npt.NDArray[np.float64], n_in: int) -> npt.NDArray[np.intp]:
-    """The pixel that holds each place; on an edge the one nearer to the centre, so that no side is favoured."""
+    """The pixel that contains each offset; on an edge the one nearer to the centre, so that no side is favoured."""
     from_centre = np.ceil(np.abs(offsets) - (n_in % 2) / 2)
     return np.where(offsets > 0, (n_in - 1) // 2 + from_centre, n_in // 2 - from_centre).astype(np.intp)
 
 
 def _weighted_rows(image: Floats, axis: Axis) -> Floats:
-    """Each output row (w,) as the sum of its taps of rows of (h, w): (n_out, w)."""
+    """Resample the rows of an image (h, w): (n_out, w)."""
     import torch
 
     table = torch.from_numpy(np.require(image, np.float32, ["C", "W"]))  # torch warns of read-only memory
@@ -145,18 +149,21 @@ def _weighted_rows(image: Floats, axis: Axis) -> Floats:
 
 
 def _bags(table: Tensor, pixels: Tensor, weights: Tensor) -> Tensor:
-    """Sums of rows of a table (rows, w), numbers and weights (n, k): (n, w)."""
+    """Weighted sums (n, w) of rows of a table (rows, w). `pixels` (n, k) are row numbers, `weights` (n, k) float32."""
     import torch
 
-    # A bag of an embedding is a weighted sum of a few rows of a table, which is what a resampling is: ten times as
-    # fast as a dense matrix, and summed in one order.
+    # An embedding bag is a weighted sum of a few rows of a table, just like resampling. It is ten times as fast as a
+    # dense matrix and sums in a fixed order.
     return torch.nn.functional.embedding_bag(pixels, table, per_sample_weights=weights, mode="sum")
 
 
 @dataclass(frozen=True)
 class Axes:
-    """One axis of N images on a device: taps, pixels (N, S, k) int64 and weights (N, S, k) float32; inside (N, S) bool,
-    which output pixels lie in the image; nearest (N, S) int64, the pixel nearest to those, 0 for others."""
+    """The `Axis` of N images, as tensors on a device.
+
+    pixels: (N, S, k) int64. weights: (N, S, k) float32. inside: (N, S) bool, which output pixels lie in the image.
+    nearest: (N, S) int64, the nearest input pixel of these, 0 for others.
+    """
 
     pixels: Tensor
     weights: Tensor
@@ -165,13 +172,13 @@ class Axes:
 
     @classmethod
     def of(cls, axes: Sequence[Axis], device: torch.device) -> Axes:
-        """The axes of images that are resampled together."""
+        """Stack the axes of images that are resampled together."""
         from pipeline.samples.canvas import upload
 
         shape = (len(axes), *np.max([axis.pixels.shape for axis in axes], axis=0))
         pixels, weights = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.float32)
         inside, nearest = np.zeros(shape[:2], dtype=bool), np.zeros(shape[:2], dtype=np.int64)
-        for k, axis in enumerate(axes):  # further taps weigh nothing
+        for k, axis in enumerate(axes):  # missing taps have the weight 0
             pixels[k, :, : axis.pixels.shape[1]], weights[k, :, : axis.pixels.shape[1]] = axis.pixels, axis.weights
             inside[k, axis.inside], nearest[k, axis.inside] = True, axis.nearest
         return cls(*(upload(array, device) for array in (pixels, weights, inside, nearest)))
@@ -181,14 +188,17 @@ class Axes:
 
 
 def resample_together(image_NHW: Tensor, rows: Axes, columns: Axes, fill_N: Tensor) -> Tensor:
-    """`resample_crop` of images in the top left corners of canvases, all at once on their device: (N, S, S) float32."""
+    """`resample_crop` of N images at once, on their device: (N, S, S) float32.
+
+    Each image is in the top left corner of its canvas (H, W). `fill_N` is its value outside.
+    """
     across = _along_rows(image_NHW, rows)  # (N, S, W)
     drawn = _along_rows(across.transpose(1, 2), columns).transpose(1, 2)
     return drawn.where(inside(rows, columns), fill_N[:, None, None])
 
 
 def nearest_together(labels_NHW: Tensor, rows: Axes, columns: Axes) -> Tensor:
-    """`resample_crop` of label maps, as `resample_together`: (N, S, S) uint8, 0 outside."""
+    """`resample_crop` of N label maps at once, as in `resample_together`: (N, S, S) uint8, 0 outside."""
     import torch
 
     which = torch.arange(len(labels_NHW), device=labels_NHW.device)[:, None, None]
@@ -196,12 +206,12 @@ def nearest_together(labels_NHW: Tensor, rows: Axes, columns: Axes) -> Tensor:
 
 
 def inside(rows: Axes, columns: Axes) -> Tensor:
-    """(N, S, S) bool, which output pixels lie in the image."""
+    """Which output pixels lie in the image: (N, S, S) bool."""
     return rows.inside[:, :, None] & columns.inside[:, None, :]
 
 
 def _along_rows(image_NHW: Tensor, rows: Axes) -> Tensor:
-    """(N, H, W) → (N, S, W)."""
+    """Resample the rows of N images: (N, H, W) → (N, S, W)."""
     import torch
 
     count, height, width = image_NHW.shape

@@ -1,4 +1,4 @@
-"""A cache that is bounded by the bytes it holds, since slices differ in size by a factor of ten."""
+"""A cache with a limit in bytes, since slices differ in size by a factor of ten."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ T = TypeVar("T")
 
 
 class SizedCache(Generic[T]):
-    """What `make` gives for a number; of what was used last as much is kept as fits `budget` bytes.
+    """Keeps the most recently used results of `make(key)`, as many as fit into `budget` bytes.
 
-    `size` says how many bytes one of them holds. One that is larger than the budget is made and not kept.
+    `size` gives the bytes of a result. A result larger than the budget is not kept, and it empties the cache.
     """
 
     def __init__(self, make: Callable[[int], T], size: Callable[[T], int], budget: int) -> None:
@@ -21,7 +21,7 @@ class SizedCache(Generic[T]):
         self.held = 0
 
     def __call__(self, key: int) -> T:
-        """The value of `key`, made if it is not kept."""
+        """The result for `key`: from the cache, or made now."""
         if key in self._kept:
             self._kept.move_to_end(key)
             return self._kept[key]

@@ -1,4 +1,4 @@
-"""What defines an arm's stream of samples, and whether data and bank can give it."""
+"""The definition of an arm's stream of samples, and the checks that data and bank can provide it."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class StreamConfig(BaseModel):
 
     run: str
     bank: str | None
-    bank_name: str | None = added(None)  # `name_of_banks` when the job was made; None: it may be any
-    sdnet: str | None = None  # folder of the bank's SDNet, which judges what is drawn (`PlanConfig.fa_guard`)
+    bank_name: str | None = added(None)  # `name_of_banks` when the job was made; None: not checked
+    sdnet: str | None = None  # folder of the bank's SDNet, for the guard `reencoding` (`PlanConfig.fa_guard`)
     preprocess: PreprocessConfig
     plan: PlanConfig
     seed: int
@@ -40,29 +40,31 @@ class StreamConfig(BaseModel):
     fa: bool
     batch_size: int
     appearance: Appearance = "none"
-    donors: str | None = added(None)  # a bank from elsewhere whose codes are drawn with, in place of `bank`'s
-    twins: bool = False  # every unlabelled sample a second time: the same anatomy with another modality or look
+    donors: str | None = added(None)  # another bank, whose codes are used instead of those of `bank`
+    twins: bool = False  # a second image of each unlabelled sample, with another modality or look
 
     @property
     def uses_bank(self) -> bool:
-        """Whether a factor bank is read: for images to be drawn, or for the regions of anatomies."""
+        """Whether the stream reads a factor bank, to draw images or to take regions from anatomies."""
         return self.fa or self.plan.fa_regions == "anatomy"
 
     @property
     def unlabelled_per_step(self) -> int:
-        """Unlabelled samples of a step, beside `batch_size` labelled ones."""
+        """The number of unlabelled samples of a step, beside `batch_size` labelled ones, over all workers."""
         return round(self.batch_size * self.plan.unlabelled_ratio) if self.semi_supervised else 0
 
     @property
     def samples_per_step(self) -> int:
-        """Labelled and unlabelled samples of a step, of all workers together."""
+        """The number of labelled and unlabelled samples of a step, over all workers."""
         return self.batch_size + self.unlabelled_per_step
 
 
 def step_plan(config: StreamConfig, store: SliceStore, bank: FactorBank | None = None) -> StepPlan:
-    """The plan over the store's training slices; modality donors are the rows of the bank and its imported styles.
+    """The plan over the store's training slices.
 
-    Raises InputError if a pool that the arm needs is empty, or a package that it needs is not installed.
+    Modality donors are the rows of the bank (of `config.donors`, if set) and its imported styles; for the policy
+    `styles`, the imported styles alone. Raises InputError if a pool or donors that the arm needs are lacking, or a
+    package is not installed.
     """
     if config.appearance in NNUNET and find_spec("batchgeneratorsv2") is None:
         raise InputError(config.run, "nnU-Net's transforms need batchgeneratorsv2", "pip install 'cardiomix[nnunet]'")
@@ -83,12 +85,12 @@ def step_plan(config: StreamConfig, store: SliceStore, bank: FactorBank | None =
     donor_vendors = donor_texts(lender, "vendor") if lender is not None and config.fa else None
     own = config.fa and config.plan.fa_policy == "own"
     rows = rows_of(bank.index, store.table) if bank is not None and own else None
-    # imported donors follow the bank's own
+    # imported donors follow the rows of the bank
     first_imported = len(lender) if lender is not None and config.plan.fa_policy == "styles" else 0
     if donor_vendors is not None and first_imported == len(donor_vendors):
         raise InputError(config.run, "the bank has no imported styles", "run `cardiomix bank import-styles`")
 
-    looks = config.plan.fa_regions != "none" or config.appearance != "none"  # which a twin has of its own
+    looks = config.plan.fa_regions != "none" or config.appearance != "none"  # a twin gets a look of its own
 
     def stream(name: str, pool: npt.NDArray[np.int64], fa: bool = True, ra: bool = True) -> Stream:
         spec = StreamSpec(
@@ -126,7 +128,7 @@ def step_plan(config: StreamConfig, store: SliceStore, bank: FactorBank | None =
 
 
 def samples_of_worker(config: StreamConfig, plan: StepPlan, rank: int, world: int) -> int:
-    """How many samples of a step are for one train worker. Raises InputError if none is."""
+    """The number of samples of a step for one train worker. Raises InputError if it is 0."""
     rows = plan.rows(rank, world)
     if rows == 0:
         raise InputError(
@@ -140,13 +142,15 @@ def samples_of_worker(config: StreamConfig, plan: StepPlan, rank: int, world: in
 def open_bank(
     config: StreamConfig, store: SliceStore, open_at: Callable[[str], FactorBank] = FactorBank.open
 ) -> FactorBank | None:
-    """The bank of an arm that uses one, checked against the run. `open_at` opens a complete bank, or hands out one that
-    is open already.
+    """Open the bank of an arm and check it against the run. None if the arm uses no bank.
 
-    Raises InputError if there is none, it was made on another working grid, it lacks one of the run's training slices,
-    or it holds a subject that this run validates or tests on, or excludes, or a vendor that the run's protocol keeps
-    out. Imported styles may be of such a vendor where the arm draws from nothing else (`fa_policy` styles). Also if the
-    bank has been written to since the job was made.
+    `open_at` opens a complete bank, or returns one that is already open. Raises InputError if
+
+    - no bank is configured, it was made with another preprocessing, or it lacks one of the run's training slices;
+    - it holds a subject that the run validates or tests on, or excludes;
+    - it holds a vendor that the run's protocol keeps out (with `fa_policy=styles`, imported styles may be of it);
+    - one of the last two holds for the bank `donors`, or another preprocessing or SDNet made that bank;
+    - a bank has changed since the job was made.
     """
     if not config.uses_bank:
         return None
@@ -181,14 +185,14 @@ def open_bank(
 
 
 def name_of_banks(config: StreamConfig, bank: FactorBank) -> str:
-    """The fingerprint of an arm's bank, joined with that of the bank it borrows codes from."""
+    """The fingerprint of an arm's bank. If codes come from another bank, `+` and its fingerprint follow."""
     if config.donors is None:
         return bank.fingerprint
     return f"{bank.fingerprint}+{FactorBank.open(config.donors).fingerprint}"
 
 
 def donor_bank(config: StreamConfig, bank: FactorBank | None) -> FactorBank | None:
-    """The bank whose codes images are drawn with: one from elsewhere, or the run's own."""
+    """The bank that gives the codes for drawing: `config.donors` if set, else `bank`."""
     return FactorBank.open(config.donors) if config.donors is not None else bank
 
 
@@ -201,8 +205,11 @@ def _require_may_train(config: StreamConfig, store: SliceStore, bank: FactorBank
 def require_bank_may_train(
     bank: FactorBank, held_out: Iterable[str], protocol: LayoutOptions, where: str, own_alone: bool = False
 ) -> None:
-    """Raises InputError if the bank holds one of the subjects `held_out`, whom a run validates or tests on or excludes,
-    or a vendor that the protocol keeps out; with `own_alone`, of its own rows, for imported styles may be of one."""
+    """Raise InputError if a run must not train on this bank.
+
+    That is so if it holds a subject of `held_out` (those that the run validates or tests on, or excludes), or a vendor
+    that the protocol keeps out. With `own_alone`, imported styles may be of such a vendor.
+    """
     leaked = sorted(set(held_out).intersection(different_donors(bank, "subject")))
     if leaked:
         raise InputError(
@@ -221,6 +228,6 @@ def require_bank_may_train(
 
 
 def missing_of_training(store: SliceStore, bank: FactorBank) -> npt.NDArray[np.int64]:
-    """The training slices of a store, by id, that a bank lacks."""
+    """The ids (n,) of a store's training slices that a bank lacks."""
     train = np.flatnonzero(store.column("split") == "train")
     return train[rows_of(bank.index, store.table)[train] < 0]

@@ -1,4 +1,4 @@
-"""Factor-based augmentation: an image drawn from one slice's anatomy and another's modality (paper section 2.1)."""
+"""Factor-based augmentation: draw an image from the anatomy of one slice and the modality of another (section 2.1)."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch.nn import functional as F
 from pipeline.networks.config import Precision
 from pipeline.networks.sdnet import Decoder
 
-# A decoder's bits depend a little on the batch size: a fixed chunk makes a sample's bytes independent of its
-# neighbours.
+# The last bits of a decoder depend on the batch size. With a fixed chunk, a sample's bytes do not depend on the other
+# samples.
 CHUNK = 1
-EPSILON = 1e-5  # of instance norm, as in training
+EPSILON = 1e-5  # added to the variance in instance norm, as in training
 
 
 def convolve(
@@ -24,10 +24,10 @@ def convolve(
     padding: tuple[int, ...] = (1, 1),
     stride: tuple[int, ...] = (1, 1),
 ) -> Tensor:
-    """`conv2d` whose float32 is float32 on a card too, by kernels that do not depend on timing.
+    """`conv2d` in full float32 on a GPU too, with deterministic kernels.
 
-    cuDNN would otherwise convolve with ten bits of mantissa. Its switches are the whole process's, and another thread
-    may be training: here they are arguments.
+    By default cuDNN convolves with ten bits of mantissa (TF32). Its switches hold for the whole process, in which
+    another thread may be training. So this function passes them as arguments.
     """
     benchmark, deterministic, cudnn, allow_tf32 = False, True, True, False
     return torch._convolution(
@@ -36,7 +36,7 @@ def convolve(
 
 
 def encode_exactly(encoder: nn.Sequential, image_N1HW: Tensor) -> Tensor:
-    """What the modality encoder computes, (N, M), in float32 as `convolve` means it."""
+    """The modality encoder's result (N, M), with the exact float32 of `convolve`."""
     x = image_N1HW
     for layer in encoder:
         if isinstance(layer, nn.Conv2d):
@@ -48,7 +48,7 @@ def encode_exactly(encoder: nn.Sequential, image_N1HW: Tensor) -> Tensor:
 
 
 def unpack_planes(anatomy_NHW: Tensor, channels: int) -> Tensor:
-    """(N, H, W) uint8, channel c in bit c → (N, channels, H, W) float32 of 0 and 1, channels last in memory."""
+    """Packed anatomies (N, H, W) uint8, channel c in bit c → (N, channels, H, W) float32 of 0 and 1, channels_last."""
     device = anatomy_NHW.device
     bits = torch.arange(256, device=device)[:, None] >> torch.arange(channels, device=device) & 1  # (256, channels)
     return F.embedding(anatomy_NHW.int(), bits.float()).permute(0, 3, 1, 2)
@@ -63,8 +63,8 @@ def synthesize(
 ) -> npt.NDArray[np.float32]:
     """Decode anatomies (N, H, W) uint8 with modalities (N, M) float32 → images (N, H, W) float32 in (-1, 1).
 
-    Runs where the decoder is. `fp32` stays within 1e-5 of the decoder in float64; `bf16` convolves in bfloat16 and
-    normalises in float32.
+    Anatomies are packed, channel c in bit c. The decoder's device is used. `fp32` stays within 1e-5 of the decoder in
+    float64. `bf16` convolves in bfloat16 and normalises in float32.
     """
     out = np.empty(anatomy.shape, dtype=np.float32)
     device = next(decoder.parameters()).device
@@ -84,24 +84,24 @@ def synthesize_together(
     inside_NHW: Tensor | None,
     precision: Precision = "fp32",
 ) -> Tensor:
-    """`synthesize` in one call, on tensors where the decoder is: fewer, larger kernels, which is what a card wants.
+    """`synthesize` of all images at once, on tensors of the decoder's device. Few large kernels suit a GPU.
 
-    The anatomies may differ in size: each is in the top left corner of its canvas, where `inside_NHW` (bool) is true;
-    None where all fill theirs. What the decoder draws outside is without meaning. `fp32` stays within 1e-5 of
-    `synthesize`; the bits depend on what is decoded together.
+    Anatomies may differ in size: each is in the top left corner of its canvas, where `inside_NHW` (bool) is true; None
+    if all fill their canvases. Pixels outside are meaningless. `fp32` stays within 1e-5 of `synthesize`. The last bits
+    depend on what is decoded together.
     """
     inside = None if inside_NHW is None else inside_NHW[:, None].float()
-    with torch.no_grad():  # not inference mode: a network is trained on these tensors
+    with torch.no_grad():  # not inference mode, since a network trains on these tensors
         return _decode(decoder, unpack_planes(anatomy_NHW, channels), modality_NM, precision, inside)
 
 
 def _decode(
     decoder: Decoder, x_NCHW: Tensor, modality_NM: Tensor, precision: Precision, inside_N1HW: Tensor | None = None
 ) -> Tensor:
-    """What `decoder` computes, (N, H, W) float32, in less than half of its time on a CPU and closer to float64.
+    """The decoder's result (N, H, W) float32, in less than half of its time on a CPU and closer to float64.
 
-    `inside_N1HW`, 1 and 0, says which pixels are image where sizes differ: AdaIN averages over these alone, and to a
-    convolution the others are the zeros that stand around an image.
+    `inside_N1HW` is 1 where a pixel belongs to an image, else 0. AdaIN averages over the image alone, and convolutions
+    see zeros elsewhere, as at an image's border.
     """
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     plain = decoder.modulation == "none"
@@ -109,7 +109,7 @@ def _decode(
     state = {name: value.to(dtype) for name, value in decoder.named_parameters()}
     for i, style in enumerate(styles):
         weight = state[f"convolutions.{i}.weight"].contiguous(memory_format=torch.channels_last)
-        bias = state[f"convolutions.{i}.bias"] if style is None else None  # instance norm would take it away again
+        bias = state[f"convolutions.{i}.bias"] if style is None else None  # instance norm removes a bias again
         x = convolve(x_NCHW.to(dtype), weight, bias).float()
         x_NCHW = F.relu_(x if style is None else _normalised(x, *style, inside_N1HW))
         if inside_N1HW is not None:
@@ -118,15 +118,15 @@ def _decode(
 
 
 def _normalised(x_NCHW: Tensor, scale_NC: Tensor, shift_NC: Tensor, inside_N1HW: Tensor | None) -> Tensor:
-    """AdaIN, in place. The mean goes before squares are summed: in one pass they cancel to 1e-4 of the image."""
+    """AdaIN, in place. The mean is subtracted before squaring, since one pass would cancel to 1e-4 of the image."""
     x_NCHW -= _mean(x_NCHW, inside_N1HW)
     factor = scale_NC[..., None, None] * torch.rsqrt(_mean(x_NCHW.square(), inside_N1HW) + EPSILON)
-    # fresh memory costs a CPU more than the arithmetic
+    # in place, since new memory costs a CPU more time than the arithmetic
     return torch.addcmul(shift_NC[..., None, None], x_NCHW, factor, out=x_NCHW)
 
 
 def _mean(x_NCHW: Tensor, inside_N1HW: Tensor | None) -> Tensor:
-    """Of each image and channel, (N, C, 1, 1), over the pixels that are image."""
+    """The mean of each image and channel, (N, C, 1, 1), over the pixels of the image."""
     if inside_N1HW is None:
         return x_NCHW.mean((2, 3), keepdim=True)
     return (x_NCHW * inside_N1HW).sum((2, 3), keepdim=True) / inside_N1HW.sum((2, 3), keepdim=True)
@@ -135,8 +135,8 @@ def _mean(x_NCHW: Tensor, inside_N1HW: Tensor | None) -> Tensor:
 def _to_one_channel(x_NCHW: Tensor, weight_1Ckk: Tensor) -> Tensor:
     """`conv2d` to a single channel, same size: (N, H, W) float32.
 
-    CPU kernels work on 16 output channels at a time and would waste 15. So each column of the kernel makes a channel of
-    its own, and these are added up, each shifted by its place.
+    CPU kernels compute 16 output channels at a time and would waste 15. So each column of the kernel gives a channel of
+    its own. The channels are then shifted and added up.
     """
     n, _, height, width = x_NCHW.shape
     k = weight_1Ckk.shape[-1]

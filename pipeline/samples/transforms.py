@@ -1,12 +1,12 @@
-"""FA and RA for those who train elsewhere: dictionary transforms for a torch `DataLoader` or MONAI's `Compose`.
+"""FA and RA for your own training loop: dictionary transforms for a torch `DataLoader` or MONAI's `Compose`.
 
     bank = "runs/first/bank.zarr"
     store, preprocess = SliceStore.open("runs/first"), bank_preprocess(bank)
     augment = Compose([FactorAugment(bank, seed=1), RandPixelArea(preprocess, seed=1)])
     samples = [augment({**slice_sample(store, i, preprocess), "index": i}) for i in range(8)]
 
-A sample is a function of the seed and of its `index`, which the caller counts up: `epoch * len(slices) + i`. No Ray is
-started and none is imported.
+A sample depends on the seed and its `index` alone. The caller counts the index up: `epoch * len(slices) + i`. Ray is
+neither started nor imported.
 """
 
 from __future__ import annotations
@@ -38,14 +38,17 @@ RESIDUAL = PlanConfig(fa_render="residual", fa_step=(0.5, 2.0), fa_guard="none")
 
 
 def bank_preprocess(bank: str | FactorBank) -> PreprocessConfig:
-    """The normalisation and working grid that a bank's slices have. Raises InputError as `FactorBank.open` does."""
+    """The preprocessing of a bank's slices. Raises InputError as `FactorBank.open` does."""
     return PreprocessConfig(**_opened(bank).spec.preprocess)
 
 
 def slice_sample(store: SliceStore, i: int, preprocess: PreprocessConfig) -> dict[str, Any]:
-    """Slice `i` of a run as the transforms take it: image (1, h, w) float32 in [-1, 1] and mask (1, h, w) uint8 on the
-    working grid, pixel_area_mm2 of a pixel there, and subject, frame, slice and vendor. If some masks of the run lack a
-    structure that nobody drew, also structures: those that are drawn in this mask, such as "LV MYO"."""
+    """Slice `i` of a run as the transforms expect it.
+
+    The keys are image (1, h, w) float32 in [-1, 1] and mask (1, h, w) uint8 on the working grid, pixel_area_mm2 (mm²
+    there), subject, frame, slice and vendor. If some masks of the run lack a structure that nobody drew, there is also
+    structures: those drawn in this mask, such as "LV MYO".
+    """
     working = working_slice(store, i, preprocess)
     names = ("subject", "frame", "slice", "vendor", *["structures"] * store.partly_labelled)
     named = {name: store.column(name)[i].item() for name in names}
@@ -53,7 +56,7 @@ def slice_sample(store: SliceStore, i: int, preprocess: PreprocessConfig) -> dic
 
 
 class _OfBank:
-    """What both transforms with a bank need: it, and the SDNet that filled it for slices which it lacks."""
+    """The shared part of the transforms with a bank. Slices that the bank lacks are encoded by the bank's SDNet."""
 
     STATE: tuple[str, ...] = ("uri", "sdnet", "seed", "key")
 
@@ -71,7 +74,7 @@ class _OfBank:
             raise InputError(sdnet, problem, f"give the one with fingerprint {made_by}")
 
     def __getstate__(self) -> dict[str, Any]:
-        """Loaded arrays and networks stay behind: a worker process opens its own."""
+        """Loaded arrays and networks are not pickled. Each worker process opens its own."""
         return {name: getattr(self, name) for name in self.STATE}
 
     def _factors(self, data: Mapping[str, Any], image: npt.NDArray[np.float32]) -> Factors:
@@ -91,7 +94,7 @@ class _OfBank:
         return self._encoded(image)
 
     def _encoded(self, image: npt.NDArray[np.float32]) -> Factors:
-        """By the SDNet, as an extraction sees a slice: anatomy of the whole field, modality of the central crop."""
+        """Encode an image as extraction does: anatomy of the whole field of view, modality of the centre crop."""
         import torch
 
         size, fill = bank_preprocess(self._bank).size, float(image.min())
@@ -124,15 +127,17 @@ class _OfBank:
 
 
 class FactorAugment(_OfBank):
-    """Draws a share of the images as another scanner would, by a bank's factors (FA); masks stay as they are.
+    """Draws a share of the images as another scanner would, with a bank's factors (FA). Masks stay as they are.
 
-    bank: a URI or a `FactorBank`. sdnet: folder of the SDNet that filled it, for slices that the bank lacks. plan: what
-    is drawn with (`fa_share`, `fa_policy`, `fa_reach`, `fa_render`, `fa_step`, `pairs`, `fa_precision`); by default
-    half of the images, residual, from half way to a donor's code to twice the way. Policies `own` and `styles`, pairs
-    `cross_vendor`, region looks, turns, zooms, bends and a guard belong to a run's stream and are not taken here.
+    bank: a URI or a `FactorBank`. sdnet: folder of the SDNet that filled the bank, for slices that the bank lacks.
+    key: of the image. plan: how images are drawn (`fa_share`, `fa_policy`, `fa_reach`, `fa_render`, `fa_step`, `pairs`,
+    `fa_precision`). By default half of the images are drawn, residual, with a code between half and twice the way to a
+    donor's. These need a run's stream and are refused here: the policies `own` and `styles`, pairs `cross_vendor`,
+    region looks, turns, zooms, bends, and a guard.
 
-    Raises InputError, when made, for such a plan, a bank that cannot be opened or an SDNet that did not fill it; when
-    called, for an image that is not on the bank's grid, or is in no bank and there is no SDNet.
+    The constructor raises InputError for such a plan, a bank that cannot be opened, or an SDNet that did not fill the
+    bank. A call raises InputError for a sample without `index`, an image that is not on the bank's grid and, if there
+    is no SDNet, a slice that the bank lacks.
     """
 
     STATE = (*_OfBank.STATE, "plan")
@@ -162,9 +167,9 @@ class FactorAugment(_OfBank):
         self.plan = plan
 
     def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        """The same dictionary with another image, (h, w) or (1, h, w), in [-1, 1]; a tensor stays a tensor."""
+        """A copy of the dictionary with the new image, (h, w) or (1, h, w), in [-1, 1]. A tensor stays a tensor."""
         index, out = _index(data), dict(data)
-        # by chance: evenly spread over indices, the same slices would be drawn in every epoch
+        # At random, since evenly spaced indices would draw the same slices in every epoch.
         if generator(self.seed, "drawn", index >> 32, index & 0xFFFFFFFF).random() >= self.plan.fa_share:
             return out
         sample = self._stream(index)
@@ -199,12 +204,10 @@ class FactorAugment(_OfBank):
 
 
 class RandRegionLooks(_OfBank):
-    """Gives every anatomy channel's region of an image a gain and a shift of its own, as if each tissue were drawn anew
-    (`regions.region_looks`); masks stay as they are. On scanners not seen, this use of the factors paid
-    (docs/experiments.md).
+    """Gives every anatomy channel's region its own gain and shift (`regions.region_looks`). Masks stay as they are.
 
-    bank, sdnet, seed and key as in `FactorAugment`; share: of the images that get a look. Raises InputError as
-    `FactorAugment` does.
+    On unseen scanners this use of the factors improved the Dice (docs/experiments.md). bank, sdnet, seed and key are as
+    in `FactorAugment`; share (0 to 1) of the images are changed. Raises InputError as `FactorAugment` does.
     """
 
     STATE = (*_OfBank.STATE, "share")
@@ -221,7 +224,7 @@ class RandRegionLooks(_OfBank):
         self.share = share
 
     def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        """The same dictionary with another image, (h, w) or (1, h, w), in [-1, 1]; a tensor stays a tensor."""
+        """A copy of the dictionary with the new image, (h, w) or (1, h, w), in [-1, 1]. A tensor stays a tensor."""
         index, out = _index(data), dict(data)
         rng = generator(self.seed, "regions", index >> 32, index & 0xFFFFFFFF)
         if rng.random() < self.share:
@@ -233,11 +236,11 @@ class RandRegionLooks(_OfBank):
 
 
 class RandPixelArea:
-    """Rescales a slice to a pixel area drawn from a range, and crops or pads it to the input size (RA).
+    """Rescales a slice to a pixel area drawn from a range, and crops or pads it to the network's input size (RA).
 
-    preprocess: of the working grid, which shrinks the range with it; area_range_mm2: of native pixels (paper, section
-    2.1); keys: of the image and, if there is one, the mask. Raises InputError, when called, for a sample without
-    `pixel_area_mm2` or `index`.
+    preprocess: of the slice's working grid. area_range_mm2: of native pixels in mm² (paper section 2.1); it is
+    converted to the working grid. image_key, mask_key: of the image and of the mask, which may be absent. A call raises
+    InputError for a sample without `pixel_area_mm2` or `index`, or an array that is no slice.
     """
 
     def __init__(
@@ -252,7 +255,7 @@ class RandPixelArea:
         self.image_key, self.mask_key = image_key, mask_key
 
     def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        """The same dictionary; image and mask (size, size) or (1, size, size), pixel_area_mm2 as it is then."""
+        """A copy of the dictionary with image and mask (size, size) or (1, size, size), and the new pixel_area_mm2."""
         index = _index(data)
         if AREA not in data:
             raise InputError("a sample", f"has no {AREA}", "give the area in mm² of a pixel of its image")
@@ -283,14 +286,14 @@ def _index(data: Mapping[str, Any]) -> int:
 
 
 def _plane(array: npt.NDArray[Any], key: str) -> Any:
-    """(h, w) of an array (h, w) or (1, h, w), in C order."""
+    """An array (h, w) or (1, h, w) as (h, w) in C order. Raises InputError for other shapes."""
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[0] != 1):
         raise InputError(f"{key} of shape {array.shape}", "is no slice", "give (h, w) or (1, h, w)")
     return np.ascontiguousarray(array.reshape(array.shape[-2:]))
 
 
 def _like(given: Any, made: npt.NDArray[Any]) -> Any:
-    """A tensor where a tensor was given, else the array."""
+    """`made` as an array if `given` is one, else as a tensor."""
     if isinstance(given, np.ndarray):
         return made
     import torch

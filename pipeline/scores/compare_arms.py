@@ -1,4 +1,4 @@
-"""Arms against each other, paired by subject and seed; and one arm across vendors."""
+"""Compare arms with each other, paired by subject and seed, and one arm across vendors."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pipeline.scores.power import detectable
 from pipeline.scores.statistics import Floats, crossed_interval, holm
 from storage.subjects import STRUCTURES
 
-ALL = "all"  # vendors together; also the mean of the structures
+ALL = "all"  # all vendors together, or the mean of all structures
 ALPHA = 0.05
-FEWEST_SEEDS = 3  # for a verdict: the seeds of one arm differ by as much as arms do
-FEWEST_SUBJECTS = 6  # for a verdict: Dice is skewed, and Student's t of fewer is not to be trusted
-WHOLE_SHARE = 0.8  # of the level, for the mean over all vendors and structures; the rest is the others' together
+FEWEST_SEEDS = 3  # needed for a verdict, because the seeds of one arm differ as much as arms do
+FEWEST_SUBJECTS = 6  # needed for a verdict, because Dice is skewed and Student's t is unreliable for fewer
+WHOLE_SHARE = 0.8  # of the level: for the mean over all vendors and structures; the other rows share the rest
 COMPARISON_FIELDS = (
     "arm",
     "baseline",
@@ -42,7 +42,7 @@ Who = tuple[str, str]  # vendor, subject
 
 @dataclass(frozen=True)
 class _Scores:
-    """Of one arm: structure (and `all`, their mean) to (S, N) Dice of its seeds and subjects, NaN for no score."""
+    """One arm's Dice: for each structure, and for their mean `all`, an array (seeds, subjects). NaN means no score."""
 
     seeds: list[int]
     subjects: list[Who]
@@ -54,20 +54,24 @@ class _Scores:
 
 
 def compare_arms(cases: Sequence[Mapping[str, Any]], planned: Iterable[tuple[str, str]]) -> list[dict[str, Any]]:
-    """How much better each planned (arm, baseline) is, by vendor and structure, on the subjects and seeds of both.
+    """Compare each planned pair (arm, baseline), by vendor and structure, on the subjects and seeds that both have.
 
-    Rows with the columns of `COMPARISON_FIELDS`: `structure` is LV, MYO, RV or `all`, the mean of a subject's
-    structures; `vendor` is one, or `all` where there are several. `difference` is the mean over `seeds` and over `n`
-    subjects of the Dice of `arm` less that of `baseline` (phases averaged first), with the 95 % interval and p of
-    `statistics.crossed_interval`. From one seed the interval is over subjects alone. `seed_sd` and `subject_sd` are the
-    standard deviations of the seeds' and of the subjects' mean differences, `detectable` the true difference that they
-    let show (`power.detectable`).
+    `cases` are rows of `cases.csv`. The result has the columns of `COMPARISON_FIELDS`:
 
-    A pair is one question. `p_holm` is corrected by Holm for its vendors and structures: `WHOLE_SHARE` of the level
-    belongs to the mean over all vendors and structures, the rest to all others together. Pairs are not corrected for
-    each other, since they are planned. `verdict`: `descriptive` for fewer than `FEWEST_SEEDS`, `untested` for fewer
-    than `FEWEST_SUBJECTS`, both without p; `better` or `worse` where `p_holm` < .05; `hint` where the interval alone
-    leaves out zero; else `no evidence`. No row where two arms have no subject or seed in common.
+    - `structure`: LV, MYO, RV, or `all`, the mean of a subject's structures.
+    - `vendor`: one vendor, or `all` if there are several.
+    - `difference`: the Dice of `arm` minus that of `baseline`, phases averaged first, mean over the seeds (`seeds`) and
+      subjects (`n`). `low`, `high` and `p` are the 95 % interval and the p of `statistics.crossed_interval`.
+    - `seed_sd`, `subject_sd`: standard deviations of the seeds' and of the subjects' mean differences.
+    - `detectable`: the smallest true difference that these spreads let a test show (`power.detectable`).
+    - `p_holm`: p after Holm's correction over the vendors and structures of the pair. `WHOLE_SHARE` of the level
+      belongs to the mean over all vendors and structures; all others share the rest. Pairs are planned, so they are not
+      corrected for each other.
+    - `verdict`: `descriptive` with fewer than `FEWEST_SEEDS` seeds and `untested` with fewer than `FEWEST_SUBJECTS`
+      subjects, both without p. Otherwise `better` or `worse` if `p_holm` < .05, `hint` if only the interval excludes
+      zero, else `no evidence`.
+
+    Two arms without a common subject or seed have no row.
     """
     scores, vendors = _scores(cases), sorted({case["vendor"] for case in cases})
     rows: list[dict[str, Any]] = []
@@ -75,19 +79,21 @@ def compare_arms(cases: Sequence[Mapping[str, Any]], planned: Iterable[tuple[str
         if arm in scores and baseline in scores:
             own = _differences(scores[arm], scores[baseline], vendors)
             weights = np.full(len(own), (1 - WHOLE_SHARE) / max(1, len(own) - 1))
-            weights[-1:] = WHOLE_SHARE  # the last row is of all vendors and structures
+            weights[-1:] = WHOLE_SHARE  # the last row is the mean over all vendors and structures
             _judge(own, weights)
             rows += [{"arm": arm, "baseline": baseline} | row for row in own]
     return rows
 
 
 def rank_arms(cases: Sequence[Mapping[str, Any]], reference: str) -> list[dict[str, Any]]:
-    """Every arm, the one with the highest Dice over all vendors and structures first: `arm`, `dice` (the mean over its
-    `n` subjects and its `seeds`), `reference`, `compared` (how many arms are, with the reference), and but for the
-    reference itself the columns of `compare_arms` for its difference to that.
+    """Rank all arms by their Dice over all vendors and structures, the highest first.
 
-    The comparisons are one question, "is any arm better than the reference?", and corrected by Holm for each other:
-    the best arm is chosen by the same scores.
+    Each row has `arm`, `dice` (the mean over all its subjects and seeds), `reference`, `compared` (the number of arms
+    that are compared with the reference), `n` and `seeds`. Every other arm that shares subjects and seeds with the
+    reference also has the columns of `compare_arms` for the difference; there `n` and `seeds` count what is shared.
+
+    The best arm is chosen by the same scores. So all comparisons together are one question, "is any arm better than the
+    reference?", and Holm's correction is over all of them.
     """
     scores = _scores(cases)
     rows: list[dict[str, Any]] = []
@@ -104,7 +110,7 @@ def rank_arms(cases: Sequence[Mapping[str, Any]], reference: str) -> list[dict[s
 
 
 def _scores(cases: Sequence[Mapping[str, Any]]) -> dict[str, _Scores]:
-    """Arms that have any score, by name."""
+    """The scores of all arms that have any, by the arm's name."""
     by_arm: dict[str, list[Mapping[str, Any]]] = {}
     for case in cases:
         if not np.isnan(case["dice"]):
@@ -127,12 +133,15 @@ def _arm_scores(cases: Sequence[Mapping[str, Any]]) -> _Scores:
 
 
 def _filled(scored_SN: Floats) -> Floats:
-    """A structure that the reference lacks has a score in those seeds alone that invent it: it counts in all."""
+    """Fill missing scores with the mean over the other seeds.
+
+    If the reference lacks a structure, only the seeds that invent it have a score, 0. This score then counts for all.
+    """
     return np.where(np.isnan(scored_SN), _mean(scored_SN), scored_SN)
 
 
 def _mean(arrays: Iterable[Floats]) -> Floats:
-    """Of the arrays, each of the same shape, without their NaN; NaN where all are."""
+    """The mean of arrays of one shape, element by element, without NaN; NaN where all are NaN."""
     stacked = np.array(list(arrays))
     there = (~np.isnan(stacked)).sum(axis=0)
     mean: Floats = np.nansum(stacked, axis=0) / np.where(there, there, np.nan)
@@ -144,7 +153,7 @@ def _common(ours: _Scores, theirs: _Scores) -> list[Who]:
 
 
 def _differences(ours: _Scores, theirs: _Scores, vendors: Sequence[str]) -> list[dict[str, Any]]:
-    """Rows of vendor, structure and what `_row` gives; the last is of all vendors and structures."""
+    """Rows of `_row` with vendor and structure. The last row is the mean over all vendors and structures."""
     common = _common(ours, theirs)
     groups = {vendor: [who for who in common if who[0] == vendor] for vendor in vendors}
     groups |= {ALL: common} if len(vendors) > 1 else {}
@@ -160,7 +169,7 @@ def _differences(ours: _Scores, theirs: _Scores, vendors: Sequence[str]) -> list
 def _row(ours: _Scores, theirs: _Scores, structure: str, subjects: Sequence[Who]) -> dict[str, Any] | None:
     seeds = sorted(set(ours.seeds) & set(theirs.seeds))
     deltas = ours.of(structure, seeds, subjects) - theirs.of(structure, seeds, subjects)  # (S, N)
-    # Means of the same numbers in another order differ in their last bits, which is no difference.
+    # Means of the same numbers in another order differ in their last bits. Rounding removes that.
     deltas = np.round(deltas[:, ~np.isnan(deltas).any(axis=0)], 12)
     if not deltas.size:
         return None
@@ -184,7 +193,7 @@ def _row(ours: _Scores, theirs: _Scores, structure: str, subjects: Sequence[Who]
 
 
 def _judge(rows: Sequence[dict[str, Any]], weights: Floats) -> None:
-    """Adds `p_holm` and `verdict` to the rows of one question."""
+    """Add `p_holm` and `verdict` to the rows that one question covers."""
     for row, p in zip(rows, holm([row["p"] for row in rows], weights), strict=True):
         row["p_holm"] = float(p)
         row["verdict"] = _verdict(row)
@@ -201,16 +210,15 @@ def _verdict(row: Mapping[str, Any]) -> str:
 
 
 def trainings(seeds: int) -> str:
-    """What one or two seeds are called, `one training: descriptive`; empty from `FEWEST_SEEDS` on, where verdicts
-    begin."""
+    """A remark for one or two seeds, such as `one training: descriptive`. Empty from `FEWEST_SEEDS` seeds on."""
     return "" if seeds >= FEWEST_SEEDS else f"{('one training', 'two trainings')[seeds - 1]}: descriptive"
 
 
 def across_vendors(summary: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """How evenly each arm does: rows of arm, worst (vendor), worst_dice, best (vendor), best_dice, spread.
+    """How much the Dice of each arm differs between vendors.
 
-    `summary` is that of `tables.summarise`. A vendor's Dice is the mean of its structures' means, `spread` the best
-    vendor's less the worst's (NaN where there is only one).
+    `summary` are rows of `tables.summarise`. Returned rows: arm, worst (vendor), worst_dice, best (vendor), best_dice,
+    spread (best minus worst; NaN for a single vendor). A vendor's Dice is the mean over its structures.
     """
     found: dict[str, dict[str, list[float]]] = {}
     for row in summary:

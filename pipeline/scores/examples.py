@@ -1,4 +1,4 @@
-"""The best, the median and the worst case of an evaluation, as the few slices that a reader wants to see."""
+"""The best, the median and the worst case of an evaluation, with a few slices of each for the report."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from pipeline.scores.metrics import POSITIONS, StructureScore, slice_positions
 
 Bytes = npt.NDArray[np.uint8]
 
-MARGIN = 0.25  # of the heart's extent, shown around it
+MARGIN = 0.25  # shown around the heart, as a share of its extent
 KINDS = ("best", "median", "worst")
 
 
 @dataclass(frozen=True)
 class Example:
-    """A case's middle basal, mid and apical slice (as far as it has them), cut to the heart.
+    """Up to three slices of a case, cut to the heart: the middle one of the basal, of the mid and of the apical slices.
 
-    image, reference and prediction are (n, side, side) uint8: intensities between the volume's 1 and 99.5 percentiles,
-    and labels (LV 1, MYO 2, RV 3). `slices` are numbers in the volume, from 0; `pixel_mm` is (row, column).
+    image: (n, side, side) uint8, where 0 and 255 are the volume's 1 and 99.5 percentiles. reference, prediction:
+    (n, side, side) uint8 labels (LV 1, MYO 2, RV 3). slices: numbers in the volume, from 0. pixel_mm: (row, column).
     """
 
     subject: str
@@ -37,7 +37,7 @@ class Example:
 
 
 def mean_dice(scores: Sequence[StructureScore]) -> float:
-    """Mean Dice of a volume's structures; NaN where it has none."""
+    """Mean Dice of a volume's structures, without NaN. NaN if no structure has a score."""
     dice = [score.dice for score in scores if not np.isnan(score.dice)]
     return float(np.mean(dice)) if dice else np.nan
 
@@ -51,7 +51,10 @@ def example(
     reference_ZHW: Bytes,
     prediction_ZHW: Bytes,
 ) -> Example:
-    """What is shown of one volume, should it be chosen. All arrays are of one shape; `spacing` is in mm."""
+    """Make the example of one volume. All arrays have one shape; `spacing` is (slice, row, column) in mm.
+
+    If the reference has neither LV nor myocardium, the middle slice is shown.
+    """
     positions = slice_positions(reference_ZHW)
     slices = []
     for position in POSITIONS[:3]:
@@ -68,7 +71,7 @@ def example(
 
 
 def choose(dice: Sequence[float]) -> dict[str, int]:
-    """Which of these cases are the best, the median and the worst; a case is named once, NaN never."""
+    """The numbers of the best, the median and the worst case. NaN is never chosen, and no case is chosen twice."""
     order = [i for i in np.argsort(dice, kind="stable").tolist() if not np.isnan(dice[i])]
     if not order:
         return {}
@@ -78,7 +81,7 @@ def choose(dice: Sequence[float]) -> dict[str, int]:
 
 
 def pack(examples: Mapping[str, Example]) -> bytes:
-    """Examples by their kind as the bytes of an .npz file, nothing pickled."""
+    """Pack examples, by kind (`KINDS`), into the bytes of an .npz file without pickled objects."""
     arrays: dict[str, npt.NDArray[np.generic]] = {}
     for kind, one in examples.items():
         facts = {name: getattr(one, name) for name in ("subject", "vendor", "phase", "slices", "pixel_mm")}
@@ -90,7 +93,7 @@ def pack(examples: Mapping[str, Example]) -> bytes:
 
 
 def unpack(data: bytes) -> dict[str, Example]:
-    """The inverse of `pack`."""
+    """Read the examples from the bytes of `pack`."""
     found = {}
     with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
         for kind in KINDS:
@@ -103,7 +106,10 @@ def unpack(data: bytes) -> dict[str, Example]:
 
 
 def _square(heart_ZHW: npt.NDArray[np.bool_]) -> tuple[int, int, int]:
-    """(top, left, side) of a square around the heart over all slices, with a margin; it may reach over the edges."""
+    """(top, left, side) of a square around the heart of all slices, with a margin. It may extend beyond the image.
+
+    Without a heart, the square holds the whole image.
+    """
     at = np.argwhere(heart_ZHW.any(axis=0))
     if not len(at):
         height, width = heart_ZHW.shape[1:]
@@ -116,7 +122,7 @@ def _square(heart_ZHW: npt.NDArray[np.bool_]) -> tuple[int, int, int]:
 
 
 def _cut(stack: Bytes, box: tuple[int, int, int]) -> Bytes:
-    """The square of each (H, W) of the stack, zeros beyond its edges."""
+    """Cut the square out of each slice: (n, side, side), with 0 beyond the image."""
     top, left, side = box
     out = np.zeros((len(stack), side, side), dtype=np.uint8)
     rows, cols = (

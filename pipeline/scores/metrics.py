@@ -1,8 +1,8 @@
-"""How good a mask is, a structure at a time: overlap and surface distances in 3D, volumes, overlap slice by slice.
+"""How good a mask is, for each structure: overlap and surface distances in 3D, volumes, and overlap in each slice.
 
-A structure that one of the two masks has and the other has not (missed or invented) scores Dice 0 and infinite
-distances and counts as a failure, so that it can never improve a mean. A structure absent from both has no score (NaN):
-it is left out of the means and counted.
+If only one of the two masks has a structure (it was missed or invented), its Dice is 0, its distances are infinite, and
+it counts as a failure. So a failure can never improve a mean. If both masks lack a structure, it has no score (NaN): it
+is left out of the means, and its volumes are counted.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ POSITIONS = ("basal", "mid", "apical", "beyond")
 
 @dataclass(frozen=True)
 class StructureScore:
-    """One structure of one volume: Dice in [0, 1], distances in mm, volumes in ml.
+    """The scores of one structure of one volume: Dice in [0, 1], distances in mm, volumes in ml.
 
-    `missed` marks a failure: missed if `predicted_ml` is 0, else invented. `dice_slices` is the mean of the 2D Dice
-    over the slices where either mask has the structure. See the module's docstring for NaN and infinity.
+    `missed` marks a failure: the structure was missed if `predicted_ml` is 0, else it was invented. `dice_slices` is
+    the mean 2D Dice over the slices in which either mask has the structure. The module's docstring explains NaN and
+    infinity.
     """
 
     structure: str
@@ -46,8 +47,10 @@ class StructureScore:
 
 @dataclass(frozen=True)
 class SliceScore:
-    """One structure of one slice (`slice`: number in the volume, from 0): 2D Dice in [0, 1], 0 where it is missed or
-    invented; `position` is one of `POSITIONS`."""
+    """The score of one structure of one slice: 2D Dice in [0, 1], 0 if the structure was missed or invented.
+
+    `slice` is the slice's number in the volume, from 0. `position` is one of `POSITIONS`.
+    """
 
     slice: int
     position: str
@@ -59,13 +62,13 @@ class SliceScore:
 def score_volume(
     prediction_ZHW: Labels, mask_ZHW: Labels, spacing: Spacing, structures: Sequence[str] = ALL_STRUCTURES
 ) -> list[StructureScore]:
-    """Score LV, MYO and RV of one volume against its reference mask, or those `structures` that are drawn in it.
+    """Score a predicted mask against the reference mask, for those `structures` that are drawn in the reference.
 
-    Both are `(slices, rows, columns)` label volumes (0 background, LV 1, MYO 2, RV 3) on one grid; `spacing` is (slice,
-    row, column) in mm. Distances are MONAI's, between surface voxels in 3D: HD the largest, HD95 the larger of the two
-    directed 95th percentiles, ASSD the mean over the surface voxels of both.
+    Both masks are (slices, rows, columns) uint8 on one grid: 0 background, LV 1, MYO 2, RV 3. `spacing` is (slice, row,
+    column) in mm. Distances are MONAI's, between surface voxels in 3D: HD is the largest, HD95 the larger of the two
+    directed 95th percentiles, and ASSD the mean over the surface voxels of both masks.
 
-    Raises `InputError` where the shapes differ or a spacing is not a positive number.
+    Raises `InputError` if the shapes differ, a mask is not 3D, or a spacing is not a positive number.
     """
     if prediction_ZHW.shape != mask_ZHW.shape or mask_ZHW.ndim != 3:
         raise InputError(
@@ -92,7 +95,7 @@ def score_volume(
 def volume_dice(
     prediction_ZHW: Labels, mask_ZHW: Labels, structures: Sequence[str] = ALL_STRUCTURES
 ) -> dict[str, float]:
-    """Dice of each structure of a volume, without distances; NaN where neither has it."""
+    """Dice in [0, 1] of each structure of a volume, without distances. NaN if neither mask has the structure."""
     out = {}
     for name in structures:
         ours, theirs = prediction_ZHW == STRUCTURES[name], mask_ZHW == STRUCTURES[name]
@@ -120,13 +123,13 @@ def _score_structure(
 
 
 def surface_distances(predicted: Mask, reference: Mask, spacing: Sequence[float]) -> tuple[float, float, float]:
-    """HD, HD95 and ASSD in mm (MONAI) between two non-empty masks of one shape, 2D or 3D; `spacing` is mm an axis."""
+    """HD, HD95 and ASSD in mm (MONAI) of two non-empty masks of one shape, 2D or 3D. `spacing`: mm along each axis."""
     import torch
     from monai.metrics.hausdorff_distance import compute_hausdorff_distance
     from monai.metrics.surface_distance import compute_average_surface_distance
 
-    # Outside the box both are background, which is also what the surface extraction assumes beyond an array's border:
-    # cropping changes the time, not the distances.
+    # Outside the box both masks are background, and the surface extraction assumes background beyond an array's border.
+    # So cropping saves time and changes no distance.
     box = _bounding_box(predicted | reference)
     p, r = (torch.from_numpy(np.ascontiguousarray(m[box]))[None, None] for m in (predicted, reference))
     mm = [float(size) for size in spacing]  # MONAI refuses a mixture of number types
@@ -149,9 +152,9 @@ def _bounding_box(mask: Mask) -> tuple[slice, ...]:
 def score_slices(
     prediction_ZHW: Labels, mask_ZHW: Labels, structures: Sequence[str] = ALL_STRUCTURES
 ) -> list[SliceScore]:
-    """2D Dice of every slice and structure that either mask has, in the order of slices and structures.
+    """2D Dice of each structure in each slice, ordered by slice, then structure. Arguments are as in `score_volume`.
 
-    All are as in `score_volume`. What neither mask has in a slice has no row.
+    If neither mask has a structure in a slice, it has no score there.
     """
     where = slice_positions(mask_ZHW)
     scores = []
@@ -166,11 +169,11 @@ def score_slices(
 
 
 def slice_positions(mask_ZHW: Labels) -> list[str]:
-    """Where each slice of a reference mask (slices, rows, columns) lies along the heart's long axis.
+    """The position of each slice of a reference mask (slices, rows, columns) along the heart's long axis.
 
-    The slices that hold LV or myocardium are cut into thirds by their count (of two, one is basal and one apical; a
-    single one is mid); all others are `beyond`. The base is the end whose half holds more LV and myocardium, since
-    files run either way; if both hold the same, the first slice is the base.
+    The slices with LV or myocardium are divided into thirds: basal, mid, apical. If there are two, one is basal and one
+    apical; a single one is mid. All other slices are `beyond`. Files run in either direction, so the base is the half
+    with more LV and myocardium. If both halves hold the same, the first slice is at the base.
     """
     left = ((mask_ZHW == LV) | (mask_ZHW == MYO)).sum(axis=(1, 2))
     held = np.flatnonzero(left)

@@ -1,24 +1,22 @@
-"""What difference so many seeds and subjects can show: of a run's own spread, or of the usual one before there is a
-run."""
+"""Which difference can be detected with a number of seeds and subjects, from a run's spread or the usual spread."""
 
 from __future__ import annotations
 
 import math
 
-POWER = 0.8  # share of experiments that are to tell a difference that is there
-# Standard deviations on real patients (docs/evaluation.md, "Power"): of one arm's mean Dice between seeds, and of the
-# subjects' differences between two arms. From the easier of two directions between vendors to the harder one.
+POWER = 0.8  # share of experiments that detect an existing difference
+# Standard deviations of Dice on real patients (docs/evaluation.md, "Power"), for the easier and the harder of two
+# directions between vendors: of one arm's mean between seeds, and of the subjects' differences between two arms.
 SEED_SDS = (0.01, 0.025)
 SUBJECT_SDS = (0.025, 0.1)
 
 
 def detectable(seeds: int, seed_sd: float, subjects: int, subject_sd: float, level: float) -> float:
-    """The smallest true difference that `statistics.crossed_interval` tells from zero at `level` in `POWER` of
-    experiments.
+    """The smallest true difference that `statistics.crossed_interval` detects at `level` in 80 % of experiments.
 
     `seed_sd` is the standard deviation of the seeds' mean differences (over all subjects), `subject_sd` that of the
-    subjects' (over all seeds). NaN for fewer than two of either. An approximation, a little too small: each t's
-    quantile at the level plus that of the power.
+    subjects' mean differences (over all seeds). NaN for fewer than two seeds or subjects. The result is an
+    approximation and a little too small: it adds each t's quantiles of the level and of the power.
     """
     if min(seeds, subjects) < 2:
         return math.nan
@@ -32,9 +30,9 @@ def detectable(seeds: int, seed_sd: float, subjects: int, subject_sd: float, lev
 def usually_detectable(
     seeds: int, subjects: int, level: float, subject_sds: tuple[float, float] = SUBJECT_SDS
 ) -> tuple[float, float]:
-    """`detectable` with the smaller and with the larger of the usual spreads.
+    """`detectable` for the smaller and for the larger of the usual spreads.
 
-    Two arms' seeds are taken as independent, so that their difference moves by √2 of what one arm does.
+    The seeds of two arms are assumed independent, so the spread of their difference is √2 times that of one arm.
     """
     spreads = zip(SEED_SDS, subject_sds, strict=True)
     low, high = (detectable(seeds, math.sqrt(2) * seed, subjects, subject, level) for seed, subject in spreads)

@@ -1,5 +1,4 @@
-"""What can be said about a number of subjects and seeds: intervals, tests, and both corrected for how often one
-asks."""
+"""Intervals and tests over subjects and seeds, and the correction for several tests."""
 
 from __future__ import annotations
 
@@ -15,7 +14,7 @@ Floats = npt.NDArray[np.float64]
 
 
 class Crossed(NamedTuple):
-    """A mean difference, its interval over seeds and subjects, and the two-sided p of no difference."""
+    """A mean difference, its 95 % interval over seeds and subjects, and the two-sided p for no difference."""
 
     mean: Floats
     low: Floats
@@ -24,10 +23,10 @@ class Crossed(NamedTuple):
 
 
 def bootstrap_interval(values: Floats) -> tuple[float, float]:
-    """95 % percentile bootstrap of the mean of `(N,)` values, one a subject; NaN where N < 2.
+    """95 % percentile bootstrap interval (low, high) of the mean of (N,) values, one a subject. NaN if N < 2.
 
-    2000 resamples drawn by Philox with seed 0: the same interval each time. It holds subjects alone: for one arm's own
-    Dice, not for a difference between arms.
+    It has 2000 resamples, drawn by Philox with seed 0, so that the interval is always the same. It covers the variation
+    of subjects, not of seeds. So use it for one arm's Dice, not for a difference between arms.
     """
     if len(values) < 2:
         return np.nan, np.nan
@@ -39,10 +38,10 @@ def bootstrap_interval(values: Floats) -> tuple[float, float]:
 
 
 def holm(p_values: npt.ArrayLike, weights: npt.ArrayLike = 1.0) -> Floats:
-    """Holm's step-down adjustment (Scand. J. Statist. 1979) of `(..., M)` p-values along the last axis.
+    """Holm's step-down adjustment (Scand. J. Statist. 1979) of (..., M) p-values along the last axis.
 
-    `weights`, positive, of the same shape or broadcast to it: a hypothesis with a larger weight gets more of the level
-    (Holm's section 4). NaN counts as no test and stays NaN.
+    `weights` are positive and have the same shape or broadcast to it. A hypothesis with a larger weight gets more of
+    the level (Holm's section 4). NaN counts as no test and stays NaN.
     """
     p = np.asarray(p_values, dtype=np.float64)
     weight = np.broadcast_to(np.asarray(weights, dtype=np.float64), p.shape)
@@ -59,15 +58,17 @@ def holm(p_values: npt.ArrayLike, weights: npt.ArrayLike = 1.0) -> Floats:
 
 
 def crossed_interval(differences_SN: Sequence[Floats]) -> Crossed:
-    """Mean of paired differences, with its 95 % interval and p over seeds and over subjects.
+    """Mean of paired differences, with its 95 % interval and p over seeds and subjects.
 
-    Each array is `(..., S seeds, N subjects)` of one experiment, such as one direction between two vendors; of several,
-    their mean is meant. Leading axes are cases on their own, and those of what is returned. Seeds and subjects are
-    crossed random effects: the seeds' means and the subjects' means each give the mean a variance, to which Student's t
-    belongs with the freedom of each. The half widths add up by their squares. Such an interval is never too narrow for
-    normal effects, at any level (Banerjee, Sankhyā 1960), and what is left over counts in both. So `p`, the level at
-    which the interval just reaches zero, can be corrected by `holm`. From one seed both are over subjects alone. NaN
-    for fewer than two subjects.
+    Each array is (..., S seeds, N subjects) of one experiment, such as one direction between two vendors. Of several
+    experiments, the mean is taken. Leading axes are separate cases; the result has these axes.
+
+    Seeds and subjects are crossed random effects. The seeds' means give the overall mean one variance, the subjects'
+    means another, each with Student's t of its own degrees of freedom. The two half widths are added in squares. For
+    normal effects such an interval is never too narrow, at any level (Banerjee, Sankhyā 1960). The residual variance
+    counts in both parts. `p` is the level at which the interval just reaches zero, so `holm` can correct it.
+
+    If an experiment has a single seed, interval and p cover subjects alone. They are NaN for fewer than two subjects.
     """
     from scipy.special import stdtrit
 
@@ -81,7 +82,7 @@ def crossed_interval(differences_SN: Sequence[Floats]) -> Crossed:
 
 
 def _variances(differences_SN: Sequence[Floats]) -> list[tuple[int, Floats]]:
-    """(freedom, variance of the mean) that subjects give, and seeds where there are several."""
+    """(degrees of freedom, variance of the mean) for seeds and for subjects, if there are at least two of them."""
     parts = []
     for axis in (-2, -1):
         means = [d.mean(axis=axis) for d in differences_SN]
@@ -93,7 +94,10 @@ def _variances(differences_SN: Sequence[Floats]) -> list[tuple[int, Floats]]:
 
 
 def _level_reaching_zero(size: Floats, parts: Sequence[tuple[int, Floats]]) -> Floats:
-    """Found by bisection between the p that each part's t would give to the whole variance."""
+    """The level at which the interval reaches zero.
+
+    It lies between the p values that each part's t gives for the total variance, and is found by bisection.
+    """
     from scipy.special import stdtr, stdtrit
 
     total = np.sum([variance for _, variance in parts], axis=0)
@@ -104,5 +108,5 @@ def _level_reaching_zero(size: Floats, parts: Sequence[tuple[int, Floats]]) -> F
         middle = (low + high) / 2
         square = np.sum([stdtrit(freedom, np.exp(middle)) ** 2 * variance for freedom, variance in parts], axis=0)
         low, high = np.where(square > size**2, middle, low), np.where(square > size**2, high, middle)
-    certain = np.where(size > 0, 0.0, 1.0)  # all differences are the same number
+    certain = np.where(size > 0, 0.0, 1.0)  # p if all differences are the same number
     return np.where(total > 0, np.minimum(1.0, 2 * np.exp((low + high) / 2)), certain)

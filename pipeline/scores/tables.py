@@ -1,5 +1,8 @@
-"""The tables of an evaluation: a row a structure of a volume (`cases.csv`) or of a slice (`slices.csv`), a row a volume
-with its expected Dice (`trust.csv`), and a summary per vendor."""
+"""The tables of an evaluation, and their summary by arm, vendor and structure.
+
+`cases.csv` has one row for each structure of a volume, `slices.csv` one for each structure of a slice, and `trust.csv`
+one for each volume, with its expected Dice.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ SLICE_FIELDS = (*_WHOSE, "slice", "position", "structure", "dice", "missed")
 TRUST_FIELDS = (*_WHOSE, "dice", "expected_dice", "ece", "ece_tempered")
 TABLE_FIELDS = ("arm", "vendor", "structure", "n", "dice_mean", "dice_low", "dice_high", "hd95_median_mm", "missed")
 
-_LATER = frozenset({"ece", "ece_tempered"})  # columns that an earlier version's tables lack: NaN there
+_LATER = frozenset({"ece", "ece_tempered"})  # columns that the tables of an earlier version lack; they are read as NaN
 _TEXT = frozenset({"arm", "subject", "vendor", "centre", "phase", "structure", "position"})
 _WHOLE = frozenset({"seed", "slice"})
 
@@ -36,8 +39,8 @@ def case_rows(
 ) -> list[dict[str, Any]]:
     """The rows of `cases.csv` for one scored volume, with the columns of `CASE_FIELDS`.
 
-    `outside` is what `volumes.share_outside` says of the reference, `whose` has arm, seed, subject, vendor, centre and
-    phase.
+    `outside` is the result of `volumes.share_outside` for the reference mask. `whose` has arm, seed, subject, vendor,
+    centre and phase.
     """
     return [_merged_row(CASE_FIELDS, whose, vars(score), {"outside": outside[score.structure]}) for score in scores]
 
@@ -63,23 +66,26 @@ def write_slices(target: str, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def write_trust(target: str, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write `trust.csv` at a path or URI, atomically: a volume's Dice, the mean of what was drawn of it, the mean that
-    was expected, and `calibration.calibration_error` of the network's shares as they are and with its temperature."""
+    """Write `trust.csv` at a path or URI, atomically.
+
+    A row has a volume's mean Dice and mean expected Dice over the drawn structures, and the calibration error
+    (`calibration.calibration_error`) of the network's shares without (`ece`) and with its temperature (`ece_tempered`).
+    """
     fs.write_text(target, csv_text(TRUST_FIELDS, rows))
 
 
 def read_cases(source: str) -> list[dict[str, Any]]:
-    """Read what `write_cases` wrote, types restored; `InputError` where a column lacks or a value does not parse."""
+    """Read a table of `write_cases`, with types. Raises InputError if a column is missing or a value does not parse."""
     return _read_table(source, CASE_FIELDS)
 
 
 def read_slices(source: str) -> list[dict[str, Any]]:
-    """Read what `write_slices` wrote, types restored; `InputError` as for `read_cases`."""
+    """Read a table of `write_slices`, with types. Raises InputError as `read_cases` does."""
     return _read_table(source, SLICE_FIELDS)
 
 
 def read_trust(source: str) -> list[dict[str, Any]]:
-    """Read what `write_trust` wrote, types restored; `InputError` as for `read_cases`."""
+    """Read a table of `write_trust`, with types. Raises InputError as `read_cases` does."""
     return _read_table(source, TRUST_FIELDS)
 
 
@@ -107,14 +113,16 @@ def _parsed_cell(field: str, text: str) -> Any:
 
 
 def summarise(cases: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One row for each arm, vendor and structure: the columns of `TABLE_FIELDS`, then volumes, absent, hd_median_mm,
-    assd_median_mm, dice_slices_mean, seeds, dice_seed_sd.
+    """Summarise rows of `cases.csv`: one row for each arm, vendor and structure, sorted in this order.
 
-    A subject's value is the mean over its phases and seeds, `dice_mean` the mean over the `n` subjects, `dice_low` and
-    `dice_high` its 95 % bootstrap interval (`statistics.bootstrap_interval`). Distances are medians over volumes, where
-    a missed structure counts as infinite. `volumes`, `absent` and `missed` count (phase, seed) volumes: scored, without
-    the structure in either mask (left out of everything else), and failed. `dice_seed_sd` is the standard deviation of
-    the mean over subjects between seeds (NaN for one). Arms and vendors come sorted by name.
+    The columns are those of `TABLE_FIELDS`, then volumes, absent, hd_median_mm, assd_median_mm, dice_slices_mean,
+    seeds, dice_seed_sd. A subject's Dice is the mean over its seeds and phases.
+
+    - `dice_mean`: mean over the `n` subjects. `dice_low`, `dice_high`: its 95 % `statistics.bootstrap_interval`.
+    - Distances: medians over volumes. A missed structure counts as infinite.
+    - `volumes`, `absent`, `missed`: numbers of volumes (of all phases and seeds) that were scored, that have the
+      structure in neither mask and count nowhere else, and that failed.
+    - `dice_seed_sd`: standard deviation of the seeds' means over subjects. NaN for one seed.
     """
     groups: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
     for case in cases:
@@ -151,7 +159,7 @@ def _summary_row(key: tuple[str, str, str], cases: list[Mapping[str, Any]]) -> d
 
 
 def subject_dice(cases: Iterable[Mapping[str, Any]], field: str = "dice") -> dict[str, float]:
-    """Subject to its mean Dice over seeds, then over phases; NaN (structure absent from both masks) is left out."""
+    """Mean Dice by subject: over seeds first, then over phases. NaN (both masks lack the structure) is left out."""
     phases: dict[str, dict[str, list[float]]] = {}
     for case in cases:
         if not np.isnan(case[field]):
@@ -163,7 +171,7 @@ def subject_dice(cases: Iterable[Mapping[str, Any]], field: str = "dice") -> dic
 
 
 def position_dice(slices: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str, str], float]:
-    """(arm, position, structure) to Dice: the mean of a subject's slices there, then over subjects."""
+    """Dice by (arm, position, structure): the mean over each subject's slices there, then over subjects."""
     found: dict[tuple[str, str, str], dict[str, list[float]]] = {}
     for row in slices:
         here = found.setdefault((row["arm"], row["position"], row["structure"]), {})
@@ -172,7 +180,7 @@ def position_dice(slices: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str, s
 
 
 def _median(values: list[float]) -> float:
-    # np.median averages the middle two; inf + finite is inf there, as it should be, but inf - inf never occurs.
+    # np.median averages the middle two. If one of them is infinite, so is the median, as it should be.
     return float(np.median(values)) if values else np.nan
 
 

@@ -1,4 +1,4 @@
-"""What a cardiologist reads off a mask: volumes, ejection fraction and mass, and how well two methods agree on them."""
+"""Clinical measures of a mask: volumes, ejection fraction and mass, and how well two methods agree on them."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ Labels = npt.NDArray[np.uint8]
 MYOCARDIUM_G_PER_ML = 1.05
 LIMIT = 1.96  # standard deviations: 95 % of a normal distribution
 
-# measure → unit; the order in which they are shown
+# measure → unit, in the order of display
 MEASURES = {
     "LV EDV": "ml", "LV ESV": "ml", "LV EF": "%", "RV EDV": "ml", "RV ESV": "ml", "RV EF": "%", "LV mass": "g",
 }  # fmt: skip
 
 
 def volumes_ml(mask_ZHW: Labels, spacing: Spacing) -> dict[str, float]:
-    """Volume of LV, MYO and RV in ml: their voxels, times a voxel's size (mm, three axes), over 1000."""
+    """Volumes of LV, MYO and RV in ml, by name. `spacing` is (slice, row, column) in mm."""
     counts = np.bincount(mask_ZHW.ravel(), minlength=max(STRUCTURES.values()) + 1)
     voxel_ml = float(np.prod(spacing)) / 1000.0
     return {name: float(counts[label]) * voxel_ml for name, label in STRUCTURES.items()}
 
 
 def ejection_fraction(edv_ml: float, esv_ml: float) -> float:
-    """Stroke volume over end-diastolic volume, in %; NaN where there is no end-diastolic volume."""
+    """Stroke volume over end-diastolic volume, in %. NaN if the end-diastolic volume is 0."""
     return 100.0 * (edv_ml - esv_ml) / edv_ml if edv_ml > 0 else np.nan
 
 
 def share_outside(mask_ZHW: Labels, spacing: Spacing, config: PreprocessConfig) -> dict[str, float]:
-    """How much of each structure lies where the network does not look, as a share of its voxels (0 to 1).
+    """The share (0 to 1) of each structure's voxels that lie outside the network's field of view, by name.
 
-    `mask_ZHW` (slices, rows, columns) and `spacing` (mm) are of the native grid. 0 too where a structure is absent.
+    `mask_ZHW` (slices, rows, columns) and `spacing` (mm) are of the native grid. An absent structure has 0.
     """
     seen = []
     for n, scale in zip(mask_ZHW.shape[1:], working_scales(spacing[1], spacing[2], config), strict=True):
@@ -51,11 +51,11 @@ def share_outside(mask_ZHW: Labels, spacing: Spacing, config: PreprocessConfig) 
 
 
 def cardiac_function(cases: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Volumes and what follows from them, predicted and reference, from rows of `cases.csv`.
+    """Predicted and reference measures, from rows of `cases.csv`.
 
-    Rows: arm, seed, subject, vendor, centre, measure (a key of `MEASURES`), unit, reference, predicted. EDV and the
-    LV's mass (myocardium, 1.05 g/ml) are taken at ED, ESV at ES, EF from both; a phase that was not scored gives no
-    row. A missed structure is 0 ml. EF is NaN where the end-diastolic volume is 0.
+    Returned rows: arm, seed, subject, vendor, centre, measure (a key of `MEASURES`), unit, reference, predicted. EDV
+    and the LV's mass (myocardium, 1.05 g/ml) are of ED, ESV is of ES, and EF is of both. If a phase was not scored, its
+    measures have no row. A missed structure has 0 ml. EF is NaN if the end-diastolic volume is 0.
     """
     ml: dict[tuple[Any, ...], dict[tuple[str, str], tuple[float, float]]] = {}
     for case in cases:
@@ -70,7 +70,7 @@ def cardiac_function(cases: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]
 
 
 def _measures(ml: Mapping[tuple[str, str], tuple[float, float]]) -> dict[str, tuple[float, float]]:
-    """Measure to (reference, predicted), for what ED and ES allow."""
+    """(reference, predicted) by measure. A measure whose structure or phase is lacking is left out."""
     out: dict[str, tuple[float, float]] = {}
     for side in ("LV", "RV"):
         ed, es = ml.get((side, "ED")), ml.get((side, "ES"))
@@ -87,9 +87,9 @@ def _measures(ml: Mapping[tuple[str, str], tuple[float, float]]) -> dict[str, tu
 
 
 def subject_measures(function: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One row a subject, arm and measure: the rows of `cardiac_function` with the predictions averaged over seeds.
+    """The rows of `cardiac_function` with predictions averaged over seeds: one row for each arm, measure and subject.
 
-    A value that some seed cannot give (NaN) stays NaN.
+    If one seed's prediction is NaN, so is the mean.
     """
     groups: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
     for row in function:
@@ -103,8 +103,9 @@ def subject_measures(function: Iterable[Mapping[str, Any]]) -> list[dict[str, An
 def agreement(function: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Bias and limits of agreement of each arm and measure over all subjects (Bland and Altman, Lancet 1986).
 
-    Rows: arm, measure, unit, n, bias (mean of predicted minus reference), sd, low, high (bias ± 1.96 sd; NaN for one
-    subject), undefined (subjects left out since a value is NaN). Seeds are averaged within a subject first.
+    Takes rows of `cardiac_function`; seeds are averaged within a subject first. Returned rows: arm, measure, unit, n,
+    bias (mean of predicted minus reference), sd, low and high (bias ± 1.96 sd; NaN for a single subject), and
+    undefined, the number of subjects that are left out because a value is NaN.
     """
     groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for row in subject_measures(function):

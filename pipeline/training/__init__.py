@@ -1,1 +1,1 @@
-"""Training steps, losses, and the state that goes on after an interruption."""
+"""Training steps, losses, and the state that survives an interruption."""

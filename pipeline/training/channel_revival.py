@@ -1,9 +1,10 @@
-"""A dead anatomy channel takes over part of a live one's pixels.
+"""Revive a dead anatomy channel: it takes over part of the pixels of a live one.
 
-A channel near 0 in every pixel gets next to no gradient through the softmax, and balancing the shares did not bring it
-back (docs/fidelity.md). As vector-quantised networks reset codes that nothing chooses (Dhariwal et al. 2020,
-arXiv:2005.00341, section 3.1), its weights are set anew: to those of the channel with the largest sum of reconstruction
-errors, and the two are parted where that channel's features differ most. The rest of the network is left as it is.
+A channel that is near 0 in every pixel gets almost no gradient through the softmax, and balancing the shares did not
+bring it back (docs/fidelity.md). Vector-quantised networks reset codes that are never chosen (Dhariwal et al. 2020,
+arXiv:2005.00341, section 3.1). In the same way, the dead channel gets the weights of the channel with the largest sum
+of reconstruction errors. The two are then separated along the direction in which that channel's features vary most.
+The rest of the network stays as it is.
 """
 
 from __future__ import annotations
@@ -15,15 +16,17 @@ from pipeline.factors.disentanglement import FIRES
 from pipeline.networks.sdnet import SDNet
 from pipeline.training.state import TrainState
 
-PARTED = 2.0  # standard deviation, within the divided channel's pixels, of the difference between the two new logits
+PARTED = 2.0  # standard deviation of the difference of the two new logits, over the divided channel's pixels
 
 
 @torch.no_grad()
 def revive(state: TrainState, image_N1HW: Tensor) -> int | None:
-    """Set one dead channel anew if there is one, and what `state` remembers of the two; its number, or None.
+    """Revive one dead channel, if there is one. Returns its number, or None if nothing was changed.
 
-    image: training images, float32 in [-1, 1]. Dead is what fires in less than 0.1 % of their pixels, all workers'
-    together. A pure function of weights and images; which channel is divided, and how, the first worker's images say.
+    image: (N, 1, H, W) training images, float32 in [-1, 1]. A channel is dead if it is 1 in less than 0.1 % of the
+    pixels of all workers together. The first worker's images determine which channel is divided, and how. Weights,
+    running average, optimiser moments and the alignment's running means change in `state`. The result depends on
+    weights and images alone.
     """
     model, workers = state.model, _workers()
     assert isinstance(model, SDNet)
@@ -66,8 +69,11 @@ def _workers() -> int:
 
 
 def _direction(features_PW: Tensor) -> Tensor:
-    """(width + 1,): the difference of the two channels' new weights, and of their biases. Half of the pixels fall to
-    either side."""
+    """The difference of the two channels' new weights, and, last, of their biases: (width + 1,).
+
+    It points along the first principal component of the features and is 0 at their mean, so that about half of the
+    pixels fall to either channel.
+    """
     mean = features_PW.mean(dim=0)
     apart = features_PW - mean
     variances, axes = torch.linalg.eigh(apart.T @ apart / len(apart))
@@ -84,14 +90,14 @@ def _part(head: nn.Conv2d, dead: int, divided: int, direction: Tensor) -> None:
 
 
 def _follow(state: TrainState, dead: int, divided: int) -> None:
-    """Moments and running means as of two channels that have just shared what one had."""
+    """Adapt the optimiser's moments and the alignment's running means to two channels that share what one had."""
     assert isinstance(state.model, SDNet)
     head = state.model.anatomy_encoder.head
     for parameter in head.parameters():
         moments = state.optimiser.state[parameter]
         if moments:
             moments["exp_avg"][[dead, divided]] = 0.0
-            # At 0 as well, the next steps would be several times the learning rate: the bias correction is long over.
+            # Zeros here too would make the next steps several times too large, since the bias correction is long over.
             moments["exp_avg_sq"][dead] = moments["exp_avg_sq"][divided]
     if state.alignment is not None:
         for values in (state.alignment.mean.T, state.alignment.variance):

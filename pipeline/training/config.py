@@ -1,4 +1,4 @@
-"""What an arm trains on, its loss and how it is optimised."""
+"""An arm's switches, its loss and its optimisation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Schedule = Literal["plateau", "cosine", "polynomial"]
 
 
 class LossConfig(BaseModel):
-    """Weights and forms of the terms. All four weights of the paper are 1."""
+    """Weights and forms of the loss terms. In the paper (eq. 1) all four weights are 1."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -64,7 +64,7 @@ class LossConfig(BaseModel):
 
 
 class ArmConfig(BaseModel):
-    """What an arm of the ablation switches on."""
+    """One arm of the ablation: its network, its data and its augmentation."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -95,11 +95,11 @@ class ArmConfig(BaseModel):
 
     @property
     def uses_bank(self) -> bool:
-        """Whether it needs a factor bank: for images to be drawn, or for the regions of anatomies."""
+        """Whether the arm needs a factor bank, to draw images or to take regions from anatomies."""
         return self.fa or self.regions == "anatomy"
 
     def augmentation(self, plan: PlanConfig) -> PlanConfig:
-        """The run's plan with what this arm sets itself."""
+        """The run's plan with the fields that this arm sets. An arm without FA has no regions, unless it sets them."""
         own: dict[str, object] = {
             "fa_policy": self.policy,
             "fa_render": self.render,
@@ -114,8 +114,7 @@ class ArmConfig(BaseModel):
 
 
 class TrainConfig(BaseModel):
-    """Optimisation (paper section 3.2). An epoch is one pass over the labelled slices unless `steps_per_epoch` says
-    otherwise."""
+    """Optimisation (paper section 3.2). An epoch is `steps_per_epoch` steps, or one pass over the labelled slices."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

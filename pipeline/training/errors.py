@@ -1,11 +1,11 @@
-"""What ends a training that no second try would mend."""
+"""Errors that end a training, because another try would fail too."""
 
 from __future__ import annotations
 
 
 class NonFiniteLossError(RuntimeError):
-    """The loss or its gradient is NaN or infinite; names the step and the slices of the batch."""
+    """The loss or its gradient is NaN or infinite. The message names the step and the slices of the batch."""
 
 
 class OutOfMemoryError(RuntimeError):
-    """A batch does not fit the memory; says how large it was and what to try."""
+    """A batch does not fit into memory. The message gives the size of the batch and what to try."""

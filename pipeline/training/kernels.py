@@ -1,4 +1,4 @@
-"""How a step is computed: compiled, by the convolutions that are fastest here, or with the same bits every time."""
+"""How a step is computed: compiled, with the fastest convolutions of this GPU, or with the same bits every time."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from storage.errors import one_line
 
 log = logging.getLogger(__name__)
 
-WORTH_COMPILING = 3000  # steps on a GPU: compiling takes half a minute, and then saves about 10 ms a step
+WORTH_COMPILING = 3000  # steps on a GPU: compiling takes half a minute and saves about 10 ms a step
 
 
 class Compiled:
-    """A function of tensors and of a module's weights, which returns scalars by name, by `torch.compile`: one graph
-    forward and one backward, on a GPU replayed as CUDA graphs.
+    """A function of tensors and of a module's weights, compiled with `torch.compile`. It returns scalars by name.
 
-    Every combination of shapes is compiled at its first call. Where that fails (no compiler on this machine, a graph
-    that cannot be whole), the function itself is used from then on, and one line is logged.
-    What a call returns is overwritten by the next call on a GPU: copy what is kept.
+    There is one graph forward and one backward; a GPU replays them as CUDA graphs. Every combination of shapes is
+    compiled at its first call. If compiling fails (no compiler on this machine, or a function that is not one graph),
+    one line is logged, and from then on the function runs without compiling. On a GPU, each call overwrites the result
+    of the call before, so copy results that you keep.
     """
 
     def __init__(
@@ -42,11 +42,11 @@ class Compiled:
 
     @property
     def works(self) -> bool:
-        """Whether calls are still compiled ones."""
+        """Whether calls still run compiled code. False once compiling has failed."""
         return self._fast is not None
 
     def __call__(self, image: Tensor, *rest: Any) -> dict[str, Tensor]:
-        """The function's result."""
+        """Call the function, compiled if possible, and return its scalars by name."""
         if self._fast is not None:
             shapes = tuple(tuple(a.shape) if isinstance(a, Tensor) else a for a in (image, *rest))
             try:
@@ -54,15 +54,18 @@ class Compiled:
                     self._try(self._fast, image, *rest)
                     self._tried.add(shapes)
                 return self._result(self._fast, image, *rest)
-            except Exception as error:  # what compilers raise has no class in common
+            except Exception as error:  # the errors of compilers share no base class
                 self._fast = None
                 cause = getattr(error, "inner_exception", error)
                 log.warning("torch.compile failed, steps are taken without it: %s", one_line(cause))
         return self._plain(image, *rest)
 
     def _try(self, fast: Callable[..., dict[str, Tensor]], *arguments: Any) -> None:
-        """Compile for these shapes by a call that leaves no trace. It goes backward too: that pass is compiled when it
-        first runs, and within the caller's it would be too late to take the function itself."""
+        """Compile for these shapes by a trial call, forward and backward, which leaves the module as it was.
+
+        The backward pass is compiled when it first runs. If that failed in the caller's own backward pass, it would be
+        too late to fall back to the plain function.
+        """
         before = [(buffer, buffer.clone()) for buffer in self._module.buffers()]
         try:
             total = torch.stack(list(self._result(fast, *arguments).values())).sum()
@@ -70,7 +73,7 @@ class Compiled:
                 torch.autograd.grad(total, list(self._module.parameters()), allow_unused=True)
         finally:
             with torch.no_grad():
-                for buffer, value in before:  # batch-norm's statistics have moved
+                for buffer, value in before:  # the trial call has changed batch-norm's statistics
                     buffer.copy_(value)
 
     @staticmethod
@@ -82,7 +85,7 @@ class Compiled:
 
 @contextmanager
 def fastest_convolutions(device: torch.device) -> Iterator[None]:
-    """On a GPU, cuDNN tries its algorithms for every new shape and keeps the fastest: for shapes that come back."""
+    """On a GPU, let cuDNN try its algorithms for every new shape and keep the fastest. Pays if shapes recur."""
     cudnn = torch.backends.cudnn
     before = cudnn.benchmark
     cudnn.benchmark = before or (device.type == "cuda" and not torch.are_deterministic_algorithms_enabled())
@@ -93,9 +96,9 @@ def fastest_convolutions(device: torch.device) -> Iterator[None]:
 
 
 def same_bits_every_time() -> None:
-    """This process's steps give the same bits again on the same kind of GPU. To be called before it is used."""
+    """Make steps give the same bits every time on the same kind of GPU. Call it before the process uses the GPU."""
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # cuBLAS reads it when it starts
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
-    # A warning, no error: 2 × 2 pooling is listed as not deterministic, but its windows do not overlap.
+    # Warn only: 2 × 2 pooling is listed as not deterministic, but it is here, since its windows do not overlap.
     torch.use_deterministic_algorithms(True, warn_only=True)

@@ -1,4 +1,4 @@
-"""What a step minimises: the weighted losses of a network on a batch."""
+"""The objective of a step: the weighted losses of a network on a batch."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from pipeline.training.losses import (
 
 
 class Objective(nn.Module):
-    """Network and losses as one module, so that a wrapper for several workers sees a single forward."""
+    """Network and losses as one module, so that a wrapper for several workers sees a single forward pass."""
 
     def __init__(
         self,
@@ -39,12 +39,13 @@ class Objective(nn.Module):
         alignment: VendorAlignment | None = None,
         teacher: UNet | SDNet | None = None,
     ) -> None:
-        """`teacher`: the running average of the model, which segments the twins where the loss asks for one. Raises
-        ValueError if there is none then."""
+        """`latent` draws the modality vectors. `teacher` is the model's running average; it segments the twins if
+        `consistency_by` is `teacher`. Raises ValueError if it is None then.
+        """
         super().__init__()
         self.model, self.config, self.latent, self.alignment = model, config, latent, alignment
         self.segmentation = segmentation_losses(config)
-        self._teacher: tuple[UNet | SDNet, ...] = ()  # in a tuple: it is no part of what is trained
+        self._teacher: tuple[UNet | SDNet, ...] = ()  # in a tuple, so that its weights are not registered for training
         if config.consistency_by == "teacher":
             if teacher is None:
                 raise ValueError("consistency by a teacher needs a running average")
@@ -52,7 +53,7 @@ class Objective(nn.Module):
         self.run: Callable[..., dict[str, Tensor]] = self.terms
 
     def compile_terms(self, backend: str = "inductor") -> Compiled:
-        """Have every later call compiled, see `Compiled`."""
+        """Compile every later call (see `Compiled`)."""
         compiled = Compiled(self, self.terms, backend)
         self.run = compiled
         return compiled
@@ -67,9 +68,11 @@ class Objective(nn.Module):
         step: int = 0,
         drawn: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Weighted terms by name. Labelled samples come first in a batch; only they reach the segmentor, unless there
-        are twins. `drawn` (N, 3) bool: which structures the masks hold; None where all of them do."""
-        count = int(labelled.sum())  # on the CPU
+        """The weighted loss terms, scalars by name. Inputs are those of `step.Batch`; `step` is the training step.
+
+        Labelled samples come first. Without twins, only labelled samples reach the segmentor.
+        """
+        count = int(labelled.sum())  # `labelled` is on the CPU, so this does not wait for a GPU
         latent = share = None
         if isinstance(self.model, SDNet) and self.config.latent_source == "sampled":
             latent = sample_latent(len(image), self.model.config.modality_size, self.latent, image.device)
@@ -89,10 +92,9 @@ class Objective(nn.Module):
         share: Tensor | None,
         drawn: Tensor | None,
     ) -> dict[str, Tensor]:
-        """The terms of `count` labelled samples and those after them: a function of tensors, numbers drawn before.
+        """The weighted terms of a batch whose first `count` samples are labelled. Draws no random numbers.
 
-        latent (N, M) are the sampled modality vectors, share the weight of the consistency, where they are
-        wanted; drawn is that of `forward`.
+        latent: (N, M) sampled modality vectors, or None. share: the weight of the consistency, a scalar, or None.
         """
         model = self.model
         terms: dict[str, Tensor] = {}
@@ -130,7 +132,7 @@ class Objective(nn.Module):
         return terms
 
     def _consistency(self, logits: Tensor, twin: Tensor) -> Tensor:
-        """Of the logits of unlabelled samples with what is found in their twins."""
+        """The loss between the logits of unlabelled samples and the segmentation of their twins."""
         for teacher in self._teacher:
             with torch.no_grad():
                 taught = teacher(twin).float()
@@ -138,7 +140,7 @@ class Objective(nn.Module):
         return consistency_loss(logits, self.model(twin).float())
 
     def _supervised(self, logits: Tensor, mask: Tensor, count: int, drawn: Tensor | None) -> dict[str, Tensor]:
-        """The terms of `count` labelled samples at the logits' level, whose mask is every so many pixels'."""
+        """The segmentation losses of the labelled samples. For coarser logits, the mask is subsampled to their size."""
         step = mask.shape[-1] // logits.shape[-1]
         supervised = logits[:count].float()
         if drawn is not None:

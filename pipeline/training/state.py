@@ -1,4 +1,4 @@
-"""The state of a training: network, optimiser, learning rate, running average, best weights; what a restart needs."""
+"""The state of a training, all that a restart needs: network, optimiser, schedule, running average, best weights."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from pipeline.training.config import TrainConfig
 from pipeline.training.losses import VendorAlignment
 
 Scheduler = ReduceLROnPlateau | CosineAnnealingLR | PolynomialLR
-POWER = 0.9  # of the polynomial, as in nnU-Net (Isensee et al. 2021)
+POWER = 0.9  # exponent of the polynomial schedule, as in nnU-Net (Isensee et al. 2021)
 
 
 def network_seed(seed: int, name: str, *counters: int) -> int:
-    """A seed for torch's generators that depends on its arguments alone."""
+    """A seed in [0, 2⁶²) for torch's generators. It depends on the arguments alone."""
     return int(generator(seed, name, *counters).integers(0, 2**62))
 
 
 def _scheduler(optimiser: torch.optim.Optimizer, config: TrainConfig) -> Scheduler:
-    """What sets the learning rate at the end of each epoch."""
+    """The scheduler that sets the learning rate at the end of each epoch."""
     if config.schedule == "cosine":
         return CosineAnnealingLR(optimiser, T_max=config.epochs)
     if config.schedule == "polynomial":
@@ -41,8 +41,11 @@ def _scheduler(optimiser: torch.optim.Optimizer, config: TrainConfig) -> Schedul
 
 @dataclass(frozen=True)
 class Unread:
-    """A step of which the host does not know yet whether it was finite: the flag, on its way to the host, and what says
-    that it has arrived (None on a CPU); the step's number, slices, terms and norm of the gradient."""
+    """A step that the host has not checked yet.
+
+    finite: bool scalar, whether loss and gradient were finite. sent: the event of its arrival on the host, None on a
+    CPU. norm: the gradient's norm, a scalar on the device.
+    """
 
     step: int
     slice_id: Tensor
@@ -54,10 +57,11 @@ class Unread:
 
 @dataclass
 class TrainState:
-    """Everything a restart needs. `model` is the raw network; a wrapper for several workers shares its weights.
+    """Everything a restart needs.
 
-    `average` is the running average of `model`, or None where `TrainConfig.ema` is off. `revived`: how often an anatomy
-    channel was (`channel_revival`). `unread`: steps that `step.settle` has not looked at.
+    model: the raw network; a wrapper for several workers shares its weights. average: the running average of `model`,
+    or None if `TrainConfig.ema` is off. best_dice: in [0, 1], or -1 before the first validation. revived: how often an
+    anatomy channel was revived (`channel_revival`). unread: steps that `step.settle` has not checked yet.
     """
 
     model: UNet | SDNet
@@ -79,9 +83,10 @@ class TrainState:
     def create(
         cls, network: UNetConfig | SDNetConfig, config: TrainConfig, seed: int, rank: int = 0, vendors: int = 0
     ) -> TrainState:
-        """A fresh state; weights depend on `seed` alone, latent samples on (seed, rank, step).
+        """Make a fresh state on the default device.
 
-        `vendors` is the number of those between which the anatomy is aligned; 0 for no alignment.
+        The weights depend on `seed` alone, latent samples on (seed, rank, step). `vendors` is the number of vendors
+        between which an SDNet's anatomy is aligned; 0 means no alignment.
         """
         torch.manual_seed(network_seed(seed, "weights"))
         model = build(network).to(default_device(), memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -94,20 +99,20 @@ class TrainState:
         return cls(model, optimiser, scheduler, torch.Generator(), seed, rank, average=average, alignment=alignment)
 
     def start_from(self, weights: dict[str, Tensor]) -> None:
-        """Replace the untrained weights, the running average's too."""
+        """Load weights into the network and its running average."""
         self.model.load_state_dict(weights)
         if self.average is not None:
             self.average.load_state_dict(weights)
 
     @property
     def candidate(self) -> UNet | SDNet:
-        """The network to validate and keep: the running average where there is one."""
+        """The network to validate and keep: the running average if there is one, else the model."""
         return self.model if self.average is None else self.average
 
     def to_bytes(self) -> bytes:
-        """A checkpoint: one file, readable with `weights_only=True`.
+        """The checkpoint as the bytes of one file, readable with `weights_only=True`.
 
-        Random numbers need no entry: samples and latent vectors depend on (seed, rank, step) alone.
+        It holds no random state, since samples and latent vectors depend on (seed, rank, step) alone.
         """
         document = {
             "model": self.model.state_dict(),
@@ -127,7 +132,7 @@ class TrainState:
         return buffer.getvalue()
 
     def restore(self, checkpoint: bytes) -> None:
-        """Go on from what `to_bytes` gave, and with as many threads: sums over another number round differently."""
+        """Restore a checkpoint of `to_bytes`, with its number of threads: with another one, sums round differently."""
         document = torch.load(io.BytesIO(checkpoint), weights_only=True, map_location=default_device())
         self.model.load_state_dict(document["model"])
         if self.average is not None:
@@ -142,10 +147,10 @@ class TrainState:
         torch.set_num_threads(document["threads"])
 
     def update_average(self, decay: float) -> None:
-        """Move the average towards the weights, by less the more steps there were, down to `1 - decay`."""
+        """Move the average towards the weights by a share that falls with the number of steps, down to `1 - decay`."""
         if self.average is None:
             return
-        # At first the average is mostly of untrained weights; the usual warm-up lets it forget them.
+        # At first the average holds mostly untrained weights. The usual warm-up lets it forget them.
         share = 1.0 - min(decay, (1.0 + self.step) / (10.0 + self.step))
         ours, theirs = self.average.state_dict(), self.model.state_dict()
         floating = [name for name, value in ours.items() if value.is_floating_point()]
@@ -154,7 +159,7 @@ class TrainState:
             ours[name].copy_(theirs[name])
 
     def end_epoch(self, dice: float) -> None:
-        """The next epoch's learning rate, and best weights, by the candidate's validation Dice."""
+        """Set the next learning rate. Keep the candidate's weights if its validation `dice` is the best so far."""
         self.epoch += 1
         if isinstance(self.scheduler, ReduceLROnPlateau):
             self.scheduler.step(dice)

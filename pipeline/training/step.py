@@ -1,4 +1,4 @@
-"""One training step on one batch, and what it raises when it cannot go on; no Ray, no MLflow."""
+"""One training step on one batch, and the errors that it raises. Uses neither Ray nor MLflow."""
 
 from __future__ import annotations
 
@@ -18,14 +18,17 @@ from pipeline.training.errors import NonFiniteLossError, OutOfMemoryError
 from pipeline.training.kernels import fastest_convolutions
 from pipeline.training.state import TrainState, Unread, network_seed
 
-LAG = 4  # steps after which a loss that is not finite is told
+LAG = 4  # steps: a loss that is not finite is reported at most this much later
 
 
 @dataclass(frozen=True)
 class Batch:
-    """image (N, 1, S, S) float32 in [-1, 1]; mask (N, S, S) int64; labelled (N,) bool and slice_id (N,) int64, both on
-    the CPU; vendor (N,) int64, numbers from 0, where the loss asks for it; twin like image, for arms with consistency;
-    drawn (N, 3) bool, whether LV, MYO and RV are drawn in the mask, None where all of them are."""
+    """A batch of training samples. The labelled ones come first.
+
+    image: (N, 1, S, S) float32 in [-1, 1]. mask: (N, S, S) int64 labels. labelled: (N,) bool, on the CPU. slice_id:
+    (N,) int64, on the CPU. vendor: (N,) int64 numbers from 0, if the loss needs them. twin: as image, for arms with
+    consistency. drawn: (N, 3) bool, whether LV, MYO and RV are drawn in the mask; None if all are in every mask.
+    """
 
     image: Tensor
     mask: Tensor
@@ -36,7 +39,7 @@ class Batch:
     drawn: Tensor | None = None
 
     def parts(self) -> list[Batch]:
-        """Its labelled and its unlabelled samples; a batch of one kind is its only part."""
+        """The labelled and the unlabelled samples as separate batches; a kind without samples is left out."""
         count = int(self.labelled.sum())
         cuts = [slice(0, count), slice(count, len(self.image))]
         taken = [c for c in cuts if c.start < c.stop]
@@ -54,7 +57,7 @@ class Batch:
 
 @contextmanager
 def _memory_advice(batch: Batch, config: TrainConfig) -> Iterator[None]:
-    """Turns torch's words for a lack of memory into ours. On the CPU it has no class of its own."""
+    """Turn a lack of memory into an OutOfMemoryError with advice. On a CPU, torch raises a plain RuntimeError."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -70,8 +73,10 @@ def _memory_advice(batch: Batch, config: TrainConfig) -> Iterator[None]:
 
 
 def settle(state: TrainState, lag: int = 0) -> None:
-    """Raise NonFiniteLossError for a step whose loss or gradient was not finite; the last `lag` steps are not waited
-    for. Such a step has changed no weight, but the batch-norm statistics: nothing may be kept before this was called.
+    """Raise NonFiniteLossError if the loss or gradient of a step was not finite. The last `lag` steps are not checked.
+
+    Such a step has changed no weight, but it has changed batch-norm's statistics. So call this before you keep a
+    network.
     """
     while len(state.unread) > lag:
         was = state.unread.popleft()
@@ -91,17 +96,17 @@ def settle(state: TrainState, lag: int = 0) -> None:
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
-    """bf16 autocast where asked for, else nothing."""
+    """bfloat16 autocast if `precision` is `bf16`, else a context that does nothing."""
     return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
 def train_step(objective: nn.Module, state: TrainState, batch: Batch, config: TrainConfig) -> dict[str, Tensor]:
-    """One step of training: one update of the weights, or two (`TrainConfig.update`); returns the terms and `total` as
-    scalars that stay on the device: nothing here waits for it.
+    """Take one training step, with one or two updates of the weights (`TrainConfig.update`).
 
-    Where there are two updates, a term is the mean of those that have it. A step whose loss or gradient is not finite
-    touches no weight; NonFiniteLossError is raised for it here at most `LAG` steps later, or by `settle`. Raises
-    OutOfMemoryError if the batch is too large.
+    Returns the loss terms and their sum `total` as scalars on the device; the step does not wait for the device. With
+    two updates, a term is the mean over the updates that have it. If the loss or gradient is not finite, no weight
+    changes, and NonFiniteLossError is raised at most `LAG` steps later, or by `settle`. Raises OutOfMemoryError if the
+    batch is too large.
     """
     state.model.train()
     state.latent.manual_seed(network_seed(state.seed, f"latent/{state.rank}", state.step))
@@ -109,7 +114,7 @@ def train_step(objective: nn.Module, state: TrainState, batch: Batch, config: Tr
     found = [_update(objective, state, part, config) for part in parts]
     state.step += 1
     settle(state, LAG)
-    # between the ends of epochs, so that what is validated and kept has settled since
+    # At half a period: if epochs are whole periods, a revived channel has settled when an epoch ends.
     if config.revive_every and state.step % config.revive_every == config.revive_every // 2:
         _revive(state, batch, config)
     if config.ema is not None:
@@ -130,9 +135,9 @@ def _revive(state: TrainState, batch: Batch, config: TrainConfig) -> None:
 
 
 def _update(objective: nn.Module, state: TrainState, batch: Batch, config: TrainConfig) -> dict[str, Tensor]:
-    """One forward, backward and optimiser step; returns the weighted terms."""
+    """One forward pass, backward pass and optimiser step. Returns the weighted terms."""
     device = batch.image.device
-    state.optimiser.zero_grad(set_to_none=True)  # first: a compiled step writes its gradients over the last ones
+    state.optimiser.zero_grad(set_to_none=True)  # first, since a compiled step overwrites the last gradients
     with _memory_advice(batch, config), fastest_convolutions(device):
         with autocast(device, config.precision):
             given = (batch.image, batch.mask, batch.labelled, batch.vendor, batch.twin, state.step, batch.drawn)
@@ -142,7 +147,7 @@ def _update(objective: nn.Module, state: TrainState, batch: Batch, config: Train
         total.backward()
         norm = _clip(state.model, config.gradient_clip)
         finite = total.detach().isfinite() & norm.isfinite()
-        # the fused kernel leaves weights and moments as they are where this is 1, without asking the host
+        # If this is 1, the fused optimiser leaves weights and moments as they are, without asking the host.
         state.optimiser.found_inf = finite.logical_not().float()  # type: ignore[attr-defined]
         state.optimiser.step()
     terms = dict(zip(found, values.detach().unbind(), strict=True))
@@ -151,7 +156,7 @@ def _update(objective: nn.Module, state: TrainState, batch: Batch, config: Train
 
 
 def _sent(flag: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
-    """A flag on its way to the host, and what says that it has arrived."""
+    """Start copying a flag to the host. Returns the copy and the event of its arrival; on a CPU the flag and None."""
     if flag.device.type != "cuda":
         return flag, None
     host = torch.empty((), dtype=torch.bool, pin_memory=True)
@@ -162,7 +167,7 @@ def _sent(flag: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
 
 
 def _clip(model: nn.Module, largest: float | None) -> Tensor:
-    """Norm of the gradient over all parameters, as it was before it was cut down to `largest`."""
+    """Clip the gradient to the norm `largest`, if given. Returns its norm over all parameters before clipping."""
     if largest is not None:
         return nn.utils.clip_grad_norm_(model.parameters(), largest)
     return nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])

@@ -1,4 +1,4 @@
-"""How long a training step takes here: measured on random images, for whoever plans hours of them."""
+"""Measure how long a training step takes on this machine, with random images, to estimate the time of a training."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.training.objective import Objective
 from pipeline.training.state import TrainState
 from pipeline.training.step import Batch, train_step
 
-SLOW_S = 5.0  # a first step that takes longer is taken as it is: what it warms up hardly counts any more
+SLOW_S = 5.0  # if the first step takes longer than this, its own time counts: the warm-up is a small part of it
 
 
 def seconds_a_step(
@@ -26,9 +26,10 @@ def seconds_a_step(
     threads: int = 1,
     twins: bool = False,
 ) -> float:
-    """Seconds of one step with so many samples of size × size pixels, on this process's GPU or so many CPU threads.
+    """Seconds of one training step, on the GPU if there is one, else with `threads` CPU threads.
 
-    The second step is timed. Making the samples is not part of it, nor is anything that an epoch ends with.
+    A step has `labelled` + `unlabelled` samples of size × size pixels. The second step is timed, or the first if that
+    takes more than `SLOW_S`. Making samples and the end of an epoch are not included.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -55,5 +56,5 @@ def _noise(labelled: int, unlabelled: int, size: int, device: torch.device, twin
 
 def _timed(objective: Objective, state: TrainState, batch: Batch, config: TrainConfig) -> float:
     began = time.perf_counter()
-    float(train_step(objective, state, batch, config)["total"])  # which waits for the device
+    float(train_step(objective, state, batch, config)["total"])  # `float` waits for the device
     return time.perf_counter() - began

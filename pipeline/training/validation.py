@@ -1,4 +1,4 @@
-"""Dice on held-out volumes after an epoch, on the network's grid; chooses the epoch whose weights are kept."""
+"""Dice on held-out volumes after an epoch, on the network's grid. The epoch with the highest Dice is kept."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ from storage.subjects import ALL_STRUCTURES
 
 @dataclass(frozen=True)
 class ValidationVolume:
-    """A held-out volume as the network sees it: image (Z, S, S) float32, mask (Z, S, S) uint8, and the structures that
-    are drawn in the mask."""
+    """A held-out volume as the network sees it: image (Z, S, S) float32 in [-1, 1], mask (Z, S, S) uint8.
+
+    `structures` are those that are drawn in the mask.
+    """
 
     image: npt.NDArray[np.float32]
     mask: npt.NDArray[np.uint8]
@@ -29,9 +31,9 @@ class ValidationVolume:
 def volume_scores(
     model: UNet | SDNet, volumes: Sequence[ValidationVolume], precision: str, chunk: int = 16
 ) -> list[dict[str, float]]:
-    """Dice (0 to 1) by structure of every volume, on the network's grid.
+    """For every volume, Dice (0 to 1) by structure, on the network's grid. Sets the model to eval mode.
 
-    A structure absent from mask and prediction is left out, and so is one that nobody drew.
+    A structure is left out if it is absent from both mask and prediction, or if nobody drew it.
     """
     model.eval()
     device = next(model.parameters()).device
@@ -48,9 +50,9 @@ def volume_scores(
 
 
 def mean_scores(scores: Sequence[dict[str, float]], structures: Sequence[str] = ALL_STRUCTURES) -> dict[str, float]:
-    """Means over volumes, `dice_LV`, `dice_MYO` and `dice_RV`, and their mean, `dice`; 0 where no volume has any.
+    """The means over volumes, `dice_LV`, `dice_MYO` and `dice_RV`, and their mean `dice`, each in [0, 1].
 
-    `structures` are those that are drawn in some volume; there is no mean of others.
+    Only `structures`, those drawn in some volume, have a mean. It is 0 if no volume has a score of the structure.
     """
     by_name = {name: [dice[name] for dice in scores if name in dice] for name in structures}
     means = {f"dice_{name}": float(np.mean(values)) if values else 0.0 for name, values in by_name.items()}

@@ -1,1 +1,1 @@
-"""The factor bank: its files, its index, and the ledger of what is committed."""
+"""The factor bank: its files, its index, and the ledger of its complete shards."""

@@ -13,7 +13,7 @@ MAX_CHANNELS = 8
 
 
 def check_channels(channels: int) -> None:
-    """Raises InputError unless a byte can hold that many channels."""
+    """Raises InputError unless a byte can hold this many channels (1 to 8)."""
     if not 1 <= channels <= MAX_CHANNELS:
         raise InputError(
             "anatomy",
@@ -23,7 +23,7 @@ def check_channels(channels: int) -> None:
 
 
 def pack(binary: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    """(C, H, W) or (N, C, H, W) of bool, or numbers that are exactly 0 or 1 → uint8 (H, W) or (N, H, W).
+    """Pack (C, H, W) or (N, C, H, W) of bool, or of numbers that are 0 or 1, into uint8 (H, W) or (N, H, W).
 
     Raises InputError for more than eight channels, ValueError for another number of axes or other values.
     """
@@ -35,15 +35,15 @@ def pack(binary: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
         raise ValueError("anatomy has values other than 0 and 1")
     planes = np.moveaxis(bits, -3, 0)  # (C, …, H, W)
     packed: npt.NDArray[np.uint8] = planes[0].copy()
-    for channel in range(1, len(planes)):  # whole planes at a time: several times faster than packbits on this axis
+    for channel in range(1, len(planes)):  # whole planes at a time are several times faster than packbits on this axis
         packed |= planes[channel] << np.uint8(channel)
     return packed
 
 
 def unpack(packed: npt.NDArray[np.uint8], channels: int) -> npt.NDArray[np.uint8]:
-    """uint8 (H, W) or (N, H, W) → uint8 of 0 and 1, (channels, H, W) or (N, channels, H, W).
+    """Unpack uint8 (H, W) or (N, H, W) into uint8 of 0 and 1, (channels, H, W) or (N, channels, H, W).
 
-    Raises InputError for a number of channels that a byte cannot hold; bits above `channels` are ignored.
+    Bits from `channels` on are ignored. Raises InputError for a number of channels that a byte cannot hold.
     """
     check_channels(channels)
     shifts = np.arange(channels, dtype=np.uint8)[:, None, None]

@@ -1,7 +1,8 @@
-"""The three arrays of a factor bank: their Zarr v3 metadata, and a shard's values to and from one file.
+"""The three arrays of a factor bank: their Zarr v3 metadata, and a shard's values to and from its file.
 
-Put together here instead of by Zarr: one request a shard and array, no half-written file, the same errors for a folder
-and an object store. `zarr.open_group` reads what comes out; tests/storage/bank/test_arrays.py holds it to that.
+Shards are encoded here instead of by Zarr. So each shard of an array is one request, no file is half written, and a
+folder and an object store raise the same errors. `zarr.open_group` reads the result; tests/storage/bank/test_arrays.py
+checks this.
 """
 
 from __future__ import annotations
@@ -22,33 +23,34 @@ from storage.sharded_array import LITTLE, ShardWriter, chunks
 
 ARRAYS: Final = ("anatomy", "mask", "modality")
 METADATA: Final = "zarr.json"
-# Within 3 % of level 22 in a quarter of its time. No bit shuffle, which makes these maps half as large again or more:
-# what the channels say of one pixel belongs together.
+# The size is within 3 % of that at level 22, in a quarter of the time. A bit shuffle would make files larger by half or
+# more, because it separates the channels of a pixel, which depend on each other.
 LEVEL: Final = 15
 
 Values = npt.NDArray[Any]
-EncodedRow = tuple[Values, bytes | None]  # a row's values; its chunk, None where it has none
+EncodedRow = tuple[Values, bytes | None]  # a row's values, and its chunk: None for zeros and for modality
 
 
 def dtype(name: str) -> np.dtype[Any]:
-    """The type of an array's values, little endian."""
+    """The type of an array's values: float32, little endian, for modality, uint8 for anatomy and mask."""
     return np.dtype("<f4" if name == "modality" else "u1")
 
 
 def row_shape(name: str, spec: BankSpec) -> tuple[int, ...]:
-    """The shape of one slice's row."""
+    """The shape of one slice's row: (modality_size,) for modality, the canvas (H, W) for anatomy and mask."""
     return (spec.modality_size,) if name == "modality" else spec.canvas
 
 
 def shard_uri(bank: str, name: str, shard: int) -> str:
-    """The file of a shard: Zarr's key of the chunk (shard, 0, …)."""
+    """The path or URI of a shard's file, which Zarr knows as the chunk (shard, 0, …)."""
     return fs.join(bank, name, "c", str(shard), *["0"] * (1 if name == "modality" else 2))
 
 
 class ShardFile:
-    """A shard's file of one array, and the SHA-256 of its values, put together row by row.
+    """Builds a shard's file of one array, row by row, and the SHA-256 of its values.
 
-    A row is (H, W) uint8, or (modality_size,) float32; those that the last shard lacks are the fill value.
+    A row is (H, W) uint8, or (modality_size,) float32. If the last shard has fewer rows, the rest of its file is the
+    fill value.
     """
 
     def __init__(self, name: str, spec: BankSpec) -> None:
@@ -58,12 +60,15 @@ class ShardFile:
         self._vectors: list[Values] = []
 
     def encoded(self, values: Values) -> EncodedRow:
-        """A row of the array's shape and type, ready to be appended; on any thread."""
+        """Encode a row, which must have the array's shape and type, for `append`. Any thread may call this."""
         values = np.ascontiguousarray(values, dtype=dtype(self._name))
         return values, None if self._name == "modality" else self._maps.encoded(values)
 
     def append(self, row: EncodedRow) -> None:
-        """The next row. Raises IndexError if the shard is full."""
+        """Append the next row. Raises IndexError if a shard of anatomy or mask is full.
+
+        If a shard of modality has too many rows, `content` raises instead.
+        """
         values, chunk = row
         self._sha256.update(values.data)
         if self._name == "modality":
@@ -72,11 +77,11 @@ class ShardFile:
             self._maps.append_encoded(chunk)
 
     def values_sha256(self) -> str:
-        """As the ledger records it, see `ledger.array_sha256`."""
+        """SHA-256, in hex, of the values of all rows, as `ledger.array_sha256` computes it."""
         return self._sha256.hexdigest()
 
     def content(self) -> bytes:
-        """The file's bytes. Raises ValueError for more vectors than a shard has room for."""
+        """The bytes of the file. Raises ValueError for more rows of modality than a shard has room for."""
         if self._name != "modality":
             return self._maps.content()
         whole = np.full((self._spec.shard_slices, *row_shape(self._name, self._spec)), np.nan, dtype=dtype(self._name))
@@ -85,7 +90,7 @@ class ShardFile:
 
 
 def decoded_rows(name: str, stored: bytes, spec: BankSpec, rows: int, out: Values | None = None) -> Iterator[Values]:
-    """A shard's first `rows` rows from its file, decoded one by one; into the rows of `out` if that is given.
+    """Decode the first `rows` rows of a shard's file one by one, into the rows of `out` if that is given.
 
     Raises ValueError or RuntimeError for damage that decoding detects. Does not verify the checksum; the ledger does.
     """
@@ -114,7 +119,7 @@ def write_metadata(bank: str, name: str, spec: BankSpec, rows: int) -> None:
 def check_metadata(bank: str, name: str, spec: BankSpec, rows: int) -> None:
     """Raises InputError unless an array's zarr.json is what we write, for `rows` rows or for more.
 
-    More are there when an extension was cut short before the index said so.
+    It says more rows if an extension was interrupted before the index was replaced.
     """
     where = f"{fs.base_name(bank)}, {name}"
     remedy = "restore its zarr.json, or extract again"
@@ -128,7 +133,7 @@ def check_metadata(bank: str, name: str, spec: BankSpec, rows: int) -> None:
 
 
 def metadata(name: str, spec: BankSpec, rows: int) -> dict[str, Any]:
-    """An array's zarr.json (Zarr v3 core specification; `sharding_indexed` is ZEP 2)."""
+    """The content of an array's zarr.json (Zarr v3 core specification; `sharding_indexed` is ZEP 2)."""
     row, flat = row_shape(name, spec), name == "modality"
     zstd = {"name": "zstd", "configuration": {"level": LEVEL, "checksum": False}}
     sharding = {

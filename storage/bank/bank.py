@@ -1,17 +1,17 @@
-"""The factor bank: SDNet's factors of every training slice, one byte a pixel; enough by itself to make FA samples.
+"""The factor bank: SDNet's factors of every training slice. FA samples can be made from it alone.
 
-    <bank>/zarr.json                 Zarr v3 group; its attributes say what the bank is. Written once, last at creation
+    <bank>/zarr.json                 Zarr v3 group; its attributes describe the bank. Written once, last at creation
     <bank>/anatomy, mask             (N, H, W) uint8; a shard is `shard_slices` rows, a chunk one slice
     <bank>/modality                  (N, modality_size) float32; a chunk is `shard_slices` rows
-    <bank>/index.parquet             `BANK_INDEX_SCHEMA`, one row a slice; its rows are the bank's
+    <bank>/index.parquet             `BANK_INDEX_SCHEMA`, one row for each slice; it says how many the bank holds
     <bank>/decoder.safetensors, decoder.json
-    <bank>/ledger/shard-00000.json   that shard counts (see `storage.bank.ledger`)
-    <bank>/manifest.json             every shard counts: the whole ledger in one file
+    <bank>/ledger/shard-00000.json   this shard is complete (see `storage.bank.ledger`)
+    <bank>/manifest.json             every shard is complete: the whole ledger in one file
     <bank>/styles/….parquet          modality vectors of other banks (see `storage.bank.styles`)
 
-Specified in docs/bank-format.md. Rows are written and read a whole shard at a time: one writer a shard, and never fancy
-indexing into shards, which costs Zarr many times more than a contiguous read. For reading slices at random see
-`storage.bank.node_cache.BankView`; for what may be wrong with a bank, `storage.bank.verify`.
+The format is specified in docs/bank-format.md. Rows are written and read a whole shard at a time, by one writer a
+shard. To read slices at random, use `storage.bank.node_cache.BankView`: Zarr takes many times longer for scattered rows
+of a shard than for the whole shard. `storage.bank.verify` finds what is wrong with a bank.
 """
 
 from __future__ import annotations
@@ -71,8 +71,11 @@ KNOWN_FILES = frozenset({ROOT, INDEX, WEIGHTS, WEIGHTS_CONFIG, STYLES, ledger.FO
 
 @dataclass(frozen=True)
 class PackedBank:
-    """Rows of a bank in memory: anatomy (n, H, W) uint8, channel c in bit c; mask (n, H, W) uint8, LV 1, MYO 2, RV 3,
-    zeros where not labelled; modality (n, modality_size) float32."""
+    """Rows of a bank in memory.
+
+    `anatomy` is (n, H, W) uint8, channel c in bit c. `mask` is (n, H, W) uint8: LV 1, MYO 2, RV 3, all zeros if not
+    labelled. `modality` is (n, modality_size) float32.
+    """
 
     anatomy: npt.NDArray[np.uint8]
     mask: npt.NDArray[np.uint8]
@@ -83,10 +86,10 @@ class PackedBank:
 
 
 class FactorBank:
-    """A bank at a local path or an fsspec URI. Make one with `create` or `open`.
+    """A bank at a local path or an fsspec URI. Use `create` or `open` to get one.
 
-    Its index is that of the time when it was opened, and so is its ledger once it has been seen complete.
-    `decoder_sha256` is over the decoder's weights and configuration, as the bank records it.
+    The index is read when the bank is opened, and not again. The ledger is read until it is complete, and then kept.
+    `decoder_sha256` is the checksum of the decoder's weights and configuration, as the bank records it.
     """
 
     def __init__(self, bank: str, spec: BankSpec, index: pa.Table, index_sha256: str, decoder_sha256: str) -> None:
@@ -100,11 +103,11 @@ class FactorBank:
     def create(
         cls, bank: str, spec: BankSpec, index: pa.Table, decoder: bytes, decoder_config: Mapping[str, Any]
     ) -> FactorBank:
-        """An empty bank; or the one that is there already, if it is of the same network, extended by what it lacks.
+        """Create an empty bank. If there is a bank of the same network already, append the slices that it lacks.
 
-        Args: index, one row a slice, with the columns of `BANK_INDEX_SCHEMA`; decoder, safetensors bytes;
-        decoder_config, what builds the network they fit. A creation that was cut short is done again.
-        Raises InputError if the place holds another bank (see `append`) or something else.
+        `index` has one row for each slice, with the columns of `BANK_INDEX_SCHEMA`. `decoder` holds safetensors bytes,
+        `decoder_config` describes their network. An interrupted creation is done again. Raises InputError if the place
+        holds another bank (see `append`) or something else, ValueError if `index` is not valid.
         """
         index, config = validated_index(index), as_json(decoder_config)
         if fs.exists(fs.join(bank, ROOT)):
@@ -125,7 +128,7 @@ class FactorBank:
     def open(cls, bank: str, partial: bool = False) -> FactorBank:
         """Open a bank. Raises InputError if it is absent, not ours, damaged, of an unknown version, or not complete.
 
-        With `partial`, missing shards are no error; they are when they are read.
+        With `partial`, the bank may lack shards; reading a missing shard raises the error.
         """
         spec, decoder = read_root(bank)
         found = cls(bank, spec, *read_index(bank), decoder)
@@ -142,23 +145,23 @@ class FactorBank:
         return found
 
     def append(self, index: pa.Table) -> FactorBank:
-        """This bank with the slices of `index` that it lacks after its own; itself if it lacks none.
+        """Append the slices of `index` that the bank lacks. Returns the longer bank, or this one if it lacks none.
 
-        `index` has a row for every slice that the bank is to hold, its own included, in any order; row, top and left
-        do not count, the images are centred on the bank's canvas. Shards that are committed stay, but for a last one
-        that was not full: its rows count as missing until it is written again. Killed at any point, the bank is the
-        old one or the new one. Call it only while nobody else writes.
-        Raises InputError if `index` lacks a slice of the bank or has changed one, or if a new one is too large.
+        `index` has a row for every slice that the bank is to hold, those that it has included, in any order. `row`,
+        `top` and `left` are ignored; images are centred on the bank's canvas. Committed shards are kept, except a
+        partly filled last shard, which must be written again. If the process is killed, the bank is the old one or the
+        new one. Call this only while nobody else writes.
+        Raises InputError if `index` lacks or changes a slice of the bank, or if a new slice is larger than the canvas.
         """
         wanted = append_missing_slices(self.index, validated_index(index), self.spec.canvas, fs.base_name(self.uri))
         if wanted.num_rows == len(self):
             return self
-        for name in ARRAYS:  # longer than the index says for a moment, which readers allow
+        for name in ARRAYS:  # for a moment longer than the index says, which readers allow
             write_metadata(self.uri, name, self.spec, wanted.num_rows)
         return FactorBank(self.uri, self.spec, wanted, write_index(self.uri, wanted), self.decoder_sha256)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return FactorBank.open, (self.uri, True)  # other processes open their own
+        return FactorBank.open, (self.uri, True)  # another process opens the bank itself
 
     def __len__(self) -> int:
         return int(self.index.num_rows)
@@ -175,38 +178,36 @@ class FactorBank:
         return range(start, min(start + self.spec.shard_slices, len(self)))
 
     def committed(self) -> set[int]:
-        """Shards whose ledger entry is there and is about this bank's rows and network; read anew at each call, the
-        manifest left out."""
+        """The shards with a ledger entry for this bank's rows and network; each call reads the ledger's files."""
         return set(self._ledger())
 
     def is_committed(self, shard: int) -> bool:
-        """Whether one shard is committed; read anew at each call."""
+        """Whether one shard is committed. Each call reads its entry again."""
         entry = ledger.read_entry(self.uri, shard)
         return entry is not None and self._entry_matches(shard, entry)
 
     def is_complete(self) -> bool:
-        """Whether every shard is committed. Read until it is so, and never again."""
+        """Whether every shard is committed. Once this is true, the ledger is not read again."""
         return self._seen_whole() is not None
 
     def is_sealed(self) -> bool:
-        """Whether the manifest is there, and the ledger has a file for every shard: asked without reading these."""
+        """Whether the manifest is valid and every shard has a file in the ledger. These files are not read."""
         found = self._manifest()
         return found is not None and set(found.entries) <= ledger.listed(self.uri)
 
     def seal(self) -> None:
-        """Write the manifest of a bank whose ledger is complete, from that ledger; else nothing happens. Call it only
-        while nobody else writes."""
+        """If the ledger is complete, write the manifest from it. Call this only while nobody else writes."""
         whole = self.ledger_as_manifest()
         if len(whole.entries) == self.shards():
             ledger.write_manifest(self.uri, whole)
 
     def unseal(self) -> None:
-        """Remove the manifest, before shards are written that it may vouch for."""
+        """Remove the manifest. Call this before you write shards, for which the manifest would still vouch."""
         ledger.remove_manifest(self.uri)
         self._whole = None
 
     def ledger_as_manifest(self) -> ledger.Manifest:
-        """What the ledger says now, the manifest left out."""
+        """A manifest of what the ledger's files say now. The manifest's file is not used."""
         entries = self._ledger()
         shards = [[k, dict(entry.sha256)] for k, entry in sorted(entries.items())]
         name = sha256(as_json({**self._identity, "shards": shards}).encode())[:16]
@@ -221,7 +222,7 @@ class FactorBank:
     ) -> None:
         """Write one whole shard, then its ledger entry. Any number of attempts leave the same files.
 
-        Shapes and types as in `PackedBank`, for all rows of the shard. Raises ValueError if they are not.
+        Raises ValueError unless shapes and types are those of `PackedBank`, for all rows of the shard.
         """
         draft = self.draft(shard)
         for of_slice in zip(anatomy, modality, mask, strict=True):
@@ -229,17 +230,17 @@ class FactorBank:
         draft.commit()
 
     def draft(self, shard: int) -> ShardDraft:
-        """A shard to be compressed slice by slice, for whoever gets them one by one. Raises IndexError."""
+        """Begin a shard whose slices are given one by one. Raises IndexError if there is no such shard."""
         self._whole = None
         return ShardDraft(self.uri, shard, self.shard_rows(shard), self.spec, self._row_digests[shard])
 
     def read_shard(self, shard: int) -> PackedBank:
-        """One whole shard, its files checked against the ledger. Raises InputError if it is missing or damaged."""
+        """Read one whole shard, checked against the ledger. Raises InputError if it is missing or damaged."""
         entry = self.entry(shard)
         return PackedBank(**{name: self.read_array(name, shard, entry) for name in ARRAYS})
 
     def read_array(self, name: str, shard: int, entry: ledger.Entry | None = None) -> npt.NDArray[Any]:
-        """One array's rows of a shard, as `read_rows` reads them."""
+        """Read one array's rows of a shard, (rows, …), as `read_rows` does."""
         out = np.empty((len(self.shard_rows(shard)), *row_shape(name, self.spec)), dtype=dtype(name))
         for _ in self.read_rows(name, shard, out, entry):
             pass
@@ -248,17 +249,17 @@ class FactorBank:
     def read_rows(
         self, name: str, shard: int, out: npt.NDArray[Any] | None = None, entry: ledger.Entry | None = None
     ) -> Iterator[npt.NDArray[Any]]:
-        """One array's rows of a shard, decoded one by one; into the rows of `out` if that is given.
+        """Decode one array's rows of a shard one by one, into the rows of `out` if that is given.
 
-        The file is checked against the shard's `entry`, read if it is not given, before the first row. Raises
-        InputError if it is missing or damaged.
+        The file is checked before the first row, against `entry` or, if that is not given, against the ledger's entry.
+        Raises InputError if the shard is missing or damaged.
         """
         rows, entry = self.shard_rows(shard), entry or self.entry(shard)
         where = f"{fs.base_name(self.uri)}, shard {shard}"
         remedy = f"remove ledger/shard-{shard:05d}.json and run `cardiomix extract`, or restore the bank's copy"
         try:
             stored = fs.read_bytes(shard_uri(self.uri, name, shard))
-            # A tenth of the values' bytes; that the two agree is for `verify` to see.
+            # The file has a tenth of the values' bytes. `verify` checks that the values agree with it.
             if sha256(stored) != entry.files_sha256.get(name):
                 raise InputError(where, f"its {name} is not what the ledger says", remedy)
             yield from decoded_rows(name, stored, self.spec, len(rows), out)
@@ -266,7 +267,7 @@ class FactorBank:
             raise InputError(where, f"its {name} cannot be read ({type(error).__name__})", remedy) from error
 
     def read_column(self, name: str) -> npt.NDArray[Any]:
-        """One array's rows of the whole bank, as `read_rows` reads them; several shards at a time from far away."""
+        """Read one array of the whole bank, (N, …), as `read_rows` does; if remote, several shards at a time."""
         out = np.empty((len(self), *row_shape(name, self.spec)), dtype=dtype(name))
 
         def read(shard: int) -> None:
@@ -277,7 +278,7 @@ class FactorBank:
         return out
 
     def entry(self, shard: int) -> ledger.Entry:
-        """What the ledger says of a shard. Raises InputError if it says nothing, IndexError."""
+        """The ledger's entry of a shard. Raises InputError if it is not committed, IndexError if it cannot exist."""
         if not 0 <= shard < self.shards():
             raise IndexError(f"shard {shard} of {self.shards()}")
         if self._whole is not None:
@@ -289,7 +290,10 @@ class FactorBank:
         return entry
 
     def read(self, rows: Sequence[int] | npt.NDArray[np.integer[Any]]) -> PackedBank:
-        """The given rows in the given order, repeats allowed; every shard is read once, whole. Raises IndexError."""
+        """Read the given rows in the given order; repeats are allowed. Each shard is read once, whole.
+
+        Raises IndexError for rows that the bank does not have, InputError if a shard is missing or damaged.
+        """
         wanted = np.asarray(rows, dtype=np.int64)
         if len(wanted) and (wanted.min() < 0 or wanted.max() >= len(self)):
             raise IndexError(f"rows {wanted.min()} to {wanted.max()} of a bank of {len(self)}")
@@ -306,13 +310,13 @@ class FactorBank:
         return out
 
     def load(self) -> PackedBank:
-        """The whole bank: 2 · N · H · W bytes and a little. Raises InputError if a shard is missing or damaged."""
+        """Read the whole bank: 2 · N · H · W bytes and a little. Raises InputError if a shard is missing or damaged."""
         return self.read(np.arange(len(self)))
 
     def where(self, **columns: Any) -> npt.NDArray[np.int64]:
-        """Rows whose index has these values, or one of several: `bank.where(vendor="A", phase=["ED", "ES"])`.
+        """The rows whose index has these values, or one of several: `bank.where(vendor="A", phase=["ED", "ES"])`.
 
-        Raises InputError for a column that an index does not have.
+        Raises InputError for a column that the index does not have.
         """
         return rows_where(self.index, columns)
 
@@ -330,18 +334,18 @@ class FactorBank:
 
     @property
     def content_fingerprint(self) -> str:
-        """Names the factors: 16 hex digits of SHA-256 over identity, index, decoder and the ledger's checksums."""
+        """The name of the factors: 16 hex digits of SHA-256 over identity, index, decoder and ledger checksums."""
         return (self._seen_whole() or self.ledger_as_manifest()).fingerprint
 
     @property
     def fingerprint(self) -> str:
-        """Names all that samples are made from: `content_fingerprint`, unless there are imported styles."""
+        """The name of all that samples are made from: `content_fingerprint`, or a hash of it and imported styles."""
         styles = fs.list_names(fs.join(self.uri, STYLES))
         content = self.content_fingerprint
         return sha256(as_json([content, styles]).encode())[:16] if styles else content
 
     def tidy(self) -> None:
-        """Remove what killed writers left of unfinished files; call it only while nobody writes."""
+        """Remove unfinished files that killed writers left. Call this only while nobody writes."""
         if fs.is_local(self.uri):  # an object store has no unfinished objects
             for path in fs.local_path(self.uri).rglob(".*.tmp"):
                 path.unlink(missing_ok=True)
@@ -354,22 +358,21 @@ class FactorBank:
         return {k: entry for k, entry in ledger.committed(self.uri).items() if self._entry_matches(k, entry)}
 
     def _seen_whole(self) -> ledger.Manifest | None:
-        """The complete ledger, from the manifest or, where there is none of this bank, from the entries; None if shards
-        are missing. It is read once."""
+        """The complete ledger, from the manifest if it is valid, else from the entries; None if shards are missing."""
         if self._whole is None:
             found = self._manifest() or self.ledger_as_manifest()
             self._whole = found if len(found.entries) == self.shards() else None
         return self._whole
 
     def _manifest(self) -> ledger.Manifest | None:
-        """The manifest, if it is of this bank and whole."""
+        """The manifest, if it belongs to this bank and has every shard; else None."""
         found = ledger.read_manifest(self.uri)
         ours = found is not None and found.bank == self._identity and set(found.entries) == set(range(self.shards()))
         return found if ours else None
 
     @cached_property
     def _identity(self) -> dict[str, Any]:
-        """What a ledger is of, as JSON values."""
+        """Which bank a ledger or a manifest belongs to, as JSON values."""
         return {"spec": self.spec.identity(), "index": self._index_sha256, "decoder": self.decoder_sha256}
 
     def _entry_matches(self, shard: int, entry: ledger.Entry) -> bool:
@@ -382,7 +385,7 @@ class FactorBank:
 
 
 def _clear_unfinished(bank: str) -> None:
-    """Remove what a creation that was cut short left. Raises InputError if there is anything else, which is kept."""
+    """Remove what an interrupted creation left. Raises InputError if there is anything else, which stays."""
     if not fs.exists(bank):
         return
     if not fs.is_folder(bank) or set(fs.list_names(bank)) - KNOWN_FILES:

@@ -1,6 +1,6 @@
-"""The index of a factor bank: which slice each row is. Its file is the one truth about how many slices a bank holds.
+"""The index of a factor bank: which slice each row is. The index's file alone says how many slices a bank holds.
 
-In memory its text columns hold each different text once (`storage.parquet.REPEATED`).
+In memory, a text column holds each different text once (`storage.parquet.REPEATED`).
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from storage.subjects import ALL_STRUCTURES, STRUCTURES_FIELD, partly_drawn, str
 
 DIGEST: Final = b"cardiomix_sha256"  # key of the file's metadata
 _STRUCTURES_NAME: Final = STRUCTURES_FIELD.name.encode() + b"\0"
-AT_ONCE: Final = 2**16  # rows of a column that are bytes at a time
-FEW: Final = 2**20  # of two numbers below it and one below 2**23, the product is an int64
+AT_ONCE: Final = 2**16  # rows of a column that are turned into bytes at a time
+FEW: Final = 2**20  # the product of two numbers below it and one below 2**23 fits into an int64
 
-# height, width, top, left: the image's true extent on the canvas, in working pixels; pixel_area_mm2: that of a working
-# pixel; native_: the scanner's own grid.
+# height, width, top, left: the image's extent on the canvas, in working pixels; pixel_area_mm2: the area of a working
+# pixel; native_…: the scanner's own grid, in its pixels and mm.
 _COLUMNS: Final = (
     (pa.int64(), "row"),
     (pa.string(), "subject vendor centre phase"),
@@ -43,31 +43,34 @@ _COLUMNS: Final = (
 BANK_INDEX_SCHEMA: Final = pa.schema(
     [pa.field(name, kind, nullable=False) for kind, names in _COLUMNS for name in names.split()]
 )
-_PLACE: Final = frozenset({"row", "top", "left"})  # where a slice is in a bank; the rest says what it is
-_STRUCTURES: Final = STRUCTURES_FIELD.name  # a last column, only in an index in which some mask lacks one
+_PLACE: Final = frozenset({"row", "top", "left"})  # these say where a slice is in a bank, all others what it is
+_STRUCTURES: Final = STRUCTURES_FIELD.name  # a last column, only if some mask lacks a structure that nobody drew
 
 Key = tuple[str, int, int]
 
 
 def slice_keys(table: pa.Table) -> list[Key]:
-    """(subject, frame, slice) of each row of a bank's or a slice store's table: names a slice in any run and bank."""
+    """The key (subject, frame, slice) of each row. It names a slice in every bank's or slice store's table."""
     return list(zip(*(table.column(name).to_pylist() for name in ("subject", "frame", "slice")), strict=True))
 
 
 def rows_of(index: pa.Table, wanted: pa.Table) -> npt.NDArray[np.int64]:
-    """(n,): for each row of `wanted`, the row of `index` that is the same slice (see `slice_keys`), or -1.
+    """(n,) int64: for each row of `wanted`, the row of `index` that is the same slice (see `slice_keys`), or -1.
 
-    Both are a bank's or a slice store's table; `index` names no slice twice.
+    Each of the two is a bank's or a slice store's table. `index` must not name a slice twice.
     """
     ours, theirs = _numbered(index, wanted)
-    order = np.argsort(ours, kind="stable")  # mostly in order already
+    order = np.argsort(ours, kind="stable")  # the rows are mostly in order already
     at = np.minimum(np.searchsorted(ours, theirs, sorter=order), max(0, len(ours) - 1))
     rows = order[at] if len(ours) else np.full(len(theirs), -1)
     return np.where(ours[rows] == theirs, rows, -1) if len(ours) else rows
 
 
 def _numbered(*tables: pa.Table) -> list[npt.NDArray[np.int64]]:
-    """A number for each row of each table; two rows have the same if, and only if, they are the same slice."""
+    """(rows,) int64 for each table: a number for each row.
+
+    Two rows have the same number if, and only if, they are the same slice.
+    """
     known: dict[str, int] = {}
     subjects = []
     for table in tables:
@@ -82,7 +85,7 @@ def _numbered(*tables: pa.Table) -> list[npt.NDArray[np.int64]]:
 
 
 def _counted_from_0(values: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], int]:
-    """The same order in numbers from 0, and an upper end of them, exclusive."""
+    """Replace values by numbers from 0 in the same order. Returns them and an upper end of them, exclusive."""
     low, high = (int(values.min()), int(values.max())) if len(values) else (0, 0)
     if high - low < FEW:
         return values - low, high - low + 1
@@ -91,9 +94,10 @@ def _counted_from_0(values: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64
 
 
 def validated_index(index: pa.Table) -> pa.Table:
-    """The index with exactly our columns, in our order, in one piece; `structures` only if it says anything.
+    """The index with exactly our columns, in our order, each in one piece.
 
-    Raises ValueError if it is not an index.
+    The column `structures` is kept only if some mask is partly drawn. Raises ValueError if rows are not numbered 0, 1,
+    2, …, if there is none, if a cell is empty or a slice occurs twice, and KeyError if a column is missing.
     """
     schema = with_repeated(_schema_of(index))
     if _STRUCTURES in schema.names:
@@ -112,12 +116,12 @@ def validated_index(index: pa.Table) -> pa.Table:
 
 
 def _schema_of(index: pa.Table) -> pa.Schema:
-    """The schema of an index in its file, with `structures` if the table has it."""
+    """The schema that an index has in its file, with `structures` if the table has that column."""
     return BANK_INDEX_SCHEMA.append(STRUCTURES_FIELD) if _STRUCTURES in index.column_names else BANK_INDEX_SCHEMA
 
 
 def _held(column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray:
-    """A column of any source in the type, and in one piece, as we hold it."""
+    """Convert a column to the type of `field`, in one piece."""
     if not pa.types.is_dictionary(field.type):
         return pa.chunked_array([column.cast(field.type).combine_chunks()], type=field.type)
     if not pa.types.is_dictionary(column.type):
@@ -126,7 +130,10 @@ def _held(column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray:
 
 
 def with_structures(index: pa.Table) -> pa.Table:
-    """The index with the column `structures`, which says of a labelled slice that all are drawn if there was none."""
+    """The index with the column `structures`.
+
+    If it had none, the column says that all structures are drawn in each labelled slice.
+    """
     if _STRUCTURES in index.column_names:
         return index
     every = structures_text(ALL_STRUCTURES)
@@ -135,7 +142,7 @@ def with_structures(index: pa.Table) -> pa.Table:
 
 
 def centred_on_canvas(index: pa.Table, canvas: tuple[int, int]) -> pa.Table:
-    """The index with its rows numbered anew and its images centred on the canvas, as `bank_index` places them."""
+    """Number the index's rows from 0 and centre its images on the canvas (H, W), as `bank_index` places them."""
     rows = {"row": np.arange(index.num_rows)}
     for at, (corner, extent) in enumerate((("top", "height"), ("left", "width"))):
         rows[corner] = (canvas[at] - index[extent].to_numpy()) // 2
@@ -146,9 +153,10 @@ def centred_on_canvas(index: pa.Table, canvas: tuple[int, int]) -> pa.Table:
 
 
 def append_missing_slices(index: pa.Table, wanted: pa.Table, canvas: tuple[int, int], bank: str) -> pa.Table:
-    """The bank's index with those slices of `wanted` after its own that it has not; itself if there are none.
+    """Append to `index` the slices of `wanted` that it lacks. Returns `index` unchanged if none are missing.
 
-    Raises InputError if `wanted` lacks a slice of the index, says something else of one, or has one that is too large.
+    Images are centred on the canvas (H, W). `bank` is the bank's name for errors. Raises InputError if `wanted` lacks a
+    slice of the index or says something else of it, or if a new slice is larger than the canvas.
     """
     remedy = "name another bank, or remove this one to extract it again"
     before = index
@@ -186,9 +194,9 @@ def require_on_canvas(index: pa.Table, canvas: tuple[int, int], bank: str) -> No
 
 
 def rows_where(index: pa.Table, wanted: dict[str, Any]) -> npt.NDArray[np.int64]:
-    """Rows in which every named column has the value, or one of the values in a list, tuple or set.
+    """The rows, (n,) int64, in which each column has the value given for it, or one of a list, tuple or set of values.
 
-    Raises InputError for a column that an index does not have.
+    Raises InputError for a column that the index does not have.
     """
     found = np.ones(index.num_rows, dtype=np.bool_)
     for name, value in wanted.items():
@@ -201,10 +209,11 @@ def rows_where(index: pa.Table, wanted: dict[str, Any]) -> npt.NDArray[np.int64]
 
 
 def row_digests(index: pa.Table, parts: Iterable[range]) -> list[str]:
-    """SHA-256, hex, of each range of rows: column by column, its name and a zero byte, then its values.
+    """SHA-256, hex, of each range of rows, over each column in turn: its name, a zero byte, its values.
 
-    Numbers little endian, bools as one byte, each text in UTF-8 with a zero byte after it. `structures` does not count
-    in a range where it says nothing, so that a shard stays the same when others that are partly labelled are added.
+    Numbers are little endian, bools one byte, and a zero byte follows each text in UTF-8. In a range without a partly
+    drawn mask, `structures` is left out. So a shard's digest stays the same if partly labelled slices are added
+    elsewhere.
     """
     columns = [(name.encode() + b"\0", *_as_bytes(index[name])) for name in index.column_names]
     digests = []
@@ -222,13 +231,13 @@ def row_digests(index: pa.Table, parts: Iterable[range]) -> list[str]:
 
 
 def _says_anything(codes: npt.NDArray[Any], texts: list[bytes] | None) -> bool:
-    """Whether some row's `structures` are not all of them."""
+    """Whether nobody drew some structure in the mask of a labelled row."""
     assert texts is not None
     return partly_drawn(texts[code][:-1].decode() for code in np.unique(codes))
 
 
 def _as_bytes(column: pa.ChunkedArray) -> tuple[npt.NDArray[Any], list[bytes] | None]:
-    """A column's numbers, little endian; or the codes of its texts and the bytes of each."""
+    """A column's numbers, little endian, and None; for a text column the codes of its rows, and each text's bytes."""
     if pa.types.is_dictionary(column.type) or pa.types.is_string(column.type):
         codes, texts = text_codes(column)
         return codes, [text.encode() + b"\0" for text in texts]
@@ -237,15 +246,15 @@ def _as_bytes(column: pa.ChunkedArray) -> tuple[npt.NDArray[Any], list[bytes] | 
 
 
 def index_digest(index: pa.Table) -> str:
-    """`row_digests` of the whole index; it does not depend on the Parquet file's encoding."""
+    """The digest (`row_digests`) of the whole index. It does not depend on how Parquet encodes the file."""
     return row_digests(index, [range(index.num_rows)])[0]
 
 
 def write_index(bank: str, index: pa.Table) -> str:
     """Write the index, atomically: from now on the bank holds its rows. Returns its digest."""
     out, digest = io.BytesIO(), index_digest(index)
-    # In the file the columns are plain text, which Parquet itself keeps by dictionaries: every reader of the format
-    # finds the types that it names.
+    # In the file, text columns have the plain type that the format names, so that every reader finds it. Parquet itself
+    # stores them with dictionaries.
     plain = index.cast(_schema_of(index)).replace_schema_metadata({DIGEST: digest})
     pq.write_table(plain, out, compression="zstd")
     fs.write_bytes(fs.join(bank, INDEX), out.getvalue())
@@ -253,7 +262,10 @@ def write_index(bank: str, index: pa.Table) -> str:
 
 
 def read_index(bank: str) -> tuple[pa.Table, str]:
-    """The index and its digest. Raises InputError if it is missing, damaged or not as it was written."""
+    """Read the index and its digest.
+
+    Raises InputError if it is missing or damaged, or if its digest is not the one that was written with it.
+    """
     where, remedy = f"{fs.base_name(bank)}, {INDEX}", "restore it, or extract again"
     try:
         table = read_parquet(fs.read_bytes(fs.join(bank, INDEX)), repeated=True)

@@ -1,10 +1,11 @@
-"""What is committed in a factor bank: `<bank>/ledger/shard-00000.json`, one file a shard, written after its data.
+"""The ledger says which shards of a factor bank are complete: one file a shard, written after the shard's data.
 
-The ledger is the truth that a resume reads. An entry says from which weights and by which version a shard was made and
-what its bytes are; no time and no host, so that the same inputs leave the same files.
+The files are `<bank>/ledger/shard-00000.json` and so on. A run that resumes trusts them alone. An entry says which
+weights and which version made the shard, and has checksums of its bytes. It has no time and no host, so that the same
+inputs leave the same files.
 
-Of a complete bank, `<bank>/manifest.json` holds all entries, so that a reader asks for one file instead of one a shard.
-It goes as soon as a shard is written again. Banks made before there were manifests are read without.
+If a bank is complete, `<bank>/manifest.json` holds all entries, so that a reader asks for one file instead of one a
+shard. The manifest is removed as soon as a shard is written again. A bank without a manifest can be read too.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ _NAME = re.compile(r"shard-(\d{5}|[1-9]\d{5,8})\.json")
 
 @dataclass(frozen=True)
 class Entry:
-    """One committed shard.
+    """One committed shard: the bank's rows `start` to `stop` (exclusive).
 
-    Rows `start` to `stop` (exclusive) of the bank; by array, SHA-256 of its raw bytes (C order, little endian) and of
-    its file; `row_digests` of the index's rows; the fingerprint of the SDNet that made them; the cardiomix that wrote
-    them.
+    `sha256` has, for each array, the SHA-256 of its raw values (C order, little endian); `files_sha256` has that of its
+    file. `index_sha256` is the `row_digests` of these rows of the index. `sdnet_fingerprint` names the SDNet that made
+    the shard, `code_version` the cardiomix that wrote it.
     """
 
     start: int
@@ -46,8 +47,11 @@ class Entry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A complete bank's ledger in one: `bank` says what the entries are of (as in `FactorBank.content_fingerprint`),
-    `fingerprint` is that name, `entries` are by shard."""
+    """The ledger of a complete bank in one file.
+
+    `bank` says which bank it belongs to: spec, index and decoder. `fingerprint` is `FactorBank.content_fingerprint`.
+    `entries` maps shards to their entries.
+    """
 
     bank: Mapping[str, Any]
     fingerprint: str
@@ -55,13 +59,16 @@ class Manifest:
 
 
 def array_sha256(values: npt.NDArray[Any]) -> str:
-    """SHA-256 of an array's raw bytes as an entry records them: C order, little endian; shape and type do not enter."""
+    """SHA-256, in hex, of an array's raw values in C order, little endian, as an entry records it.
+
+    Shape and type do not count.
+    """
     little = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<"))
     return hashlib.sha256(little.data).hexdigest()
 
 
 def entry_uri(bank: str, shard: int) -> str:
-    """Where a shard's entry is."""
+    """The path or URI of a shard's entry."""
     return fs.join(bank, FOLDER, f"shard-{shard:05d}.json")
 
 
@@ -71,7 +78,7 @@ def commit(bank: str, shard: int, entry: Entry) -> None:
 
 
 def document(entry: Entry) -> str:
-    """An entry's file."""
+    """The text of an entry's file."""
     return json.dumps(asdict(entry), indent=1, sort_keys=True) + "\n"
 
 
@@ -82,12 +89,12 @@ def retract(bank: str, shard: int) -> None:
 
 
 def remove_manifest(bank: str) -> None:
-    """From now on the entries alone say what counts."""
+    """Remove the manifest: from now on the entries alone say which shards count."""
     fs.remove(fs.join(bank, MANIFEST))
 
 
 def write_manifest(bank: str, manifest: Manifest) -> None:
-    """Write the manifest, atomically, unless it is there as it should be."""
+    """Write the manifest, atomically, unless the file has this content already."""
     text, place = json.dumps(asdict(manifest), sort_keys=True) + "\n", fs.join(bank, MANIFEST)
     with suppress(FileNotFoundError, ValueError):
         if fs.read_text(place) == text:
@@ -96,7 +103,7 @@ def write_manifest(bank: str, manifest: Manifest) -> None:
 
 
 def read_manifest(bank: str) -> Manifest | None:
-    """The manifest; None if there is none or it is damaged, for the ledger says the same."""
+    """Read the manifest. None if it is absent or damaged, since the ledger says the same."""
     try:
         document = json.loads(fs.read_text(fs.join(bank, MANIFEST)))
         entries = {int(shard): _entry(entry) for shard, entry in document["entries"].items()}
@@ -108,7 +115,7 @@ def read_manifest(bank: str) -> Manifest | None:
 
 
 def read_entry(bank: str, shard: int) -> Entry | None:
-    """A shard's entry; None if there is none or it is damaged, for then nothing vouches for the data."""
+    """Read a shard's entry. None if it is absent or damaged, since nothing vouches for the shard's data then."""
     try:
         return _entry(json.loads(fs.read_text(entry_uri(bank, shard))))
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):

@@ -1,4 +1,4 @@
-"""Several banks of one SDNet joined into a new one, shard by shard."""
+"""Joins several banks of one SDNet into a new bank, shard by shard."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ SAME = ("sdnet_fingerprint", "preprocess", "channels", "modality_size")
 
 
 def merge(sources: Sequence[str], out: str, progress: Callable[[int, int], None] | None = None) -> FactorBank:
-    """Join complete banks at `sources`, in that order, into a bank at `out`; imported styles come along.
+    """Join the complete banks at `sources`, in that order, into a bank at `out`. Imported styles are copied too.
 
-    The canvas is the largest, the shards are as long as the first bank's; images stay centred. A merge that was cut
-    short goes on where it stopped. progress is called with the shards done and the shards there are.
-    Raises InputError if the banks are of different SDNets or preprocessing or share a subject, if one is not complete
-    or is damaged, or if `out` holds something else.
+    The canvas has the largest height and the largest width. Shards are as long as the first bank's. Images are centred
+    on the new canvas. A merge that was interrupted continues where it stopped. `progress` is called with the number of
+    shards done and the number of all shards.
+    Raises InputError if the banks have different SDNets or preprocessing or share a subject, if one is not complete or
+    damaged, or if `out` holds something else.
     """
     banks = [FactorBank.open(source) for source in sources]
     _require_joinable(banks)
@@ -36,7 +37,7 @@ def merge(sources: Sequence[str], out: str, progress: Callable[[int, int], None]
     index = centred_on_canvas(pa.concat_tables([with_structures(bank.index) for bank in banks]), canvas)
     spec = first.spec.model_copy(update={"canvas": canvas})
     with bank_lock(out):
-        if fs.exists(fs.join(out, ROOT)):  # which `create` would extend
+        if fs.exists(fs.join(out, ROOT)):  # `create` would extend a bank that is already there
             there = FactorBank.open(out, partial=True)
             if index_digest(there.index) != index_digest(index) or there.spec.canvas != canvas:
                 raise InputError(fs.base_name(out), "holds other slices", "name a new folder for the bank")
@@ -44,7 +45,7 @@ def merge(sources: Sequence[str], out: str, progress: Callable[[int, int], None]
         made.tidy()
         for bank in banks:
             for name in fs.list_names(fs.join(bank.uri, STYLES)):
-                read_styles(bank, name)  # whole, and of this network
+                read_styles(bank, name)  # raises if it is damaged or of another network
                 fs.write_bytes(fs.join(out, STYLES, name), fs.read_bytes(fs.join(bank.uri, STYLES, name)))
         todo = sorted(set(range(made.shards())) - made.committed())
 
@@ -83,7 +84,7 @@ def _require_joinable(banks: Sequence[FactorBank]) -> None:
 
 
 def _rows_of_banks(banks: Sequence[FactorBank], made: FactorBank, rows: range) -> PackedBank:
-    """The new bank's rows from the old ones', each centred on the new canvas."""
+    """Read the new bank's rows from the old banks, each image centred on the new canvas."""
     out = PackedBank(
         np.zeros((len(rows), *made.spec.canvas), dtype=np.uint8),
         np.zeros((len(rows), *made.spec.canvas), dtype=np.uint8),

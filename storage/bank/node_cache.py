@@ -1,18 +1,19 @@
-"""One packed copy of a bank a node: raw bytes in a file that every process maps, so that the page cache holds it once.
+"""One uncompressed copy of a bank on each node: raw bytes in files that every process maps into its memory.
 
-    <cache>/<fingerprint>-v2-<boot>/anatomy.bin, mask.bin    row after row, of each the (height, width) of its image
-    <cache>/<fingerprint>-v2-<boot>/modality.bin             (N, modality_size), little endian
-    <cache>/<fingerprint>-v2-<boot>.lock                     who fills it holds it
+    <cache>/<fingerprint>-v2-<boot>/anatomy.bin, mask.bin    row after row, each of the (height, width) of its image
+    <cache>/<fingerprint>-v2-<boot>/modality.bin             (N, modality_size) float32, little endian
+    <cache>/<fingerprint>-v2-<boot>.lock                     held by the process that fills or opens the copy
 
-The canvas around an image is zeros and is not kept: with it, one large image would make every row as large. Where a row
-begins follows from the extents in the bank's index.
+The page cache holds these files once for all processes. The canvas around an image is zeros and is not kept: with it,
+one large image would make every row as large. The extents in the bank's index say where a row begins.
 
-A file is made from the compressed bank by whoever comes first, its checksums verified on the way; the others wait. It
-appears by a rename, so that what a killed process left is never taken for it. Not brought to disk: a file of an earlier
-boot, which a lost power supply may have left full of zeros, has another name. Why it is
-not kept compressed: docs/decisions/0007-a-packed-cache-a-node.md.
+The first process makes a file from the compressed bank and verifies the checksums; the others wait. The file appears by
+a rename, so that the unfinished file of a killed process is never taken for it. Files are not synced to disk. After a
+power cut they may be full of zeros, so their folder's name has the boot's id in it and is not used after the next
+start. docs/decisions/0007-a-packed-cache-a-node.md says why the copy is not compressed.
 
-`<cache>` is this node's folder (see `storage.node_folder`); a process that has a removed bank mapped keeps it.
+`<cache>` is this node's folder, see `storage.node_folder`. If a bank is removed from it, a process that has mapped the
+bank's files keeps them.
 """
 
 from __future__ import annotations
@@ -33,16 +34,16 @@ from storage.bank.bank import FactorBank
 from storage.errors import InputError
 from storage.node_folder import boot, elsewhere, locked, make_room, node_folder
 
-VERSION = 2  # of these files; 1 was of whole canvases and stood in no name
+VERSION = 2  # of the layout of these files; it is in the folder's name
 EXTENT = ("top", "left", "height", "width")
-Fill = Callable[[npt.NDArray[np.uint8], int], None]  # puts a shard's rows into a file's bytes
+Fill = Callable[[npt.NDArray[np.uint8], int], None]  # writes a shard's rows into a file's bytes
 
 
 @dataclass(frozen=True, eq=False)
 class MapRows:
-    """A bank's anatomies or masks without the canvas: `rows[r]` is (h, w) uint8, the image's extent alone, not a copy.
+    """A bank's anatomies or masks without the canvas: `rows[r]` is a view, (h, w) uint8, of the image's extent alone.
 
-    flat: their bytes; places: (N, 3) int64, where each row begins, its height and its width.
+    `flat` holds the bytes of all rows. `places`, (N, 3) int64, says where each row begins, and its height and width.
     """
 
     flat: npt.NDArray[np.uint8]
@@ -52,16 +53,17 @@ class MapRows:
         return len(self.places)
 
     def __getitem__(self, row: int) -> npt.NDArray[np.uint8]:
-        """Raises IndexError."""
+        """The image's extent of a row, (h, w) uint8. Raises IndexError."""
         start, height, width = self.places[row].tolist()
         return self.flat[start : start + height * width].reshape(height, width)
 
 
 class BankView:
-    """A map-style view of a bank's rows: `len(view)`, `view[i]`; torch's DataLoader takes it as it is.
+    """A map-style view of a bank's rows: `len(view)`, `view[i]`. torch's DataLoader takes it as it is.
 
-    `anatomy`, `mask` and `modality` are of the whole bank and not to be written to, each filled into the node's cache
-    when it is first asked for. InputError if the bank is not whole, or the cache has no room.
+    `rows` selects rows of the bank; None selects all. `anatomy`, `mask` and `modality` are of the whole bank and must
+    not be written to. Each is filled into the node's cache when it is first used. This raises InputError if the bank is
+    not complete, or if the cache has no room. Raises IndexError for a row that the bank does not have.
     """
 
     def __init__(
@@ -76,29 +78,31 @@ class BankView:
             raise IndexError(f"rows {self.rows.min()} to {self.rows.max()} of a bank of {len(bank)}")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return BankView, (self.bank, self.rows, self.cache)  # other processes map the files themselves
+        return BankView, (self.bank, self.rows, self.cache)  # another process maps the files itself
 
     @cached_property
     def anatomy(self) -> MapRows:
-        """N rows of (h, w), channel c in bit c."""
+        """N rows of (h, w) uint8, channel c in bit c."""
         return map_rows(self.bank, "anatomy", self.cache)
 
     @cached_property
     def mask(self) -> MapRows:
-        """N rows of (h, w), LV 1, MYO 2, RV 3; zeros where not labelled."""
+        """N rows of (h, w) uint8: LV 1, MYO 2, RV 3; all zeros if not labelled."""
         return map_rows(self.bank, "mask", self.cache)
 
     @cached_property
     def modality(self) -> npt.NDArray[np.float32]:
-        """(N, modality_size)."""
+        """(N, modality_size) float32."""
         return map_modality(self.bank, self.cache)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, i: int) -> dict[str, Any]:
-        """The slice of the view's row `i`: `anatomy` and `mask` (H, W) on the bank's canvas, so that a batch can be
-        stacked, `modality` (modality_size,), and every column of the index. Raises IndexError.
+        """The slice in the view's row `i`, with every column of the index. Raises IndexError.
+
+        `anatomy` and `mask` are (H, W) uint8 on the bank's canvas, so that a batch can be stacked. `modality` is
+        (modality_size,) float32.
         """
         if not -len(self) <= i < len(self):
             raise IndexError(f"slice {i} of {len(self)}")
@@ -111,7 +115,7 @@ class BankView:
 
 
 def map_rows(bank: FactorBank, name: str, folder: str | None = None) -> MapRows:
-    """A bank's `anatomy` or `mask`, mapped read-only from the node's cache, which is filled first if it must be.
+    """Map a bank's `anatomy` or `mask` read-only from the node's cache, which is filled first if necessary.
 
     Raises InputError if a shard is missing or damaged, or the cache has no room.
     """
@@ -128,7 +132,7 @@ def map_rows(bank: FactorBank, name: str, folder: str | None = None) -> MapRows:
 
 
 def map_modality(bank: FactorBank, folder: str | None = None) -> npt.NDArray[np.float32]:
-    """A bank's `modality`, (N, modality_size), as `map_rows`."""
+    """Map a bank's `modality`, (N, modality_size) float32, as `map_rows` does."""
 
     def vectors(flat: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         return flat.view(dtype("modality")).reshape(len(bank), bank.spec.modality_size)
@@ -142,13 +146,13 @@ def map_modality(bank: FactorBank, folder: str | None = None) -> npt.NDArray[np.
 
 
 def _mapped(bank: FactorBank, name: str, size: int, folder: str | None, fill: Fill) -> npt.NDArray[np.uint8]:
-    """The `size` bytes of a file in the node's cache, which `fill` makes if it is not there."""
+    """Map the `size` bytes of a file in the node's cache. If the file is not there, `fill` writes its content."""
     root, key = node_folder(folder), f"{bank.content_fingerprint}-v{VERSION}-{boot()}"
     path = root / key / f"{name}.bin"
     with locked(root / f"{key}.lock"):
         if not path.exists() or path.stat().st_size != size:
             path.parent.mkdir(exist_ok=True)
-            for left in path.parent.glob(f"{name}.*.partial"):  # by a killed process: we hold the lock
+            for left in path.parent.glob(f"{name}.*.partial"):  # a killed process left it, since we hold the lock
                 left.unlink()
             make_room(root, key, size)
             partial = path.with_name(f"{name}.{os.getpid()}.partial")
@@ -160,14 +164,14 @@ def _mapped(bank: FactorBank, name: str, size: int, folder: str | None, fill: Fi
                 raise InputError(root.name, problem, elsewhere()) from error
             finally:
                 partial.unlink(missing_ok=True)
-        os.utime(path.parent)  # opened last
+        os.utime(path.parent)  # records when the bank was last opened
         return np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
 
 
 def _write(bank: FactorBank, path: Path, size: int, fill: Fill) -> None:
     with path.open("xb+") as out:
-        # Rows are put straight into the file's pages. They are reserved first: a full disk is to be an error, not a
-        # signal.
+        # Rows are written straight into the file's mapped pages. The pages are reserved first: on a full disk, the
+        # process would otherwise get a signal instead of an error.
         os.posix_fallocate(out.fileno(), 0, size)
         flat = np.asarray(np.memmap(out, dtype=np.uint8, mode="r+"))
     fs.map_concurrently(bank.uri, lambda shard: fill(flat, shard), range(bank.shards()))

@@ -1,4 +1,4 @@
-"""A shard of a bank that is being made: compressed slice by slice, written and committed as a whole."""
+"""Builds a shard of a bank: slices are compressed one by one, then written and committed together."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from storage.bank.spec import BankSpec, code_version, sha256
 
 
 class ShardDraft:
-    """See `FactorBank.draft`. Until `commit` nothing is written. Any thread may encode, one at a time may append."""
+    """A shard in the making; `FactorBank.draft` returns one. Nothing is written before `commit`.
+
+    Any thread may encode. Only one thread at a time may append.
+    """
 
     def __init__(self, bank: str, shard: int, rows: range, spec: BankSpec, index_sha256: str) -> None:
         self._bank, self._shard, self._rows, self._spec, self._index_sha256 = bank, shard, rows, spec, index_sha256
@@ -24,13 +27,13 @@ class ShardDraft:
     def append(
         self, anatomy: npt.NDArray[np.uint8], modality: npt.NDArray[np.float32], mask: npt.NDArray[np.uint8]
     ) -> None:
-        """Compress the next slice's factors, see `encoded` and `append_encoded`."""
+        """Compress and append the next slice's factors; see `encoded` and `append_encoded`."""
         self.append_encoded(self.encoded(anatomy, modality, mask))
 
     def encoded(
         self, anatomy: npt.NDArray[np.uint8], modality: npt.NDArray[np.float32], mask: npt.NDArray[np.uint8]
     ) -> dict[str, EncodedRow]:
-        """A slice's factors, compressed: (H, W), (modality_size,) and (H, W), as in `PackedBank`.
+        """Compress one slice's factors: anatomy and mask (H, W) uint8, modality (modality_size,) float32.
 
         Raises ValueError for other shapes or types, or a modality that is not finite.
         """
@@ -45,7 +48,7 @@ class ShardDraft:
         return {name: self._files[name].encoded(values) for name, values in row.items()}
 
     def append_encoded(self, row: dict[str, EncodedRow]) -> None:
-        """Take the next slice. Raises ValueError for more slices than the shard has."""
+        """Append the next slice. Raises ValueError for more slices than the shard has."""
         if self._appended == len(self._rows):
             raise ValueError(f"shard {self._shard} has {len(self._rows)} slices, more are given")
         for name, values in row.items():

@@ -1,4 +1,4 @@
-"""What a factor bank is: its files' names and the attributes that identify it."""
+"""The names of a factor bank's files, and the attributes that identify a bank."""
 
 from __future__ import annotations
 
@@ -23,8 +23,10 @@ WEIGHTS, WEIGHTS_CONFIG = "decoder.safetensors", "decoder.json"
 
 @cache
 def code_version() -> str:
-    """The installed cardiomix, as banks record it; `unknown` where it is run without having been installed. Read once,
-    so that an installation that changes during a run does not show in half of its files."""
+    """The version of the installed cardiomix, as banks record it; `unknown` if it is not installed.
+
+    It is read once a process, so that all files have the same version even if the installation changes during a run.
+    """
     try:
         return version("cardiomix")
     except PackageNotFoundError:
@@ -32,7 +34,7 @@ def code_version() -> str:
 
 
 class BankSpec(BaseModel):
-    """What a bank is made of. Its identity is all but `code_version` and `terms`.
+    """What a bank is made of. All fields but `code_version` and `terms` are its identity.
 
     channels: binary anatomy channels, 1 to 8; modality_size: floats a slice; canvas: (H, W) in working pixels;
     shard_slices: slices a shard; sdnet_fingerprint: the network that made it; preprocess: how images came to the
@@ -51,21 +53,21 @@ class BankSpec(BaseModel):
     code_version: str = Field(default_factory=code_version)
 
     def identity(self) -> dict[str, Any]:
-        """What two banks must share to be one, as JSON values."""
+        """The attributes that two banks must share to be the same bank, as JSON values."""
         return self.model_dump(mode="json", exclude={"code_version", "terms"})
 
 
 def root_document(spec: BankSpec, decoder_sha256: str) -> str:
-    """The group's zarr.json. It is written once: what grows with a bank is told by the index alone."""
+    """The text of the group's zarr.json. It is written once: what grows with a bank is in the index alone."""
     attributes = {"format": FORMAT, "version": VERSION, **spec.model_dump(mode="json", exclude={"terms"})}
     attributes["decoder_sha256"] = decoder_sha256
     return json.dumps({"attributes": attributes, "zarr_format": 3, "node_type": "group"}, indent=2) + "\n"
 
 
 def read_root(bank: str) -> tuple[BankSpec, str]:
-    """The spec, without terms, and the decoder's checksum.
+    """Read the spec, without terms, and the decoder's checksum.
 
-    Raises InputError if there is no bank, or one that is damaged or of a version that we do not know.
+    Raises InputError if there is no bank, or one that is unreadable, damaged or of an unknown version.
     """
     name, damaged = fs.base_name(bank), ("its zarr.json is damaged", "restore it, or extract again")
     try:
@@ -96,9 +98,9 @@ def read_root(bank: str) -> tuple[BankSpec, str]:
 
 
 def require_same_network(ours: BankSpec, theirs: BankSpec, name: str) -> None:
-    """Raises InputError, naming what differs, unless slices of `theirs` may stand in the bank `name` of `ours`.
+    """Raises InputError, naming what differs, unless a bank with the spec `ours` may hold slices made with `theirs`.
 
-    The canvas does not count: whether a slice has room on ours is seen when it is appended.
+    `name` is the bank's name. The canvas may differ: `append` checks whether a slice fits on ours.
     """
     elsewhere = "name another bank, or remove this one to extract it again"
     one, other = ours.identity(), theirs.identity()
@@ -119,5 +121,5 @@ def sha256(*parts: bytes | memoryview) -> str:
 
 
 def as_json(value: object) -> str:
-    """One text for equal values: keys sorted."""
+    """JSON text with sorted keys: equal values give equal text."""
     return json.dumps(value, sort_keys=True, ensure_ascii=False)

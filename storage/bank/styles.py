@@ -1,7 +1,8 @@
 """Styles: how a site's scanners draw, as modality vectors and facts about their slices, without a pixel.
 
-One Parquet file, which says in its metadata what it is. Imported into another bank of the same SDNet and preprocessing
-it lies in `<bank>/styles/`, and its vectors are further donors for FA. Specified in docs/bank-format.md.
+A file of styles is one Parquet file whose metadata say what it is. If it is imported into another bank of the same
+SDNet and preprocessing, it lies in `<bank>/styles/`, and its vectors are further donors for FA. The format is specified
+in docs/bank-format.md.
 """
 
 from __future__ import annotations
@@ -54,9 +55,10 @@ class Donors:
 
 
 def modality_donors(bank: FactorBank, cache: str | None = None) -> Donors:
-    """A bank's own vectors, donor r being row r, then those of imported styles in the order of their files' names.
+    """The bank's own vectors (donor r is row r), then those of imported styles in the order of their files' names.
 
-    Raises InputError if a shard or a file of styles is missing or damaged.
+    The bank's own vectors are mapped from the node's cache, in the folder `cache`. Raises InputError if a shard or a
+    file of styles is missing or damaged, or if the cache has no room.
     """
     vectors = [map_modality(bank, cache), *map(_vectors, _imported(bank))]
     whole = vectors[0] if len(vectors) == 1 else np.concatenate(vectors)
@@ -64,17 +66,20 @@ def modality_donors(bank: FactorBank, cache: str | None = None) -> Donors:
 
 
 def donor_texts(bank: FactorBank, name: str) -> npt.NDArray[np.str_]:
-    """Of every donor, its `vendor`, `subject` or another text of the index; no vector is read for it."""
+    """(D,) text: the `vendor`, `subject` or another text column of the index, for every donor.
+
+    The bank's own vectors are not read.
+    """
     return np.concatenate([text_array(table[name]) for table in (bank.index, *_imported(bank))])
 
 
 def different_donors(bank: FactorBank, name: str) -> list[str]:
-    """The different texts among those of `donor_texts`, sorted."""
+    """The different texts that `donor_texts` gives, sorted."""
     return sorted({text for table in (bank.index, *_imported(bank)) for text in different_texts(table[name])})
 
 
 def _imported(bank: FactorBank) -> list[pa.Table]:
-    """Imported styles, read once for an opened bank."""
+    """The imported styles, one table a file. They are read once for each opened bank."""
     if bank not in _IMPORTED:
         names = fs.list_names(fs.join(bank.uri, STYLES))
         _IMPORTED[bank] = fs.map_concurrently(bank.uri, lambda name: read_styles(bank, name), names)
@@ -82,11 +87,11 @@ def _imported(bank: FactorBank) -> list[pa.Table]:
 
 
 def export_styles(bank: FactorBank, out: str, keep_subjects: bool = False, vendors: Sequence[str] = ()) -> int:
-    """Write a complete bank's modality vectors and facts about its slices to a file; returns how many.
+    """Write a complete bank's modality vectors and facts about its slices to a new file; returns the number of slices.
 
-    No anatomy, mask, image or decoder. Subjects get names made with a key that is thrown away, so that nobody can tell
-    them by trying, unless `keep_subjects`. `vendors`: of these alone; empty for all. Raises InputError if the bank is
-    not complete, has none of a vendor, or `out` is there.
+    The file has no anatomy, mask, image or decoder. Unless `keep_subjects` is set, subjects get names made with a key
+    that is thrown away, so that nobody can find a subject by trying names. `vendors` are the vendors to export; empty
+    means all. Raises InputError if the bank is not complete or has no slice of a vendor, or if `out` exists.
     """
     if fs.exists(out):
         raise InputError(fs.base_name(out), "is there already", "name a new file")
@@ -118,10 +123,10 @@ def export_styles(bank: FactorBank, out: str, keep_subjects: bool = False, vendo
 
 
 def import_styles(styles: str, bank: FactorBank) -> int:
-    """Add a file of styles to a bank's donors; returns how many vectors it has. The same file twice is once.
+    """Add a file of styles to a bank's donors; returns the number of its vectors. The same file counts once.
 
-    Raises InputError if it is no such file, is damaged, of another SDNet or preprocessing, or holds only vectors that
-    are the bank's own; and if somebody else is writing to the bank.
+    Raises InputError if the file cannot be read, is no file of styles, is damaged, or is of another SDNet or
+    preprocessing, if all its vectors are the bank's own, or if somebody else is writing to the bank.
     """
     where = fs.base_name(styles)
     try:
@@ -133,7 +138,7 @@ def import_styles(styles: str, bank: FactorBank) -> int:
     own = bank.read_column("modality")
     if {row.tobytes() for row in _vectors(table)} <= {row.tobytes() for row in own}:
         raise InputError(where, f"was exported from {fs.base_name(bank.uri)} itself", "import it into another bank")
-    # Written anew, so that nothing else that the file held comes along.
+    # The file is written anew, so that nothing else that it held enters the bank.
     clean = _styles_file(table.select(COLUMNS), _vectors(table), about)
     with bank_lock(bank.uri):
         fs.write_bytes(fs.join(bank.uri, STYLES, f"{sha256(clean)[:16]}.parquet"), clean)
@@ -142,7 +147,10 @@ def import_styles(styles: str, bank: FactorBank) -> int:
 
 
 def read_styles(bank: FactorBank, name: str) -> pa.Table:
-    """An imported file. Raises InputError if it is damaged or of another SDNet or preprocessing."""
+    """Read an imported file of styles as a table.
+
+    Raises InputError if it is missing, damaged or of another SDNet or preprocessing.
+    """
     where = f"{fs.base_name(bank.uri)}, {STYLES}/{name}"
     try:
         content = fs.read_bytes(fs.join(bank.uri, STYLES, name))

@@ -1,4 +1,4 @@
-"""Everything that can be wrong with a bank, told one line each."""
+"""Finds everything that can be wrong with a bank, and describes each fault in one line."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ CLASSES = 4  # background, LV, MYO, RV
 
 
 def verify(bank: FactorBank, progress: Callable[[int, int], None] | None = None) -> list[str]:
-    """Everything that is wrong with the decoder, every shard, the manifest, imported styles, and what lies in the
-    folder, one line each; empty if the bank is whole and every byte is as the ledger says.
+    """Check the decoder, all shards, the manifest, imported styles, and that no other file is in the folder.
 
-    progress is called with the shards checked and the shards there are.
+    Returns one line for each fault. The list is empty if the bank is complete and every byte is as the ledger says.
+    `progress` is called with the number of shards checked and the number of all shards. Raises InputError if the bank
+    cannot be opened.
     """
     return list(_problems(FactorBank.open(bank.uri, partial=True), progress))
 
@@ -46,7 +47,7 @@ def _problems(bank: FactorBank, progress: Callable[[int, int], None] | None) -> 
 
 
 def _of_shard(bank: FactorBank, shard: int, entry: ledger.Entry | None) -> Iterator[str]:
-    """What the ledger says against the data, and the data against what a bank may hold."""
+    """Compare a shard's data with its ledger entry, and with what a bank may hold."""
     try:
         found = bank.read_shard(shard)
     except InputError as error:
@@ -68,7 +69,7 @@ def _of_shard(bank: FactorBank, shard: int, entry: ledger.Entry | None) -> Itera
 
 
 def _around(bank: FactorBank, rows: range) -> npt.NDArray[np.bool_]:
-    """(n, H, W): which pixels of the canvas are beyond the image."""
+    """(n, H, W) bool: the pixels of the canvas that are outside the image."""
     part = bank.index.slice(rows.start, len(rows))
     beyond = []
     for corner, extent, length in zip(("top", "left"), ("height", "width"), bank.spec.canvas, strict=True):

@@ -1,1 +1,1 @@
-"""DICOM studies in: what files say of their images, which of them are the short-axis cine, and its volumes."""
+"""Reads DICOM studies: the attributes of their images, which of these are the short-axis cine, and its volumes."""

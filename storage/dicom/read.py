@@ -1,7 +1,7 @@
-"""What DICOM files say of their images, as far as stacking needs it, and their pixels.
+"""Reads from DICOM files the attributes that stacking needs, and the pixels.
 
-No tag of a person, an institution or a date is asked for: `TAGS` are all that is read, and pydicom passes over the
-rest. Its own messages, which may quote a file, are never repeated.
+Only the tags in `TAGS` are read; none is about a person, an institution or a date, and pydicom passes over all others.
+Messages of pydicom are never repeated, since they may quote a file.
 """
 
 from __future__ import annotations
@@ -43,11 +43,13 @@ TAGS = (
 
 @dataclass(frozen=True)
 class Plane:
-    """One image of a file. Lengths are in mm, in the patient's coordinates: to the left, to the back, to the head.
+    """One image of a file. Positions are in mm, in the patient's coordinates: to the left, to the back, to the head.
 
-    `index` is its place in a file of several frames, else None. `spacing` is (row, column) distance, `size` (rows,
-    columns). `orientation` is the direction along a row, then along a column. What a file does not say is None. The
-    intensity is slope * stored + intercept; if `mirror` is given (MONOCHROME1), `mirror` - stored stands for stored.
+    `index` is the image's place in a file of several frames, else None. `size` is (rows, columns). `spacing` is the
+    distance of rows and of columns in mm. `orientation` is a unit vector along a row, then one along a column.
+    `position`, `orientation`, `spacing` and `trigger_ms` are None if the file does not give them; other absent values
+    are "" or 0. The intensity is slope * stored + intercept. If `mirror` is given (MONOCHROME1), `mirror` - stored
+    replaces stored.
     """
 
     path: str
@@ -78,14 +80,14 @@ class Plane:
 
 @dataclass(frozen=True)
 class Contents:
-    """The images of a folder's DICOM files, in the order of the files' names, and how many files cannot be read."""
+    """The images of a folder's DICOM files, in the order of the files' names, and the number of unreadable files."""
 
     planes: tuple[Plane, ...]
     unreadable: int
 
 
 def is_dicom(path: str) -> bool:
-    """Whether a file begins as a DICOM file does. False for one that cannot be opened."""
+    """Whether a file begins as a DICOM file does. False if it cannot be opened or is named as another format."""
     if path.lower().endswith(OTHER_ENDINGS):
         return False
     try:
@@ -95,8 +97,10 @@ def is_dicom(path: str) -> bool:
 
 
 def files_below(folder: str, above: frozenset[str] = frozenset()) -> Iterator[str]:
-    """Every file in a folder and below it, in the order of their names; hidden ones are left out. `above`: real folders
-    on the way, to which a link does not lead back."""
+    """Yield every file in a folder and below it, in the order of their names, except hidden ones.
+
+    `above` holds the real paths of the folders on the way there. A link that leads back to one of them is not followed.
+    """
     above |= {os.path.realpath(fs.local_path(folder)) if fs.is_local(folder) else folder}
     for name in fs.list_names(folder):
         path = fs.join(folder, name)
@@ -109,16 +113,17 @@ def files_below(folder: str, above: frozenset[str] = frozenset()) -> Iterator[st
 
 
 def read_contents(folder: str) -> Contents:
-    """What all DICOM files in a folder and below it say of their images; no pixels are read."""
+    """Read the attributes of all images in the DICOM files in a folder and below it; no pixels are read."""
     found = fs.map_concurrently(folder, _read_file, files_below(folder))
     planes = tuple(plane for of_file in found if of_file for plane in of_file)
     return Contents(planes, sum(of_file is None for of_file in found))
 
 
 def read_pixels(plane: Plane, name: str) -> Array:
-    """The intensities (rows, columns) of one image: integers as stored, or float32 if a slope or an intercept is given.
+    """Read the intensities (rows, columns) of one image.
 
-    Raises InputError, naming `name`, for pixels that cannot be decoded.
+    They are integers as stored, or float32 if the slope is not 1 or the intercept not 0. Raises InputError, naming
+    `name`, if the pixels cannot be decoded or the file cannot be opened.
     """
     from pydicom.pixels.utils import pixel_array
 
@@ -134,7 +139,7 @@ def read_pixels(plane: Plane, name: str) -> Array:
         raise InputError(name, "its files have changed while they were read", "give the command again") from None
     except OSError as error:
         raise not_opened(name, error) from None
-    except Exception:  # pydicom's and its decoders' have no base but this, and their texts may quote the file
+    except Exception:  # errors of pydicom and its decoders have no other base; their texts may quote the file
         raise problem from None
     if stored.shape != plane.size or stored.dtype.kind not in "iu":
         raise problem
@@ -147,7 +152,7 @@ def read_pixels(plane: Plane, name: str) -> Array:
 
 
 def _read_file(path: str) -> list[Plane] | None:
-    """The images of one file: none if it is no DICOM file or holds no image, None if it is damaged."""
+    """The images of one file: an empty list if it is no DICOM file or has no image, None if it is damaged."""
     if not is_dicom(path):
         return []
     from pydicom import config, dcmread
@@ -160,18 +165,18 @@ def _read_file(path: str) -> list[Plane] | None:
             if header.get("Rows") is None and header.file_meta.get("MediaStorageSOPClassUID") not in MR_IMAGES:
                 return []
             return _planes(header, path)
-    except Exception:  # pydicom's have no base but this
+    except Exception:  # errors of pydicom have no other common base
         return None
 
 
 def _planes(header: Dataset, path: str) -> list[Plane]:
-    """Raises any kind of exception for values that are not what the standard asks for."""
+    """The images of one file. Raises any kind of exception for values that are not what the standard asks for."""
     rows, columns, count = int(header.Rows), int(header.Columns), int(header.get("NumberOfFrames") or 1)
     if not (0 < rows * columns <= MOST_PIXELS and 0 < count <= MOST_FRAMES):
         raise ValueError
     shared = list(header.get("SharedFunctionalGroupsSequence") or [])[:1]
     each = list(header.get("PerFrameFunctionalGroupsSequence") or [])
-    several = count > 1 or any(len(item) for item in each)  # some single images have an empty one
+    several = count > 1 or any(len(item) for item in each)  # some files of a single image have an empty item
     planes = []
     for index in range(count):
         groups = [*each[index : index + 1], *shared] if several else []
@@ -181,20 +186,20 @@ def _planes(header: Dataset, path: str) -> list[Plane]:
 
 @dataclass(frozen=True)
 class _Groups:
-    """Where the values of one frame are: in the functional groups of an enhanced object, else beside the image's."""
+    """Finds the values of one frame: in the functional groups of an enhanced object, else in the header."""
 
     header: Dataset
     groups: Sequence[Dataset]
     several: bool
 
     def value(self, tag: str, *groups: str) -> Any:
-        """The value of a tag that stands in one of the functional groups named, or in the header of a single image."""
+        """The value of a tag from the first of the named groups that has it, else from the header; None if absent."""
         for of_frame in self.groups:
             for group in groups:
                 items = of_frame.get(group)
                 if items and items[0].get(tag) is not None:
                     return items[0].get(tag)
-        # The header of an enhanced object may hold the first frame's position, which is none of the others'.
+        # The header of an enhanced object may hold the first frame's position, which is wrong for all others.
         return None if self.several and tag in ("ImagePositionPatient", "TriggerTime") else self.header.get(tag)
 
 
@@ -239,7 +244,7 @@ def _plane(header: Dataset, frame: _Groups, path: str, index: int | None) -> Pla
 
 
 def _trigger(frame: _Groups) -> float | None:
-    """Time since the R wave in ms."""
+    """Time since the R wave in ms; None if the file does not give it."""
     cardiac = ("CardiacSynchronizationSequence",)
     legacy = ("UnassignedPerFrameConvertedAttributesSequence", "UnassignedSharedConvertedAttributesSequence")
     for value in (
@@ -253,7 +258,7 @@ def _trigger(frame: _Groups) -> float | None:
 
 
 def _words(value: Any) -> list[str]:
-    """A text of one or several values."""
+    """The values of a text attribute, which may have none, one or several, as a list."""
     if value is None:
         return []
     return [value] if isinstance(value, str) else [str(word) for word in value]
@@ -267,7 +272,7 @@ def _numbers(value: Any, count: int) -> Vector | None:
 
 
 def _orientation(value: Any) -> Vector | None:
-    """Two unit vectors; None unless the file's are so, and at right angles, to within its rounding."""
+    """Two unit vectors, six numbers. None unless the file's have length 1 and are at right angles, within 0.01."""
     numbers = _numbers(value, 6)
     if numbers is None:
         return None

@@ -1,9 +1,10 @@
-"""Which images of a study are its short-axis cine, and where each of them belongs.
+"""Finds which images of a study are its short-axis cine, and the slice and the phase of each of them.
 
-An image has a place in space, a time after the R wave and the series that it came in. Descriptions and names are not
-asked: scanners and hospitals each have their own. Images of one direction, matrix, pixel size and kind of sequence are
-one group, whatever series they are in. A cine is the images of one series at one place; a stack is cines of one group
-that lie at equal distances. Of the stacks across the heart's long axis, the one with the most slices is taken.
+The choice depends on an image's place in space, its time after the R wave and its series. Descriptions and names are
+not used, since each scanner and hospital has its own. Images with the same direction, matrix, pixel size and kind of
+sequence form a group, whatever their series. A cine is the images of one series at one place. A stack is the cines of
+one group that lie at equal distances. Of the stacks across the heart's long axis, the one with the most slices is
+taken.
 """
 
 from __future__ import annotations
@@ -23,15 +24,16 @@ from storage.nifti.orientation import LONG_AXIS
 Floats = npt.NDArray[np.float64]
 
 FEWEST_SLICES, FEWEST_PHASES = 3, 5
-BEAT_MS = 200.0  # a cine covers at least this much of a beat; perfusion and maps take one time of every beat
-PARALLEL = 0.99999  # cosine: 0.26°; the slices of one stack have one direction to within rounding
+BEAT_MS = 200.0  # a cine covers at least this much of a beat; perfusion and maps have one time of every beat
+PARALLEL = 0.99999  # cosine of 0.26°; the directions of one stack's slices differ by rounding only
 SAME_PLACE_MM = 1.0  # between a slice and its repeat
-NEAREST_MM, FARTHEST_MM = 3.0, 25.0  # slices that follow each other
-MOST_MISSING = 3  # slices in a row; what lies farther away is something else
-UNEVEN = 0.15  # of the distance of slices
-ASIDE_MM = 3.0  # a slice beside the line that the others form
-# Cosine between normal and long axis: 46°. The plane of a two- or four-chamber view contains the long axis, so that its
-# normal lies at right angles to it; a transverse, coronal or sagittal stack's is 47° or more away.
+NEAREST_MM, FARTHEST_MM = 3.0, 25.0  # limits for the distance of neighbouring slices
+MOST_MISSING = 3  # slices missing in a row; a slice farther away is not of the stack
+UNEVEN = 0.15  # part of the slice distance by which a slice may be off its place
+ASIDE_MM = 3.0  # farthest that a slice may lie beside the line of the others
+# Least cosine between a slice's normal and the long axis: 46°. The plane of a two- or four-chamber view contains the
+# long axis, so its normal is at right angles to that. The normal of a transverse, coronal or sagittal stack is 47° or
+# more away.
 SHORT_AXIS = 0.69
 LOCALISER = "LOCALIZER"
 NOT_MAGNITUDE = {
@@ -42,14 +44,17 @@ NOT_MAGNITUDE = {
 
 @dataclass(frozen=True)
 class Stack:
-    """A short-axis cine: its images by slice (along the normal of rows × columns) and phase, and what was left out."""
+    """A short-axis cine. `planes[z][t]` is the image of slice z, counted along the slices' normal, and phase t.
+
+    `left_out` describes the images that are not in it, one kind a line.
+    """
 
     planes: tuple[tuple[Plane, ...], ...]
     left_out: tuple[str, ...]
 
     @property
     def affine(self) -> Floats:
-        """(4, 4), from (column, row, slice) to the patient's right, front and head in mm, as NIfTI has it."""
+        """(4, 4) float64: from (column, row, slice) to mm to the patient's right, front and head, as in NIfTI."""
         first, last = self.planes[0][0], self.planes[-1][0]
         along_row, along_column = _directions(first)
         row_mm, col_mm = first.spacing or (1.0, 1.0)
@@ -60,7 +65,7 @@ class Stack:
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
-        """Distance of slices (along the normal), rows and columns."""
+        """Distance of slices (along the normal), of rows and of columns, in mm."""
         first, last = self.planes[0][0], self.planes[-1][0]
         row_mm, col_mm = first.spacing or (1.0, 1.0)
         return (_depth(last) - _depth(first)) / (len(self.planes) - 1), row_mm, col_mm
@@ -82,14 +87,14 @@ class _Cine:
 
     @property
     def order(self) -> tuple[int, str, int, int, str]:
-        """Later acquisitions are larger."""
+        """A sort key, larger for a later acquisition."""
         last = self.planes[-1]
         return last.series_number, last.acquired, last.acquisition, last.instance, last.uid
 
 
 @dataclass(frozen=True)
 class _Candidate:
-    """Slices of one group at equal distances; a place that none of its cines has is None."""
+    """Slices of one group at equal distances, None where one is missing. `usual` is their usual number of phases."""
 
     slices: tuple[_Cine | None, ...]
     usual: int
@@ -104,7 +109,7 @@ class _Candidate:
 
 
 class _LeftOut:
-    """Counts the images of each series that are not taken, by reason."""
+    """Counts the images of each series that are not taken, by the reason."""
 
     def __init__(self) -> None:
         self._counts: Counter[tuple[int, str]] = Counter()
@@ -121,7 +126,7 @@ class _LeftOut:
 
 
 def find_stack(planes: Sequence[Plane], name: str) -> Stack:
-    """The short-axis cine among a study's images, in whatever order they are given.
+    """Find the short-axis cine among a study's images; their order does not matter.
 
     Raises InputError, naming `name`, if there is none, or if it lacks a slice or a phase.
     """
@@ -150,14 +155,14 @@ def find_stack(planes: Sequence[Plane], name: str) -> Stack:
 
 
 def _usable(planes: Sequence[Plane], left_out: _LeftOut) -> list[Plane]:
-    """Magnitude images with a place in space, each once."""
+    """The magnitude images that have a place in space, without copies."""
     usable: dict[tuple[object, ...], Plane] = {}
     for plane in planes:
         reason = _unusable(plane)
         if reason is not None:
             left_out.add([plane], reason)
             continue
-        # Not the number alone: there are anonymisers that give one to all images.
+        # The UID alone does not suffice: some anonymisers give the same UID to all images.
         image = (plane.uid, plane.index, plane.instance, plane.trigger_ms, plane.position, plane.orientation)
         if plane.uid and image in usable:
             left_out.add([plane], "copies of the same image")
@@ -171,7 +176,7 @@ def _unusable(plane: Plane) -> str | None:
         return "no grey values"
     if LOCALISER in plane.kind:
         return "localisers"
-    if NOT_MAGNITUDE & set(plane.kind[2:]):  # the first two say whether it is original, and of whom
+    if NOT_MAGNITUDE & set(plane.kind[2:]):  # the first two say only whether it is original and primary
         return "not magnitude"
     if plane.position is None or plane.orientation is None or plane.spacing is None:
         return "without position, direction or pixel size"
@@ -179,7 +184,7 @@ def _unusable(plane: Plane) -> str | None:
 
 
 def _groups(planes: Sequence[Plane], left_out: _LeftOut) -> list[list[_Cine]]:
-    """The cines across the long axis, by direction, matrix, pixel size and kind of sequence."""
+    """The cines across the long axis, grouped by direction, matrix, pixel size and kind of sequence."""
     directions: list[Floats] = []
     members: dict[tuple[object, ...], list[Plane]] = defaultdict(list)
     for plane in sorted(planes, key=lambda p: (p.series_number, p.series, p.instance, p.uid, p.index or 0)):
@@ -228,7 +233,10 @@ def _cines(planes: Sequence[Plane], left_out: _LeftOut) -> list[_Cine]:
 
 
 def _runs(planes: Sequence[Plane]) -> list[list[Plane]]:
-    """The acquisitions of a slice within one series, if some times come twice and each acquisition is a cine."""
+    """Split the images of one series at one place by acquisition; else all of them are one list.
+
+    They are split if some times occur twice and the images of each acquisition are a cine.
+    """
     times = {_time(plane) for plane in planes}
     by_acquisition: dict[int, list[Plane]] = defaultdict(list)
     for plane in planes:
@@ -238,7 +246,7 @@ def _runs(planes: Sequence[Plane]) -> list[list[Plane]]:
 
 
 def _time(plane: Plane) -> float:
-    """What orders the images of a slice: ms after the R wave, else their numbers."""
+    """The sort key of a slice's images: ms after the R wave if known, else from the images' numbers."""
     if plane.trigger_ms is not None:
         return plane.trigger_ms
     return 1e6 * plane.temporal + plane.instance + (plane.index or 0)
@@ -251,9 +259,9 @@ def _is_cine(planes: Sequence[Plane]) -> bool:
 
 
 def _lattice(cines: Sequence[_Cine], left_out: _LeftOut) -> _Candidate | None:
-    """The slices of a group that lie at equal distances; None, and why, if they are too few.
+    """Choose the slices of a group that lie at equal distances. None if they are too few; `left_out` says so.
 
-    Of cines at one place, the last with the usual number of phases is taken.
+    Of several cines at one place, the latest one with the usual number of phases is taken.
     """
     usual = _usual(len(cine.planes) for cine in cines)
     places: list[list[_Cine]] = []
@@ -284,13 +292,13 @@ def _usual(counts: Iterable[int]) -> int:
 
 
 def _covered(slices: Sequence[_Cine | None]) -> tuple[int, tuple[int, str, int, int, str]]:
-    """More slices are better, and a gap costs one; of equals the later acquisition is better."""
+    """A sort key: more slices are better, each gap costs one, and of equals the later acquisition is better."""
     cines = [cine for cine in slices if cine is not None]
     return 2 * len(cines) - len(slices), max(cine.order for cine in cines)
 
 
 def _lattices(cines: Sequence[_Cine]) -> Iterable[tuple[_Cine | None, ...]]:
-    """Every choice of slices at equal distances, gaps included; `cines` are in order of their depth."""
+    """Yield every choice of slices at equal distances, None for a gap. `cines` are in the order of their depth."""
     for i, first in enumerate(cines):
         for second in cines[i + 1 :]:
             step = second.depth - first.depth
@@ -320,7 +328,7 @@ def _slices_at(cines: Sequence[_Cine], origin: float, step: float) -> tuple[_Cin
 
 
 def _check_whole(stack: _Candidate, known: Sequence[_Cine], name: str) -> None:
-    """Raise InputError for a slice or a phase that is missing, or a slice that lies aside."""
+    """Raise InputError if a slice or a phase is missing, or if a slice lies beside the line of the others."""
     cines, count = stack.cines, len(stack.cines)
     step = (cines[-1].depth - cines[0].depth) / (len(stack.slices) - 1)
     again = "export the study again, with all images of its short-axis cine"
@@ -378,7 +386,7 @@ def _directions(plane: Plane) -> Floats:
 
 
 def _normal(plane: Plane) -> Floats:
-    """Unit vector across the image, by the right hand from its rows' to its columns' direction."""
+    """The image's unit normal, (3,): the cross product of the directions along a row and along a column."""
     normal = np.cross(*_directions(plane))
     unit: Floats = normal / np.linalg.norm(normal)
     return unit

@@ -1,7 +1,7 @@
-"""DICOM studies in a folder, and a study opened as `NiftiFile` opens a file: a header and frames.
+"""Finds the DICOM studies in a folder, and opens a study as `NiftiFile` opens a file: as a header and frames.
 
-A study is named by its folder: the highest one that holds nothing of another study. So it does not matter how many
-folders lie below it, one for each series or none at all.
+A study's folder is the highest one that holds no image of another study. So it does not matter how many folders lie
+below it, one for each series or none at all.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from storage.nifti.header import Header, Spacing, stated_spacing
 Array = npt.NDArray[Any]
 
 MODALITIES = ("MR", "")
-LOOKED_AT = 1000  # files, before a folder is said to hold no DICOM
+LOOKED_AT = 1000  # files that are looked at before a folder counts as one without DICOM
 
 
 class DicomStudy:
     """The short-axis cine of a study's folder.
 
-    `left_out` says in lines which other images the folder has, `manufacturer` who made the scanner. `spacing` (slice,
-    row, column; mm) stands in for the study's own. Raises InputError, naming the folder without those above it, if
-    there is no such cine or not all of it.
+    `left_out` describes the other images in the folder, one kind a line. `manufacturer` is the scanner's Manufacturer.
+    `spacing` (slice, row, column; mm) replaces the study's own. Raises InputError, naming the folder without those
+    above it, if there is no such cine or if it is not complete.
     """
 
     def __init__(self, folder: str, spacing: Spacing | None = None) -> None:
@@ -58,7 +58,10 @@ class DicomStudy:
         )
 
     def frame(self, index: int | None) -> Array:
-        """One phase (Z, H, W): integers as stored, or float32 if the study scales them."""
+        """One phase (Z, H, W): integers as stored, or float32 if the study scales them.
+
+        Raises InputError if there is no such phase or if its pixels cannot be decoded.
+        """
         at = -1 if index is None else index
         if not 0 <= at < self.header.frames:
             raise InputError(
@@ -67,7 +70,7 @@ class DicomStudy:
         return np.stack([read_pixels(phases[at], self.name) for phases in self._planes])
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Do nothing, since no file is held open."""
 
     def __enter__(self) -> Self:
         return self
@@ -84,7 +87,7 @@ def holds_dicom(folder: str) -> bool:
 
 
 def dicom_folders(place: str) -> list[str]:
-    """Folders of the studies in `place`, which may be one of them, in the order of their names. No other file counts.
+    """The folders of the studies in `place`, sorted; `place` itself may be one. Only MR images count.
 
     Studies without a short-axis cine are among them.
     """
@@ -92,12 +95,12 @@ def dicom_folders(place: str) -> list[str]:
 
 
 def change_stamp(folder: str) -> str:
-    """What changes when a study's files do."""
+    """SHA-256, in hex, over the names and stamps of a study's files: it changes when these files change."""
 
     def of_file(path: str) -> str:
         try:
             return fs.change_stamp(path)
-        except OSError:  # such as a link that leads nowhere: nothing is read of it either
+        except OSError:  # such as a link that leads nowhere, which is not read either
             return ""
 
     digest = hashlib.sha256()
@@ -108,14 +111,17 @@ def change_stamp(folder: str) -> str:
 
 
 def _images(place: str) -> tuple[list[Plane], int, int]:
-    """Images of MR in a folder and below it, the number of other images, and of files that cannot be read."""
+    """The MR images in a folder and below it, the number of other images, and the number of unreadable files."""
     contents = read_contents(place)
     planes = [plane for plane in contents.planes if plane.modality in MODALITIES]
     return planes, len(contents.planes) - len(planes), contents.unreadable
 
 
 def _by_folder(folder: str, planes: Sequence[Plane], top: bool) -> Iterator[tuple[str, list[Plane]]]:
-    """Images of each study by the study's folder. `top` is not itself one if all of it is in one folder below."""
+    """Yield each study's folder with its images.
+
+    If `top` is set and all images of a study are in one folder below `folder`, the study's folder is that one.
+    """
     if not top and len({plane.study for plane in planes}) == 1:
         yield folder, list(planes)
         return
@@ -138,7 +144,10 @@ def _by_folder(folder: str, planes: Sequence[Plane], top: bool) -> Iterator[tupl
 
 @lru_cache(maxsize=8)
 def _opened(folder: str, stamp: str) -> Stack:
-    """The study of a folder, kept for the next opening: its headers take as long to read as its pixels."""
+    """Find the short-axis cine of a study's folder. Raises InputError as `DicomStudy` does.
+
+    The result is cached until `stamp` changes, since headers take as long to read as pixels.
+    """
     name = fs.base_name(folder)
     planes, others, unreadable = _images(folder)
     found = list(_by_folder(folder, planes, top=True))

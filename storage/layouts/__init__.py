@@ -1,4 +1,4 @@
-"""From a folder to subjects, one module a data set's layout; each knows its traps and its label order."""
+"""Finds the subjects of a data folder. Each module here reads one layout and knows its traps and its label order."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from storage.subjects import Skipped, Subject
 
 __all__ = ["LAYOUTS", "LayoutOptions", "collect", "detect", "read", "same_images"]
 
-# In the order of detection: a M&Ms folder also holds a CSV, a table may lie beside anything, DICOM below anything.
+# In the order of detection: a M&Ms folder also holds a CSV, and a table or DICOM files may lie in any folder.
 LAYOUTS = {"mnms": mnms, "acdc": acdc, "table": table, "dicom": dicom}
 EXPECTED = (
     "give a folder in the layout of M&Ms (Training/Labeled/CODE/CODE_sa.nii.gz), of ACDC (patientNNN/Info.cfg), "
@@ -38,10 +38,11 @@ def detect(folder: str) -> str:
 def read(
     folder: str, layout: str = "auto", options: LayoutOptions | None = None
 ) -> tuple[list[Subject], list[Skipped]]:
-    """Subjects of a folder, sorted by name, and what cannot enter with reason and remedy.
+    """Find the subjects of a folder, sorted by name, and list what cannot be used, with reason and remedy.
 
-    Only listings, metadata and headers are read. `split` may still be None: see `splits.assign`. Raises InputError for
-    what concerns the whole folder: absent, of no known layout, or its table unreadable or without a needed column.
+    Only listings, metadata and headers are read. A subject's `split` may still be None: see `splits.assign`. Raises
+    InputError if the folder is absent or has no known layout or no subject, or if its table is unreadable or lacks a
+    column.
     """
     folder = _present(folder)
     chosen = detect(folder) if layout == "auto" else layout
@@ -66,14 +67,15 @@ def read(
 
 
 def collect(data: Sequence[str], options: LayoutOptions, layout: str = "auto") -> tuple[list[Subject], list[Skipped]]:
-    """Subjects of all folders, sorted by name, splits not yet assigned; of two with one name or image, the first stays.
+    """Find the subjects of all folders, sorted by name, and list what cannot be used. Splits are not yet assigned.
 
-    Raises InputError for a folder that cannot be used at all.
+    If two subjects have the same name or share an image file, the one that is found first stays and the other is
+    listed. Raises InputError as `read` does.
     """
     subjects: dict[str, Subject] = {}
     skipped: list[Skipped] = []
     origin: dict[str, str] = {}
-    owner: dict[str, str] = {}  # of each image file
+    owner: dict[str, str] = {}  # image file → name of its subject
     for folder in data:
         name = fs.base_name(fs.absolute(folder))
         found, left_out = read(folder, layout, options)
@@ -97,7 +99,11 @@ def collect(data: Sequence[str], options: LayoutOptions, layout: str = "auto") -
 
 
 def same_images(digests: Mapping[str, Sequence[str]]) -> list[Skipped]:
-    """Subjects that share an image with one earlier in the alphabet: kept, they could be trained on and tested on."""
+    """List each subject that shares an image with a subject earlier in the alphabet, so that it is skipped.
+
+    `digests` maps a subject's name to the digests of its images. If both stayed, one image could be trained on and
+    tested on.
+    """
     first: dict[str, str] = {}
     repeated = []
     for name in sorted(digests):
@@ -111,7 +117,7 @@ def same_images(digests: Mapping[str, Sequence[str]]) -> list[Skipped]:
 
 
 def _with_checks(subject: Subject, options: LayoutOptions) -> Subject:
-    """The subject with the checks of masks that the options leave on for it."""
+    """The subject with those checks of masks that the options leave on for it."""
     return replace(
         subject,
         check_masks=options.check_masks,
@@ -121,7 +127,10 @@ def _with_checks(subject: Subject, options: LayoutOptions) -> Subject:
 
 
 def _with_structures(subject: Subject, options: LayoutOptions) -> Subject:
-    """The subject with what the options say of its masks; raises InputError as `with_structures` does."""
+    """The subject with the drawn structures that the first matching pattern of the options names.
+
+    Raises InputError as `with_structures` does.
+    """
     for pattern, text in options.structures.items():
         if subject.labelled and _named_in((pattern,), subject.subject):
             return with_structures(subject, text, "layouts.structures")
@@ -137,7 +146,7 @@ def _real(path: str) -> str:
 
 
 def _leaves(folder: str, subject: Subject) -> str | None:
-    """Name of the subject's first file that a link takes out of the data folder (or of a table's folder)."""
+    """The name of the subject's first file that lies, by a link, outside the data folder (or a table's folder)."""
     if not fs.is_local(folder):
         return None
     path = fs.local_path(folder)
@@ -150,7 +159,10 @@ def _leaves(folder: str, subject: Subject) -> str | None:
 
 
 def _present(folder: str) -> str:
-    """The folder's absolute name: workers, which read the files, may stand elsewhere."""
+    """The absolute name of a folder: workers, which read the files, may run in another working directory.
+
+    Raises InputError if the folder is absent.
+    """
     if not fs.exists(folder):
         raise InputError(fs.base_name(folder), "no such folder", "check the path")
     return fs.absolute(folder)

@@ -1,7 +1,8 @@
-"""ACDC as its organisers hand it out (Bernard et al., IEEE TMI 2018): `patientNNN/`, one folder a patient.
+"""The ACDC data set as its organisers publish it (Bernard et al., IEEE TMI 2018): one folder `patientNNN` a patient.
 
-`Info.cfg` holds ED and ES, 1-based. Images are 3D files of single frames, `patientNNN_frameFF.nii.gz`, each with its
-`_gt`, and in the full release also the cine, `patientNNN_4d.nii.gz`. Masks are RV 1, MYO 2, LV 3: the reverse of ours.
+`Info.cfg` holds the 1-based frames of ED and ES. Images are 3D files of single frames, `patientNNN_frameFF.nii.gz`,
+each with its mask (`_gt`). The full release also has the cine, `patientNNN_4d.nii.gz`. Masks are RV 1, MYO 2, LV 3: the
+reverse of ours.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from storage.subjects import LV, MYO, RV, FrameSource, Skipped, Subject
 LABELS = ((1, RV), (2, MYO), (3, LV))
 TERMS = "ACDC: CC BY-NC-SA 4.0; cite Bernard et al. 2018, doi 10.1109/TMI.2018.2837502"
 PATIENT = re.compile(r"patient\d+", re.IGNORECASE)
-PARENT = "database"  # of the release since 2022
+PARENT = "database"  # the folder around `training` and `testing` in releases since 2022
 PARTS = ("training", "testing")
 LONGEST_NUMBER = 9  # digits
 
@@ -31,7 +32,10 @@ def matches(folder: str) -> bool:
 
 
 def read(folder: str, options: LayoutOptions) -> tuple[list[Subject], list[Skipped]]:
-    """Subjects and skipped patients. ED and ES; with `frames="all"` the whole cine where the 4D file is there."""
+    """Find the subjects and list the patients that are skipped.
+
+    Frames are ED and ES, or the whole cine if the option `frames` is `all` and the 4D file is there.
+    """
     terms = terms_of(folder, TERMS)
 
     def subject(found: tuple[str, str]) -> Subject:
@@ -108,7 +112,10 @@ def _found(path: str, options: LayoutOptions) -> tuple[FrameSource, ...]:
 
 
 def _phases(path: str, files: set[str]) -> dict[str, int]:
-    """0-based frames of ED and ES. A wrong guess would pass a mask off as another phase's, hence no guess."""
+    """Read the 0-based frames of ED and ES from `Info.cfg`.
+
+    Raises InputError if one is missing. It is never guessed, since a wrong guess would give a mask to another phase.
+    """
     info = next((f for f in files if f.lower() == "info.cfg"), None)
     if info is None:
         problem = "is absent, so which frame is ED and which ES is unknown"

@@ -2,8 +2,8 @@
 
     DATA/<subject>/…/any file names, one folder a study; or DATA itself is one study's folder
 
-The vendor is the scanner's Manufacturer. Neither names nor institutions are read: the subject is named by its folder,
-the centre by an option. No phases are marked, so evenly spaced frames are taken, or all of them.
+The vendor is the scanner's Manufacturer. Names and institutions are not read: a subject is named by its folder, and its
+centre by an option. DICOM does not mark ED and ES, so evenly spaced frames are taken, or all frames.
 """
 
 from __future__ import annotations
@@ -41,7 +41,10 @@ def matches(folder: str) -> bool:
 
 
 def read(folder: str, options: LayoutOptions) -> tuple[list[Subject], list[Skipped]]:
-    """Subjects, and studies that have no whole short-axis cine or no vendor."""
+    """Find the subjects, and list the studies that cannot be used and NIfTI files among the studies.
+
+    A study cannot be used if it has no complete short-axis cine or no known vendor.
+    """
     terms = terms_of(folder, TERMS)
 
     def subject(place: str) -> Subject:
@@ -60,7 +63,10 @@ def read(folder: str, options: LayoutOptions) -> tuple[list[Subject], list[Skipp
 
 
 def _niftis(folder: str) -> list[Skipped]:
-    """NIfTI files beside the studies, which nothing here pairs with them: a line for each folder in `folder`."""
+    """List NIfTI files among the studies, one entry for each folder directly in `folder`.
+
+    This layout cannot pair them with the studies.
+    """
     inside: dict[str, list[str]] = {}
     for path in files_below(folder):
         if is_nifti_name(path):
@@ -74,7 +80,10 @@ def _niftis(folder: str) -> list[Skipped]:
 
 
 def vendor_of(manufacturer: str, name: str) -> str:
-    """The vendor by a tag such as `GE MEDICAL SYSTEMS`. Raises InputError, naming `name`, for one that is not known."""
+    """The vendor that a Manufacturer tag such as `GE MEDICAL SYSTEMS` names.
+
+    Raises InputError, naming `name`, if the vendor is not known.
+    """
     words = manufacturer.lower().replace("_", " ").replace(".", " ").split()
     known = next((VENDORS[word] for word in words if word in VENDORS), None)
     if known is None:
@@ -86,5 +95,8 @@ def vendor_of(manufacturer: str, name: str) -> str:
 
 
 def _name(folder: str, place: str) -> str:
-    """The study's folder below the data folder, in one word."""
+    """The subject's name: the study's path below the data folder, with `_` in place of `/`.
+
+    A study that is the data folder itself has the folder's name.
+    """
     return place.removeprefix(folder).strip("/").replace("/", "_") or fs.base_name(folder)

@@ -1,4 +1,4 @@
-"""Which frames of a study to take: the choice that every layout makes the same way."""
+"""Chooses the frames of a study, in the same way for every layout."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def cine_frames(
     masks: Mapping[int, tuple[str, int | None]],
     options: LayoutOptions,
 ) -> tuple[FrameSource, ...]:
-    """Frames of a 4D image, in order.
+    """Choose frames of a 4D image, in order: all, or ED and ES, or evenly spaced ones if these are not known.
 
-    `count` is the number of frames (None: unknown; then only ED and ES can be taken), `phases` maps "ED" and "ES" to
-    0-based frames, `masks` maps a frame to its mask file and the index inside it (None: a 3D mask). Raises InputError
-    for a phase beyond the last frame.
+    `count` is the number of frames. If it is None (unknown), only ED and ES can be taken. `phases` maps "ED" and "ES"
+    to 0-based frames. `masks` maps a frame to its mask file and the index inside it (None: a 3D mask). Raises
+    InputError for a phase beyond the last frame.
     """
     if count is not None:
         for phase, frame in phases.items():
@@ -41,13 +41,19 @@ def cine_frames(
 
 
 def evenly_spaced(count: int, wanted: int) -> list[int]:
-    """Up to `wanted` frames of a heart beat of `count`: the cycle closes, so two of 24 are 0 and 12, not 0 and 23."""
+    """Choose up to `wanted` evenly spaced frames of a heart beat of `count` frames, 0-based.
+
+    The beat is a cycle: two frames of 24 are 0 and 12, not 0 and 23.
+    """
     taken = min(wanted, count)
     return [i * count // taken for i in range(taken)]
 
 
 def nifti_name(names: Collection[str], stem: str) -> str | None:
-    """Which of a folder's names is `stem`.nii.gz or `stem`.nii, the ending in capitals or not; zipped before plain."""
+    """The name among `names` that is `stem`.nii.gz or, if that is absent, `stem`.nii; None if both are absent.
+
+    The ending may be in capitals.
+    """
     found = [name for name in names if name.startswith(stem) and name[len(stem) :].lower() in ENDINGS]
     return max(found, key=lambda name: (len(name), name), default=None)
 
@@ -70,6 +76,6 @@ def frame_number(text: str, column: str, where: str) -> int | None:
         value = float(text)
     except ValueError:
         value = -1.0
-    if not 0 <= value < MOST_FRAMES or value != int(value):  # NaN is not either
+    if not 0 <= value < MOST_FRAMES or value != int(value):  # refuses NaN too
         raise InputError(where, f"{column} is '{text}'", f"{column} is a frame number: 0, 1, 2, …")
     return int(value)

@@ -1,11 +1,11 @@
-"""The M&Ms challenge's open release (Campello et al., IEEE TMI 2021), and what looks like it.
+"""The M&Ms challenge's open release (Campello et al., IEEE TMI 2021), and data sets in the same layout.
 
     [OpenDataset/]{Training/{Labeled,Unlabeled},Validation,Testing}/<code>/<code>_sa[_gt].nii.gz
 
-Image and mask are 4D; masks are LV 1, MYO 2, RV 3 at ED and ES, zero elsewhere. The information table, under any of its
-names, has vendor, centre and the 0-based ED and ES. Traps handled here: the unlabelled subjects have ED = ES = 0 in the
-table and may have `_gt` files, which are ignored; a mask can lie in another split's folder; the table may start with a
-nameless index.
+Image and mask are 4D; masks are LV 1, MYO 2, RV 3 at ED and ES, and zero elsewhere. The information table, under any of
+its names, has vendor, centre and the 0-based frames of ED and ES. This module handles four traps. Unlabelled subjects
+have ED = ES = 0 in the table. They may have `_gt` files, which are ignored. A mask may lie in the folder of another
+split. The table may start with a nameless index.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ PARTS = {
 TABLES = "*m&ms*nformation*"
 NEEDED = ("external code", "vendor", "centre", "ed", "es")
 ALIASES = {"code": "external code", "externalcode": "external code", "center": "centre"}
-VENDOR_CODES = {"siemens": "A", "philips": "B", "ge": "C", "canon": "D"}  # where only their names stand
+VENDOR_CODES = {"siemens": "A", "philips": "B", "ge": "C", "canon": "D"}  # for tables that have only the vendors' names
 
 
 @dataclass(frozen=True)
 class Place:
-    """A subject's folder: the part of the data set it lies in, its path and the names in it."""
+    """A subject's folder: the part of the data set that it lies in, its path, and the names of the files in it."""
 
     part: str
     path: str
     names: frozenset[str]
 
     def file(self, stem: str) -> str | None:
-        """Path of `stem.nii.gz` or `stem.nii` in here."""
+        """The path of `stem`.nii.gz or `stem`.nii in this folder; None if both are absent."""
         found = nifti_name(self.names, stem)
         return None if found is None else fs.join(self.path, found)
 
@@ -60,7 +60,10 @@ def matches(folder: str) -> bool:
 
 
 def read(folder: str, options: LayoutOptions) -> tuple[list[Subject], list[Skipped]]:
-    """Subjects and those skipped. Raises InputError if the information table is absent or lacks a column."""
+    """Find the subjects and list those that are skipped.
+
+    Raises InputError if the information table is absent or lacks a column.
+    """
     root = _root(folder)
     source = _table(folder, root)
     records = [_usual(record) for record in read_records(source)]
@@ -80,7 +83,7 @@ def read(folder: str, options: LayoutOptions) -> tuple[list[Subject], list[Skipp
     def subject(code: str) -> Subject:
         place = next((place for place in places[code] if place.file(f"{code}_sa")), None)
         if place is None:
-            # A folder that holds only a mask belongs to an image elsewhere; without one there is nothing to say.
+            # A folder may hold a mask alone if the image lies in another part, but here no part has the image.
             raise InputError(f"{code}_sa.nii.gz", "no image in its folder", "copy it from the data set")
         rows = known.get(code, [])
         if len(rows) != 1:
@@ -94,7 +97,7 @@ def read(folder: str, options: LayoutOptions) -> tuple[list[Subject], list[Skipp
 
 
 def _usual(record: Record) -> Record:
-    """A row under the column names that the release has used since 2021."""
+    """A row with its columns named as the release has named them since 2021."""
     named = {ALIASES.get(name, name): cell for name, cell in record.items()}
     if "vendor" not in named and "vendorname" in named:
         named["vendor"] = VENDOR_CODES.get(named["vendorname"].lower(), named["vendorname"])
@@ -116,7 +119,7 @@ def _parts(root: str) -> dict[str, str]:
             found |= {part: where for part, where in inner.items() if part in PARTS}
         elif name.lower() in PARTS:
             found[name.lower()] = path
-    # A folder named `testing` alone is not yet M&Ms: one subject must be named as its are.
+    # A folder named `testing` does not suffice: the files of one subject must be named as in M&Ms.
     return found if any(_named_like_mnms(path) for path in found.values()) else {}
 
 
@@ -133,7 +136,7 @@ def _places(root: str) -> dict[str, list[Place]]:
     paths = [
         (part, fs.join(parts[part], code)) for part in PARTS if part in parts for code in fs.list_names(parts[part])
     ]
-    listings = fs.map_concurrently(root, fs.list_names, [path for _, path in paths])  # a file has none
+    listings = fs.map_concurrently(root, fs.list_names, [path for _, path in paths])  # the listing of a file is empty
     for (part, path), names in zip(paths, listings, strict=True):
         if names:
             found.setdefault(fs.base_name(path), []).append(Place(part, path, frozenset(names)))
@@ -141,7 +144,10 @@ def _places(root: str) -> dict[str, list[Place]]:
 
 
 def _table(folder: str, root: str) -> str:
-    """The information table: in the folder, in OpenDataset, or beside OpenDataset if that is the folder given."""
+    """Find the information table: in the folder, in OpenDataset, or beside OpenDataset if that is the folder given.
+
+    Raises InputError if there is none.
+    """
     where = [folder, root]
     if fs.base_name(folder).lower() == PARENT:
         where.append(folder.rstrip("/").rpartition("/")[0] or ".")
@@ -194,7 +200,7 @@ def _frames(
 ) -> tuple[FrameSource, ...]:
     image = place.file(f"{code}_sa") or ""
     if place.part.startswith("training/unlabel"):
-        # Its ED = ES = 0 mean "unknown", and a mask here is not one to learn from.
+        # Here ED = ES = 0 means "unknown", and a mask, if there is one, is not to be learned from.
         return cine_frames(image, read_image_header(image, orientation=options.orientation).frames, {}, {}, options)
     numbers = {phase: frame_number(record[phase.lower()], phase, source) for phase in ("ED", "ES")}
     phases = {phase: number for phase, number in numbers.items() if number is not None}
@@ -209,6 +215,6 @@ def _frames(
             "copy it, or move the subject to Training/Unlabeled",
         )
     masks: dict[int, tuple[str, int | None]] = {frame: (mask, frame) for frame in phases.values()}
-    # Headers are read with the data; the number of frames matters here only if all of them are wanted.
+    # The header is read later, with the data. The number of frames is needed here only if all are wanted.
     count = read_image_header(image, orientation=options.orientation).frames if options.frames == "all" else None
     return cine_frames(image, count, phases, masks, options)

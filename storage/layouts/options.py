@@ -1,4 +1,4 @@
-"""What a user may choose about reading data sets."""
+"""The options for reading data sets, which a user may set."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from storage.identity import added
 from storage.layouts.structures import FORM, parsed_structures
 from storage.nifti.orientation import HEADER, parsed_orientation
 
-# Both kinds of file (raw and rebuilt) and both diseases of the first thirty patients are in each list.
+# Each list has both kinds of file (raw and rebuilt) and both diseases of the first thirty patients.
 ACDC_TEST = tuple(f"patient{n:03d}" for n in (4, 5, 10, 15, 24, 25, 29, 30))
 ACDC_VALIDATION = tuple(f"patient{n:03d}" for n in (3, 12, 23, 27))
 
 
 class LayoutOptions(BaseModel):
-    """How folders become subjects; part of a run's configuration."""
+    """How folders become subjects. These options are part of a run's configuration."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -124,7 +124,7 @@ class LayoutOptions(BaseModel):
 
     @property
     def protocol_label(self) -> str:
-        """What sets the protocol apart from the data's own, in a few words; empty for those."""
+        """How the protocol differs from the splits of the data set, in a few words; empty if it does not."""
         named = "" if self.protocol == "paper" else f"{self.protocol} {self.protocol_vendor}"
         labels = "" if self.label_fraction == 1 else f"labels of {100 * self.label_fraction:g} % of subjects"
         if self.labelled_subjects is not None:

@@ -1,15 +1,16 @@
-"""Protocols: whom a vendor's subjects teach and whom they test, and how many of them keep their labels.
+"""Protocols: which vendors train, which are tested, and how many subjects keep their labels.
 
-- `paper`: as the data say. For M&Ms that is Liu et al. 2020: A and B train, C is unlabelled, A to D are tested.
-- `leave_one_vendor_out`: one vendor is only tested on, every other one trains.
-- `source_only`: one vendor trains, the others are only tested on.
-- `label_fraction` below 1, with any of them: of each vendor's labelled training subjects that share keeps its masks;
-  `labelled_subjects`: so many of them do.
-- `adapt_fraction`, with `source_only`: that share of each other vendor trains without masks and is never tested.
-- `test_half`, with any of them: of each vendor's test subjects one half is tested, the other is left out.
+- `paper`: the splits of the data set. For M&Ms they are those of Liu et al. 2020: A and B train, C is unlabelled, A to
+  D are tested.
+- `leave_one_vendor_out`: one vendor is only tested, all others train.
+- `source_only`: one vendor trains, the others are only tested.
+- `label_fraction` below 1, with any protocol: this share of each vendor's labelled training subjects keeps its masks.
+  `labelled_subjects`: this number of them does.
+- `adapt_fraction`, with `source_only`: this share of each other vendor trains without masks and is never tested.
+- `test_half`, with any protocol: one half of each vendor's test subjects is tested, the other half is left out.
 
-Pure functions of names, vendors, masks and options. Where some of several subjects are chosen, a hash of the name
-decides: neither the order of the subjects nor the machine matters, and a subject more or less changes few others.
+These are pure functions of names, vendors, masks and options. To choose some of several subjects, they order the names
+by a hash. So neither the order of the subjects nor the machine matters, and one subject more changes few other choices.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ from storage.subjects import Subject
 
 
 def apply(subjects: Sequence[Subject], options: LayoutOptions) -> list[Subject]:
-    """The same subjects, in order, moved between splits as the protocol says; each needs a split already.
+    """Move subjects between splits as the protocol says. Each must have a split. Returns them in the same order.
 
-    A subject that the data exclude stays excluded. Raises InputError for a vendor that no subject has, if nothing would
-    be left to train on with labels or to test, or if one vendor goes by two names.
+    A subject that the data exclude stays excluded. Raises InputError if no subject is of the protocol's vendor, if
+    nothing would be left to train on with labels or to test on, or if one vendor has two names.
     """
     if options.protocol == "paper":
         return list(subjects)
@@ -44,17 +45,21 @@ def apply(subjects: Sequence[Subject], options: LayoutOptions) -> list[Subject]:
 
 
 def excludes_from_training(options: LayoutOptions, vendor: str) -> bool:
-    """Whether no image of this vendor may train under the protocol, however its name is written."""
+    """Whether the protocol forbids to train on images of this vendor.
+
+    Capitals and spaces in the vendor's name do not matter, and its code in M&Ms counts as its name.
+    """
     same = _maker(vendor) == _maker(str(options.protocol_vendor))
     from_one = not same and not options.adapt_fraction
     return {"paper": False, "leave_one_vendor_out": same, "source_only": from_one}[options.protocol]
 
 
 def withhold_labels(subjects: Sequence[Subject], options: LayoutOptions) -> list[Subject]:
-    """The same subjects, in order; those whose labels `label_fraction` withholds train without masks, frames unchanged.
+    """Remove the masks of training subjects whose labels the options withhold. Returns all subjects in the same order.
 
-    Of a vendor's n labelled training subjects round(label_fraction · n) keep their masks, at least one. A smaller
-    fraction's are among a larger one's. Splits must be final.
+    Of a vendor's n labelled training subjects, round(label_fraction · n) keep their masks, but at least one. If
+    `labelled_subjects` is set, that many keep them. The subjects that keep their masks under a small fraction also keep
+    them under a larger one. Frames stay as they are. Splits must be final.
     """
     if options.label_fraction == 1 and options.labelled_subjects is None:
         return list(subjects)
@@ -70,10 +75,10 @@ def withhold_labels(subjects: Sequence[Subject], options: LayoutOptions) -> list
 
 
 def halved(subjects: Sequence[Subject], options: LayoutOptions) -> list[Subject]:
-    """The same subjects, in order; of each vendor's test subjects the half that `test_half` does not name is excluded.
+    """Exclude those test subjects of each vendor that are not in the half `test_half`. Returns all in the same order.
 
-    Half of the names in the order of their hash are to choose by, the others to confirm on; of an odd number the one in
-    the middle confirms. Splits must be final.
+    A vendor's labelled test subjects are ordered by a hash of their names. The first half is to choose by, the second
+    to confirm on. If their number is odd, the middle one is in the second half. Splits must be final.
     """
     if options.test_half == "all":
         return list(subjects)
@@ -87,17 +92,20 @@ def halved(subjects: Sequence[Subject], options: LayoutOptions) -> list[Subject]
 
 
 def drawn(names: Iterable[str], count: int, key: str) -> set[str]:
-    """`count` of the names, or all if there are fewer; the same key draws a smaller count out of a larger one's."""
+    """Choose `count` of the names by their hash with `key`; all if there are fewer.
+
+    With the same key, a smaller choice is always a part of a larger one.
+    """
     return set(sorted(names, key=lambda name: hashlib.sha256(f"{key}:{name}".encode()).hexdigest())[:count])
 
 
 def part(fraction: float, count: int) -> int:
-    """How many of `count` subjects a fraction takes: at least one and never all; of a single one none."""
+    """How many of `count` subjects a fraction takes: at least one and never all, but none of a single subject."""
     return 0 if count < 2 else min(max(1, round(fraction * count)), count - 1)
 
 
 def _maker(vendor: str) -> str:
-    """The same for a vendor's name in small or capital letters, however spaced, and for its code in M&Ms."""
+    """A key for a vendor, the same for its name in any capitals and spacing and for its code in M&Ms."""
     name = " ".join(vendor.casefold().split())
     return VENDOR_CODES.get(name, name).casefold()
 
@@ -113,7 +121,10 @@ def _refuse_two_names(vendors: Set[str], options: LayoutOptions) -> None:
 
 
 def _outcome(vendor: str, subjects: Sequence[Subject], options: LayoutOptions) -> tuple[list[Subject], str]:
-    """The subjects as the protocol has them with this vendor, and what is wrong with that, or nothing."""
+    """Apply the protocol with this vendor.
+
+    Returns the subjects and what makes the protocol impossible; this text is empty if nothing does.
+    """
     if not any(s.vendor == vendor for s in subjects):
         return [], "no subject is of this vendor"
     if options.protocol == "leave_one_vendor_out":
@@ -128,7 +139,7 @@ def _outcome(vendor: str, subjects: Sequence[Subject], options: LayoutOptions) -
 
 
 def _leave_out(vendor: str, subjects: Sequence[Subject], options: LayoutOptions) -> list[Subject]:
-    """Every labelled subject of `vendor` is tested; of each other vendor some are, and the rest train."""
+    """Every labelled subject of `vendor` is tested. Of each other vendor some are tested and the rest train."""
     aside, drafted = _dealt([s for s in subjects if s.vendor != vendor], options)
     seed = f"(seed {options.split_seed})"
 
@@ -147,10 +158,11 @@ def _leave_out(vendor: str, subjects: Sequence[Subject], options: LayoutOptions)
 
 
 def _dealt(subjects: Sequence[Subject], options: LayoutOptions) -> tuple[set[str], set[str]]:
-    """Names to test on and names to train on, of the vendors whose labelled subjects do only one of the two.
+    """Choose names to test on and names to train on, for vendors that would only train or only be tested.
 
-    A vendor that trains and is not tested puts some of its labelled training subjects aside. One that the data only
-    validate or test on (M&Ms' C and D) has all its labelled subjects dealt anew; a single test subject stays one.
+    If a training vendor has no test subjects, a share (`protocol_test_fraction`) of its labelled subjects becomes the
+    test set. If the data only validate or test on a vendor (M&Ms' C and D), all its labelled subjects are divided anew;
+    a single test subject stays one.
     """
     aside: set[str] = set()
     trained: set[str] = set()
@@ -168,8 +180,11 @@ def _dealt(subjects: Sequence[Subject], options: LayoutOptions) -> tuple[set[str
 
 
 def _from_one(vendor: str, subjects: Sequence[Subject], adapt: float) -> list[Subject]:
-    """Of all but `vendor` only test subjects stay, or every labelled subject where the data test on none of them; the
-    share `adapt` of each such vendor trains without masks."""
+    """Only `vendor` trains; other vendors keep only their test subjects.
+
+    If the data have no test subject of another vendor, all labelled subjects of other vendors are tested. The share
+    `adapt` of each other vendor's subjects trains without masks.
+    """
     others_tested = any(_tested(s) for s in subjects if s.vendor != vendor)
     adapts: set[str] = set()
     for other in {s.vendor for s in subjects if s.vendor != vendor} if adapt else set():

@@ -1,4 +1,4 @@
-"""One subject after another; one that cannot enter is listed and the rest goes on."""
+"""Reads one subject after another. A subject that cannot be read is listed, and the others are read all the same."""
 
 from __future__ import annotations
 
@@ -12,17 +12,20 @@ from storage.subjects import Skipped, Subject
 
 A = TypeVar("A")
 
-ILLEGIBLE = ("Cc", "Cs", "Zl", "Zp")  # Unicode's categories: control, undecodable byte of a file's name, line breaks
+ILLEGIBLE = ("Cc", "Cs", "Zl", "Zp")  # Unicode categories: control, undecodable byte of a file's name, line break
 
 
 def read_each(
     folder: str, subject: Callable[[A], Subject], named: Sequence[tuple[str, A]]
 ) -> tuple[list[Subject], list[Skipped]]:
-    """`subject` of each (name, item): those that it makes, and those that it raises an InputError for."""
+    """Call `subject` with the item of each (name, item).
+
+    Returns the subjects, and an entry for each item that raised InputError or whose name is not legible.
+    """
 
     def attempt(item: tuple[str, A]) -> Subject | Skipped:
         name = item[0]
-        if not legible(name):  # it would break up the lines that it stands in
+        if not legible(name):  # such a name would break the lines of logs and tables
             shown = repr(name)[1:-1]
             return Skipped(shown, shown, "its name has a line break, control or undecodable character", "rename it")
         try:

@@ -1,4 +1,4 @@
-"""Rows of a CSV, Parquet or Excel file as dictionaries of trimmed text, column names in lower case."""
+"""Reads the rows of a CSV, Parquet or Excel file as dictionaries: column name in lower case → trimmed text."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from storage.parquet import read_parquet
 
 Record = dict[str, str]
 ROW = ""  # key of a row's number in its file, as a spreadsheet shows it; no column has an empty name
-BEYOND = " "  # key of a row's text behind its last column, if there is any; names of columns have no spaces around them
+BEYOND = " "  # key of text after a row's last column, if there is any; no column has this name, since names are trimmed
 
 
 def read_records(source: str) -> list[Record]:
-    """All rows that hold anything. Columns without a name, such as a saved index, are dropped. Raises InputError.
+    """Read all rows that are not empty. Columns without a name, such as a saved index, are dropped.
 
-    A row of a CSV file with text behind the last column has it under `BEYOND`: see `check_row`.
+    If a row of a CSV file has text after the last column, that text is kept under `BEYOND`: see `check_row`. Raises
+    InputError if the file is absent, is not a table, or has a column twice.
     """
     name = fs.base_name(source)
     is_text = not name.lower().endswith((".parquet", ".xlsx"))
@@ -36,7 +37,7 @@ def read_records(source: str) -> list[Record]:
 
 
 def check_row(record: Record, where: str) -> None:
-    """Raise InputError if a row has more cells than its table has columns: then some cells are not what they seem."""
+    """Raise InputError if a row has more cells than its table has columns: cells may be under the wrong column."""
     if BEYOND in record:
         raise InputError(
             where,
@@ -46,7 +47,7 @@ def check_row(record: Record, where: str) -> None:
 
 
 def need_columns(source: str, records: Sequence[Record], needed: Iterable[str]) -> None:
-    """Raise InputError, naming them, if columns are missing or there is no row."""
+    """Raise InputError if the table has no row, or lacks a column, which the error then names."""
     if not records:
         raise InputError(fs.base_name(source), "has no rows", "write a header line and one row a subject")
     missing = [column for column in needed if column not in records[0]]
@@ -61,7 +62,7 @@ def need_columns(source: str, records: Sequence[Record], needed: Iterable[str]) 
 def _csv_lines(source: str) -> list[Sequence[object]]:
     text = fs.read_text(source)
     header = text.partition("\n")[0]
-    # Excel in half of Europe writes semicolons.
+    # In half of Europe, Excel writes semicolons.
     delimiter = max(",;\t", key=header.count)
     return list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter))
 
@@ -73,7 +74,7 @@ def _excel(source: str) -> list[Sequence[object]]:
     try:
         book = openpyxl.load_workbook(data, read_only=True, data_only=True)
         return list(book.worksheets[0].iter_rows(values_only=True))
-    except Exception as error:  # zip's, zlib's, the XML parser's: they have no base but this
+    except Exception as error:  # the errors of zip, zlib and the XML parser have no other common base
         raise ValueError("not an Excel file") from error
 
 
@@ -105,6 +106,6 @@ def _named(rows: Sequence[Iterable[object]], source: str, is_text: bool) -> list
 def _text(cell: object) -> str:
     if cell is None or (isinstance(cell, float) and cell != cell):
         return ""
-    if isinstance(cell, float) and cell.is_integer():  # what becomes of whole numbers in a column with empty cells
+    if isinstance(cell, float) and cell.is_integer():  # a whole number, in a column that has empty cells
         return str(int(cell))
     return str(cell).strip()

@@ -1,4 +1,4 @@
-"""Who trains, who validates, who is tested: every subject gets one answer and the reason for it."""
+"""Gives every subject its split (train, validation, test or excluded) and the reason for it."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from storage.subjects import FrameSource, Skipped, Subject
 
 
 def assign(subjects: Sequence[Subject], options: LayoutOptions) -> list[Subject]:
-    """The same subjects, in order, each with a split and a reason; a pure function of what they are and the options.
+    """Give each subject a split and a reason. Returns the subjects in the same order.
 
-    - A subject with a split keeps it, unless the protocol moves it; one without trains.
-    - A validation subject whose vendor has no labelled training subject is excluded: choosing a checkpoint by it would
-      let an unseen vendor in (Liu et al. 2020 test on such vendors).
-    - Where a vendor has labelled training subjects and no labelled validation subject anywhere in the data, some of its
-      labelled training subjects are held out; unlabelled subjects never are.
-    - Training subjects whose labels `label_fraction` withholds come back without masks.
-    - Test subjects of the half that is not asked for are excluded.
+    - A subject that has a split keeps it, unless the protocol moves it. A subject without a split trains.
+    - A validation subject is excluded if its vendor has no labelled training subject. To choose a checkpoint by such a
+      subject would use an unseen vendor (Liu et al. 2020 test on such vendors).
+    - If a vendor has labelled training subjects and no labelled validation subject anywhere in the data, some of its
+      labelled training subjects are held out for validation. Unlabelled subjects are never held out.
+    - Training subjects whose labels the options withhold come back without masks.
+    - If `test_half` names one half of the test subjects, the other half is excluded.
 
-    Raises InputError where the protocol cannot be had with these subjects.
+    The result depends on the subjects and the options alone. Raises InputError if the protocol is impossible with these
+    subjects.
     """
     out = [s if s.split else replace(s, split="train", split_reason="no split given") for s in subjects]
     out = protocols.apply(out, options)
@@ -43,11 +44,12 @@ def assign_splits_and_read(
     read: Callable[[Sequence[Subject]], Sequence[Skipped]],
     skipped: list[Skipped],
 ) -> list[Subject]:
-    """Those of the subjects that can be read, as `assign` has them, in order.
+    """Assign splits, read the subjects, and do so again without those that cannot be read, until all can.
 
-    `read` is given subjects as they are to be read, with or without masks, and answers with those that cannot enter,
-    new or not; they are added to `skipped`. Each of these may change who keeps labels, so that another subject is given
-    again. Raises InputError as `assign` does, with the reason of one that was skipped.
+    Returns the remaining subjects, as `assign` returns them. `read` is called with the subjects to read, with or
+    without masks. It returns the subjects that cannot be used, which may be subjects of an earlier call; they are added
+    to `skipped`. A subject that is skipped may change which others keep their labels. A subject whose masks change is
+    read again. Raises InputError as `assign` does; the error then gives the reason of a subject that was skipped.
     """
     left = list(subjects)
     given: dict[str, tuple[FrameSource, ...]] = {}
@@ -70,7 +72,7 @@ def assign_splits_and_read(
 def _with_reason(
     error: InputError, subjects: Sequence[Subject], options: LayoutOptions, skipped: Sequence[Skipped]
 ) -> InputError:
-    """The same error, and why a subject was skipped, one of the protocol's vendor if there is one."""
+    """The error with the reason why a subject was skipped, if possible one of the protocol's vendor."""
     if not skipped:
         return error
     own = {s.subject for s in subjects if s.vendor == options.protocol_vendor}
@@ -91,5 +93,5 @@ def _trains(subject: Subject, vendor: str) -> bool:
 
 
 def _hold_out(names: list[str], options: LayoutOptions) -> set[str]:
-    """Who validates of a vendor's labelled training subjects; one alone trains."""
+    """Choose which of a vendor's labelled training subjects validate. A single subject trains."""
     return protocols.drawn(names, protocols.part(options.validation_fraction, len(names)), str(options.split_seed))

@@ -1,7 +1,8 @@
-"""Which structures a study's masks hold: what nobody drew is not taught as background and not scored.
+"""Which structures were drawn in a study's masks. What nobody drew is neither taught as background nor scored.
 
-A data set may have the left ventricle alone, or the myocardium at ED alone (Sunnybrook's experts drew no RV). Nothing
-in a mask tells what was not drawn from what is not there, so that the user says it, and is told where it looks so.
+In some data sets, experts drew only the left ventricle, or the myocardium only at ED (Sunnybrook has no RV). A mask
+does not show whether a missing structure was not drawn or is not in the image. So the user has to say which structures
+were drawn. `never_drawn` finds masks for which the user should.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ FORM = "write those that are drawn: 'LV MYO', or by phase 'ED: LV MYO RV; ES: LV
 
 
 def parsed_structures(text: str) -> dict[str, tuple[str, ...]]:
-    """Phase → its structures, in our order, from text such as `LV MYO` or `ED: LV MYO; ES: LV`.
+    """Parse text such as `LV MYO` or `ED: LV MYO; ES: LV` into phase → structures, in the order LV, MYO, RV.
 
-    Without phases the only key is `EVERY_PHASE`. A phase that is not named has no structure. Raises ValueError with
-    what is wrong.
+    If the text has no phases, the only key is `EVERY_PHASE`. A phase that is not named has no structures. Raises
+    ValueError, which says what is wrong.
     """
     out: dict[str, tuple[str, ...]] = {}
     parts = [part for part in text.split(";") if part.strip()]
@@ -46,10 +47,11 @@ def parsed_structures(text: str) -> dict[str, tuple[str, ...]]:
 
 
 def with_structures(subject: Subject, text: str, where: str) -> Subject:
-    """The subject with what is drawn in its masks as `text` says; a mask of which it says nothing is not read.
+    """The subject with the structures that were drawn in its masks, as `text` says.
 
-    Raises InputError, with `where` as its place, for text that cannot be read, or that leaves a subject that has masks
-    without any, or names a structure that the coding of its masks lacks.
+    Masks at phases that `text` does not name are dropped. Raises InputError, with `where` as its place, if `text`
+    cannot be parsed, if it names a structure without a value in `labels`, or if a labelled subject would have no mask
+    left.
     """
     try:
         told = parsed_structures(text)
@@ -74,14 +76,14 @@ def with_structures(subject: Subject, text: str, where: str) -> Subject:
 
 
 def coded(labels: Iterable[tuple[int, int]]) -> tuple[str, ...]:
-    """The structures that a coding has values for: no other one can be in its masks."""
+    """The structures for which a coding has values. No other structure can be in its masks."""
     ours = {label for _, label in labels}
     return tuple(name for name, label in STRUCTURES.items() if label in ours)
 
 
 @dataclass(frozen=True)
 class MaskContents:
-    """One mask: whose it is, which structures are said to be drawn in it, and which of these it does not have."""
+    """One mask: its subject, the structures that were drawn in it, and which of these are not in it (`absent`)."""
 
     subject: str
     vendor: str
@@ -93,9 +95,10 @@ class MaskContents:
 
 @dataclass(frozen=True)
 class NeverDrawn:
-    """Structures that no mask of a vendor and centre has at a phase, though none of its subjects is said to lack them.
+    """Structures that are in no mask of a vendor and centre at some phase, although they are said to be drawn.
 
-    `absent`: (phase, structure) pairs; `present`: text for `with_structures` that says what there is.
+    `absent` holds (phase, structure) pairs. `present` is text for `with_structures` that names the structures in the
+    masks.
     """
 
     vendor: str
@@ -106,7 +109,7 @@ class NeverDrawn:
 
     @property
     def finding(self) -> str:
-        """Such as `RV in no mask at ED or ES, MYO in no mask at ES`."""
+        """`absent` in words, such as `RV in no mask at ED or ES, MYO in no mask at ES`."""
         phases: dict[str, list[str]] = {}
         for phase, name in self.absent:
             phases.setdefault(name, []).append(phase)
@@ -114,7 +117,7 @@ class NeverDrawn:
 
 
 def never_drawn(masks: Sequence[MaskContents]) -> list[NeverDrawn]:
-    """What looks as if nobody drew it, by vendor and centre: absent from every mask of a phase."""
+    """Find structures that probably nobody drew: they are in no mask of a vendor and centre at some phase."""
     groups: dict[tuple[str, str], list[MaskContents]] = {}
     for mask in masks:
         groups.setdefault((mask.vendor, mask.centre), []).append(mask)
@@ -135,8 +138,11 @@ def never_drawn(masks: Sequence[MaskContents]) -> list[NeverDrawn]:
 
 
 def declaring(found: NeverDrawn, everyone: Iterable[str]) -> str:
-    """The option, ready for a shell, that says so of these subjects; `everyone`: all subjects' names."""
-    first, last = found.subjects[0], found.subjects[-1]  # sorted: what these two share, all share
+    """The option, quoted for a shell, that declares for these subjects which structures were drawn.
+
+    `everyone` holds the names of all subjects. The option uses a pattern only if the pattern matches no other subject.
+    """
+    first, last = found.subjects[0], found.subjects[-1]  # sorted: a beginning that these two share is shared by all
     shared = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
     others = set(everyone) - set(found.subjects)
     if len(found.subjects) > 1 and not any(name.startswith(first[:shared]) for name in others):
@@ -148,7 +154,7 @@ def declaring(found: NeverDrawn, everyone: Iterable[str]) -> str:
 
 
 def described(there: Mapping[str, Sequence[str]]) -> str:
-    """Phase to structures as text for `with_structures`."""
+    """Write phase → structures as text for `with_structures`."""
     if len({tuple(names) for names in there.values()}) == 1:
         return " ".join(next(iter(there.values())))
     ordered = sorted(there.items(), key=lambda item: PHASES.index(item[0]))

@@ -1,12 +1,15 @@
-"""A plain table of files, which takes any study: one row a subject.
+"""A plain table of files, which can describe any study: one row for each subject.
 
-Columns `subject, image, mask, vendor, centre, ed, es`; optionally `split` (train, validation, test, excluded),
-`spacing` (slice, row and column distance in mm, such as `8 1.4 1.4`, in place of the headers'), `orientation` (such as
-`x -y z`, see `nifti.orientation`; by the headers if empty), `labels` (the masks' values, 1 to 65535, such as
-`LV 3, MYO 2, RV 1, background 4`; LV 1, MYO 2, RV 3 if empty), `structures` (those that are drawn, such as `LV MYO` or
-`ED: LV MYO; ES: LV`; if empty those of `labels`) and `terms`. Paths are relative to the table's folder. Images are 3D
-or 4D NIfTI files or folders of DICOM studies; `ed` and `es` are 0-based
-frames; an empty mask means unlabelled. Masks are 4D like their image, or of one frame where only one frame is labelled.
+The columns are `subject, image, mask, vendor, centre, ed, es`. Paths are relative to the table's folder. Images are 3D
+or 4D NIfTI files or folders of DICOM studies; `ed` and `es` are 0-based frames. An empty mask means unlabelled. A mask
+is 4D like its image, or has one frame if only one frame is labelled. These columns are optional:
+
+- `split`: train, validation, test or excluded.
+- `spacing`: distance of slices, rows and columns in mm, such as `8 1.4 1.4`, in place of the headers'.
+- `orientation`: such as `x -y z`, see `nifti.orientation`; if empty, the option `layouts.orientation` holds.
+- `labels`: the masks' values, 1 to 65535, such as `LV 3, MYO 2, RV 1, background 4`; if empty, LV 1, MYO 2, RV 3.
+- `structures`: those that were drawn, such as `LV MYO` or `ED: LV MYO; ES: LV`; if empty, those of `labels`.
+- `terms`: the terms of use; if empty, those in the folder's TERMS.txt.
 """
 
 from __future__ import annotations
@@ -43,17 +46,17 @@ SPLIT_NAMES = {
     "excluded": "excluded",
 }
 DIGITS = len(str(LARGEST_LABEL))
-DRIVE = re.compile(r"[a-z]:[\\/]", re.IGNORECASE)  # of Windows
+DRIVE = re.compile(r"[a-z]:[\\/]", re.IGNORECASE)  # a drive of Windows
 TERMS = "not stated"
 
 
 def matches(folder: str) -> bool:
-    """Whether this is a table file or a folder with subjects.csv, or with one table that lists subjects and images."""
+    """Whether this is a table file, or a folder with subjects.csv or another table that lists subjects and images."""
     return _is_table(folder) or bool(_tables(folder))
 
 
 def read(folder: str, options: LayoutOptions) -> tuple[list[Subject], list[Skipped]]:
-    """Subjects and skipped rows. Raises InputError if the table itself cannot be used."""
+    """Find the subjects and list the rows that are skipped. Raises InputError if the table itself cannot be used."""
     source = _table(folder)
     base = folder if source != folder else folder.rpartition("/")[0]
     records = read_records(source)
@@ -78,7 +81,7 @@ def _is_table(path: str) -> bool:
 
 
 def _tables(folder: str) -> list[str]:
-    """Tables in a folder that list subjects and images: subjects.csv alone if it is there."""
+    """The tables in a folder that list subjects and images; only subjects.csv (or .parquet) if it is there."""
     names = fs.list_names(folder)
     for usual in USUAL:
         if usual in names:
@@ -87,7 +90,7 @@ def _tables(folder: str) -> list[str]:
     for path in (fs.join(folder, n) for n in names if n.lower().endswith((".csv", ".parquet"))):
         try:
             records = read_records(path)
-        except InputError:  # some other file; if it is the only one, `_table` reads it again and tells
+        except InputError:  # some other file, which need not be a table of subjects
             continue
         if records and {"subject", "image"} <= set(records[0]):
             found.append(path)
@@ -148,18 +151,18 @@ def _frames(
     with open_image(image, spacing, orientation) as opened:
         header, turned = opened.header, opened.orientation
     if len(header.shape) == 3:
-        # One frame: ed or es, if only one of them is filled in, says which.
+        # The image is one frame. If only one of ed and es is filled in, that is its phase.
         phase = next(iter(phases)) if len(phases) == 1 else "-"
         return (FrameSource(phase, phases.get(phase, 0), image, None, mask, None),)
     if len(phases) == 2 and phases["ED"] == phases["ES"]:
         if mask is not None:
             raise InputError(where, "ed and es are the same frame", "correct one of them")
-        phases = {}  # what tables write where nobody marked the phases
+        phases = {}  # some tables write equal numbers if nobody marked the phases
     masks: dict[int, tuple[str, int | None]] = {}
     if mask is not None:
         if not phases:
             raise InputError(where, "a mask, but neither ed nor es to say of which frame", "fill in ed or es")
-        # A 4D mask of one frame is the labelled frame's, as a 3D one is.
+        # A 4D mask of one frame belongs to the labelled frame, as a 3D mask does.
         mask_header = read_image_header(mask, spacing, turned)
         cine = len(mask_header.shape) == 4 and (mask_header.frames > 1 or header.frames == 1)
         if not cine and len(phases) > 1:
@@ -169,7 +172,10 @@ def _frames(
 
 
 def _inside(base: str, path: str, where: str) -> str:
-    """A table's path, joined to its folder. A table may come from someone else: it does not choose files outside."""
+    """Join a table's path to its folder. Raises InputError if the path leaves the folder.
+
+    A table may come from someone else, so it must not choose files outside.
+    """
     relative = posixpath.normpath(path.replace("\\", "/"))
     if posixpath.isabs(relative) or relative.split("/")[0] == ".." or "://" in path or DRIVE.match(path):
         raise InputError(where, "a path leaves the data folder", "copy the file into the folder, write a relative path")

@@ -1,4 +1,4 @@
-"""The terms that data come under; banks and weights made from them carry the line on."""
+"""The terms of use of a data set. Banks and weights that are made from the data carry the same line."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ TERMS_FILE = "TERMS.txt"
 
 
 def terms_of(folder: str, usual: str) -> str:
-    """First line of the folder's TERMS.txt, or the layout's usual terms."""
+    """The first line with text in the folder's TERMS.txt, or the layout's usual terms if there is none.
+
+    Raises InputError if the file is not UTF-8 text.
+    """
     path = fs.join(folder, TERMS_FILE)
     if not fs.exists(path):
         return usual

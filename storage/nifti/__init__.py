@@ -1,1 +1,1 @@
-"""NIfTI in and out."""
+"""Reads, checks, turns and writes NIfTI files."""

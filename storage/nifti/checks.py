@@ -1,4 +1,4 @@
-"""Is what was read an image, a mask in a known coding, and on the image's own grid?"""
+"""Checks whether what was read is an image, or a mask in a known coding and on the image's own grid."""
 
 from __future__ import annotations
 
@@ -18,25 +18,26 @@ from storage.nifti.orientation import upright
 
 Array = npt.NDArray[Any]
 
-PARALLEL = 0.9  # cosine above which two axes are taken for one
-# Voxels between two origins, along columns, rows and slices. A tool may take a voxel's corner for its centre, which is
-# half a voxel. A pixel more is 1 to 2 mm; a slice more is another slice.
+PARALLEL = 0.9  # cosine above which two axes count as parallel
+# The most voxels between two origins, along columns, rows and slices. A tool may take a voxel's corner for its centre,
+# which is half a voxel. A difference of one pixel is 1 to 2 mm, but a difference of one slice is another slice.
 MOST_APART = (1.0, 1.0, 0.6)
-LEAST_OF_SLICES = 0.65  # difference of neighbouring slices over that of frames
-LABEL_TOLERANCE = 1e-3  # from a whole number; interpolated masks are farther from one
-LARGEST_LABEL = 65535  # in a coding: NIfTI masks of 16 bits hold it
-GRID_TOLERANCE = 0.01  # relative; headers that other tools wrote round voxel sizes
+LEAST_OF_SLICES = 0.65  # least ratio: difference of neighbouring slices over difference of frames
+LABEL_TOLERANCE = 1e-3  # from a whole number; values of interpolated masks are farther away
+LARGEST_LABEL = 65535  # in a coding: the largest value in a NIfTI mask of 16 bits
+GRID_TOLERANCE = 0.01  # relative; some tools round the voxel sizes in headers
 
 
 def checked_image(frame: Array, name: str, index: int | None = None) -> Array:
-    """Intensities (Z, H, W), contiguous: integers of up to 32 bits as they are, else float32.
+    """Check intensities (Z, H, W). Returns them contiguous: integers of up to 32 bits as they are, else float32.
 
-    Raises InputError if any is not finite, or all are the same; `index` says which frame of the file `name` it is.
+    Raises InputError if a value is not finite, or if all are the same. `index` says which frame of the file `name` it
+    is.
     """
-    kept = frame.dtype.kind in "iu" and frame.dtype.itemsize <= 4  # float64, which statistics are in, holds these
-    with np.errstate(over="ignore"):  # what is beyond float32 is infinite then, and told
+    kept = frame.dtype.kind in "iu" and frame.dtype.itemsize <= 4  # statistics are in float64, which holds these
+    with np.errstate(over="ignore"):  # a value beyond float32 becomes infinite and is refused below
         image = np.ascontiguousarray(frame, dtype=None if kept else np.float32)
-    low, high = float(image.min()), float(image.max())  # NaN and infinities come through either
+    low, high = float(image.min()), float(image.max())  # NaN and infinities show in one of these
     if not (math.isfinite(low) and math.isfinite(high)):
         count = int(np.size(image) - np.count_nonzero(np.isfinite(image)))
         raise InputError(name, f"{count} voxels are NaN or infinite{_in_frame(index)}", "export the image again")
@@ -47,10 +48,10 @@ def checked_image(frame: Array, name: str, index: int | None = None) -> Array:
 
 
 class TimeAxis:
-    """Whether a file's fourth axis is that of time, by its frames in their order.
+    """Checks whether a file's fourth axis is time, by its frames in their order.
 
-    Neighbouring slices differ more than frames do: 1.6 to 5.3 times as much as ED and ES in 114 studies of Siemens,
-    Philips and GE.
+    If it is, neighbouring slices differ more than frames do: 1.6 to 5.3 times as much as ED and ES in 114 studies of
+    Siemens, Philips and GE.
     """
 
     def __init__(self, name: str) -> None:
@@ -60,7 +61,7 @@ class TimeAxis:
         self._frames: list[float] = []
 
     def add(self, frame_ZHW: Array) -> None:
-        """One frame; every second pixel of it is looked at."""
+        """Add the next frame (Z, H, W). Only every second pixel of its rows and columns is used."""
         frame = frame_ZHW[:, ::2, ::2].astype(np.float32)
         if len(frame) > 1:
             self._slices.append(float(np.abs(np.diff(frame, axis=0)).mean()))
@@ -69,7 +70,7 @@ class TimeAxis:
         self._last = frame
 
     def check(self) -> None:
-        """Raise InputError if slices are more alike than frames are."""
+        """Raise InputError if neighbouring slices are clearly more alike than frames."""
         if self._frames and np.mean(self._slices) < LEAST_OF_SLICES * np.mean(self._frames):
             problem = "its third axis looks like time and its fourth like slices"
             remedy = (
@@ -86,18 +87,19 @@ def _in_frame(index: int | None) -> str:
 def checked_labels(
     frame: Array, coding: Mapping[int, int], name: str, index: int | None = None
 ) -> npt.NDArray[np.uint8]:
-    """A mask (Z, H, W) as uint8 in our labels. Raises InputError for values outside the coding, with the frame `index`.
+    """Turn a mask (Z, H, W) into uint8 in our labels. `coding` maps the file's values to ours; 0 stays 0.
 
-    A value within `LABEL_TOLERANCE` of a whole number is that number.
+    A value within `LABEL_TOLERANCE` of a whole number counts as that number. Raises InputError for values outside the
+    coding. `index` says which frame of the file `name` it is.
     """
     known = {0, *coding}
     frame = rounded_labels(frame)
     low, high = frame.min(), frame.max()
-    # Most masks hold nothing beyond 0, 1, 2 and 3, which is seen without sorting them.
+    # Most masks hold only 0, 1, 2 and 3. This check of the range finds that without sorting the values.
     usual = frame.dtype.kind in "iu" and low >= 0 and high < 256 and set(range(int(high) + 1)) <= known
     strange = [] if usual else [v for v in np.unique(frame) if v not in known]
     if strange:
-        # Every digit that the value has: a rounded one could look like a value of the coding.
+        # Values are shown with all digits: a rounded value could look like one of the coding.
         shown = ", ".join(str(v).removesuffix(".0") for v in strange[:4]) + (", …" if len(strange) > 4 else "")
         raise InputError(
             name,
@@ -112,28 +114,29 @@ def checked_labels(
 
 
 def rounded_labels(frame: Array) -> Array:
-    """A mask's values as read; those within `LABEL_TOLERANCE` of a whole number are rounded to it.
+    """A mask's values as read, those within `LABEL_TOLERANCE` of a whole number rounded to it.
 
-    Tools write whole numbers as 1.0000001 if they scale a mask into the range of a type.
+    Some tools scale a mask into the range of a type, and then a whole number is read as 1.0000001.
     """
     if frame.dtype.kind != "f":
         return frame
     whole = np.rint(frame)
-    with np.errstate(invalid="ignore"):  # infinite values, which are told as they are
+    with np.errstate(invalid="ignore"):  # infinite values, which stay as they are
         return np.where(np.abs(frame - whole) <= LABEL_TOLERANCE, whole, frame)
 
 
 def trusting(field: str, subject: str) -> str:
-    """The option, ready for a shell, that leaves out one check of masks for one subject."""
+    """The option, quoted for a shell, that leaves out one check of masks for one subject."""
     names = json.dumps([subject], ensure_ascii=False)
     return f"--set {shlex.quote(f'layouts.{field}={names}')}"
 
 
 def check_same_grid(image: Header, mask: Header, placement: bool = True, subject: str = "SUBJECT") -> None:
-    """Raise InputError unless the mask has the image's matrix (frames may differ).
+    """Raise InputError unless the mask has the image's matrix. The number of frames may differ.
 
-    With `placement`, also if their headers give other voxel sizes or put the two grids mirrored, turned or apart in
-    space; headers of which one has lost its directions cannot be compared, and pass. `subject` is named in the remedy.
+    With `placement`, also raise it if the headers give other voxel sizes, or if they put the two grids mirrored, turned
+    or apart in space. If one of the headers has lost its directions, the grids cannot be compared in space, and pass.
+    The remedy in the error names `subject`.
     """
     name = fs.base_name(mask.path)
     remedy = f"resample the mask onto the grid of {fs.base_name(image.path)}"
@@ -166,11 +169,11 @@ def _other_voxels(image: Header, mask: Header) -> str | None:
 
 
 def _misplaced(image: Header, mask: Header) -> str | None:
-    """How the mask's grid lies against the image's, if not on it."""
+    """Says how the mask's grid lies in space against the image's; None if it lies on it."""
     ours, theirs = image.directions, mask.directions
     if ours is None or theirs is None or image.affine is None or mask.affine is None:
         return None
-    if upright(ours) != upright(theirs):  # a tool that loses directions leaves the scanner's axes
+    if upright(ours) != upright(theirs):  # a tool that loses the directions writes the scanner's axes
         return None
     turned = ours.T @ theirs  # cosines between the image's axes (rows) and the mask's (columns)
     along = np.abs(turned).argmax(axis=0)

@@ -1,7 +1,7 @@
-"""NIfTI in and out: the header is checked before the data are touched, arrays come out as slices, rows, columns.
+"""Reads NIfTI files. The header is checked before the data are read. Arrays are (slices, rows, columns).
 
-A slice is (H, W): rows are the file's second axis, columns its first, so a volume is the file's (x, y, z) transposed
-to (z, y, x), as stored: `storage.images` turns it. Free-text fields are never read.
+A slice (H, W) has the file's second axis as rows and the first as columns. So a volume is the file's array (x, y, z)
+transposed to (z, y, x). It is returned as stored; `storage.images` turns it. Free-text fields are never read.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from storage.nifti.header import CUT_OFF, DAMAGED, Header, Spacing, checked_head
 
 Array = npt.NDArray[Any]
 
-# A frame of 2^28 voxels (512 × 512 × 1024) is beyond any cardiac study; more is a broken header, not a large heart.
+# No cardiac study has frames of 2^28 voxels (512 × 512 × 1024). A header that claims more is broken.
 MOST_FRAME_VOXELS = 2**28
-DEFLATE_RATIO = 1032  # no gzip stream grows by more
+DEFLATE_RATIO = 1032  # no gzip stream grows by a larger factor
 ENDINGS = (".nii.gz", ".nii")
 
 
@@ -33,10 +33,10 @@ def is_nifti_name(path: str) -> bool:
 
 
 class NiftiFile:
-    """An open file, its header checked; frames read forwards cost one decompression in all.
+    """An open NIfTI file with a checked header. If frames are read in order, the file is decompressed only once.
 
-    `spacing` (slice, row, column; mm) stands in for the header's voxel size, which is then not looked at. Raises
-    InputError for whatever is wrong, naming the file without its folder.
+    `spacing` (slice, row, column; mm) replaces the header's voxel size, which is then not checked. Raises InputError,
+    naming the file without its folder, if anything is wrong.
     """
 
     def __init__(self, path: str, spacing: Spacing | None = None) -> None:
@@ -65,13 +65,13 @@ class NiftiFile:
         self._nifti = read_raw_header(self._stream, self.name)
         self.header = checked_header(self._nifti, path, spacing)
         wanted = self._check_size()
-        # A gzip file ends in its content's length. Where that is not what the header asks for, the file is read
-        # through: it may break off behind the frames that are taken, or be whole, of several parts.
+        # A gzip file ends with the length of its content. If the header asks for another length, the whole file is read
+        # first: it may be cut off after the wanted frames, or be complete and made of several parts.
         self._unsure = wanted if self._zipped and trailer != wanted % 2**32 else None
         self._data = ArrayProxy(self._stream, self._nifti, mmap=False)
 
     def _check_size(self) -> int:
-        """Bytes that header and data need, unpacked."""
+        """The bytes of header and data, decompressed. Raises InputError if the file cannot hold that many."""
         voxels = math.prod(self.header.volume_shape)
         claimed: int = voxels * self.header.frames * self._nifti.get_data_dtype().itemsize
         start, most = int(self._nifti["vox_offset"]), self._size * (DEFLATE_RATIO if self._zipped else 1)
@@ -87,7 +87,11 @@ class NiftiFile:
         return start + claimed
 
     def frame(self, index: int | None) -> Array:
-        """One frame (Z, H, W) in the file's type, scaled if the header scales. `index` None: the file has one frame."""
+        """Read one frame (Z, H, W) in the file's type, scaled if the header says so.
+
+        `index` is None for a file of one frame. Raises InputError if there is no such frame, or if it is damaged or
+        does not fit in memory.
+        """
         header = self.header
         if index is None and header.frames > 1:
             raise InputError(self.name, f"has {header.frames} frames where one was expected", "say which is meant")
@@ -103,7 +107,7 @@ class NiftiFile:
                 self._read_through(self._unsure)
             data = np.asarray(self._data[..., at] if len(header.shape) == 4 else self._data[...])
             if self._zipped and at == header.frames - 1:
-                self._stream.read(1)  # to the end, where the stream's checksum is compared
+                self._stream.read(1)  # reads to the end, where the stream's checksum is compared
         except MemoryError as error:
             raise InputError(self.name, "a frame does not fit in memory", "use a machine with more of it") from error
         except DAMAGED as error:
@@ -132,14 +136,14 @@ class NiftiFile:
 
 
 def not_opened(name: str, error: OSError) -> InputError:
-    """What to tell of a file that cannot even be opened."""
+    """The InputError for a file that cannot be opened."""
     if isinstance(error, FileNotFoundError):
         return InputError(name, "no such file", "copy it from the data set or correct its name")
     return InputError(name, f"cannot be opened ({error.strerror})", "check that it is a file and its permissions")
 
 
 def read_header(path: str, spacing: Spacing | None = None) -> Header:
-    """The header of a NIfTI file (.nii or .nii.gz, local or remote), checked; no data are read. Raises InputError."""
+    """Read and check the header of a NIfTI file (.nii or .nii.gz, local or remote) alone. Raises InputError."""
     with NiftiFile(path, spacing) as file:
         return file.header
 

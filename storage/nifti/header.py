@@ -1,4 +1,4 @@
-"""The header of a NIfTI file, checked before the data are touched."""
+"""The header of a NIfTI file, which is checked before the data are read."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ UNIT_MM = {"meter": 1000.0, "mm": 1.0, "micron": 0.001, "unknown": 1.0}
 
 SMALLEST_MM, LARGEST_MM = 0.01, 100.0
 
-FARTHEST_MM = 1e6  # in an affine: nothing is a kilometre from a scanner's centre, such numbers are no directions
+FARTHEST_MM = 1e6  # in an affine: nothing is a kilometre from a scanner's centre; others are ignored
 
 CUT_OFF = "is damaged or cut off: it cannot be read to the end"
 
@@ -34,9 +34,9 @@ DAMAGED: tuple[type[Exception], ...] = (EOFError, OSError, isal_zlib.error, Valu
 
 @dataclass(frozen=True)
 class Header:
-    """What a header says. `shape` is the file's own (x, y, z) or (x, y, z, t); `spacing_mm` is (slice, row, column).
+    """A header. `shape` is the file's own (x, y, z) or (x, y, z, t); `spacing_mm` is (slice, row, column).
 
-    `affine` (3, 4), in mm, goes from voxel (x, y, z) to the scanner's (right, anterior, superior); None where the
+    `affine` (3, 4) maps a voxel (x, y, z) to mm in the scanner's space (right, anterior, superior). It is None if the
     header has none.
     """
 
@@ -67,9 +67,9 @@ class Header:
 
 
 def read_raw_header(stream: BinaryIO, name: str) -> nib.Nifti1Header:
-    """The header block of a NIfTI-1 or NIfTI-2 file, from the start of an uncompressed stream; `name` is for errors.
+    """Read the header block of a NIfTI-1 or NIfTI-2 file from the start of an uncompressed stream.
 
-    Raises InputError if the file is no NIfTI file, is cut off, or is one half of a .hdr/.img pair.
+    Raises InputError, naming `name`, if the file is no NIfTI file, is cut off, or is one half of a .hdr/.img pair.
     """
     not_nifti = InputError(name, "is not a NIfTI file", "convert it to NIfTI, or name the folder of a DICOM study")
     try:
@@ -94,9 +94,9 @@ def read_raw_header(stream: BinaryIO, name: str) -> nib.Nifti1Header:
 
 
 def checked_header(raw: nib.Nifti1Header, path: str, spacing: Spacing | None) -> Header:
-    """What is needed of a raw header: shape, voxel size in mm (`spacing` overrides it), transform, directions.
+    """Check a raw header. Returns shape, voxel size in mm (`spacing` overrides it), type of the data and affine.
 
-    Raises InputError for shapes, data types and voxel sizes that cannot be those of a short-axis stack.
+    Raises InputError for shapes, data types and voxel sizes that a short-axis stack cannot have.
     """
     name = fs.base_name(path)
     axes = int(raw["dim"][0])
@@ -122,7 +122,7 @@ def checked_header(raw: nib.Nifti1Header, path: str, spacing: Spacing | None) ->
 
 
 def _affine(raw: nib.Nifti1Header) -> tuple[tuple[float, ...], ...] | None:
-    """The sform if there is one, else the qform; None for neither or for one that cannot be meant."""
+    """The sform if there is one, else the qform, in mm; None if there is neither or its numbers are impossible."""
     try:
         affine = raw.get_sform() if raw["sform_code"] > 0 else raw.get_qform() if raw["qform_code"] > 0 else None
     except (HeaderDataError, ValueError):  # a quaternion longer than 1
@@ -155,7 +155,10 @@ def _voxel_size(raw: nib.Nifti1Header, name: str) -> Spacing:
 
 
 def parsed_spacing(text: str, where: str) -> Spacing:
-    """Slice, row and column distance in mm from text such as `8 1.4 1.4` or `8 x 1.4 x 1.4`. Raises InputError."""
+    """Parse slice, row and column distance in mm from text such as `8 1.4 1.4` or `8 x 1.4 x 1.4`.
+
+    Raises InputError, with `where` as its place, for other text.
+    """
     words = text.lower().replace("×", " ").replace("x", " ").replace(",", " ").replace(";", " ").split()
     try:
         slice_mm, row_mm, col_mm = (float(word) for word in words)
@@ -165,7 +168,10 @@ def parsed_spacing(text: str, where: str) -> Spacing:
 
 
 def stated_spacing(spacing: Spacing, name: str) -> Spacing:
-    """The spacing (slice, row, column; mm) that somebody gives for `name`. Raises InputError for one that cannot be."""
+    """Check and return a spacing (slice, row, column; mm) that the user gives for the image `name`.
+
+    Raises InputError for a distance that is not between 0.01 and 100 mm.
+    """
     if not all(SMALLEST_MM <= mm <= LARGEST_MM for mm in spacing):
         shown = " × ".join(f"{mm:g}" for mm in spacing)
         raise InputError(name, f"the spacing given for it is {shown} mm", "give slice, row and column distance in mm")

@@ -1,8 +1,8 @@
-"""Are LV, MYO and RV what a mask calls them? Data sets code them in different orders, and nothing in a file says which.
+"""Checks that LV, MYO and RV are what a mask calls them. Data sets code them in different orders.
 
-In short axis the myocardium goes round the left ventricle, and nothing goes round anything else like that. So the
-structure that is enclosed is LV and the one around it MYO, whatever the values say. The RV lies beside the MYO: what
-touches the LV, or is bordered by the wall alone, is a part of the wall.
+In a short-axis slice the myocardium goes round the left ventricle, and no other structure goes round another like that.
+So the structure that is enclosed is the LV and the one around it the MYO, whatever the values say. The RV lies beside
+the MYO. A structure that touches the LV, or that the wall alone borders, is a part of the wall, such as a scar.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from storage.errors import InputError
 from storage.nifti.checks import trusting
 from storage.subjects import LV, MYO, RV, STRUCTURES
 
-# Shares of a border. In 58 ACDC volumes LV in MYO is .99 or more and any other pair .46 or less.
+# Shares of a border. In 58 ACDC volumes, .99 or more of the LV's border is with MYO; other pairs have .46 or less.
 ENCLOSED, MARGIN = 0.6, 0.3
-# In 278 volumes of ACDC and M&Ms the RV's border is with LV to .009 at most and with LV and MYO together to .43.
+# In 278 volumes of ACDC and M&Ms, at most .009 of the RV's border is with LV, and at most .43 with LV and MYO together.
 TOUCHES_LV, IN_WALL = 0.1, 0.65
 
 
 def enclosure(mask: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
-    """Share (4, 4) of label a's in-plane border that is with label b; mask (Z, H, W) with labels 0 to 3.
+    """(4, 4) float64: the share, 0 to 1, of label a's in-plane border that is with label b.
 
-    The diagonal is 0, and so is the row of a label that is absent.
+    `mask` is (Z, H, W) with labels 0 to 3. The diagonal is 0, and so is the row of a label that is absent.
     """
     counts = np.zeros((4, 4), dtype=np.int64)
     rows, cols = (np.flatnonzero(mask.any(axis=axes)) for axes in ((0, 2), (0, 1)))
@@ -42,9 +42,8 @@ def enclosure(mask: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
 def check_coding(mask: npt.NDArray[np.uint8], coding: dict[int, int], name: str, subject: str = "SUBJECT") -> None:
     """Raise InputError if another structure than LV is the enclosed one, or if RV lies in the wall as a scar does.
 
-    Masks without all three structures pass.
-
-    `mask` (Z, H, W) is in our labels, `coding` what the file's values were taken for. `subject` is named in the remedy.
+    Masks without all three structures pass. `mask` (Z, H, W) is in our labels; `coding` maps the file's values to them.
+    The remedy in the error names `subject`.
     """
     share = enclosure(mask)
     if not all(share[label].any() for label in (LV, MYO, RV)):
@@ -64,7 +63,10 @@ def check_coding(mask: npt.NDArray[np.uint8], coding: dict[int, int], name: str,
 
 
 def _check_scar(share: npt.NDArray[np.float64], coding: dict[int, int], name: str, subject: str) -> None:
-    """Raise InputError if what is read as RV lies in the LV's wall: data sets code a scar 3 that have no RV."""
+    """Raise InputError if the structure that is read as RV lies in the LV's wall.
+
+    Some data sets have no RV and code a scar as 3.
+    """
     in_wall = share[RV, LV] + share[RV, MYO]
     if share[RV, LV] < TOUCHES_LV and in_wall < IN_WALL:
         return

@@ -1,6 +1,6 @@
-"""A raw data set of nnU-Net v2 (its `documentation/dataset_format.md`): `imagesTr`, `labelsTr`, `dataset.json`.
+"""Writes a raw data set of nnU-Net v2 (its `documentation/dataset_format.md`): `imagesTr`, `labelsTr`, `dataset.json`.
 
-A case is one slice, a NIfTI file of one plane with its pixel size, which nnU-Net trains as 2D.
+A case is one slice: a NIfTI file of one plane with its pixel size. nnU-Net trains on such cases in 2D.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _NAME = re.compile(r"Dataset\d{3}_\w+")
 
 
 def check_name(folder: str) -> None:
-    """Raises InputError unless the folder is named as nnU-Net finds it."""
+    """Raises InputError unless the folder's name is one that nnU-Net finds, such as `Dataset501_Heart`."""
     if not _NAME.fullmatch(fs.base_name(folder)):
         raise InputError(fs.base_name(folder), "is no name of an nnU-Net data set", "name it such as Dataset501_Heart")
 
@@ -42,7 +42,7 @@ def write_case(
 
 
 def cases(folder: str) -> set[str]:
-    """Cases of which both files are there."""
+    """The cases that have both an image and a mask file."""
     images = {name.removesuffix(f"_0000{ENDING}") for name in fs.list_names(fs.join(folder, IMAGES))}
     return images & {name.removesuffix(ENDING) for name in fs.list_names(fs.join(folder, LABELS))}
 
@@ -50,8 +50,9 @@ def cases(folder: str) -> set[str]:
 def write_dataset(folder: str, groups: Sequence[tuple[str, str]], description: str, licence: str) -> None:
     """Write `splits_final.json`, then `dataset.json`, which marks the data set as complete.
 
-    `groups` are (case, group) pairs: folds keep a group, such as a subject, together. nnU-Net's own random folds would
-    put one anatomy into training and validation; copy the file to the data set's folder in `nnUNet_preprocessed`.
+    `groups` are (case, group) pairs. All cases of a group, such as a subject, are in one fold; nnU-Net's own random
+    folds would put one anatomy into training and validation. To use these folds, copy `splits_final.json` to the data
+    set's folder in `nnUNet_preprocessed`.
     """
     order = sorted({group for _, group in groups})
     fold_of = {group: i % FOLDS for i, group in enumerate(order)}

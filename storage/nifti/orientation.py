@@ -1,9 +1,11 @@
-"""How an array lies, by its header, and how it is turned to the way that networks know.
+"""Finds from a header how an array lies, and how to turn it to the orientation that the networks expect.
 
-The networks' way is that of a scanner's display, in which M&Ms and ACDC store their arrays: a short axis seen from the
-apex. Columns run to the patient's left and back, rows downwards. Slices keep the file's order, since a network sees one
-slice at a time. A turn is written as the file's axes in the order columns, rows, slices and, where it is not the last,
-frames: `x y z` is an array as stored, `x -y z` has its rows turned over, `x y t z` has its frames on the third axis.
+The networks expect a short axis seen from the apex, as a scanner displays it and as M&Ms and ACDC store their arrays.
+Columns run to the patient's left and back, rows downwards. Slices keep the file's order, since a network sees one slice
+at a time.
+
+A turn is written as the file's axes in the order columns, rows, slices and, if they are not the last axis, frames. `x y
+z` is an array as stored, `x -y z` has its rows turned over, `x y t z` has its frames on the third axis.
 """
 
 from __future__ import annotations
@@ -26,18 +28,18 @@ Floats = npt.NDArray[np.float64]
 HEADER, STORED = "header", "stored"
 LETTERS = "xyzt"
 
-# All directions to the patient's left, back and head, as in DICOM. From base to apex in most hearts:
+# All vectors are (left, back, head) of the patient, as in DICOM. LONG_AXIS points from base to apex in most hearts.
 LONG_AXIS = np.array([0.65, -0.60, -0.47])
 COLUMNS, ROWS = np.array([0.8, 0.6, 0.0]), np.array([0.0, 0.45, -0.89])
 LPS = np.diag([-1.0, -1.0, 1.0])
 
-ALONG = 0.999  # cosine above which an axis is the scanner's own
-AXIS_RATIO = 1.5  # between slices and pixels, from which on the longest side of a voxel says where the slices are
-SEEN_FROM = 0.3  # cosine between normal and long axis, below which nobody knows from where the heart is seen
-UNSURE_DEGREES = 39.0  # from the networks' way; at 45° the next way is as near
+ALONG = 0.999  # cosine above which an axis counts as the scanner's own
+AXIS_RATIO = 1.5  # slice over pixel distance, from which on a voxel's longest side tells the axis of the slices
+SEEN_FROM = 0.3  # cosine between normal and long axis; below it, the side from which the heart is seen is not known
+UNSURE_DEGREES = 39.0  # largest sure angle to the networks' orientation; at 45° the next turn is as near
 NO_ORIGIN_MM = 1e-3
 
-RIGHT_ANGLES = 0.5  # volume of the box of three unit vectors, below which they are not the axes of any image
+RIGHT_ANGLES = 0.5  # volume that three unit vectors span; below it, they are not the axes of an image
 
 SAY = (
     "look at the image and say how its array lies: predict --orientation, --set layouts.orientation, or a column "
@@ -47,8 +49,10 @@ SAY = (
 
 @dataclass(frozen=True)
 class Turn:
-    """Which of the file's axes (0 to 3: x, y, z, t) are columns, rows, slices and frames, and which of the first three
-    run backwards."""
+    """Which axes of the file (0 to 3: x, y, z, t) are columns, rows, slices and frames (`axes`).
+
+    `backwards` says which of columns, rows and slices run backwards.
+    """
 
     axes: tuple[int, int, int, int] = (0, 1, 2, 3)
     backwards: tuple[bool, bool, bool] = (False, False, False)
@@ -60,18 +64,20 @@ class Turn:
 
     @property
     def moves_frames(self) -> bool:
-        """Whether frames are another axis than the file's fourth, so that one of them needs the whole file."""
+        """Whether frames are not the file's fourth axis. Then the whole file must be read for one frame."""
         return self.axes[3] != 3
 
     @property
     def words(self) -> str:
-        """Such as `x -y z`."""
+        """The turn as text, such as `x -y z`."""
         named = [("-" if back else "") + LETTERS[axis] for axis, back in zip(self.axes, self.backwards, strict=False)]
         return " ".join([*named, LETTERS[self.axes[3]]] if self.moves_frames else named)
 
     def volume(self, data_ZHW: Array) -> Array:
-        """A view of one frame, (z, y, x) as stored, turned to (slices, rows, columns). Frames must stay where they
-        are."""
+        """A view of one frame, (z, y, x) as stored, turned to (slices, rows, columns).
+
+        Only for a turn that does not move frames.
+        """
         return data_ZHW.transpose([2 - axis for axis in self._by_numpy()])[self._flips()]
 
     def cine(self, data_TZHW: Array) -> Array:
@@ -88,9 +94,10 @@ class Turn:
         return mask[(slice(None), *self._flips())].transpose(np.argsort(order))
 
     def header(self, header: Header, spacing: Spacing | None = None) -> Header:
-        """The turned array's header; `spacing` (slice, row, column; mm) is that of the turned array, if it is given.
+        """The header of the turned array.
 
-        Raises InputError for a file of three axes, one of which is to be frames.
+        `spacing` (slice, row, column of the turned array; mm) replaces its voxel size. If the turn changes nothing, the
+        header is returned as it is. Raises InputError for a file of three axes, one of which is to be frames.
         """
         if self.nothing:
             return header
@@ -99,7 +106,7 @@ class Turn:
             raise InputError(name, "has three axes, one of them frames", "store it as x, y, slice, frame")
         moved = self.axes[: len(header.shape)]
         sizes = [*header.spacing_mm[::-1], 0.0]
-        sizes[3] = sizes[self.axes[3]]  # no header has a distance of slices on an axis of time
+        sizes[3] = sizes[self.axes[3]]  # the time axis has no slice distance: take that of the axis with the frames
         x, y, z = (sizes[axis] for axis in self.axes[:3])
         return replace(
             header,
@@ -109,7 +116,7 @@ class Turn:
         )
 
     def _affine(self, header: Header) -> tuple[tuple[float, ...], ...] | None:
-        if header.affine is None or self.moves_frames:  # which says nothing of an axis of time
+        if header.affine is None or self.moves_frames:  # an affine says nothing about a time axis
             return None
         affine = np.array(header.affine)
         columns, origin = [], affine[:, 3].copy()
@@ -119,7 +126,7 @@ class Turn:
         return tuple(tuple(float(v) for v in row) for row in np.column_stack([*columns, origin]))
 
     def _by_numpy(self) -> tuple[int, int, int]:
-        """The file's axes of slices, rows, columns."""
+        """The file's axes that are slices, rows and columns, in this order."""
         return self.axes[2], self.axes[1], self.axes[0]
 
     def _flips(self) -> tuple[slice, slice, slice]:
@@ -132,8 +139,10 @@ AS_STORED: Final = Turn()
 
 @dataclass(frozen=True)
 class Orientation:
-    """How an array is turned, and why. `known`: whether its header or somebody said so. `doubt`, if any, is a reason to
-    look at the image."""
+    """How an array is turned, and why. `known` says whether its header or the user determines it.
+
+    If `doubt` is not empty, it is a reason to look at the image.
+    """
 
     turn: Turn
     why: str
@@ -142,12 +151,15 @@ class Orientation:
 
     @property
     def line(self) -> str:
-        """What to tell of it."""
+        """The orientation and its reason as one line for the user."""
         return f"read as stored: {self.why}" if self.turn.nothing else f"turned to {self.turn.words}: {self.why}"
 
 
 def parsed_orientation(text: str, where: str) -> str:
-    """`header`, `stored`, or a turn in its usual form from text such as `X, -Y, Z`. Raises InputError."""
+    """Parse text such as `X, -Y, Z`. Returns `header`, `stored`, or a turn in its usual form, `x -y z`.
+
+    Raises InputError, with `where` as its place, for other text.
+    """
     words = text.lower().replace(",", " ").split()
     if words in ([HEADER], [STORED]):
         return words[0]
@@ -172,9 +184,9 @@ def _turn(words: list[str]) -> Turn:
 
 
 def orientation_of(header: Header, wanted: str = HEADER) -> Orientation:
-    """How an array is to be turned: by its header, or as `parsed_orientation` gave it.
+    """Find how an array is to be turned: by its header, or as `wanted` says, a text from `parsed_orientation`.
 
-    Raises InputError for a header whose rows and columns lie halfway between two ways, neither of them the stored one.
+    Raises InputError if rows and columns lie halfway between two turns, neither of which leaves the array as stored.
     """
     if wanted == STORED:
         return Orientation(AS_STORED, "as asked for")
@@ -202,7 +214,10 @@ def _made_up(header: Header) -> bool:
 
 
 def _by_directions(header: Header, axes: Floats) -> Orientation:
-    """`axes` (3, 3): unit vectors along the file's x, y and z, one a column, to the left, back and head."""
+    """Find the turn from the directions of the file's axes. Raises InputError as `orientation_of` does.
+
+    `axes` (3, 3) holds unit vectors along the file's x, y and z, one a column, to the left, back and head.
+    """
     slices = _slice_axis(header)
     first, second = (axis for axis in range(3) if axis != slices)
     normal = np.cross(axes[:, first], axes[:, second])
@@ -239,7 +254,7 @@ def upright(directions: Floats) -> bool:
 
 
 def _slice_axis(header: Header) -> int:
-    """The axis with voxels much longer than along the others, else the third."""
+    """The axis (0 to 2) along which voxels are much longer than along the others, else the third axis (2)."""
     sizes = np.linalg.norm(np.array(header.affine)[:, :3], axis=0)
     shorter, longest = np.sort(sizes)[1:]
     return int(sizes.argmax()) if longest > AXIS_RATIO * shorter else 2

@@ -1,4 +1,4 @@
-"""Volumes and masks out as NIfTI: atomic, and the same input is the same bytes."""
+"""Writes volumes and masks as NIfTI files, atomically. The same input gives the same bytes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FREE_TEXT = ("descrip", "aux_file", "intent_name", "db_name")
 
 
 def write_volume(path: str, data: Array, spacing: Spacing, dtype: npt.DTypeLike) -> None:
-    """Write (Z, H, W) or (T, Z, H, W) as a new file, gzipped if its name ends in .gz; atomic, same input same bytes.
+    """Write (Z, H, W) or (T, Z, H, W) as a new file, atomically; gzipped if its name ends in .gz.
 
     `spacing` is (slice, row, column) in mm. The affine says that columns run to the patient's left and rows to the
     back, as in a DICOM axial image, so that viewers show row 0 at the top.
@@ -38,8 +38,9 @@ def write_volume(path: str, data: Array, spacing: Spacing, dtype: npt.DTypeLike)
 def write_mask_like(path: str, mask: npt.NDArray[np.uint8], reference: str, spacing: Spacing | None = None) -> None:
     """Write a mask (Z, H, W), or (T, Z, H, W) for a 4D reference, on the reference image's own grid; atomic.
 
-    Voxel size, units and both transforms are the reference's, bit by bit; its free-text fields are not copied. With a
-    `spacing`, the reference's voxel size may be one that cannot be. Raises InputError if the shapes do not fit.
+    Voxel size, units and both transforms are the reference's, bit by bit; its free-text fields are not copied. If
+    `spacing` is given, the voxel size in the reference's header may be an impossible one. Raises InputError if the
+    shapes do not fit.
     """
     with NiftiFile(reference, spacing) as file:
         header, shape, name = file._nifti, file.header.shape, file.name
@@ -57,7 +58,7 @@ def write_mask_like(path: str, mask: npt.NDArray[np.uint8], reference: str, spac
 
 
 def write_mask_on(path: str, mask: npt.NDArray[np.uint8], grid: Header) -> None:
-    """Write a mask (Z, H, W) or (T, Z, H, W) as a new file on the grid of a header with an affine; atomic."""
+    """Write a mask (Z, H, W) or (T, Z, H, W) as a new file on the grid of `grid`, which has an affine; atomic."""
     header = nib.Nifti1Header()
     header.set_data_shape(mask.shape[::-1])
     header.set_data_dtype(np.uint8)
@@ -73,5 +74,5 @@ def _write(path: str, header: nib.Nifti1Header, data: Array, dtype: np.dtype[Any
     header["vox_offset"] = offset = int(header["sizeof_hdr"]) + 4  # four zero bytes: no extension follows
     stored = np.ascontiguousarray(data, dtype=dtype.newbyteorder(header.endianness))
     body = header.binaryblock.ljust(offset, b"\0") + stored.tobytes()
-    # No name and no time in the gzip header, so that equal data are equal bytes.
+    # The gzip header gets no name and no time, so that equal data are equal bytes.
     fs.write_bytes(path, gzip.compress(body, compresslevel=6, mtime=0) if path.endswith(".gz") else body)

@@ -1,8 +1,9 @@
-"""What of a volume is image, and statistics that padding cannot move.
+"""Which part of a volume is image, and intensity statistics that do not depend on padding.
 
-Converters and PACS put constants around an image: a rectangle is made square, stacks get one size, blank slices are
-appended. Such constants are found from outside in: a row or column at the edge of a slice whose pixels are all equal is
-padding, and so is the next one, until a row or column varies. What is left does not depend on how much was around it.
+Converters and PACS put constant values around an image: they make a rectangle square, give all stacks one size, or
+append blank slices. `foreground_box` finds this padding from outside in. A row or column at the edge of a slice is
+padding if all its pixels but one are equal. Then the next one is tested, until a row or column varies. So the result
+does not depend on how much padding there was.
 """
 
 from __future__ import annotations
@@ -17,25 +18,26 @@ import numpy.typing as npt
 from storage.nifti.header import Spacing
 from storage.slices.intensities import HIGH, LOW, Statistics
 
-CENTRAL_MM = 160.0  # a side: the heart with its surroundings. Cutting the image farther out moves nothing.
+CENTRAL_MM = 160.0  # side of a square that holds the heart and its surroundings
 
 Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
 class ForegroundStatistics(Statistics):
-    """As `Statistics`, but of the foreground alone, with the lowest and highest 0.5 % of its intensities clipped.
+    """Like `Statistics`, but of the foreground alone, with the lowest and highest 0.5 % of its intensities clipped.
 
-    `padding`: whether constants at the edge of its slices are padding. In stores of samples they are part of a sample.
+    `padding` says whether constant values at the edge of a slice are padding. In a store of training samples they are
+    not: they are part of the sample.
     """
 
     padding: bool = True
 
 
 def foreground_box(image_HW: Array) -> tuple[slice, slice] | None:
-    """Rows and columns of a slice that are not constant padding, in which one hot pixel is allowed a row or column.
+    """The rows and columns of a slice (H, W) that are not constant padding; None if the whole slice is padding.
 
-    None if all of the slice is padding.
+    In a padding row or column, one pixel may differ from the constant.
     """
     top, left = 0, 0
     bottom, right = image_HW.shape
@@ -51,9 +53,9 @@ def foreground_box(image_HW: Array) -> tuple[slice, slice] | None:
 
 
 def _varying_rows(image_HW: Array) -> npt.NDArray[np.bool_]:
-    """Which rows have more than one pixel that differs from the rest.
+    """(H,) bool: whether more than one pixel of a row differs from the row's constant.
 
-    In a row without, at least two of the first three pixels have the constant, so that it is their median.
+    The constant is the median of the row's first three pixels. In a padding row at most one of them differs from it.
     """
     first = np.sort(image_HW[:, :3], axis=1)
     constant = first[:, first.shape[1] // 2, None]
@@ -62,11 +64,12 @@ def _varying_rows(image_HW: Array) -> npt.NDArray[np.bool_]:
 
 
 def foreground_statistics(volume_ZHW: Array, spacing: Spacing) -> ForegroundStatistics:
-    """Statistics of the central 160 mm of what is image; `spacing` is (slice, row, column) in mm.
+    """Statistics of the image, without its padding, in the central 160 mm of a volume (Z, H, W).
 
-    The centre is that of the smallest box that holds the image of all slices. A slice's lowest intensity there does not
-    count: it is what a background of one value has. An image that is nothing but constant rows or columns, so that no
-    part of it is told from padding, has the statistics of its whole volume.
+    `spacing` is (slice, row, column) in mm. The centre is that of the smallest box that holds the foreground of all
+    slices. In each slice, pixels with the slice's lowest intensity there are left out, because a uniform background has
+    that value. If no part of the volume can be told from padding, the statistics are those of the whole volume.
+    `minimum` and `maximum` are the limits of the clipping, equal to `p005` and `p995`.
     """
     values = _central_values(volume_ZHW, spacing)
     if values is None:
@@ -96,7 +99,7 @@ def _central_values(volume_ZHW: Array, spacing: Spacing) -> npt.NDArray[np.float
 
 
 def _central(start: int, stop: int, pixel_mm: float) -> slice:
-    """The central `CENTRAL_MM` of a range of pixels, or all of it if it is shorter."""
+    """The central `CENTRAL_MM` of a range of pixels, or the whole range if it is shorter."""
     half = max(1, math.ceil(CENTRAL_MM / pixel_mm / 2)) if pixel_mm * (stop - start) > CENTRAL_MM else stop - start
     centre = (start + stop) // 2
     return slice(max(start, centre - half), min(stop, centre + half))

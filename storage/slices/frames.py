@@ -1,4 +1,4 @@
-"""A subject's frames, read and checked: what `ingest` stores and `inspect` looks at."""
+"""Reads and checks a subject's frames. `ingest` stores them; `inspect` only looks at them."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ from storage.subjects import ALL_STRUCTURES, STRUCTURES, FrameSource, Subject, s
 
 @dataclass(frozen=True)
 class Frame:
-    """One volume. `image` holds (Z, H, W) int16 with scale and offset; `mask` (Z, H, W) uint8 in our labels or None.
+    """One volume. `image` holds (Z, H, W) int16 with scale and offset.
 
-    Both are turned as `orientation` says; `header` is that of the turned image.
+    `mask` is (Z, H, W) uint8 with LV 1, MYO 2, RV 3, or None if the frame is not labelled. Image and mask are turned as
+    `orientation` says; `header` is that of the turned image.
     """
 
     source: FrameSource
@@ -36,13 +37,17 @@ class Frame:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the image's shape and intensities: the same image under two names has the same one."""
+        """SHA-256, in hex, of the image's shape and intensities. The same image under two names has the same digest."""
         image = self.image
         facts = repr((image.stored.shape, image.scale, image.offset)).encode()
         return hashlib.sha256(facts + image.stored.tobytes()).hexdigest()
 
     def facts(self) -> dict[str, Any]:
-        """What the slice store's index says of every slice of this frame, by its column's name."""
+        """What the slice store records of this frame: values of the index's columns, by column name.
+
+        `slices` is the number of slices. `absent`, if there, names the structures that were drawn but are not in the
+        mask.
+        """
         slices, height, width = self.image.stored.shape
         slice_mm, row_mm, col_mm = self.header.spacing_mm
         seen = self.statistics
@@ -68,7 +73,7 @@ class Frame:
         }
 
     def _facts_of_mask(self) -> dict[str, Any]:
-        """Structures that nobody drew, and those drawn that are not in the mask; nothing where all of them are."""
+        """`structures`: those drawn, if not all were. `absent`: those drawn that are not in the mask, if any."""
         if self.mask is None:
             return {}
         there = np.bincount(self.mask.ravel(), minlength=4)
@@ -79,10 +84,10 @@ class Frame:
 
 
 def read_frames(subject: Subject) -> Iterator[Frame]:
-    """Every frame with its mask, in order. Each header is checked before any data are read.
+    """Yield every frame with its mask, in order. All files are opened and their headers checked before data are read.
 
-    A file that holds several frames is opened once and read forwards. Raises InputError for the first thing that is
-    wrong: see `nifti` and `dicom` for files and grids, `label_order` for the order of labels.
+    A file that holds several frames is opened once and read forwards. Raises InputError for the first fault. The checks
+    of files and grids are in `nifti` and `dicom`, the check of the order of labels is in `label_order`.
     """
     opened: dict[str, Image] = {}
     try:
@@ -132,7 +137,7 @@ def _mask(file: Image, source: FrameSource, subject: Subject) -> npt.NDArray[np.
 
 
 def _check_drawn(mask: npt.NDArray[np.uint8], source: FrameSource, name: str) -> None:
-    """Raise InputError if the mask has a structure that is said not to be drawn in it."""
+    """Raise InputError if the mask has a structure that, according to the data set, was not drawn in it."""
     there = np.bincount(mask.ravel(), minlength=4)
     for structure, label in STRUCTURES.items():
         if there[label] and structure not in source.structures:

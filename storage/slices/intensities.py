@@ -1,7 +1,8 @@
-"""Intensities of a volume: kept in int16, and their statistics.
+"""How the intensities of a volume are stored as int16, and their statistics.
 
-Scanners write 12 to 16 bit integers, which int16 keeps exactly (float16 is exact only up to 2048) at half the size of
-float32. Other intensities are quantised over the volume's own range: an error of at most its 1/131,070.
+Scanners write integers of 12 to 16 bits. int16 keeps them exactly at half the size of float32; float16 would be exact
+only up to 2048. Other intensities are quantised over the volume's own range, with an error of at most 1/131,070 of that
+range.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Statistics:
-    """Of one frame's whole volume, in its intensities as read; percentiles are 0.5 % and 99.5 %."""
+    """Statistics of one frame's whole volume, in its intensities as read. The percentiles are 0.5 % and 99.5 %."""
 
     mean: float
     std: float
@@ -33,7 +34,7 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Quantised:
-    """A volume (Z, H, W) as int16: intensity = stored * scale + offset; scale 1 is exact."""
+    """A volume (Z, H, W) as int16: intensity = stored * scale + offset. With scale 1 the stored values are exact."""
 
     stored: npt.NDArray[np.int16]
     scale: float
@@ -41,9 +42,9 @@ class Quantised:
 
 
 def quantise(volume: Array) -> Quantised:
-    """Exact for whole numbers that span at most 65,535, with offset 0 if they fit int16 as they are.
+    """Store a volume of any shape as int16. Its values must be finite and not all equal.
 
-    `volume` is finite and not constant.
+    Whole numbers that span at most 65,535 stay exact, with offset 0 if they fit int16 as they are.
     """
     low, high = float(volume.min()), float(volume.max())
     if _whole(volume) and high - low <= INT16_STEPS:
@@ -58,7 +59,10 @@ def quantise(volume: Array) -> Quantised:
 
 
 def statistics(volume: Array) -> Statistics:
-    """Statistics of a finite, not constant volume of any shape, in float64; whole numbers are counted, not sorted."""
+    """Compute the statistics of a volume of any shape in float64. Its values must be finite and not all equal.
+
+    Whole numbers that span at most 65,535 are counted instead of sorted, which is faster.
+    """
     low, high = float(volume.min()), float(volume.max())
     if not _whole(volume) or high - low > INT16_STEPS:
         values = volume.astype(np.float64)
@@ -72,7 +76,10 @@ def statistics(volume: Array) -> Statistics:
 
 
 def _percentile(counts: npt.NDArray[np.int64], low: float, share: float) -> float:
-    """Linear between the two nearest values, as numpy's default."""
+    """The percentile at `share` (0 to 1), linear between the two nearest values, as in numpy's default.
+
+    `counts[k]` says how often the value `low + k` occurs.
+    """
     below = np.cumsum(counts)
     rank = share * (int(below[-1]) - 1)
     first, second = (float(np.searchsorted(below, at, side="right")) for at in (math.floor(rank), math.ceil(rank)))

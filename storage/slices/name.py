@@ -1,7 +1,7 @@
-"""The name of a run's slices: SHA-256 over the index as JSON, one object a row, and where it is stored.
+"""The name of a run's slices: a SHA-256 over the index as JSON text, and the file in which the name is stored.
 
-The text is what `json.dumps(table.to_pylist(), sort_keys=True)` gives, which names finished runs; here it is put
-together column by column, a part of the rows at a time.
+The text is what `json.dumps(table.to_pylist(), sort_keys=True)` gives, because the names of finished runs come from it.
+To save time and memory, it is built column by column, for a part of the rows at a time.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from storage import fs
 from storage.parquet import text_codes
 
 NAME: Final = "slices.json"
-AT_ONCE: Final = 2**16  # rows that are JSON at a time: 45 MB
+AT_ONCE: Final = 2**16  # rows that are turned into JSON at a time: 45 MB of text
 
 
 def name_of(table: pa.Table) -> str:
-    """The name of an index: 16 hex digits. Its columns are text, numbers and bools; none has gaps."""
+    """Compute the name of an index: 16 hex digits. Its columns hold text, numbers or bools, and no nulls."""
     digest = hashlib.sha256(b"[")
     for start in range(0, table.num_rows, AT_ONCE):
         text = _objects(table.slice(start, AT_ONCE))
@@ -33,12 +33,12 @@ def name_of(table: pa.Table) -> str:
 
 
 def checksum_of(content: bytes) -> str:
-    """Says whose name `slices.json` holds."""
+    """SHA-256, in hex, of an index file. `slices.json` records it to say which index its name belongs to."""
     return hashlib.sha256(content).hexdigest()
 
 
 def stored_name(run: str, checksum: str) -> str | None:
-    """The name that is stored for an index of this checksum; None if there is none, or one of another index."""
+    """Read the stored name of the index with this checksum. None if it is absent, damaged or of another index."""
     try:
         document = json.loads(fs.read_text(fs.join(run, NAME)))
         return str(document["fingerprint"]) if document["index_sha256"] == checksum else None
@@ -52,7 +52,7 @@ def store_name(run: str, name: str, checksum: str) -> None:
 
 
 def _objects(part: pa.Table) -> pa.Buffer:
-    """Rows as JSON, `, {…}` each."""
+    """The rows as JSON text, one `, {…}` after another."""
     pieces: list[Any] = []
     for number, name in enumerate(sorted(part.column_names)):
         pieces += [f"{', ' if number else ', {'}{json.dumps(name)}: ", _values(part[name])]
@@ -63,7 +63,7 @@ def _objects(part: pa.Table) -> pa.Buffer:
 
 
 def _values(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Every value as JSON."""
+    """Each value of a column as JSON text."""
     if pa.types.is_integer(column.type):
         return column.cast(pa.string())
     different: list[Any]
@@ -73,6 +73,6 @@ def _values(column: pa.ChunkedArray) -> pa.ChunkedArray:
     elif pa.types.is_boolean(column.type):
         codes, different = column.to_numpy().astype(np.int64), [False, True]
     else:
-        bits, codes = np.unique(column.to_numpy().view(np.int64), return_inverse=True)  # -0.0 is not 0.0
+        bits, codes = np.unique(column.to_numpy().view(np.int64), return_inverse=True)  # keeps -0.0 apart from 0.0
         different = bits.view(np.float64).tolist()
     return pa.chunked_array([pa.array(map(json.dumps, different), type=pa.string()).take(pa.array(codes))])

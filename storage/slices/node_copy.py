@@ -1,11 +1,11 @@
-"""Subjects of a slice store that lies far away, copied to this node's disk when they are first read.
+"""Copies subjects of a remote slice store to this node's disk when they are first read.
 
     <node folder>/<hash of the run's URI>-slices-<boot>/<subject>-<hash>/{image,mask}/…    the store's own files
 
-A request to an object store takes tens of milliseconds whatever it asks for. Read slice by slice, an epoch would wait
-that long for each image and again for each mask. A subject's four files come side by side instead, once for all
-processes of a node, and every later slice of it is read from the disk. The subject's `frames.json` says what its arrays
-were made from: a subject that was ingested anew has another hash, and another copy.
+A request to an object store takes tens of milliseconds whatever it asks for. If an epoch read slice by slice, it would
+wait that long for each image and again for each mask. Instead, a subject's four files are fetched side by side, once
+for all processes of a node, and every later slice of it is read from the disk. The `<hash>` of a subject is that of its
+`frames.json`, which says what the arrays were made from. So a subject that was ingested again has another copy.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from storage.node_folder import boot, make_room, node_folder
 from storage.sharded_array import FILES_OF_THREE
 
 FRAMES, KINDS = "frames.json", ("image", "mask")
-RESERVED = 256 * 2**20  # bytes for which room is made at once: looking at all copies takes long
+RESERVED = 256 * 2**20  # bytes for which room is made at a time, since looking at all copies takes long
 
 
 class NodeCopy:
-    """The copies of one store's subjects, for one process. Any number of threads and processes may use them.
+    """This node's copies of the subjects of one store. Any number of threads and processes may use them.
 
-    If the node has no room, subjects are read where they are.
+    If the node has no room, subjects are read from the store.
     """
 
     def __init__(self, run: str, folder: str | None = None) -> None:
@@ -38,9 +38,9 @@ class NodeCopy:
         self._copies: dict[str, Path] = {}
 
     def of(self, subject: str) -> str:
-        """Where to read the arrays of `subject`, the folder of a subject in the store.
+        """The folder from which to read the arrays of `subject`, which is the subject's folder in the store.
 
-        A copy of the folder on this node, which is made if it is absent. The folder itself, if it is local or lacks a
+        This is a copy on this node, which is made if it is absent. It is `subject` itself if that is local or lacks a
         file, or if the node has no room for a copy.
         """
         if self._full:
@@ -54,10 +54,10 @@ class NodeCopy:
             own = root / self._key / f"{fs.base_name(subject)}-{made_from}"
             if not own.is_dir():
                 self._fetch(subject, root, own)
-                os.utime(root / self._key)  # opened last
+                os.utime(root / self._key)  # records when a copy was last made
             self._copies[subject] = own
             return str(own)
-        except FileNotFoundError:  # the reader says which file
+        except FileNotFoundError:  # reading from the store raises the error that names the file
             return subject
         except (InputError, OSError):
             self._full = True

@@ -1,13 +1,14 @@
-"""The slice store: every subject's slices and masks in Zarr, one Parquet row a slice.
+"""The slice store: every subject's slices and masks in Zarr, and one Parquet row for each slice.
 
-    <run>/slices.zarr/<subject>/{image,mask}    (rows, H, W) int16 and uint8; one shard an array, one chunk a slice
-    <run>/slices.zarr/<subject>/frames.json     written last: the subject is complete, and this is what it was made from
-    <run>/slices.parquet                        `subjects.SLICE_SCHEMA`, sorted by subject, frame and slice; a column
-                                                `structures` more where some mask lacks one that nobody drew
-    <run>/slices.json                           the name of these slices, and the checksum of the file that has it
-    <run>/skipped.csv, <run>/splits.csv         who did not come in, and who is in which split, with the reasons
+    <run>/slices.zarr/<subject>/{image,mask}    (rows, H, W) int16 and uint8; one shard per array, one chunk per slice
+    <run>/slices.zarr/<subject>/frames.json     written last: the subject is complete, and what it was made from
+    <run>/slices.parquet                        `subjects.SLICE_SCHEMA`, sorted by subject, frame and slice; with one
+                                                more column, `structures`, if some mask lacks one that nobody drew
+    <run>/slices.json                           the name of these slices, and the checksum of slices.parquet
+    <run>/skipped.csv, <run>/splits.csv         the subjects that were skipped, and the splits of all others, with
+                                                the reasons
 
-Written by `storage.slices.writer`, which readers need not import.
+`storage.slices.writer` writes it; readers need not import that module.
 """
 
 from __future__ import annotations
@@ -37,14 +38,17 @@ from storage.subjects import ALL_STRUCTURES, SLICE_SCHEMA, SLICES_VERSION, STRUC
 
 ARRAYS, TABLE, SKIPPED, SPLITS = "slices.zarr", "slices.parquet", "skipped.csv", "splits.csv"
 GROUP = "zarr.json"  # beside the subjects' folders
-LONGEST_NAME = 200  # bytes; file systems end at 255
+LONGEST_NAME = 200  # bytes; file systems allow 255
 LAYOUTS_KEY = b"cardiomix_layouts"  # in the index's metadata
 VERSION_KEY = b"cardiomix_slices"
-SAMPLES_LAYOUT = "export"  # of stores that hold training samples, whose intensities are normalised already
+SAMPLES_LAYOUT = "export"  # layout of stores that hold training samples; their intensities are already normalised
 
 
 def subject_folder(run: str, subject: str) -> str:
-    """Where a subject's arrays are; any character that could leave or confuse a folder is percent-encoded."""
+    """The folder of a subject's arrays. Characters that are not safe in a folder's name are percent-encoded.
+
+    Raises InputError if the encoded name is empty or longer than 200 bytes.
+    """
     name = quote(subject, safe=" ")
     if name.startswith(".") or name == GROUP:
         name = f"%{ord(name[0]):02X}{name[1:]}"
@@ -55,9 +59,10 @@ def subject_folder(run: str, subject: str) -> str:
 
 @dataclass(frozen=True)
 class Volume:
-    """One frame of one subject. `rows` are slice ids, first slice to last; `spacing` is (slice, row, column) in mm.
+    """One frame of one subject. `spacing` is (slice, row, column) in mm.
 
-    `structures` are those that were drawn, if it is labelled.
+    `rows` holds its slice ids, first slice to last. `structures` names the structures that were drawn, if it is
+    labelled.
     """
 
     subject: str
@@ -73,10 +78,10 @@ class Volume:
 
 
 class SliceStore:
-    """A map-style view of a run's slices: `len(store)`, `store[i]`; torch's DataLoader takes it as it is.
+    """A map-style view of a run's slices: `len(store)`, `store[i]`. torch's DataLoader takes it as it is.
 
-    Any number of threads may read at once. InputError if a subject's array is missing or damaged and that shows,
-    StageError if it is unreadable.
+    Any number of threads may read at once. Reading raises InputError if a subject's array is missing or if decoding
+    detects damage, and StageError if the array cannot be read.
     """
 
     def __init__(self, run: str, table: pa.Table, checksum: str = "") -> None:
@@ -91,7 +96,10 @@ class SliceStore:
 
     @classmethod
     def open(cls, run: str) -> SliceStore:
-        """Open a run's slice store. Raises InputError if there is none or its version is not ours."""
+        """Open a run's slice store.
+
+        Raises InputError if there is none, or if its index is damaged or not of this cardiomix's version.
+        """
         try:
             content = fs.read_bytes(fs.join(run, TABLE))
             table = read_parquet(content, repeated=True)
@@ -112,20 +120,22 @@ class SliceStore:
         return cls(run, table, checksum_of(content))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return SliceStore.open, (self.run,)  # other processes open their own
+        return SliceStore.open, (self.run,)  # another process opens the store itself
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
 
     @cached_property
     def fingerprint(self) -> str:
-        """Names the slices: 16 hex digits over the index, which has every volume's statistics, splits and origin. As
-        `slices.json` beside the index says it, or worked out where that is absent or of another index."""
+        """The name of the slices: 16 hex digits over the index, which has each volume's statistics, split and origin.
+
+        It is read from `slices.json`, or computed if that file is absent or belongs to another index.
+        """
         return stored_name(self.run, self._checksum) or name_of(self.table)
 
     @property
     def layouts(self) -> LayoutOptions | None:
-        """What the slices were split by; None where the index does not say, or not in this version's terms."""
+        """The options that gave the splits; None if the index has none, or has some that this version does not know."""
         try:
             return LayoutOptions.model_validate_json((self.table.schema.metadata or {}).get(LAYOUTS_KEY, b""))
         except ValidationError:
@@ -139,7 +149,7 @@ class SliceStore:
         return self._columns[name]
 
     def texts(self, name: str, rows: npt.NDArray[np.bool_] | None = None) -> list[str]:
-        """The different texts of a column, or of the rows that are true, sorted."""
+        """The different texts of a column, sorted. `rows`, (len,) bool, restricts them to the rows that are true."""
         column = self.table.column(name)
         return different_texts(column if rows is None else column.filter(pa.array(rows)))
 
@@ -150,7 +160,7 @@ class SliceStore:
 
     @property
     def drawn(self) -> npt.NDArray[np.bool_]:
-        """Which of LV, MYO and RV are drawn in each slice's mask, (len, 3); none where it is not labelled."""
+        """(len, 3) bool: whether LV, MYO and RV are drawn in each slice's mask. All false if it is not labelled."""
         if not self.partly_labelled:
             return np.repeat(self.column("labelled").astype(bool)[:, None], len(ALL_STRUCTURES), axis=1)
         texts, which = np.unique(self.column(STRUCTURES_FIELD.name), return_inverse=True)
@@ -163,18 +173,19 @@ class SliceStore:
         return self._decoded(self._rows_of_array("image", i, [int(self.column("row")[i])])[0], i)
 
     def mask(self, i: int) -> npt.NDArray[np.uint8]:
-        """Mask of slice `i`, (H, W) uint8: LV 1, MYO 2, RV 3; zeros where it is not labelled."""
+        """Mask of slice `i`, (H, W) uint8: LV 1, MYO 2, RV 3; all zeros if the slice is not labelled."""
         return np.asarray(self._rows_of_array("mask", i, [int(self.column("row")[i])])[0])
 
     def statistics(self, i: int) -> Statistics:
-        """Of the whole volume that slice `i` is in, in the scanner's intensities."""
+        """Statistics of the whole volume that slice `i` is in, in the scanner's intensities."""
         names = ("volume_mean", "volume_std", "volume_min", "volume_max", "volume_p005", "volume_p995")
         return Statistics(*(float(self.column(name)[i]) for name in names))
 
     def foreground(self, i: int) -> ForegroundStatistics:
-        """Of what is image in the volume that slice `i` is in; worked out from its slices when first asked for.
+        """Foreground statistics of the volume that slice `i` is in. In a store of samples: those of the whole volume.
 
-        The index does not hold them, so that stores of every age have them.
+        They are computed from the volume's slices at the first call, and then kept in memory. The index does not hold
+        them, so that stores of every version have them.
         """
         if self.column("layout")[i] == SAMPLES_LAYOUT:
             return ForegroundStatistics(**asdict(self.statistics(i)), padding=False)
@@ -187,9 +198,10 @@ class SliceStore:
         return self._foreground[first]
 
     def heart(self, i: int) -> tuple[int, int]:
-        """Rows and columns from the image's centre to that of the labelled heart in the volume that slice `i` is in.
+        """Offset (rows, columns), in whole pixels, from the image's centre to the centre of mass of the labels.
 
-        (0, 0) for a volume without labels. Worked out from its masks when first asked for.
+        All labels of the volume that slice `i` is in count. The offset is (0, 0) if there are none. It is computed at
+        the first call, and then kept in memory.
         """
         if not self.column("labelled")[i]:
             return 0, 0
@@ -210,7 +222,10 @@ class SliceStore:
         return range(first, stop)
 
     def volume(self, rows: Sequence[int]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
-        """Images and masks (Z, H, W) of the given slices of one frame, such as `Volume.rows`."""
+        """Images (Z, H, W) float32 and masks (Z, H, W) uint8 of the given slices of one frame, such as `Volume.rows`.
+
+        Raises ValueError for slices of several frames.
+        """
         index = np.asarray(rows, dtype=np.int64)
         frames = {(self.column("subject")[i], int(self.column("frame")[i])) for i in index}
         if len(frames) != 1:
@@ -240,7 +255,7 @@ class SliceStore:
         return {"image": self.image(at), "mask": self.mask(at), **facts}
 
     def _rows_of_array(self, kind: str, i: int, rows: Sequence[int]) -> npt.NDArray[Any]:
-        """Rows of the array `kind`, (len(rows), H, W), of the subject that slice `i` is of."""
+        """Read rows of the array `kind` (`image` or `mask`) of slice `i`'s subject, (len(rows), H, W)."""
         subject = str(self.column("subject")[i])
         try:
             array = self._arrays.get((subject, kind))
@@ -252,7 +267,7 @@ class SliceStore:
             except ValueError:
                 if fs.exists(array.path):
                     raise
-                # another process needed the room, and removed the copy
+                # Another process needed the room and removed the copy on this node.
                 array = ShardedArray.open(fs.join(self._copy.of(subject_folder(self.run, subject)), kind))
                 self._arrays[subject, kind] = array
                 return array.rows(rows)

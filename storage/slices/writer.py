@@ -1,4 +1,4 @@
-"""Writing the slice store: studies in, one array pair a subject out, then the index over all of them."""
+"""Writes the slice store: an image array and a mask array for each subject, then the index over all subjects."""
 
 from __future__ import annotations
 
@@ -43,33 +43,40 @@ from storage.subjects import (
     structures_text,
 )
 
-# Scans compress hardly better at higher levels, which take up to four times as long; masks are nearly nothing.
+# At higher levels images are hardly smaller and take up to four times as long. Masks are tiny at any level.
 IMAGE_LEVEL, MASK_LEVEL = 1, 5
 AXES = ("row", "y", "x")
-TRUSTED = ("trust_mask_place", "trust_label_order")  # of a Subject and of LayoutOptions
-GROUP_ROWS = 4096  # about, in a row group of the index: one at a time is in memory
+TRUSTED = ("trust_mask_place", "trust_label_order")  # fields of Subject, and of LayoutOptions
+GROUP_ROWS = 4096  # approximate rows in a row group of the index; one group at a time is in memory
 
 
 @dataclass(frozen=True)
 class StoredSubject:
-    """A subject as stored: `frames` holds one dict a frame, `digests` SHA-256 of its image (`Frame.digest`)."""
+    """A subject as stored.
+
+    `frames` holds one dict for each frame (`Frame.facts`), `digests` the SHA-256 of each frame's image
+    (`Frame.digest`).
+    """
 
     frames: tuple[dict[str, Any], ...]
     digests: tuple[str, ...]
 
     @property
     def slices(self) -> int:
-        """Slices of all frames."""
+        """Number of slices in all frames."""
         return sum(int(f["slices"]) for f in self.frames)
 
     @property
     def labelled(self) -> int:
-        """Slices of labelled frames."""
+        """Number of slices in the labelled frames."""
         return sum(int(f["slices"]) for f in self.frames if f["labelled"])
 
 
 def mask_contents(subject: Subject, stored: StoredSubject) -> list[MaskContents]:
-    """What is in each of a stored subject's masks; of one that an earlier version stored, all that is drawn."""
+    """List what each mask of a stored subject holds.
+
+    An earlier version did not record absent structures. Its masks count as if they held all structures that were drawn.
+    """
     return [
         MaskContents(
             subject.subject,
@@ -86,7 +93,7 @@ def mask_contents(subject: Subject, stored: StoredSubject) -> list[MaskContents]
 
 @dataclass(frozen=True)
 class SubjectArrays:
-    """A subject's arrays before they are written: image (rows, H, W) int16, mask (rows, H, W) uint8, facts."""
+    """A subject before it is written: image (rows, H, W) int16, mask (rows, H, W) uint8, and the facts to store."""
 
     image: npt.NDArray[np.int16]
     mask: npt.NDArray[np.uint8]
@@ -103,12 +110,15 @@ def write_subject(run: str, subject: Subject) -> StoredSubject:
 
 
 def write_made(run: str, subject: str, source: str, make: Callable[[], SubjectArrays]) -> StoredSubject:
-    """Write what `make` gives as a subject's arrays, unless they are there, whole and made from the same `source`."""
+    """Call `make` and write the arrays that it returns, unless the subject is stored already and complete.
+
+    A stored subject is kept only if it was made from the same `source`, a text such as `source_hash` gives.
+    """
     folder = subject_folder(run, subject)
     done = _committed(folder)
     if done is None or done["source"] != source:
         if done is not None:
-            fs.remove(fs.join(run, TABLE))  # its rows would point into the new arrays
+            fs.remove(fs.join(run, TABLE))  # the rows of the old index would point into the new arrays
         fs.remove(folder)
         made = make()
         write_array(fs.join(folder, "image"), made.image, IMAGE_LEVEL, AXES)
@@ -125,12 +135,11 @@ def finalise(
     subjects: Sequence[Subject],
     options: LayoutOptions | None = None,
 ) -> None:
-    """Write the index, its name and the two CSV files, each atomically; then remove the arrays of subjects not in the
-    index.
+    """Write the index, its name and the two CSV files, each atomically. Then remove the arrays of all other subjects.
 
-    `slice_id` is the row number after sorting by subject; splits are those of `subjects` (of which only the stored ones
-    are listed), so that a change of split does not touch the arrays. `options` are those that gave the splits: the
-    index's metadata hold them.
+    `slice_id` is the row number after sorting by subject. Splits are taken from `subjects`, so that a change of split
+    does not touch the arrays; those of `subjects` that are not stored are ignored. `options` are the options that gave
+    the splits. The index's metadata keep them.
     """
     known = {s.subject: s for s in subjects}
     names = sorted(stored)
@@ -145,14 +154,16 @@ def finalise(
         store_name(run, name_of(read_parquet(index, repeated=True)), checksum)
     kept = {GROUP, *(fs.base_name(subject_folder(run, name)) for name in names)}
     for folder in fs.list_names(fs.join(run, ARRAYS)):
-        if folder not in kept:  # of a subject that was withdrawn, or is another one's copy
+        if folder not in kept:  # the subject was withdrawn, or is a copy of another
             fs.remove(fs.join(run, ARRAYS, folder))
 
 
 def source_hash(subject: Subject) -> str:
-    """What a subject's arrays follow from: its files (name, size, time, start), frames, labels, spacing, checks, turn.
+    """SHA-256, in hex, over everything that a subject's arrays depend on.
 
-    Folders do not count, so that moved data are recognised; vendor and split do not, since no array depends on them.
+    That is its files (name, size, time, first bytes), frames, labels, spacing, checks and orientation. The folders that
+    hold the files do not count, so that moved data are recognised. Vendor and split do not count, since no array
+    depends on them. Raises InputError if a file cannot be opened.
     """
     files = sorted({path for f in subject.frames for path in (f.image, f.mask) if path})
     definition = {
@@ -162,7 +173,7 @@ def source_hash(subject: Subject) -> str:
         "labels": subject.labels,
         "spacing": subject.spacing,
         "check_masks": subject.check_masks,
-        # Only where they are set, so that a subject stored by an earlier version is not read again.
+        # Only if they are set: else a subject that an earlier version stored would be read again.
         **{name: True for name in TRUSTED if getattr(subject, name)},
         **({} if subject.orientation == HEADER else {"orientation": subject.orientation}),
     }
@@ -183,7 +194,7 @@ def _read_arrays(subject: Subject) -> SubjectArrays:
 
 
 def _index(entered: Sequence[tuple[Subject, StoredSubject]], options: LayoutOptions | None) -> bytes:
-    """The index as a Parquet file, rows in the order of `entered`, put together a row group at a time."""
+    """The index as the bytes of a Parquet file, rows in the order of `entered`. Built one row group at a time."""
     out, rows, schema = io.BytesIO(), 0, SLICE_SCHEMA
     if partly_drawn(_drawn(frame) for _, stored in entered for frame in stored.frames):
         schema = schema.append(STRUCTURES_FIELD)
@@ -200,7 +211,7 @@ def _index(entered: Sequence[tuple[Subject, StoredSubject]], options: LayoutOpti
 
 
 def _index_rows(entered: Sequence[tuple[Subject, StoredSubject]], first: int, schema: pa.Schema) -> pa.Table:
-    """The rows of some subjects, `slice_id` from `first` on; Arrow repeats each frame's facts for its slices."""
+    """The index's rows of some subjects; `slice_id` begins at `first`. Arrow repeats a frame's facts for its slices."""
     frames = [
         {**_said(subject), **frame, STRUCTURES_FIELD.name: _drawn(frame)}
         for subject, stored in entered
@@ -223,12 +234,12 @@ def _index_rows(entered: Sequence[tuple[Subject, StoredSubject]], first: int, sc
 
 
 def _drawn(frame: Mapping[str, Any]) -> str:
-    """What the column `structures` says of a stored frame's slices."""
+    """The cell of the column `structures` for a stored frame's slices; empty if the frame is not labelled."""
     return str(frame.get("structures", structures_text(ALL_STRUCTURES))) if frame["labelled"] else ""
 
 
 def _counted(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """0, 1, … up to each count, one after the other."""
+    """The numbers 0 to n - 1 for each count n, one run after another."""
     return np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
 
 
@@ -240,7 +251,7 @@ def _write_root(arrays: str) -> None:
 
 
 def _said(subject: Subject) -> dict[str, str]:
-    """What a subject says of all its rows: these may change without the arrays being redone."""
+    """The columns that are equal in all rows of a subject. If they change, the arrays need not be written again."""
     return {
         "subject": subject.subject,
         "vendor": subject.vendor,
@@ -265,7 +276,7 @@ def _committed(folder: str) -> dict[str, Any] | None:
 def _without_folders(frame: FrameSource) -> dict[str, Any]:
     names = {key: fs.base_name(path) for key in ("image", "mask") if (path := getattr(frame, key))}
     facts = {**asdict(frame), **names}
-    if frame.mask is None or frame.structures == ALL_STRUCTURES:  # as in earlier versions' stores
+    if frame.mask is None or frame.structures == ALL_STRUCTURES:  # keeps the hashes of earlier versions
         del facts["structures"]
     return facts
 

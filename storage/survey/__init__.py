@@ -1,1 +1,1 @@
-"""What is in a data set, before it is ingested."""
+"""Shows what is in a data set before it is ingested."""

@@ -1,6 +1,6 @@
-"""What in a survey looks wrong, or unlike the rest: few checks, each with a number and the reason why it matters.
+"""Flags what looks wrong in a survey, or unlike the rest: few checks, each with a number and why it matters.
 
-Nothing flagged here stops a subject from entering; what does is in `Survey.skipped`.
+A flag does not stop a subject from entering; the subjects that do not enter are in `Survey.skipped`.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from storage.survey.survey import SubjectFacts
 
 Range = tuple[float, float]
 
-# Choices where no source is given: wider than M&Ms, ACDC and Sunnybrook, so that what is outside deserves a look.
+# A limit without a source is our choice: wider than M&Ms, ACDC and Sunnybrook, so that a value outside deserves a look.
 PIXEL_AREA_MM2: Range = (0.3, 4.0)
-SEEN_AREA_TOLERANCE = 0.1  # 5 % of a length
+SEEN_AREA_TOLERANCE = 0.1  # part of an area; 5 % of a length
 ANISOTROPY = 0.02  # longer pixel side over the shorter one, minus 1
 SLICE_DISTANCE_MM: Range = (4.0, 15.0)
 SLICES: Range = (6, 20)  # M&Ms' own (Campello et al. 2021)
@@ -30,12 +30,12 @@ BLOOD_TO_MUSCLE = 1.1  # mean intensity of LV over MYO; 1.4 to 3.4 in 58 ACDC vo
 
 MODIFIED_Z = 3.5  # Iglewicz & Hoaglin 1993, on 1.4826 × the median absolute deviation
 MAD_TO_SIGMA = 1.4826
-LEAST_GROUP = 8  # subjects; of fewer, neither median nor range says what is usual
+LEAST_GROUP = 8  # subjects; with fewer, neither median nor range says what is usual
 
 
 @dataclass(frozen=True)
 class Check:
-    """What was looked at, what is found of it, and why it matters, in a few words each."""
+    """What was looked at (`about`), what was found, and why it matters, in a few words each."""
 
     about: str
     finding: str
@@ -44,7 +44,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Flag:
-    """One subject's finding: `number` is `value` as text, `unit` what comes after it."""
+    """What a check found in one subject. `number` is `value` as text; `unit` follows it when it is shown."""
 
     check: Check
     subject: str
@@ -57,9 +57,10 @@ class Flag:
 
 @dataclass(frozen=True)
 class Quantity:
-    """A positive number of each subject, held against the median of its group.
+    """A positive number of each subject, which `of` computes. It is compared with the median of the subject's group.
 
-    Values within a factor `least` of the median are never flagged, so that equal ones do not flag rounding.
+    Values within a factor `least` of the median are never flagged. Otherwise, if all others are equal, a difference by
+    rounding would be flagged.
     """
 
     about: str
@@ -79,12 +80,15 @@ QUANTITIES = (
 
 
 def short(value: float) -> str:
-    """A positive number in a few digits, never with an exponent above 100."""
+    """A positive number in about three digits. From 100 on it is a whole number, never with an exponent."""
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def flags(subjects: Sequence[SubjectFacts], ra_range_mm2: Range) -> list[Flag]:
-    """Everything found, by check and then by subject. `ra_range_mm2` is what resolution augmentation rescales to."""
+    """All flags, sorted by check and then by subject.
+
+    `ra_range_mm2` is the range of pixel areas, in mm², to which resolution augmentation rescales.
+    """
     seen = [s.pixel_area_mm2 for s in subjects if s.labelled and s.split == "train"]
     seen_range = (min(seen), max(seen)) if len(seen) >= LEAST_GROUP else None
     found = [f for s in subjects for f in _phases(s)]
@@ -116,7 +120,7 @@ def _phases(s: SubjectFacts) -> Iterator[Flag]:
 
 
 def mask_contents(s: SubjectFacts) -> list[MaskContents]:
-    """What is in each of a subject's masks."""
+    """List what each of a subject's masks holds."""
     return [
         MaskContents(s.subject, s.vendor, s.centre, v.phase, v.structures, v.mask.absent)
         for v in s.volumes
@@ -125,7 +129,7 @@ def mask_contents(s: SubjectFacts) -> list[MaskContents]:
 
 
 def _undrawn_flags(subjects: Sequence[SubjectFacts], undrawn: Sequence[NeverDrawn]) -> Iterator[Flag]:
-    """What no mask of a vendor and centre has; and what the data set says is not drawn."""
+    """Flag structures that no mask of a vendor and centre has, and subjects in which not all were drawn."""
     names = [s.subject for s in subjects]
     for u in undrawn:
         why = f"scored as missed; if nobody drew it: {declaring(u, names)}, or a table's column structures"
@@ -160,7 +164,7 @@ def _masks(s: SubjectFacts, seem_undrawn: Set[tuple[str, ...]]) -> Iterator[Flag
 
 
 def _orientation_flags(subjects: Sequence[SubjectFacts]) -> Iterator[Flag]:
-    """Whose headers leave a doubt, or turn them unlike most others'."""
+    """Flag subjects whose headers leave the orientation in doubt, or turn them unlike most others."""
     usual = Counter(s.orientation.turn for s in subjects if s.orientation.known).most_common(1)
     for s in subjects:
         found = s.orientation
@@ -205,7 +209,7 @@ def _stack(s: SubjectFacts) -> Iterator[Flag]:
 
 
 def _unlike(subjects: Sequence[SubjectFacts], quantity: Quantity) -> Iterator[Flag]:
-    """Robust outliers among the subjects of a vendor and centre, or of a vendor where its centre has too few."""
+    """Flag robust outliers among a vendor's subjects of one centre, or all its subjects if the centre has too few."""
     measured = [(s, math.log(value)) for s in subjects if (value := quantity.of(s)) > 0]
     groups: dict[tuple[str, ...], list[float]] = {}
     for s, value in measured:
@@ -220,7 +224,7 @@ def _unlike(subjects: Sequence[SubjectFacts], quantity: Quantity) -> Iterator[Fl
 
 
 def _usual(values: list[float], least: float) -> tuple[float, float]:
-    """Median of logarithms, and how far from it is not yet strange."""
+    """The median of the logarithms `values`, and the largest distance from it that is not flagged."""
     median = float(np.median(values))
     spread = MODIFIED_Z * MAD_TO_SIGMA * float(np.median(np.abs(np.array(values) - median)))
     return median, max(spread, math.log(least))

@@ -1,7 +1,7 @@
-"""What data folders hold, before anything is stored: every subject is read as `ingest` reads it, only numbers stay.
+"""Surveys data folders before anything is stored: each subject is read as `ingest` reads it, but only numbers stay.
 
-Whom `ingest` would skip is skipped here, for the same reason. Of a volume's voxels nothing is kept but one small
-picture a subject, so that memory does not grow with the data by more.
+A subject that `ingest` would skip is skipped here for the same reason. Of a subject's voxels, only one small picture is
+kept, so that much data need little memory.
 """
 
 from __future__ import annotations
@@ -24,17 +24,18 @@ from storage.slices.store import subject_folder
 from storage.slices.writer import source_hash
 from storage.subjects import ALL_STRUCTURES, LV, MYO, RV, Skipped, Subject, left_out_lines
 
-PICTURE_PIXELS, PICTURE_PIXEL_MM = 128, 1.5  # 192 mm hold a heart and the chest wall before it
-WINDOW = (1, 99)  # %
+PICTURE_PIXELS, PICTURE_PIXEL_MM = 128, 1.5  # 192 mm hold a heart and the chest wall in front of it
+WINDOW = (1, 99)  # percentiles
 
 Grey = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class VolumeFacts:
-    """One frame. Intensities are as read; `contrast` is the standard deviation over p0.5 to p99.5, dimensionless.
+    """Facts about one frame. `slices` is the number of slices; `p995` is p99.5 of the intensities as read.
 
-    `structures` are those that are drawn in the mask, as far as the data set says.
+    `contrast` is the standard deviation divided by p99.5 - p0.5, dimensionless. `structures` names those that were
+    drawn in the mask, according to the data set.
     """
 
     phase: str
@@ -48,8 +49,12 @@ class VolumeFacts:
 
 @dataclass(frozen=True)
 class MaskFacts:
-    """Of a labelled frame: volumes in ml (0: absent), mean intensity of LV over that of MYO (None unless both are
-    there), and whether any label lies on the image's outermost rows or columns."""
+    """Facts about a labelled frame's mask. Volumes are in ml; 0 means that the structure is absent.
+
+    `blood_to_muscle` is the mean intensity of the LV divided by that of the MYO. It is None if one of them is absent,
+    or if the mean of the MYO is not positive. `at_border` says whether any label lies on the image's outermost rows or
+    columns.
+    """
 
     lv_ml: float
     myo_ml: float
@@ -59,17 +64,17 @@ class MaskFacts:
 
     @property
     def absent(self) -> tuple[str, ...]:
-        """The structures that it does not have."""
+        """The structures that are not in the mask."""
         volumes = {"LV": self.lv_ml, "MYO": self.myo_ml, "RV": self.rv_ml}
         return tuple(name for name in ALL_STRUCTURES if volumes[name] == 0)
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A middle slice around the heart, or around the image's centre where nothing is labelled.
+    """A middle slice around the heart, or around the image's centre if nothing is labelled.
 
-    `image` and `mask` are (128, 128) uint8 with pixels of 1.5 mm, whatever the file's are; `image` is black and white
-    at the percentiles of `WINDOW`, `mask` is LV 1, MYO 2, RV 3.
+    `image` and `mask` are (128, 128) uint8 with pixels of 1.5 mm, whatever the file's are. `image` is 0 at the lower
+    percentile of `WINDOW` and 255 at the upper one. `mask` is LV 1, MYO 2, RV 3.
     """
 
     image: Grey
@@ -80,9 +85,10 @@ class Picture:
 
 @dataclass(frozen=True)
 class SubjectFacts:
-    """A subject that can enter. Matrix and spacing (slice, row, column; mm) are its first frame's.
+    """Facts about a subject that `ingest` would take.
 
-    `orientation` says how its first frame is turned, and why.
+    Matrix and spacing (slice, row, column; mm) are those of the first frame. `orientation` says how the first frame is
+    turned, and why. `digests` holds one for each frame (`Frame.digest`).
     """
 
     subject: str
@@ -99,7 +105,7 @@ class SubjectFacts:
 
     @property
     def pixel_area_mm2(self) -> float:
-        """Area of a pixel."""
+        """Area of a pixel in mm²."""
         return self.spacing_mm[1] * self.spacing_mm[2]
 
     @property
@@ -109,24 +115,24 @@ class SubjectFacts:
 
     @property
     def p995(self) -> float:
-        """Median of its volumes' p99.5."""
+        """Median of the volumes' p99.5, in intensities as read."""
         return float(np.median([v.p995 for v in self.volumes]))
 
     @property
     def contrast(self) -> float:
-        """Median of its volumes' contrast."""
+        """Median of the volumes' contrast, dimensionless."""
         return float(np.median([v.contrast for v in self.volumes]))
 
     def mask(self, phase: str) -> MaskFacts | None:
-        """Of its first labelled frame of a phase."""
+        """Facts about the mask of the first labelled frame of a phase; None if there is none."""
         return next((v.mask for v in self.volumes if v.phase == phase and v.mask is not None), None)
 
 
 @dataclass(frozen=True)
 class Survey:
-    """Subjects by name, and what `ingest` would list in skipped.csv, in its order.
+    """The subjects, sorted by name, and what `ingest` would list in skipped.csv, in the same order.
 
-    `left_out` says in lines which images of the subjects are not taken.
+    `left_out` describes the images of the subjects that are not used, one kind a line.
     """
 
     subjects: tuple[SubjectFacts, ...]
@@ -142,13 +148,13 @@ def survey(
 ) -> Survey:
     """Read every subject of the folders, several at a time. `progress` is called with (done, total).
 
-    Raises InputError for a folder that cannot be used at all, or a protocol that cannot be had with these subjects;
-    StageError for an object store that does not answer.
+    Raises InputError if a folder cannot be used at all or the protocol is impossible with these subjects, and
+    StageError if an object store does not answer.
     """
     chosen = options or LayoutOptions()
     subjects, skipped = collect(data, chosen, layout)
     found: dict[str, SubjectFacts] = {}
-    # Decompression and numpy leave other threads free to run; an object store's answers are mostly waited for.
+    # Decompression and numpy let other threads run. With an object store, threads mostly wait for its answers.
     threads = os.cpu_count() if all(map(fs.is_local, data)) else fs.REQUESTS
 
     before = 0
@@ -180,7 +186,7 @@ def survey(
 
 def _measure(subject: Subject) -> SubjectFacts | Skipped:
     try:
-        subject_folder("", subject.subject)  # both refuse what `ingest` refuses before it reads
+        subject_folder("", subject.subject)  # both raise what `ingest` raises before it reads
         source_hash(subject)
         return _facts(subject)
     except InputError as error:
@@ -246,7 +252,7 @@ def _mask(frame: Frame, mask: Grey) -> MaskFacts:
 
 
 def _picture(frame: Frame) -> Picture:
-    """The frame's picture: of the labelled slices the middle one, or of all if none is labelled."""
+    """The picture of a frame: the middle one of its labelled slices, or of all slices if none is labelled."""
     stored = frame.image.stored
     mask = np.zeros(stored.shape, np.uint8) if frame.mask is None else frame.mask
     shown = np.flatnonzero(mask.any(axis=(1, 2)))
@@ -270,7 +276,10 @@ def _picture(frame: Frame) -> Picture:
 
 
 class _Samples:
-    """Where a picture's pixels lie along one axis of `size` pixels of `mm`, around `centre`."""
+    """Where a picture's pixels lie along one axis of an image.
+
+    The axis has `size` pixels of `mm` each; the picture's middle is at the pixel `centre`.
+    """
 
     def __init__(self, centre: float, mm: float, size: int) -> None:
         at = centre + (np.arange(PICTURE_PIXELS) - (PICTURE_PIXELS - 1) / 2) * PICTURE_PIXEL_MM / mm
@@ -282,7 +291,7 @@ class _Samples:
         self._part = (at - self._below)[:, None].astype(np.float32)
 
     def between(self, image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """`image` (size, n) at these places, linear in between: (128, n)."""
+        """Sample `image` (size, n) at these places, linearly between pixels: (128, n) float32."""
         below, above = image[self._below], image[self._above]
         mixed: npt.NDArray[np.float32] = below + (above - below) * self._part
         return mixed
