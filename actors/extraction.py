@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 ENTERS = "train"  # the only split whose slices may enter a bank
-ROUNDS = 3  # of looking for shards that are missing
+ROUNDS = 3  # of filling shards that are missing
 
 
 @dataclass(frozen=True)
@@ -90,15 +90,14 @@ def extract(
         done = bank.committed()
         told = ExtractionProgress(progress, len(bank), sum(len(bank.shard_rows(k)) for k in done))
         # Look again after each round: an actor that outlived an earlier driver may have been rewriting a shard.
-        for _ in range(ROUNDS):
-            todo = sorted(set(range(bank.shards())) - bank.committed())
-            if not todo:
-                break
+        rounds = 0
+        while todo := sorted(set(range(bank.shards())) - bank.committed()):
+            if rounds == ROUNDS:
+                raise StageError(f"{fs.base_name(bank_uri)}: shards vanish from its ledger; somebody else writes to it")
+            rounds += 1
             with extractors(work, bank, replace(actors, count=min(actors.count, len(todo))), patience=patience) as pool:
                 fill(pool, bank, todo, told.since(len(bank) - sum(len(bank.shard_rows(k)) for k in todo)))
             bank.tidy()
-        else:
-            raise StageError(f"{fs.base_name(bank_uri)}: shards vanish from its ledger; somebody else writes to it")
         bank.seal()
     return ExtractionReport(len(bank), bank.shards() - len(done), len(done), time.perf_counter() - began)
 

@@ -16,7 +16,8 @@ LAYERS = ("storage", "pipeline", "actors", "experiments")  # each may import its
 # Each room, or flat file, imports only what stands before it in its package.
 ORDER = (
     *("storage.errors", "storage.subjects", "storage.identity", "storage.csv_table", "storage.parquet"),
-    *("storage.fs", "storage.places", "storage.conditional", "storage.lease", "storage.lock", "storage.sharded_array"),
+    *("storage.fs", "storage.places", "storage.conditional", "storage.lease", "storage.lock"),
+    *("storage.sharded_array", "storage.node_folder"),
     *("storage.nifti", "storage.dicom", "storage.images"),
     *("storage.layouts", "storage.slices", "storage.bank", "storage.survey"),
     *("pipeline.networks", "pipeline.phantom", "pipeline.samples", "pipeline.factors"),

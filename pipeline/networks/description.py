@@ -38,15 +38,17 @@ def identity_of(document: dict[str, Any]) -> str:
 
 
 def read_config(folder: str) -> dict[str, Any]:
-    """Read `model.json`. Raises InputError if the file is absent, is no JSON, or names neither an SDNet nor a U-Net."""
+    """Read `model.json`. Raises InputError if the file is absent, is no JSON, or describes neither an SDNet nor a
+    U-Net."""
     path = fs.join(folder, CONFIG)
     if not fs.exists(path):
         raise InputError(path, "no trained network here", "train it first, or give the folder that holds model.json")
     try:
         document = json.loads(fs.read_text(path))
-        if document["kind"] not in ("sdnet", "unet"):
-            raise KeyError("kind")
-    except (ValueError, KeyError, TypeError) as error:
+        whole = {"network", "preprocess", "fingerprint"} <= document.keys() and isinstance(document["network"], dict)
+        if document["kind"] not in ("sdnet", "unet") or not whole:
+            raise ValueError("it lacks what describes a network")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(path, "not a cardiomix model description", "train again or restore the file") from error
     return dict(document)
 

@@ -6,11 +6,13 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load, save
 from torch import nn
 
 from pipeline.networks.config import SDNetConfig, UNetConfig
 from pipeline.networks.description import (
+    CONFIG,
     WEIGHTS,
     fingerprint,
     identity_of,
@@ -75,7 +77,11 @@ def load_model(folder: str) -> tuple[UNet | SDNet, dict[str, Any]]:
     fingerprint that it records.
     """
     document, path = read_config(folder), fs.join(folder, WEIGHTS)
-    config = (SDNetConfig if document["kind"] == "sdnet" else UNetConfig)(**document["network"])
+    try:
+        config = (SDNetConfig if document["kind"] == "sdnet" else UNetConfig)(**document["network"])
+    except ValidationError as error:
+        problem = f"describes no network of this version ({error.errors()[0]['msg']})"
+        raise InputError(fs.join(folder, CONFIG), problem, "restore the file or train again") from error
     model = build(config)
     try:
         weights = fs.read_bytes(path)

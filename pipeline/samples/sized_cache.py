@@ -12,7 +12,7 @@ T = TypeVar("T")
 class SizedCache(Generic[T]):
     """Keeps the most recently used results of `make(key)`, as many as fit into `budget` bytes.
 
-    `size` gives the bytes of a result. A result larger than the budget is not kept, and it empties the cache.
+    `size` gives the bytes of a result. A result larger than the budget is not kept.
     """
 
     def __init__(self, make: Callable[[int], T], size: Callable[[T], int], budget: int) -> None:
@@ -26,8 +26,11 @@ class SizedCache(Generic[T]):
             self._kept.move_to_end(key)
             return self._kept[key]
         value = self._make(key)
+        size = self._size(value)
+        if size > self.budget:
+            return value
         self._kept[key] = value
-        self.held += self._size(value)
+        self.held += size
         while self.held > self.budget:
             self.held -= self._size(self._kept.popitem(last=False)[1])
         return value

@@ -54,7 +54,7 @@ class NodeCopy:
             own = root / self._key / f"{fs.base_name(subject)}-{made_from}"
             if not own.is_dir():
                 self._fetch(subject, root, own)
-                os.utime(root / self._key)  # records when a copy was last made
+            os.utime(root / self._key)  # copies that were opened longest ago make room
             self._copies[subject] = own
             return str(own)
         except FileNotFoundError:  # reading from the store raises the error that names the file

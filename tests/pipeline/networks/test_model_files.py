@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -119,6 +121,26 @@ def test_a_description_from_before_there_was_anything_about_it_still_loads(tmp_p
     path.write_text(json.dumps(document))
     with pytest.raises(InputError, match="not the ones"):
         load_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda d: d.pop("network"), "not a cardiomix model description"),
+        (lambda d: d.pop("fingerprint"), "not a cardiomix model description"),
+        (lambda d: d["network"].update(width="wide"), "describes no network of this version"),
+        (lambda d: d["network"].update(colour=3), "describes no network of this version"),
+    ],
+)
+def test_a_damaged_description_is_one_line(tmp_path: Path, damage: Callable[[Any], Any], message: str) -> None:
+    folder = write_unet(tmp_path / "net")
+    path = tmp_path / "net" / "model.json"
+    document = json.loads(path.read_text())
+    damage(document)
+    path.write_text(json.dumps(document))
+    with pytest.raises(InputError, match=message) as caught:
+        load_model(folder)
+    assert "\n" not in str(caught.value)
 
 
 def _unet() -> tuple[torch.nn.Module, UNetConfig]:

@@ -25,9 +25,9 @@ def test_it_gives_what_is_made_holds_no_more_than_its_budget_and_keeps_what_was_
         before = len(made)
         assert cache(key) == bytes([key]) * SIZES[key]
         assert cache.held <= budget
-        recent: list[int] = []  # the distinct keys of earlier, the last first, as many as fit with this one
+        recent: list[int] = []  # the distinct keys of earlier that fit alone, the last first
         for earlier in reversed(asked[:k]):
-            if earlier not in recent:
+            if earlier not in recent and SIZES[earlier] <= budget:
                 recent.append(earlier)
         at = recent.index(key) if key in recent else None
         if at is not None and sum(SIZES[other] for other in recent[: at + 1]) <= budget:
