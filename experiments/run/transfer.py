@@ -81,8 +81,8 @@ def rows(scores: dict[str, Scores], baselines: Sequence[str]) -> list[dict[str, 
     """A row with the columns of `FIELDS` for each arm, direction and baseline, then for the mean of all directions.
 
     `dice` is the mean over seeds and subjects. `difference` is the arm's Dice minus the baseline's, paired by seed and
-    subject; `low` and `high` are its interval (`statistics.crossed_interval`). If the arm is the baseline itself, the
-    three are NaN.
+    subject; `low` and `high` are its interval (`statistics.crossed_interval`). If the arm is the baseline itself, or no
+    baseline is scored (then `baseline` is empty), the three are NaN.
     """
     table = []
     arms = list(dict.fromkeys(arm for of in scores.values() for arm in of))
@@ -95,11 +95,9 @@ def rows(scores: dict[str, Scores], baselines: Sequence[str]) -> list[dict[str, 
             dice = float(np.mean([there[d].mean() for d in directions]))
             about = {"arm": arm, "direction": label, "seeds": min(len(there[d]) for d in directions)}
             about |= {"subjects": sum(there[d].shape[1] for d in directions), "dice": dice}
-            for baseline in baselines:
-                if not all(baseline in scores[d] for d in directions):
-                    continue
+            for baseline in [b for b in baselines if all(b in scores[d] for d in directions)] or [""]:
                 values = (np.nan, np.nan, np.nan)
-                if baseline != arm:
+                if baseline not in ("", arm):
                     pairs = [(there[d], scores[d][baseline]) for d in directions]
                     found = crossed_interval([a[: len(b)] - b[: len(a)] for a, b in pairs])
                     values = (float(found.mean), float(found.low), float(found.high))
@@ -110,17 +108,17 @@ def rows(scores: dict[str, Scores], baselines: Sequence[str]) -> list[dict[str, 
 def markdown(table: Sequence[dict[str, Any]], note: str) -> str:
     """The rows as a Markdown table: one line per arm, with Dice and differences by direction; then the note."""
     directions = list(dict.fromkeys(row["direction"] for row in table))
-    baselines = list(dict.fromkeys(row["baseline"] for row in table))
+    baselines = [name for name in dict.fromkeys(row["baseline"] for row in table) if name]
     cells = {(row["arm"], row["direction"], row["baseline"]): row for row in table}
     heads = [part for d in directions for part in (d, *(f"less {b}" for b in baselines))]
     lines = ["| arm | " + " | ".join(heads) + " |", "|---|" + "---|" * len(heads)]
     for arm in dict.fromkeys(row["arm"] for row in table):
         shown = []
         for direction in directions:
-            own = [cells.get((arm, direction, baseline)) for baseline in baselines]
+            own = [cells.get((arm, direction, baseline)) for baseline in ("", *baselines)]
             first = next((row for row in own if row), None)
             shown.append(f"{first['dice']:.3f}" if first else "–")
-            shown += [_difference(row) for row in own]
+            shown += [_difference(row) for row in own[1:]]
         lines.append(f"| {arm} | " + " | ".join(shown) + " |")
     return "\n".join([*lines, "", note]) + "\n"
 
@@ -146,9 +144,7 @@ def write_table(out: str, settings: Settings, vendors: Sequence[str], baselines:
                 scores[f"{vendor} → others"] = direction_scores(run, own, vendor)
     table = rows(scores, baselines)
     if not table:
-        raise InputError(
-            fs.base_name(out), f"has no scored arm beside {', '.join(baselines)}", "see `cardiomix status`"
-        )
+        raise InputError(fs.base_name(out), "has no scored arm", "see `cardiomix status`")
     seeds = settings.seeds
     over = "seeds and subjects" if seeds > 1 else "subjects alone"
     what = f"{trainings(seeds) or f'{seeds} seeds an arm'}, intervals are over {over}"

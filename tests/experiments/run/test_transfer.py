@@ -40,6 +40,12 @@ def test_intervals_are_those_of_seeds_and_subjects() -> None:
     assert (row["difference"], row["low"], row["high"]) == pytest.approx(expected[:3])
 
 
+def test_an_arm_without_any_baseline_is_told_with_its_dice_alone() -> None:
+    (row,) = rows({"A → others": {"fs_sdnet": np.array([[0.5, 0.7]])}}, ["unet_ra", "unet_ra_bigaug"])
+    assert (row["dice"], row["baseline"]) == (pytest.approx(0.6), "") and np.isnan(row["difference"])
+    assert markdown([row], "note").splitlines()[::2] == ["| arm | A → others |", "| fs_sdnet | 0.600 |", "note"]
+
+
 def test_an_arm_that_is_not_there_in_one_direction_has_no_mean_of_all() -> None:
     scores = {d: dict(of) for d, of in SCORES.items()}
     del scores["B → others"]["better"]
