@@ -258,7 +258,11 @@ def require_enough(run: str, settings: Settings, contents: Contents) -> None:
         semi_supervised = ARMS[arm].semi_supervised
         if semi_supervised and settings.plan.unlabelled_ratio and not unlabelled:
             problem = "a semi-supervised arm needs unlabelled training slices"
-            raise InputError(f"arm {arm}", problem, "add unlabelled subjects or leave it out")
+            others = ",".join(a for a in settings.arms if not ARMS[a].semi_supervised)
+            remedy = (
+                f"add unlabelled subjects, or leave it out: --arms {others}" if others else "add unlabelled subjects"
+            )
+            raise InputError(f"arm {arm}", problem, remedy)
         share_evenly(settings.train, semi_supervised, "train.batch_size")
 
 

@@ -76,12 +76,15 @@ def test_the_phantom_of_a_run_in_a_bucket_is_drawn_by_hand() -> None:
     [
         ("layouts.label_fraction=0", "label_fraction"),
         ("resources.train_workers=3", "3 workers cannot share"),
-        ("phantom.unlabelled_c=0", "a semi-supervised arm needs unlabelled training slices"),
+        (
+            "phantom.unlabelled_c=0",
+            "needs unlabelled training slices; add unlabelled subjects, or leave it out: --arms unet_ra",
+        ),
         ("resources.gpus=true", "GPUs asked for"),
     ],
 )
 def test_a_dry_run_refuses_what_the_slices_would_show(tmp_path: Path, assignment: str, words: str) -> None:
-    arguments = ["ablate", "demo", "--run", str(tmp_path / "run"), "--dry-run", "--arms", "ss_sdnet_ra"]
+    arguments = ["ablate", "demo", "--run", str(tmp_path / "run"), "--dry-run", "--arms", "unet_ra,ss_sdnet_ra"]
     for each in (*TINY[:-1], assignment):
         arguments += ["--set", each]
     ended = CliRunner().invoke(app, arguments)
