@@ -126,7 +126,7 @@ def cpu() -> Settings:
     return Settings(
         preset="cpu",
         arms=(*PAPER, *ROBUST[1:]),
-        preprocess=PreprocessConfig(size=128, field=224),
+        preprocess=PreprocessConfig(size=128, field=224, normalisation="foreground"),
         unet=UNetConfig(width=16),
         sdnet=SDNetConfig(anatomy_width=16, modality_width=16, segmentor_width=16, decoder_width=16),
         train=_brief(batch_size=8, epochs=15),
@@ -146,7 +146,11 @@ def robust() -> Settings:
     """
     train = TrainConfig(batch_size=8, epochs=10, steps_per_epoch=150, plateau_patience=2, plateau_factor=0.3, ema=0.99)
     return Settings(
-        preset="robust", arms=ROBUST, train=train, pretrain=_for_bank(train.model_copy(update={"ema": None}))
+        preset="robust",
+        arms=ROBUST,
+        preprocess=PreprocessConfig(normalisation="foreground"),
+        train=train,
+        pretrain=_for_bank(train.model_copy(update={"ema": None})),
     )
 
 
