@@ -100,7 +100,7 @@ def fa_mosaic(
     a, m = len(anatomy_AHW), len(modality_titles)
     originals = [anatomy_AHW.ravel()] + ([] if modality_MHW is None else [modality_MHW.ravel()])
     window = np.percentile(np.concatenate(originals), (0.5, 99.5))
-    top_row = 0.55 if modality_MHW is None else 1.0  # height of the top row, in cells
+    top_row = 0.4 if modality_MHW is None else 1.0  # height of the top row, in cells
     # A narrow empty row, and an empty column before each block, separate the originals from the generated images.
     widths, columns = [1.0] + [0.12, *[1.0] * m] * len(generated), 1 + (m + 1) * len(generated)
     gaps = {"width_ratios": widths, "height_ratios": [top_row, 0.12] + [1] * a, "wspace": 0.04, "hspace": 0.04}
