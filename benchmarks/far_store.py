@@ -87,6 +87,7 @@ def run() -> dict[str, Any]:
 
 
 def config(store: str) -> StreamConfig:
+    """A fully supervised arm with RA, of the `cpu` preset, on the slices of `store`."""
     settings = cpu()
     return StreamConfig(
         run=store,
@@ -102,4 +103,5 @@ def config(store: str) -> StreamConfig:
 
 
 def steps(count: int) -> dict[str, Any]:
+    """The first `count` steps, as a maker takes them."""
     return {"step": np.arange(count)}

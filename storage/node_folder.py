@@ -84,6 +84,7 @@ def boot() -> str:
 
 
 def elsewhere() -> str:
+    """The remedy in error messages of a folder that cannot be used."""
     return f"name a folder on this node's disk in {FOLDER}"
 
 

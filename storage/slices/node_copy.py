@@ -14,7 +14,6 @@ import hashlib
 import os
 import shutil
 import uuid
-from contextlib import suppress
 from pathlib import Path
 
 from storage import fs
@@ -77,8 +76,11 @@ class NodeCopy:
             for name, content in zip(names, contents, strict=True):
                 (partial / name).parent.mkdir(parents=True, exist_ok=True)
                 (partial / name).write_bytes(content)
-            with suppress(OSError):  # another process was faster
+            try:
                 os.rename(partial, own)
+            except OSError:
+                if not own.is_dir():  # else another process was faster
+                    raise
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 

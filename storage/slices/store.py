@@ -258,19 +258,14 @@ class SliceStore:
         """Read rows of the array `kind` (`image` or `mask`) of slice `i`'s subject, (len(rows), H, W)."""
         subject = str(self.column("subject")[i])
         try:
-            array = self._arrays.get((subject, kind))
-            if array is None:
-                array = ShardedArray.open(fs.join(self._copy.of(subject_folder(self.run, subject)), kind))
-                self._arrays[subject, kind] = array
             try:
-                return array.rows(rows)
+                return self._array(subject, kind).rows(rows)
             except ValueError:
-                if fs.exists(array.path):
+                opened = self._arrays.pop((subject, kind), None)
+                if opened is None or fs.exists(opened.path):
                     raise
                 # Another process needed the room and removed the copy on this node.
-                array = ShardedArray.open(fs.join(self._copy.of(subject_folder(self.run, subject)), kind))
-                self._arrays[subject, kind] = array
-                return array.rows(rows)
+                return self._array(subject, kind).rows(rows)
         except ValueError as error:
             folder = subject_folder("", subject)
             remedy = f"remove {folder} and ingest (or export) again: the others are kept"
@@ -278,6 +273,13 @@ class SliceStore:
         except OSError as error:
             told = f"cannot be read ({error.strerror or error}); check the disk and its permissions"
             raise StageError(f"{subject}, {kind}: {told}") from error
+
+    def _array(self, subject: str, kind: str) -> ShardedArray:
+        """The open array `kind` (`image` or `mask`) of a subject, from the copy on this node if the store is remote."""
+        if (subject, kind) not in self._arrays:
+            folder = self._copy.of(subject_folder(self.run, subject))
+            self._arrays[subject, kind] = ShardedArray.open(fs.join(folder, kind))
+        return self._arrays[subject, kind]
 
     def _decoded(self, stored: npt.NDArray[np.int16], i: int) -> npt.NDArray[np.float32]:
         scale, offset = float(self.column("scale")[i]), float(self.column("offset")[i])
