@@ -89,6 +89,7 @@ def test_only_training_slices_enter(whole: Path, run: str) -> None:
     assert set(index["subject"].to_pylist()) == {"a1", "b1", "c1"}
 
 
+@pytest.mark.slow
 def test_unseen_images_replaced_by_others_leave_every_byte_as_it_is(fill: Extract, whole: Path, tmp_path: Path) -> None:
     fill(tmp_path / "bank.zarr", run=write_run(tmp_path / "other", unseen_seed=99))
     assert digests(tmp_path / "bank.zarr") == digests(whole)
