@@ -20,9 +20,16 @@ from actors.progress import Progress
 from actors.waiting import PATIENCE, Patience
 from pipeline.samples.maker import SampleMaker
 from pipeline.samples.plan import Sample, StepPlan
-from pipeline.samples.stream_config import StreamConfig, open_bank, step_plan
+from pipeline.samples.stream_config import (
+    StreamConfig,
+    donor_bank,
+    name_of_banks,
+    open_bank,
+    step_plan,
+    training_terms,
+)
 from storage import fs
-from storage.bank.styles import modality_donors
+from storage.bank.styles import donor_texts
 from storage.csv_table import csv_text
 from storage.errors import InputError
 from storage.identity import identity
@@ -77,28 +84,30 @@ def export(
     """
     if kind == "nnunet":
         nnunet.check_name(out)
-    stream = stream.model_copy(
-        update={"run": fs.absolute(stream.run), "bank": stream.bank and fs.absolute(stream.bank)}
-    )
+    places = {name: getattr(stream, name) for name in ("run", "bank", "sdnet", "donors")}
+    stream = stream.model_copy(update={name: place and fs.absolute(place) for name, place in places.items()})
     out = fs.absolute(out)
     store = SliceStore.open(stream.run)
     if kind == "nnunet":
         _require_all_drawn(store)
     bank = open_bank(stream, store)
     planned = _planned(step_plan(stream, store, bank), samples, labelled_alone=kind == "nnunet")
-    donors = modality_donors(bank).vendor if bank is not None else None
+    lender = donor_bank(stream, bank)
+    donors = donor_texts(lender, "vendor") if lender is not None and stream.fa else None
     vendors = [_vendor(p.sample, store, donors) for p in planned]
-    request = {"format": kind, "samples": samples, "stream": _identity(stream), "bank": bank and bank.fingerprint}
+    named = name_of_banks(stream, bank) if bank is not None else None
+    request = {"format": kind, "samples": samples, "stream": _identity(stream), "bank": named}
     _begin(out, request)
     units = _units(planned, vendors, together=kind == "nnunet")
     _run((stream, out, kind), units, actors, cpus, progress, patience)
     fs.write_text(fs.join(out, SAMPLES), _samples_csv(planned, vendors, store))
+    terms = "; ".join(training_terms(stream, store))
     if kind == "nnunet":
         groups = [(_case(p.number), str(store.column("subject")[p.sample.slice_id])) for p in planned]
         about = f"{samples} slices with factor-based and resolution augmentation (Liu et al. 2020), made by cardiomix"
-        nnunet.write_dataset(out, groups, about, "; ".join(_training_terms(store)))
+        nnunet.write_dataset(out, groups, about, terms)
     else:
-        subjects = [_subject(unit, store) for unit in units]
+        subjects = [_subject(unit, terms) for unit in units]
         stored = {unit.name: write_made(out, unit.name, _source(unit, out), _absent) for unit in units}
         finalise(out, stored, [], subjects)
     return len(planned)
@@ -256,7 +265,7 @@ def _begin(out: str, request: dict[str, Any]) -> None:
 
 
 def _identity(stream: StreamConfig) -> dict[str, Any]:
-    return identity(stream, exclude={"run", "bank", "sdnet"})
+    return identity(stream, exclude={"run", "bank", "sdnet", "donors"})
 
 
 def _source(unit: ExportChunk, out: str) -> str:
@@ -264,19 +273,13 @@ def _source(unit: ExportChunk, out: str) -> str:
     return hashlib.sha256(f"{request}\0{_text(unit)}".encode()).hexdigest()
 
 
-def _subject(unit: ExportChunk, store: SliceStore) -> Subject:
+def _subject(unit: ExportChunk, terms: str) -> Subject:
     reason = "samples of an export"
-    return Subject(
-        unit.name, SAMPLES_LAYOUT, unit.vendor, "-", (), "train", reason, (), "; ".join(_training_terms(store))
-    )
+    return Subject(unit.name, SAMPLES_LAYOUT, unit.vendor, "-", (), "train", reason, (), terms)
 
 
 def _absent() -> SubjectArrays:
     raise RuntimeError("a unit that was written is gone")
-
-
-def _training_terms(store: SliceStore) -> list[str]:
-    return store.texts("terms", store.column("split") == "train")
 
 
 def _samples_csv(planned: list[PlannedSample], vendors: list[str], store: SliceStore) -> str:

@@ -61,6 +61,9 @@ class WorkerBudget(BaseModel):
     deterministic: bool = False
 
 
+FOLDERS = {"run", "bank", "bank_name", "sdnet", "donors"}  # fields of a stream; `bank_fingerprint` has their content
+
+
 class TrainJob(BaseModel):
     """One network to train: its configuration, the samples that it sees, and the folder for its results."""
 
@@ -81,7 +84,7 @@ class TrainJob(BaseModel):
     @property
     def config_hash(self) -> str:
         """First 12 hex digits of the SHA-256 over everything that determines the result. Folders do not count."""
-        document = identity(self, exclude={"out": True, "start": True, "stream": {"run", "bank", "bank_name", "sdnet"}})
+        document = identity(self, exclude={"out": True, "start": True, "stream": FOLDERS})
         return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:12]
 
     @property

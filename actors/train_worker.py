@@ -21,8 +21,9 @@ from actors.train_slices import (
     watched_slices,
 )
 from actors.waiting import Patience
-from pipeline.networks.description import WEIGHTS
+from pipeline.networks.description import WEIGHTS, read_config, vendors_seen
 from pipeline.samples.maker import TWIN
+from pipeline.samples.stream_config import training_terms
 from storage import fs
 from storage.errors import InputError
 from storage.identity import identity
@@ -200,11 +201,13 @@ def _objective(job: TrainJob, budget: WorkerBudget, state: TrainState, steps: in
     """Network and losses as one module.
 
     A single worker compiles it if `budget.compile` is true; if that is None, it compiles on a GPU if that pays for
-    `steps` steps. Several workers never compile it; Ray wraps it so that their gradients are averaged.
+    `steps` steps. A worker that makes samples with nnU-Net's transforms itself never does. Nor do several workers; Ray
+    wraps it so that their gradients are averaged.
     """
     import ray.train.torch
     from torch import nn
 
+    from pipeline.samples.appearance import NNUNET
     from pipeline.training.kernels import WORTH_COMPILING
     from pipeline.training.objective import Objective
 
@@ -212,6 +215,9 @@ def _objective(job: TrainJob, budget: WorkerBudget, state: TrainState, steps: in
     on_card = next(state.model.parameters()).device.type == "cuda"
     if world == 1:
         pays = on_card and steps >= WORTH_COMPILING and not budget.deterministic
+        # Compiling sets torch's global generator back, from which nnU-Net's transforms draw in another thread.
+        if not budget.data_actors and job.stream.appearance in NNUNET:
+            return objective
         if pays if budget.compile is None else budget.compile:
             objective.compile_terms()
         return objective
@@ -285,7 +291,8 @@ def finish_job(job: TrainJob, store: SliceStore, state: TrainState) -> None:
     from pipeline.networks.files import save_model
     from pipeline.networks.sdnet import SDNet
 
-    terms = store.texts("terms", store.column("split") == "train")
+    terms, start = training_terms(job.stream, store), read_config(job.start) if job.start else {}
+    terms = sorted({*terms, *start.get("terms", ())})
     seen = store.texts("subject", np.isin(store.column("split"), ("train", "validation")))
     labelled = (store.column("split") == "train") & store.column("labelled").astype(bool)
     masks_of = store.texts("subject", labelled)
@@ -300,11 +307,11 @@ def finish_job(job: TrainJob, store: SliceStore, state: TrainState) -> None:
     of = some_slices(job, store, SCALED_BY).image if scaled else None
     if of is not None and isinstance(model, SDNet):
         standardise_codes(model, of)
-    save_model(fs.join(job.out, LAST), model, job.network, preprocess, terms, seen, last, masks_of)
+    save_model(fs.join(job.out, LAST), model, job.network, preprocess, terms, seen, last, masks_of, start)
     model.load_state_dict(state.best_weights)
     if of is not None and isinstance(model, SDNet):
         standardise_codes(model, of)
-    name = save_model(job.out, model, job.network, preprocess, terms, seen, best, masks_of)
+    name = save_model(job.out, model, job.network, preprocess, terms, seen, best, masks_of, start)
     write_card(job.out)
     done = {
         "config_hash": job.config_hash,
@@ -333,6 +340,7 @@ def _training_description(
         "data_fingerprint": job.data_fingerprint,
         "bank_fingerprint": job.bank_fingerprint,
     }
+    start = vendors_seen(read_config(job.start)) if job.start else ()
     scores = {name.removeprefix("val/"): best[name] for name in sorted(best) if name.startswith("val/dice")}
     return describe_training(
         store,
@@ -340,4 +348,5 @@ def _training_description(
         semi_supervised=stream.semi_supervised,
         training=training,
         validation=scores,
+        start=start,
     )

@@ -22,6 +22,7 @@ NAMES = (
     "memory",
     "node-cache",
     "overhead",
+    "paper-size",
     "predict",
     "rescale",
     "scale",

@@ -110,16 +110,18 @@ def above_idle(stage: str, root: Path, name: str) -> float:
 def _sampled(pid: int, said: IO[bytes], word: str) -> list[int]:
     """PSS in bytes of a process and all below it, about every `SAMPLE_S`, until it says `word`."""
     seen: dict[int, tuple[bytes, int]] = {}
-    samples = [_pss(pid, seen)]
+    samples = [proportional_bytes(pid, seen)]
     while not select.select([said], [], [], SAMPLE_S)[0]:
-        samples.append(_pss(pid, seen))
+        samples.append(proportional_bytes(pid, seen))
     if (line := said.readline().decode().strip()) != word:
         raise RuntimeError(f"the measured process said '{line}' instead of '{word}'; its error stands above")
     return samples
 
 
-def _pss(root: int, seen: dict[int, tuple[bytes, int]]) -> int:
-    """`seen` keeps each process's resident pages and PSS: asking for the latter takes 2 ms, so it is asked of those
+def proportional_bytes(root: int, seen: dict[int, tuple[bytes, int]]) -> int:
+    """PSS in bytes of a process and all below it, pages of files left out.
+
+    `seen` keeps each process's resident pages and PSS: asking for the latter takes 2 ms, so it is asked of those
     alone whose pages have changed."""
     family = [root]
     total = 0

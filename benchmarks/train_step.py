@@ -42,7 +42,7 @@ def sides(network: UNetConfig | SDNetConfig, batch: Batch) -> dict[str, Callable
 
     def reference() -> int:
         plain.model.train()
-        terms = plain_objective(batch.image, batch.mask, batch.labelled)
+        terms = plain_objective(batch.image, batch.mask, int(batch.labelled.sum()))
         optimiser.zero_grad()
         total = torch.stack(list(terms.values())).sum()
         total.backward()

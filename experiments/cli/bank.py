@@ -27,13 +27,14 @@ def info(bank: Bank) -> None:
     """What a bank holds, of which network, under which terms, and whether it is complete."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from storage.bank.bank import FactorBank
 
     opened = FactorBank.open(bank, partial=True)
     table = Table(box=None, show_header=False, pad_edge=False)
     for name, value in facts(opened):
-        table.add_row(name, value)
+        table.add_row(name, Text(value))  # terms may hold brackets, which are no markup
     Console(soft_wrap=True).print(table)
 
 

@@ -210,12 +210,13 @@ def status(run: Run) -> None:
     """Which stages and arms are done, under way, failed or missing."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from experiments.run.status import status as states
 
     table = Table(box=None, show_header=False, pad_edge=False)
     for name, state in states(run):
-        table.add_row(name, state)
+        table.add_row(name, Text(state))  # a reason may hold brackets, which are no markup
     Console().print(table)
 
 

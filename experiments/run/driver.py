@@ -181,7 +181,9 @@ class Ablation:
         """Score every trained arm again. Returns {label: volumes scored}. Raises InputError if no arm is trained."""
         from actors import stages
 
-        trained = [r for r in self._arm_runs() if r.job.finished()]
+        held = jobs.with_finished(self.run, self.settings)
+        runs = jobs.arm_runs(self.run, jobs.trainable_settings(self.run, held))
+        trained = [r for r in runs if r.job.finished()]
         if not trained:
             raise InputError(
                 self.name, "has no trained arm of this configuration", "run `cardiomix train ARM --run RUN`"
@@ -194,7 +196,8 @@ class Ablation:
 
     def report(self) -> ReportPaths:
         """Write tables, figures and the page from what the run folder holds of this configuration."""
-        runs = self._arm_runs()
+        held = jobs.with_finished(self.run, self.settings)
+        runs = jobs.arm_runs(self.run, jobs.trainable_settings(self.run, held))
         problems: dict[str, str] = {}
         for run in runs:
             reason = run.failure()
@@ -208,7 +211,7 @@ class Ablation:
                 self.name,
                 self._note(runs, settings),
                 self._mosaic(),
-                arms=self.settings.arms,
+                arms=held.arms,
                 runs=[(run.arm, run.seed) for run in runs if run.evaluated()],
                 problems=problems,
             )

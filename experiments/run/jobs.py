@@ -11,7 +11,7 @@ from actors.train_job import TrainJob
 from experiments.arms import ARMS, PRETRAIN
 from experiments.config import Settings
 from pipeline.networks.description import CONFIG as MODEL
-from pipeline.networks.description import read_config, sdnet_fingerprint, subject_key
+from pipeline.networks.description import read_config, sdnet_fingerprint, subject_key, vendors_seen
 from pipeline.samples.stream_config import StreamConfig, missing_of_training, name_of_banks, open_bank, step_plan
 from pipeline.training.config import ArmConfig, LossConfig, TrainConfig
 from storage import fs
@@ -115,6 +115,18 @@ def _job(
         start_fingerprint=sdnet_fingerprint(start) if start else None,
         data_fingerprint=store.fingerprint,
     )
+
+
+def with_finished(run: str, settings: Settings) -> Settings:
+    """The settings, their arms followed by all others that the run holds trained and scored with this configuration.
+
+    So an arm that `train` or an earlier `--arms` trained keeps its place in the report.
+    """
+    folders = fs.list_names(fs.join(run, ARMS_FOLDER)) if fs.exists(fs.join(run, ARMS_FOLDER)) else []
+    others = tuple(arm for arm in ARMS if arm in folders and arm not in settings.arms)
+    known = arm_runs(run, trainable_settings(run, settings.model_copy(update={"arms": others}))) if others else []
+    finished = {each.arm for each in known if each.evaluated()}
+    return settings.model_copy(update={"arms": (*settings.arms, *(arm for arm in others if arm in finished))})
 
 
 def arm_stream(run: str, settings: Settings, arm: str) -> StreamConfig:
@@ -242,9 +254,7 @@ def require_sdnet_may_train(folder: str, groups: Groups, protocol: LayoutOptions
         problem = f"was trained on {seen[0]}, which this run tests on or excludes"
         raise InputError(where, problem, "pretrain without these subjects")
     _require_no_other_masks(groups, set(document.get("masks_of", ())), where)
-    data = document.get("about", {}).get("data", {})
-    vendors = {vendor for split in ("train", "validation") for vendor in data.get(split, ())}
-    forbidden = sorted(vendor for vendor in vendors if excludes_from_training(protocol, vendor))
+    forbidden = [vendor for vendor in vendors_seen(document) if excludes_from_training(protocol, vendor)]
     if forbidden:
         problem = f"was trained on vendor {forbidden[0]}, which may not train under {protocol.protocol_label}"
         raise InputError(where, problem, "pretrain without this vendor")

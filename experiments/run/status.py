@@ -24,6 +24,7 @@ def status(run: str) -> list[tuple[str, str]]:
     settings = config.load(run)
     if not fs.exists(fs.join(run, TABLE)):
         return [("ingest", "missing")]
+    settings = jobs.with_finished(run, settings)
     lines = [("ingest", f"done: {len(SliceStore.open(run))} slices")]
     if jobs.needs_sdnet(settings):
         lines += _bank_lines(run, settings)

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from experiments.tracking.own_database import prepare
 from experiments.tracking.store import (
+    FINGERPRINTS,
     PARENT_TAG,
     RUN_TAG,
     is_own,
     is_server,
+    newest_trainings,
     open_store,
     redacted,
     run_key,
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
 Key = tuple[str, str, str]  # arm, vendor, structure
 
 FIELDS = ("run", "arm", "vendor", "structure", "seeds", "dice_mean", "dice_sd", "difference", "best")
-_TAGS = ("data_fingerprint", "bank_fingerprint", "sdnet_fingerprint", "start_fingerprint", "git_commit")
+_TAGS = (*FINGERPRINTS, "git_commit")
 _NOT_COMPARED = ("arm", "seed")
 
 
@@ -90,10 +92,8 @@ def _compared(run: str, tracking_uri: str | None, name: str) -> Compared:
         raise InputError(name, problem, "train it first, or pass --tracking-uri")
     client = open_store(fs.absolute(run), place)
     parent = _parent_of_folder(client, fs.absolute(run), place, name) if folder else _parent(client, run, place)
-    newest: dict[tuple[str, str], Run] = {}
-    for child in search(client, parent.info.experiment_id, {PARENT_TAG: parent.info.run_id}):
-        if any(key.startswith("dice/") for key in child.data.metrics):  # the oldest comes first, so the newest stays
-            newest[child.data.tags["arm"], child.data.tags["seed"]] = child
+    children = search(client, parent.info.experiment_id, {PARENT_TAG: parent.info.run_id})
+    newest = newest_trainings(c for c in children if any(key.startswith("dice/") for key in c.data.metrics))
     if not newest:
         kind = NotLoggedError if folder else InputError
         raise kind(name, "has no scored arm in MLflow", "run `cardiomix report --run RUN`, or train it first")

@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 PARENT_TAG, RUN_TAG = "mlflow.parentRunId", "cardiomix_run"
+FINGERPRINTS = ("data_fingerprint", "bank_fingerprint", "sdnet_fingerprint", "start_fingerprint")  # tags of a child
 OWN_FOLDER = "this folder"
 _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",  # a machine with patients' data must not report to anyone
@@ -89,7 +90,7 @@ def ui_command(run: str, tracking_uri: str) -> str:
     if is_own(run, tracking_uri) and not fs.is_local(run):  # the open file is temporary
         snapshot, tracking_uri = fs.join(run, DATABASE), f"sqlite:///{DATABASE}"
         return f"copy {redacted(snapshot)} to this machine, then: {_serve(tracking_uri)}"
-    return _serve(tracking_uri)
+    return _serve(redacted(tracking_uri))
 
 
 def ui_address(tracking_uri: str) -> str:
@@ -186,6 +187,25 @@ def search(client: MlflowClient, experiment_id: str, tags: Mapping[str, str]) ->
         token = page.token
         if not token:
             return sorted(found, key=lambda run: int(run.info.start_time))
+
+
+def newest_trainings(children: Iterable[Run]) -> dict[tuple[str, str], Run]:
+    """{(arm, seed): the newest child run}, of those children alone that share the settings of the arm's newest one.
+
+    `children` come oldest first. So seeds that were trained with earlier settings are not averaged with later ones. A
+    setting that one version of cardiomix logs and another does not is not compared.
+    """
+    oldest_first = list(children)
+    last = {child.data.tags["arm"]: child for child in oldest_first}
+    newest: dict[tuple[str, str], Run] = {}
+    for child in oldest_first:
+        arm, known = child.data.tags["arm"], last[child.data.tags["arm"]]
+        pairs = [(child.data.params, known.data.params), (child.data.tags, known.data.tags)]
+        names = [set(ours) & set(theirs) - {"seed"} for ours, theirs in pairs]
+        names[1] &= set(FINGERPRINTS)
+        if all(ours[n] == theirs[n] for (ours, theirs), own in zip(pairs, names, strict=True) for n in own):
+            newest[arm, child.data.tags["seed"]] = child
+    return newest
 
 
 def _check_sqlite(tracking_uri: str) -> None:

@@ -26,6 +26,7 @@ from experiments.tracking.store import (
     RUN_TAG,
     is_own,
     is_server,
+    newest_trainings,
     open_store,
     run_key,
     search,
@@ -102,12 +103,11 @@ class Tracker:
     def log_standing(self) -> None:
         """Log to the parent run what `headline.standing` gives for the children's scores, and save the view of them.
 
-        The newest scored child of each arm and seed counts. If a number has changed, it is logged as the next step.
+        The newest scored children of each arm count (`store.newest_trainings`). A number that has changed is logged as
+        the next step.
         """
-        newest: dict[tuple[str, str], Run] = {}
-        for run in search(self._client, self.experiment_id, {PARENT_TAG: self.run_id}):  # the oldest first
-            if MEAN in run.data.metrics:
-                newest[run.data.tags["arm"], run.data.tags["seed"]] = run
+        children = search(self._client, self.experiment_id, {PARENT_TAG: self.run_id})
+        newest = newest_trainings(run for run in children if MEAN in run.data.metrics)
         metrics, tags = standing([(arm, run.data.metrics) for (arm, _), run in sorted(newest.items())])
         if not metrics:
             return

@@ -12,6 +12,7 @@ from storage import fs
 from storage.dicom.read import is_dicom
 from storage.dicom.study import dicom_folders
 from storage.errors import InputError
+from storage.layouts.read_each import ILLEGIBLE_NAME, legible, shown
 from storage.nifti.file import ENDINGS, is_nifti_name, read_header
 
 OTHER_ENDINGS = (
@@ -211,7 +212,13 @@ def _cines(images: Sequence[str]) -> set[str]:
 
 
 def check_targets(studies: Sequence[Study]) -> None:
-    """Raise InputError if two images would give the same file, or a result would overwrite an image."""
+    """Raise InputError if two images would give the same file, or a result would overwrite an image.
+
+    Also if a name is illegible: neither JSON nor `volumes.csv` can hold it.
+    """
+    for name in (part for study in studies for part in (study.out, *study.images)):
+        if not legible(name):
+            raise InputError(shown(fs.base_name(name)), ILLEGIBLE_NAME, "rename it")
     targets = [target for study in studies for target in (*map(study.mask, study.images), study.report)]
     images = {image for study in studies for image in study.images}
     for target, count in Counter(targets).items():

@@ -39,11 +39,12 @@ def describe_training(
     semi_supervised: bool,
     training: Mapping[str, Any],
     validation: Mapping[str, float],
+    start: Iterable[str] = (),
 ) -> dict[str, Any]:
     """The part `about` of `model.json` for a network that was trained on `store`.
 
     training: further facts, such as steps, augmentation and fingerprints. validation: the Dice (0 to 1) of the kept
-    epoch, on the network's grid.
+    epoch, on the network's grid. start: the vendors of the network that training started from.
     """
     areas = store.column("pixel_area_mm2")[_of(store, "train", semi_supervised)]
     return {
@@ -53,6 +54,7 @@ def describe_training(
         "data": {
             "train": _vendors(store, _of(store, "train", semi_supervised)),
             "validation": _vendors(store, _of(store, "validation", False)),
+            **({"start": list(start)} if start else {}),
             "pixel_area_mm2": [round(float(areas.min()), 4), round(float(areas.max()), 4)],
         },
         "metrics": {"validation": dict(validation), "test": []},

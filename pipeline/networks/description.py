@@ -53,6 +53,12 @@ def read_config(folder: str) -> dict[str, Any]:
     return dict(document)
 
 
+def vendors_seen(document: dict[str, Any]) -> list[str]:
+    """The vendors that a network, and the networks that it started from, were trained and validated on."""
+    data = document.get("about", {}).get("data", {})
+    return sorted({vendor for part in ("train", "validation", "start") for vendor in data.get(part, ())})
+
+
 def sdnet_fingerprint(folder: str) -> str:
     """The network's `fingerprint`, as recorded in `model.json`. Raises InputError as `read_config` does."""
     return str(read_config(folder)["fingerprint"])

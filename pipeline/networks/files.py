@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -46,12 +46,14 @@ def save_model(
     trained_on: Iterable[str] = (),
     about: dict[str, Any] | None = None,
     masks_of: Iterable[str] = (),
+    start: Mapping[str, Any] | None = None,
 ) -> str:
     """Write weights and description, and return the fingerprint. `model.json` comes last and marks completeness.
 
     `trained_on` names the training and validation subjects, `masks_of` those whose masks were used. Only their keys
     (`subject_key`) are stored. With them a later run can refuse to test on such a subject, or to use a network that has
-    seen masks which the run withholds. `terms` are the terms of the data. `about` describes the network to its users
+    seen masks which the run withholds. `start` is the `model.json` of the network that training started from; its keys
+    are kept too. `terms` are the terms of the data. `about` describes the network to its users
     (see `pipeline.inference.model_card`).
     """
     weights = weights_of(model)
@@ -61,13 +63,18 @@ def save_model(
         "network": identity(config),
         "preprocess": preprocess,
         "terms": terms,
-        "trained_on": sorted(map(subject_key, set(trained_on))),
+        "trained_on": _keys(trained_on, start, "trained_on"),
     }
     name = fingerprint(weights, identity_of(document))
     fs.write_bytes(fs.join(folder, WEIGHTS), weights)
-    labelled = sorted(map(subject_key, set(masks_of)))
+    labelled = _keys(masks_of, start, "masks_of")
     write_config(folder, {**document, "about": about or {}, "masks_of": labelled, "fingerprint": name})
     return name
+
+
+def _keys(subjects: Iterable[str], start: Mapping[str, Any] | None, field: str) -> list[str]:
+    """The keys of the subjects and those that an earlier description has in a field, sorted."""
+    return sorted({*map(subject_key, subjects), *(start or {}).get(field, ())})
 
 
 def load_model(folder: str) -> tuple[UNet | SDNet, dict[str, Any]]:

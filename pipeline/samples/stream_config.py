@@ -196,6 +196,15 @@ def donor_bank(config: StreamConfig, bank: FactorBank | None) -> FactorBank | No
     return FactorBank.open(config.donors) if config.donors is not None else bank
 
 
+def training_terms(config: StreamConfig, store: SliceStore) -> list[str]:
+    """The terms of all data that the stream's samples are made from: the training slices, and the donors of FA."""
+    terms = set(store.texts("terms", store.column("split") == "train"))
+    if config.fa and config.bank is not None:
+        lender = donor_bank(config, FactorBank.open(config.bank))
+        terms |= set(different_donors(lender, "terms") if lender is not None else ())
+    return sorted(terms)
+
+
 def _require_may_train(config: StreamConfig, store: SliceStore, bank: FactorBank, where: str) -> None:
     held_out = store.texts("subject", store.column("split") != "train")
     own_alone = config.plan.fa_policy == "styles"

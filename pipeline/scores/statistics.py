@@ -65,8 +65,10 @@ def crossed_interval(differences_SN: Sequence[Floats]) -> Crossed:
 
     Seeds and subjects are crossed random effects. The seeds' means give the overall mean one variance, the subjects'
     means another, each with Student's t of its own degrees of freedom. The two half widths are added in squares. For
-    normal effects such an interval is never too narrow, at any level (Banerjee, Sankhyā 1960). The residual variance
-    counts in both parts. `p` is the level at which the interval just reaches zero, so `holm` can correct it.
+    normal effects and one experiment such an interval is never too narrow, at any level (Banerjee, Sankhyā 1960). Of
+    several experiments, whose variances may differ, the degrees of freedom are Welch and Satterthwaite's; then it is
+    close to its level. The residual variance counts in both parts. `p` is the level at which the interval just reaches
+    zero, so `holm` can correct it.
 
     If an experiment has a single seed, interval and p cover subjects alone. They are NaN for fewer than two subjects.
     """
@@ -81,19 +83,22 @@ def crossed_interval(differences_SN: Sequence[Floats]) -> Crossed:
     return Crossed(mean, mean - half, mean + half, _level_reaching_zero(np.abs(mean), parts))
 
 
-def _variances(differences_SN: Sequence[Floats]) -> list[tuple[int, Floats]]:
+def _variances(differences_SN: Sequence[Floats]) -> list[tuple[Floats, Floats]]:
     """(degrees of freedom, variance of the mean) for seeds and for subjects, if there are at least two of them."""
     parts = []
     for axis in (-2, -1):
         means = [d.mean(axis=axis) for d in differences_SN]
-        freedom = sum(m.shape[-1] - 1 for m in means)
         if all(m.shape[-1] > 1 for m in means):
-            total = np.sum([m.var(axis=-1, ddof=1) / m.shape[-1] for m in means], axis=0)
+            variances = [m.var(axis=-1, ddof=1) / m.shape[-1] for m in means]
+            total = np.sum(variances, axis=0)
+            squares = np.sum([v**2 / (m.shape[-1] - 1) for v, m in zip(variances, means, strict=True)], axis=0)
+            fewest = np.full_like(total, min(m.shape[-1] for m in means) - 1)
+            freedom = np.divide(total**2, squares, out=fewest, where=squares > 0)
             parts.append((freedom, total / len(means) ** 2))
     return parts
 
 
-def _level_reaching_zero(size: Floats, parts: Sequence[tuple[int, Floats]]) -> Floats:
+def _level_reaching_zero(size: Floats, parts: Sequence[tuple[Floats, Floats]]) -> Floats:
     """The level at which the interval reaches zero.
 
     It lies between the p values that each part's t gives for the total variance, and is found by bisection.

@@ -62,7 +62,7 @@ class Objective(nn.Module):
         self,
         image: Tensor,
         mask: Tensor,
-        labelled: Tensor,
+        count: int,
         vendor: Tensor | None = None,
         twin: Tensor | None = None,
         step: int = 0,
@@ -70,9 +70,9 @@ class Objective(nn.Module):
     ) -> dict[str, Tensor]:
         """The weighted loss terms, scalars by name. Inputs are those of `step.Batch`; `step` is the training step.
 
-        Labelled samples come first. Without twins, only labelled samples reach the segmentor.
+        The first `count` samples are labelled. It is a number, since wrappers for several workers put every tensor on
+        the GPU, and reading it back would wait. Without twins, only labelled samples reach the segmentor.
         """
-        count = int(labelled.sum())  # `labelled` is on the CPU, so this does not wait for a GPU
         latent = share = None
         if isinstance(self.model, SDNet) and self.config.latent_source == "sampled":
             latent = sample_latent(len(image), self.model.config.modality_size, self.latent, image.device)

@@ -140,7 +140,8 @@ def _update(objective: nn.Module, state: TrainState, batch: Batch, config: Train
     state.optimiser.zero_grad(set_to_none=True)  # first, since a compiled step overwrites the last gradients
     with _memory_advice(batch, config), fastest_convolutions(device):
         with autocast(device, config.precision):
-            given = (batch.image, batch.mask, batch.labelled, batch.vendor, batch.twin, state.step, batch.drawn)
+            count = int(batch.labelled.sum())  # on the CPU, so this waits for no GPU
+            given = (batch.image, batch.mask, count, batch.vendor, batch.twin, state.step, batch.drawn)
             found = objective(*given)
         values = torch.stack(list(found.values()))  # a copy, which no later step overwrites
         total = values.sum()

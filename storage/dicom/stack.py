@@ -17,6 +17,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
+from storage import fs
 from storage.dicom.read import Plane
 from storage.errors import InputError
 from storage.nifti.orientation import LONG_AXIS
@@ -104,6 +105,11 @@ class _Candidate:
         return [cine for cine in self.slices if cine is not None]
 
     @property
+    def folders(self) -> set[str]:
+        """The folders of its files."""
+        return {plane.path.rpartition("/")[0] for cine in self.cines for plane in cine.planes}
+
+    @property
     def rank(self) -> tuple[int, int, tuple[int, str, int, int, str]]:
         return len(self.cines), self.usual, max(cine.order for cine in self.cines)
 
@@ -148,7 +154,12 @@ def find_stack(planes: Sequence[Plane], name: str) -> Stack:
     best = max(candidates, key=lambda candidate: candidate.rank)
     for other in candidates:
         if other is not best:
-            reason = f"another short-axis stack, of {len(other.cines)} slices"
+            apart = not best.folders & other.folders
+            if apart and not best.cines[0].planes[0].study:
+                problem = "several folders hold a short-axis stack, and no StudyInstanceUID says whether of one patient"
+                raise InputError(name, problem, "name each study's folder by itself")
+            where = f" in {fs.base_name(min(other.folders))}" if apart else ""
+            reason = f"another short-axis stack, of {len(other.cines)} slices{where}"
             left_out.add((plane for cine in other.cines for plane in cine.planes), reason)
     _check_whole(best, [cine for group in groups for cine in group], name)
     return Stack(tuple(cine.planes for cine in best.cines), left_out.lines())

@@ -87,11 +87,13 @@ def holds_dicom(folder: str) -> bool:
 
 
 def dicom_folders(place: str) -> list[str]:
-    """The folders of the studies in `place`, sorted; `place` itself may be one. Only MR images count.
+    """The folders of the studies in `place`, sorted. Only MR images count.
 
-    Studies without a short-axis cine are among them.
+    If there is one study, its folder is `place`, however deep its images lie: folders such as `DICOM` tell nobody which
+    patient it is. Studies without a short-axis cine are among them.
     """
-    return sorted({folder for folder, _ in _by_folder(place, _images(place)[0], top=True)})
+    folders = sorted({folder for folder, _ in _by_folder(place, _images(place)[0], top=True)})
+    return [place] if len(folders) == 1 else folders
 
 
 def change_stamp(folder: str) -> str:

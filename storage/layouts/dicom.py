@@ -14,7 +14,7 @@ from storage.dicom.study import DicomStudy, dicom_folders, holds_dicom
 from storage.errors import InputError
 from storage.layouts.frames import cine_frames
 from storage.layouts.options import LayoutOptions
-from storage.layouts.read_each import read_each
+from storage.layouts.read_each import read_each, shown
 from storage.layouts.terms import terms_of
 from storage.nifti.file import is_nifti_name
 from storage.subjects import Skipped, Subject
@@ -74,7 +74,12 @@ def _niftis(folder: str) -> list[Skipped]:
             inside.setdefault(first if below else "", []).append(fs.base_name(path))
     remedy = "give their folder by itself, or a subjects.csv that pairs images with masks"
     return [
-        Skipped(first or fs.base_name(folder), names[0], f"one of {len(names)} NIfTI files among DICOM files", remedy)
+        Skipped(
+            shown(first or fs.base_name(folder)),
+            shown(names[0]),
+            f"one of {len(names)} NIfTI files among DICOM files",
+            remedy,
+        )
         for first, names in inside.items()
     ]
 

@@ -12,6 +12,7 @@ from storage.subjects import Skipped, Subject
 
 A = TypeVar("A")
 
+ILLEGIBLE_NAME = "its name has a line break, control or undecodable character"
 ILLEGIBLE = ("Cc", "Cs", "Zl", "Zp")  # Unicode categories: control, undecodable byte of a file's name, line break
 
 
@@ -26,8 +27,7 @@ def read_each(
     def attempt(item: tuple[str, A]) -> Subject | Skipped:
         name = item[0]
         if not legible(name):  # such a name would break the lines of logs and tables
-            shown = repr(name)[1:-1]
-            return Skipped(shown, shown, "its name has a line break, control or undecodable character", "rename it")
+            return Skipped(shown(name), shown(name), ILLEGIBLE_NAME, "rename it")
         try:
             return subject(item[1])
         except InputError as error:
@@ -40,3 +40,8 @@ def read_each(
 def legible(text: str) -> bool:
     """Whether `text` stays one line and can be written as UTF-8."""
     return not any(unicodedata.category(character) in ILLEGIBLE for character in text)
+
+
+def shown(name: str) -> str:
+    """The name as it is, or with escapes in place of what is not legible."""
+    return name if legible(name) else repr(name)[1:-1]

@@ -151,6 +151,8 @@ def _frames(
     with open_image(image, spacing, orientation) as opened:
         header, turned = opened.header, opened.orientation
     if len(header.shape) == 3:
+        if mask is not None and len(phases) > 1:
+            raise InputError(where, "an image of one frame, but both ed and es", "leave only the labelled one")
         # The image is one frame. If only one of ed and es is filled in, that is its phase.
         phase = next(iter(phases)) if len(phases) == 1 else "-"
         return (FrameSource(phase, phases.get(phase, 0), image, None, mask, None),)

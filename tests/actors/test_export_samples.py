@@ -24,7 +24,7 @@ from storage.errors import FinalError, InputError
 from storage.nifti import nnunet
 from storage.nifti.file import NiftiFile
 from storage.slices.store import SliceStore
-from tests.actors.tiny_runs import PREPROCESS, digests, own_processes, write_run, write_sdnet
+from tests.actors.tiny_runs import PREPROCESS, digests, own_processes, write_lender, write_run, write_sdnet
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +114,17 @@ def test_a_slice_store_of_samples_reads_as_the_samples_whatever_the_normalisatio
         assert store.column("vendor")[i] == vendors[number]
     same = working_slice(store, 0, PREPROCESS.model_copy(update={"size": 48}))
     assert same.area == pytest.approx(float(store.column("pixel_area_mm2")[0]))
+
+
+def test_samples_with_codes_of_a_lent_bank_name_its_vendor_and_its_terms(stream: StreamConfig, tmp_path: Path) -> None:
+    lender = write_lender(str(stream.bank), tmp_path / "lender.zarr", "far", terms="lent for research")
+    out = tmp_path / "samples"
+    export(stream.model_copy(update={"donors": lender}), str(out), "slices", 16, cpus=0.5)
+    drawn = [row for row in listed(out) if row["kind"] == "fa"]
+    assert drawn and {row["vendor"] for row in drawn} == {"far"}
+    assert "lent for research" in SliceStore.open(str(out)).texts("terms")[0].split("; ")
+    with pytest.raises(InputError, match="holds another export"):
+        export(stream, str(out), "slices", 16, cpus=0.5)
 
 
 @pytest.mark.slow

@@ -29,6 +29,7 @@ from storage.layouts import LayoutOptions
 from storage.node_folder import FOLDER
 from storage.slices.store import SliceStore
 from storage.slices.writer import LAYOUTS_KEY
+from tests.actors.tiny_runs import write_lender
 
 PREPROCESS = PreprocessConfig(size=64)
 NNUNET = pytest.mark.skipif(find_spec("batchgeneratorsv2") is None, reason="pip install 'cardiomix[nnunet]'")
@@ -298,22 +299,9 @@ def test_what_goes_beyond_the_paper_is_a_function_of_the_index_too_and_leaves_th
 
 
 def test_a_bank_from_elsewhere_gives_the_modalities_to_the_runs_own_anatomies(run: str, tmp_path: Path) -> None:
-    lender = tmp_path / "lender.zarr"
-    lent = FactorBank.open(f"{run}/bank.zarr")
-    index = lent.index.set_column(
-        lent.index.column_names.index("subject"),
-        "subject",
-        pa.array([f"far{s}" for s in lent.index["subject"].to_pylist()]),
-    )
-    made = FactorBank.create(str(lender), lent.spec, index, *lent.decoder()[:1], lent.decoder()[1])
-    for shard in range(made.shards()):
-        draft = made.draft(shard)
-        rows = lent.read(list(lent.shard_rows(shard)))
-        for k in range(len(rows)):
-            draft.append(rows.anatomy[k], rows.modality[k] + 1.0, rows.mask[k])
-        draft.commit()
+    lender = write_lender(f"{run}/bank.zarr", tmp_path / "lender.zarr", vendor="far")
     steps = {"step": np.arange(4)}
-    own, borrowed = (SampleMaker(stream_config(run, donors=donors)) for donors in (None, str(lender)))
+    own, borrowed = (SampleMaker(stream_config(run, donors=donors)) for donors in (None, lender))
     assert borrowed.drawing is not None and own.drawing is not None
     np.testing.assert_array_equal(borrowed.drawing.donors.modality, own.drawing.donors.modality + 1.0)
     one, other = own(steps), borrowed(steps)

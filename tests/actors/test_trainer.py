@@ -21,7 +21,8 @@ from actors.train_slices import some_slices, validation_volumes
 from actors.train_worker import _objective, finish_job, first_state, run_epochs
 from actors.trainer import run_job
 from pipeline.networks.config import SDNetConfig, UNetConfig
-from pipeline.networks.files import load_model
+from pipeline.networks.description import read_config, subject_key, vendors_seen
+from pipeline.networks.files import load_model, save_model
 from pipeline.networks.sdnet import SDNet
 from pipeline.samples.maker import SampleMaker
 from pipeline.samples.plan import PlanConfig
@@ -255,6 +256,16 @@ def test_on_a_cpu_steps_are_compiled_only_where_that_is_asked_for(run: str, tmp_
         assert isinstance(objective.run, Compiled) == (asked is True)
 
 
+def test_a_worker_that_draws_nnunets_looks_itself_compiles_nothing(run: str, tmp_path: Path) -> None:
+    """Compiling sets torch's global generator back while the looks draw from it in another thread."""
+    job = training(run, tmp_path)
+    looks = job.model_copy(update={"stream": job.stream.model_copy(update={"appearance": "nnunet"})})
+    state = TrainState.create(job.network, job.train, seed=0)
+    budget = WorkerBudget(threads=1, data_actors=0, data_cpus=0.0, stream_mb=1, gpus=0, compile=True)
+    found = [_objective(each, budget, state, steps=10**6, world=1).run for each in (looks, job)]
+    assert [isinstance(run, Compiled) for run in found] == [False, True]
+
+
 def shares(job: TrainJob) -> list[tuple[dict[str, float], list[torch.Tensor]]]:
     """Losses and gradients of the first step, of each worker's samples by themselves."""
     found = []
@@ -263,7 +274,7 @@ def shares(job: TrainJob) -> list[tuple[dict[str, float], list[torch.Tensor]]]:
         state.latent.manual_seed(network_seed(job.stream.seed, f"latent/{rank}", 0))
         rows = SampleMaker(job.stream, rank, job.workers)({"step": np.array([0])})
         image, mask, labelled = (torch.from_numpy(rows[name]) for name in ("image", "mask", "labelled"))
-        terms = Objective(state.model, job.loss, state.latent)(image, mask.long(), labelled)
+        terms = Objective(state.model, job.loss, state.latent)(image, mask.long(), int(labelled.sum()))
         total = torch.stack(list(terms.values())).sum()
         total.backward()
         gradients = [p.grad for p in state.model.parameters() if p.grad is not None]
@@ -388,6 +399,8 @@ def test_a_worker_that_makes_its_samples_itself_has_the_losses_of_one_with_data_
     brief: dict[str, Any] = {"sdnet": False, "epochs": 2, "steps_per_epoch": 3}
     jobs = [with_factors(tmp_path / "made", tmp_path / name, **brief) for name in ("beside", "itself")]
     assert jobs[0].config_hash == jobs[1].config_hash
+    lent = [jobs[0].stream.model_copy(update={"donors": place}) for place in ("here/bank.zarr", "there/bank.zarr")]
+    assert len({jobs[0].model_copy(update={"stream": stream}).config_hash for stream in lent}) == 1
     by_hand(jobs[0])
     by_hand(jobs[1], data_actors=0)
     beside, itself = map(read_history, jobs)
@@ -439,6 +452,15 @@ def test_an_arm_starts_from_the_pretrained_weights_where_asked_to(run: str, tmp_
     store = SliceStore.open(run)
     state = first_state(started, store, 0)
     assert all(torch.equal(v, state.model.state_dict()[k]) for k, v in pretrained.state_dict().items())
+    # and hands on what that network has seen, so that no later run tests on it
+    save_model(job.out, pretrained, job.network, {}, ["theirs"], ["far"], {"data": {"train": {"Z": {}}}}, ["far"])
+    state.end_epoch(0.5)
+    finish_job(started, store, state)
+    handed_on = read_config(started.out)
+    assert all(
+        subject_key("far") in handed_on[name] and len(handed_on[name]) > 1 for name in ("trained_on", "masks_of")
+    )
+    assert "theirs" in handed_on["terms"] and "Z" in vendors_seen(handed_on)
     other = started.model_copy(update={"network": SDNetConfig(anatomy_width=8)})
     with pytest.raises(InputError, match="another SDNet"):
         first_state(other, store, 0)

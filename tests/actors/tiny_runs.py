@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from actors.extraction import prepare_bank
@@ -120,3 +121,21 @@ def own_processes(title: str) -> list[int]:
         return pid == os.getpid()
 
     return [pid for pid, name in names.items() if name.startswith(title) and mine(pid)]
+
+
+def write_lender(bank: str, folder: Path, vendor: str, terms: str = "CC0") -> str:
+    """A bank of other subjects, all of one vendor, with the same anatomies and codes that are larger by 1."""
+    lent = FactorBank.open(bank)
+    index = lent.index
+    others = {"subject": [f"far{s}" for s in index["subject"].to_pylist()]}
+    others |= {"vendor": [vendor] * len(index), "terms": [terms] * len(index)}
+    for name, texts in others.items():
+        index = index.set_column(index.column_names.index(name), name, pa.array(texts))
+    made = FactorBank.create(str(folder), lent.spec, index, *lent.decoder()[:1], lent.decoder()[1])
+    for shard in range(made.shards()):
+        draft = made.draft(shard)
+        rows = lent.read(list(lent.shard_rows(shard)))
+        for k in range(len(rows)):
+            draft.append(rows.anatomy[k], rows.modality[k] + 1.0, rows.mask[k])
+        draft.commit()
+    return made.uri

@@ -45,6 +45,15 @@ def test_every_stage_is_finished(run: Path) -> None:
     assert all(state.startswith("done") for state in stages.values()), stages
 
 
+def test_arms_that_the_run_holds_stay_in_its_report_when_others_are_trained(run: Path) -> None:
+    """`--arms` and `train ARM` change the settings' arms, not what was trained."""
+    settings = config.load(str(run))
+    one = settings.model_copy(update={"arms": ("ss_sdnet_ra_fa",)})
+    assert jobs.with_finished(str(run), one).arms == ("ss_sdnet_ra_fa", "unet_ra")
+    other = config.override(one, ["train.epochs=2"])
+    assert jobs.with_finished(str(run), other).arms == ("ss_sdnet_ra_fa",)
+
+
 def test_what_a_changed_setting_makes_anew_is_known_before_it_is_made(run: Path) -> None:
     settings = config.load(str(run))
     longer = config.override(settings, ["train.epochs=2"])

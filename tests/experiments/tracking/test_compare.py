@@ -24,10 +24,16 @@ TREATED = {"first": {"train.epochs": "10", "network": "unet"}, "second": {"train
 SCORES = {"first": (0.80, 0.90), "second": (0.87, 0.89), "third": (0.70,)}  # of LV on D, a seed each
 
 
-def log(run: Path, seeds: tuple[float, ...], params: Mapping[str, str], arm: str = "unet_ra") -> None:
+def log(
+    run: Path,
+    seeds: tuple[float, ...],
+    params: Mapping[str, str],
+    arm: str = "unet_ra",
+    config_hash: str = "c0ffee",
+) -> None:
     tracker = Tracker(str(run), run.name, tags={})
     for seed, dice in enumerate(seeds):
-        child = tracker.child(arm, seed, "c0ffee", {"data_fingerprint": "f00"}, {"seed": str(seed), **params})
+        child = tracker.child(arm, seed, config_hash, {"data_fingerprint": "f00"}, {"seed": str(seed), **params})
         others = [case(arm, "A", "RV", 0.5), case(arm, "A", "MYO", 0.6)]
         child.log_scores([case(arm, "D [new]", "LV", dice), *others])
         child.finish()
@@ -63,6 +69,16 @@ def test_means_and_spreads_are_over_seeds_and_the_best_run_is_named(runs: list[s
     others = [row for row in rows(find(runs)) if row["vendor"] == "A"]
     assert not any(row["best"] for row in others)
     assert [row["structure"] for row in others] == ["MYO"] * 3 + ["RV"] * 3
+
+
+def test_seeds_of_earlier_settings_are_not_averaged_with_later_ones(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    log(run, (0.6, 0.7), {"train.learning_rate": "0.001", "of_an_earlier_version": "1"})
+    log(run, (0.8,), {"train.learning_rate": "0.01", "of_a_later_version": "1"}, config_hash="beef")
+    assert [row["seeds"] for row in rows(find([str(run)])) if row["structure"] == "LV"] == [1]
+    log(run, (0.6, 0.7), {"train.learning_rate": "0.01"}, config_hash="cafe")
+    (row,) = [row for row in rows(find([str(run)])) if row["structure"] == "LV"]
+    assert (row["seeds"], row["dice_mean"]) == (2, pytest.approx(0.65))
 
 
 def test_what_differs_is_listed_and_nothing_else(runs: list[str]) -> None:

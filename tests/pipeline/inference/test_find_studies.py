@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,12 @@ def test_images_of_other_formats_are_left_out_and_told(tmp_path: Path) -> None:
     assert left_out.lines() == [f"{what}; to segment them, convert them to .nii.gz"]
 
 
+def test_a_name_that_no_table_can_hold_is_refused_before_any_work(tmp_path: Path) -> None:
+    os.close(os.open(os.fsencode(tmp_path) + b"/M\xfcller.nii.gz", os.O_CREAT))
+    with pytest.raises(InputError, match=r"^M\\udcfcller: its name has .* undecodable character; rename it$"):
+        find_studies([str(tmp_path)], str(tmp_path / "out"))
+
+
 def test_a_folder_without_an_image_to_segment_says_what_it_holds(tmp_path: Path) -> None:
     pairs, labels = touched(tmp_path / "pairs", "p.hdr", "p.img"), touched(tmp_path / "labelsTr", "a.nii", "b.nii")
     with pytest.raises(
@@ -76,15 +83,17 @@ def test_a_folder_without_an_image_to_segment_says_what_it_holds(tmp_path: Path)
 
 
 def test_dicom_studies_are_found_by_folder_and_one_of_their_files_is_refused(tmp_path: Path) -> None:
-    writer = Writer(tmp_path / "in" / "p1", [f"SE{k % 2}/IM{k}" for k in range(10)])
+    writer, other = (Writer(tmp_path / "in" / p, [f"SE{k % 2}/IM{k}" for k in range(10)], p) for p in ("p1", "p3"))
     for _ in range(4):
         writer.image(volume_zhw(0)[0])
+        other.image(volume_zhw(1)[0])
     touched(tmp_path / "in", "p1/cine.nii", "p1/SE0/empty.dcm", "p2.ima")
     out = str(tmp_path / "out")
     studies, left_out = find_studies([str(tmp_path / "in")], out)
     assert [(study.name, study.report) for study in studies] == [
         ("cine", f"{out}/p1/cine_pred.json"),
         ("p1", f"{out}/p1_pred.json"),
+        ("p3", f"{out}/p3_pred.json"),
     ]
     assert "images of other formats" in left_out.lines()[0] and len(left_out.others) == 2
     ((study,), _) = find_studies([str(tmp_path / "in" / "p1" / "SE1")], out)

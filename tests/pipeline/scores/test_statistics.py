@@ -227,6 +227,16 @@ def test_an_interval_of_two_directions_leaves_out_no_difference_as_seldom() -> N
     np.testing.assert_array_equal((found.low > 0) | (found.high < 0), found.p < ALPHA)
 
 
+def test_an_interval_of_two_directions_holds_where_one_direction_varies_more() -> None:
+    normal = np.random.default_rng(0).standard_normal
+    directions = [
+        seed * normal((DRAWS, 3, 1)) + 0.01 * normal((DRAWS, 1, n)) + 0.01 * normal((DRAWS, 3, n))
+        for seed, n in ((0.02, 18), (0.002, 38))
+    ]
+    found = crossed_interval(directions)
+    assert ((found.low > 0) | (found.high < 0)).mean() <= ALPHA + 2 * MONTE_CARLO
+
+
 @pytest.mark.parametrize(("seed_sd", "subject_sd"), [(0.014, 0.03), (0.035, 0.1), (0.004, 0.09)])
 def test_what_is_called_detectable_is_told_in_about_four_of_five_experiments(seed_sd: float, subject_sd: float) -> None:
     normal = np.random.default_rng(1).standard_normal

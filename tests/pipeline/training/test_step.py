@@ -68,7 +68,7 @@ def test_the_segmentation_loss_falls_on_a_batch_seen_again_and_again(network: SD
 def test_coarser_levels_are_taught_every_so_many_pixels_of_the_mask_with_halved_weights() -> None:
     state, objective = fresh(UNetConfig(width=4, deep=2))
     b, weights = batch(), (4 / 7, 2 / 7, 1 / 7)
-    terms = objective(b.image, b.mask, b.labelled)
+    terms = objective(b.image, b.mask, int(b.labelled.sum()))
     count, losses = int(b.labelled.sum()), segmentation_losses(LossConfig())
     levels = state.model.logits_by_level(b.image[:count])
     by_level = [losses(logits, b.mask[:count, :: 2**k, :: 2**k]) for k, logits in enumerate(levels)]
@@ -311,7 +311,7 @@ def test_the_memory_layout_changes_neither_terms_nor_gradients(network: SDNetCon
         state.model.to(memory_format=layout)  # type: ignore[call-overload]
         b = batch(labelled=3, unlabelled=0)
         state.latent.manual_seed(0)
-        terms = objective(b.image, b.mask, b.labelled)
+        terms = objective(b.image, b.mask, int(b.labelled.sum()))
         torch.stack(list(terms.values())).sum().backward()
         results.append((terms, [p.grad for p in state.model.parameters()]))
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
@@ -428,14 +428,14 @@ def test_twins_are_held_alike_only_where_there_are_twins_and_the_weight_rises() 
     objective = Objective(state.model, LossConfig(consistency_ramp=10), state.latent)
     image, mask = torch.rand(4, 1, 32, 32), torch.randint(0, 4, (4, 32, 32))
     labelled = torch.tensor([True, True, False, False])
-    assert "consistency" not in objective(image, mask, labelled)
+    assert "consistency" not in objective(image, mask, int(labelled.sum()))
     assert float(consistency_loss(image, image)) == 0
     other = torch.cat([image[:2], image[2:].flip(-1)])
-    terms = [objective(image, mask, labelled, twin=other, step=s)["consistency"] for s in (0, 10)]
+    terms = [objective(image, mask, int(labelled.sum()), twin=other, step=s)["consistency"] for s in (0, 10)]
     early, late = (float(term.detach()) for term in terms)
     assert early == pytest.approx(ramp(0, 10) * late) and late > 0
-    assert "consistency" not in objective(image[:2], mask[:2], labelled[:2], twin=image[:2])
-    term = objective(image, mask, labelled, twin=other, step=10)["consistency"]
+    assert "consistency" not in objective(image[:2], mask[:2], int(labelled[:2].sum()), twin=image[:2])
+    term = objective(image, mask, int(labelled.sum()), twin=other, step=10)["consistency"]
     term.backward()
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in state.model.anatomy_encoder.parameters())
 
@@ -453,7 +453,7 @@ def test_a_teacher_is_followed_and_not_trained() -> None:
     assert set(dict(objective.named_parameters())) == {f"model.{name}" for name, _ in state.model.named_parameters()}
     image, mask = torch.rand(4, 1, 32, 32), torch.zeros((4, 32, 32), dtype=torch.long)
     labelled, twin = torch.tensor([True, False, False, False]), torch.rand(4, 1, 32, 32)
-    term = objective(image, mask, labelled, twin=twin, step=1)["consistency"]
+    term = objective(image, mask, int(labelled.sum()), twin=twin, step=1)["consistency"]
     state.model.train()
     with torch.no_grad():
         ours = state.model(image)[1:].softmax(1)[:, 1:]

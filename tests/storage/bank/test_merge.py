@@ -105,6 +105,15 @@ def test_another_bank_or_folder_in_the_place_is_kept(banks: list[str], tmp_path:
     assert digests(tmp_path) == before
 
 
+def test_a_folder_of_masks_is_no_unfinished_bank(banks: list[str], tmp_path: Path) -> None:
+    drawn = tmp_path / "out" / "mask" / "p1.nii.gz"
+    drawn.parent.mkdir(parents=True)
+    drawn.write_bytes(b"a day's work")
+    with pytest.raises(InputError, match="out: is there and is not a factor bank"):
+        merge(banks, str(tmp_path / "out"))
+    assert drawn.read_bytes() == b"a day's work"
+
+
 def test_one_bank_is_no_merge(banks: list[str], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="one bank alone"):
         merge(banks[:1], str(tmp_path / "both.zarr"))

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1, JPEGLSLossless, RLELossless, generate_uid
 
+from pipeline.inference.find_studies import find_studies
 from storage.dicom.study import DicomStudy, dicom_folders
 from storage.errors import InputError
 from storage.images import open_image, write_mask_of
@@ -241,6 +242,28 @@ def test_two_studies_in_one_folder_are_refused_and_in_two_are_two(tmp_path: Path
     np.testing.assert_array_equal(read_volume(tmp_path / "apart" / "p1"), small)
 
 
+def test_the_one_study_of_a_folder_is_the_folder_however_deep_it_lies(tmp_path: Path) -> None:
+    for patient in ("p1", "p2"):
+        Writer(tmp_path / patient / "DICOM", study=generate_uid()).cine(volume())
+        assert dicom_folders(str(tmp_path / patient)) == [str(tmp_path / patient)]
+    found, _ = find_studies([str(tmp_path / "p1"), str(tmp_path / "p2")], str(tmp_path / "out"))
+    assert [study.name for study in found] == ["p1", "p2"]
+    (subject,), skipped = read(str(tmp_path / "p2"))
+    assert subject.subject == "p2" and not skipped
+
+
+def test_stacks_of_several_folders_without_a_study_number_are_not_taken_for_one_patients(tmp_path: Path) -> None:
+    """An anonymiser may blank StudyInstanceUID: two patients then look like one study."""
+    for k, patient in enumerate(("p1", "p2")):
+        place = Place(pixel=(1.5 - 0.1 * k, 1.25))
+        Writer(tmp_path / patient, [f"{patient}{i}" for i in range(99)], study="").cine(volume(k), place)
+    assert problem(tmp_path).endswith(
+        "several folders hold a short-axis stack, and no StudyInstanceUID says whether of one patient; "
+        "name each study's folder by itself"
+    )
+    np.testing.assert_array_equal(read_volume(tmp_path / "p2"), volume(1))
+
+
 def test_images_that_cannot_be_decoded_are_one_line(tmp_path: Path) -> None:
     writer = Writer(tmp_path / "p1")
     writer.cine(volume(), syntax=RLELossless)
@@ -338,7 +361,7 @@ def test_a_link_out_of_the_data_folder_is_not_followed(tmp_path: Path) -> None:
     outside = writer.written[0].rename(tmp_path / "outside")
     writer.written[0].symlink_to(outside)
     _, (skipped,) = read(str(tmp_path / "data"))
-    assert (skipped.subject, skipped.reason) == ("p1", "is a link that leaves the data folder")
+    assert (skipped.subject, skipped.reason) == ("data", "is a link that leaves the data folder")
     assert len(read(str(tmp_path / "data"), options=LayoutOptions(follow_links=True))[0]) == 1
 
 

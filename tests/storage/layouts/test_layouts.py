@@ -473,10 +473,13 @@ def test_table_mask_of_one_frame_is_the_labelled_frame_s_whether_3d_or_4d(
     table_folder: Path, write_nifti: Write, study: Callable[..., Any]
 ) -> None:
     write_nifti(table_folder / "images" / "xyz1.nii.gz", study(0)[1][..., 2:3])
+    write_nifti(table_folder / "images" / "xyz.nii.gz", study(0)[0][..., 2])
     subject = one_row(table_folder, "p,images/p1_sa.nii.gz,images/xyz1.nii.gz,X,c,,2")
     assert isinstance(subject, Subject)
     (frame,) = read_frames(subject)
     assert frame.mask is not None and np.array_equal(frame.mask, study(0)[1][..., 2].T)
+    alone = one_row(table_folder, "p,images/xyz.nii.gz,images/xyz1.nii.gz,X,c,0,2")
+    assert isinstance(alone, Skipped) and alone.reason == "an image of one frame, but both ed and es"
     both = one_row(table_folder, "p,images/p1_sa.nii.gz,images/xyz1.nii.gz,X,c,0,2")
     assert isinstance(both, Skipped) and both.reason == "a mask of one frame, but both ed and es"
 
