@@ -67,8 +67,9 @@ def foreground_statistics(volume_ZHW: Array, spacing: Spacing) -> ForegroundStat
     """Statistics of the image, without its padding, in the central 160 mm of a volume (Z, H, W).
 
     `spacing` is (slice, row, column) in mm. The centre is that of the smallest box that holds the foreground of all
-    slices. In each slice, pixels with the slice's lowest intensity there are left out, because a uniform background has
-    that value. If no part of the volume can be told from padding, the statistics are those of the whole volume.
+    slices. In each slice, pixels with the slice's lowest intensity there count as if they had the next one, because a
+    uniform background such as -1024 has that value where other images have dark air. If no part of the volume can be
+    told from padding, the statistics are those of the whole volume.
     `minimum` and `maximum` are the limits of the clipping, equal to `p005` and `p995`.
     """
     values = _central_values(volume_ZHW, spacing)
@@ -92,8 +93,9 @@ def _central_values(volume_ZHW: Array, spacing: Spacing) -> npt.NDArray[np.float
     for image, box in zip(volume_ZHW, boxes, strict=True):
         if box is not None:
             seen = image[tuple(_common(*pair) for pair in zip(window, box, strict=True))]
-            if seen.size:
-                parts.append(seen[seen > seen.min()])
+            above = seen[seen > seen.min()] if seen.size else seen
+            if above.size:
+                parts.append(np.maximum(seen, above.min()).ravel())
     values = np.concatenate(parts).astype(np.float64) if parts else np.empty(0)
     return values if len(values) else None
 

@@ -89,6 +89,15 @@ def test_the_value_of_a_background_of_any_shape_does_not_matter(seed: int, value
     assert foreground_statistics(volume, SPACING) == foreground_statistics(other, SPACING)
 
 
+@given(st.integers(0, 5), st.integers(4, 20))
+def test_dark_air_that_a_scanner_replaced_by_one_value_moves_mean_and_spread_little(seed: int, columns: int) -> None:
+    lung = np.abs(np.arange(36) - 18) < columns / 2  # at an edge it would be padding
+    air = np.where(lung, scan(seed) % 12, scan(seed) + 12)
+    as_it_is, masked = (foreground_statistics(volume, SPACING) for volume in (air, np.where(lung, -1024, air)))
+    assert abs(masked.mean - as_it_is.mean) < 12
+    assert masked.std == pytest.approx(as_it_is.std, rel=0.1)
+
+
 def test_only_the_central_160_mm_count() -> None:
     volume = scan(0, (3, 200, 180))
     cut = volume[:, 40:160, 30:150]  # 168 mm
