@@ -18,6 +18,7 @@ from pydantic import BaseModel
 from experiments import config
 from experiments.arms import ARMS
 from experiments.cli.main import app
+from experiments.run.transfer import direction_settings
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {str(p.relative_to(ROOT)): p for p in [*ROOT.glob("*.md"), *sorted((ROOT / "docs").rglob("*.md"))]}
@@ -174,7 +175,10 @@ def test_every_command_line_is_one_that_cardiomix_takes() -> None:
         try:
             values = parse(words)
             preset = values.get("preset") if values.get("preset") in config.PRESETS else "cpu"
-            document = config.override(config.preset(preset), values.get("assignments") or []).model_dump()
+            settings = config.preset(preset)
+            if isinstance(values.get("vendors"), str):  # as `transfer` does
+                settings = direction_settings(settings, values["vendors"].split(",")[0], None)
+            document = config.override(settings, values.get("assignments") or []).model_dump()
             if isinstance(values.get("arms"), str):
                 document["arms"] = tuple(values["arms"].split(","))
             config.validated(document, place)

@@ -82,16 +82,18 @@ def predict(
     for line in left_out.lines():
         progress.say(line)
     outcomes = segmented(folders, studies, config, workers, progress)
-    failed, unknown = [], 0
+    failed, done, unknown = [], 0, 0
     with interruptible(progress.say, "stopped; the masks that are written are whole, and volumes.csv lists them"):
         try:
             for outcome in outcomes:
+                done += 1
                 if not _print_outcome(outcome):
                     failed.append((outcome.study, outcome.failure))
                 elif any(not found["known"] for found in (outcome.report or {})["orientation"]):
                     unknown += 1
         finally:
-            write_table(out, failed)
+            if done:
+                write_table(out, failed)
     if unknown:
         progress.say(
             f"{unknown} read as stored, since no header says how they lie; if they lie otherwise: --orientation"

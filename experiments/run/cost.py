@@ -182,12 +182,13 @@ def _volume(training: Training, settings: Settings, threads: int) -> float:
     """Seconds in which a network segments a volume and the result is scored."""
     from pipeline.inference.predictor import predict_volume
     from pipeline.networks.files import build, default_device
+    from pipeline.samples.preprocess import volume_statistics
     from pipeline.scores.metrics import score_volume
-    from storage.slices.intensities import statistics
 
     image = np.random.default_rng(0).random((PART, *VOLUME[1:]), dtype=np.float32)
     model = build(training.network).eval().to(default_device())
-    stats, spacing = statistics(image), (10.0, 1.25, 1.25)
+    spacing = (10.0, 1.25, 1.25)
+    stats = volume_statistics(image, spacing, settings.preprocess)
     reference, found = _rings(0.0), _rings(2.0)
     segmented = _timed(lambda: predict_volume(model, image, stats, spacing, settings.preprocess), threads)
     return VOLUME[0] / PART * segmented + _timed(lambda: score_volume(found, reference, spacing), threads)

@@ -29,9 +29,11 @@ GROUP = {
 }
 
 
-def test_a_dry_run_says_plan_stages_time_and_disk_and_writes_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("normalisation", ["zscore", "foreground"])
+def test_a_dry_run_says_plan_stages_time_and_disk_and_writes_nothing(tmp_path: Path, normalisation: str) -> None:
     run = tmp_path / "runs" / "first"
-    sets = [part for assignment in (*TINY, "phantom.subjects=30") for part in ("--set", assignment)]
+    chosen = (*TINY, "phantom.subjects=30", f"preprocess.normalisation={normalisation}")
+    sets = [part for assignment in chosen for part in ("--set", assignment)]
     said = CliRunner().invoke(app, ["ablate", "demo", "--run", str(run), "--arms", "unet_ra", "--dry-run", *sets])
     assert said.exit_code == 0, said.output
     for words in (

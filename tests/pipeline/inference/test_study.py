@@ -307,14 +307,14 @@ def test_a_dicom_study_gives_the_masks_and_volumes_of_its_nifti_file(
     writer.cine(cine.transpose(3, 2, 1, 0), Place(pixel=(1.4, 1.25)), number=3)
     writer.cine(cine.transpose(3, 2, 1, 0), Place(LONG_AXIS), number=4)
     found = outcomes(predictor, tmp_path / "in", tmp_path / "out")
-    assert {name: o.failure for name, o in found.items()} == {"nifti": "", "dicom": ""}
-    nifti, dicom = (found[name].report or {} for name in ("nifti", "dicom"))
+    assert {name: o.failure for name, o in found.items()} == {"nifti": "", "in": ""}
+    nifti, dicom = (found[name].report or {} for name in ("nifti", "in"))
     for ours, theirs in zip(dicom["frames"], nifti["frames"], strict=True):
         assert ours["ml"] == pytest.approx(theirs["ml"], rel=1e-3)
     assert (dicom["ed"], dicom["es"]) == (nifti["ed"], nifti["es"])
     assert dicom["left_out"] == ["series 4: 25 images, cines along the long axis or oblique to it"]
     assert "left_out" not in nifti
-    masks = [tmp_path / "out" / name for name in ("dicom_pred.nii.gz", "nifti_pred.nii.gz")]
+    masks = [tmp_path / "out" / name for name in ("in_pred.nii.gz", "nifti_pred.nii.gz")]
     ours, theirs = (np.asanyarray(nib.load(mask).dataobj) for mask in masks)
     np.testing.assert_array_equal(ours, theirs)
     written = everything_below(tmp_path / "out") + repr(found).encode()
@@ -323,6 +323,6 @@ def test_a_dicom_study_gives_the_masks_and_volumes_of_its_nifti_file(
 
 def test_a_dicom_study_without_a_short_axis_cine_fails_in_one_line(tmp_path: Path, predictor: Predictor) -> None:
     Writer(tmp_path / "in" / "p1").cine(cine_xyzt(5).transpose(3, 2, 1, 0), Place(LONG_AXIS))
-    outcome = outcomes(predictor, tmp_path / "in", tmp_path / "out")["p1"]
+    outcome = outcomes(predictor, tmp_path / "in" / "p1", tmp_path / "out")["p1"]
     assert outcome.report is None and outcome.failure.startswith("p1: has no short-axis cine (series 5: 25 images")
     assert not (tmp_path / "out").exists()
