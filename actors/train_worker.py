@@ -300,8 +300,8 @@ def finish_job(job: TrainJob, store: SliceStore, state: TrainState) -> None:
     model = state.candidate
     records = read_history(job)
     last, best = (
-        _training_description(job, store, state, records[-1:]),
-        _training_description(job, store, state, records),
+        _training_description(job, store, state, records[-1:], start),
+        _training_description(job, store, state, records, start),
     )
     scaled = job.train.standardise_codes and isinstance(model, SDNet)
     of = some_slices(job, store, SCALED_BY).image if scaled else None
@@ -324,9 +324,12 @@ def finish_job(job: TrainJob, store: SliceStore, state: TrainState) -> None:
 
 
 def _training_description(
-    job: TrainJob, store: SliceStore, state: TrainState, records: list[dict[str, Any]]
+    job: TrainJob, store: SliceStore, state: TrainState, records: list[dict[str, Any]], start: dict[str, Any]
 ) -> dict[str, Any]:
-    """The part of the network's description about its training. Its Dice is that of the best epoch in `records`."""
+    """The part of the network's description about its training. Its Dice is that of the best epoch in `records`.
+
+    `start` is the `model.json` of the network that it started from; empty if it started from none.
+    """
     from pipeline.inference.model_card import describe_training
 
     stream, best = job.stream, max(records, key=lambda record: record["val/dice"], default={})
@@ -340,7 +343,6 @@ def _training_description(
         "data_fingerprint": job.data_fingerprint,
         "bank_fingerprint": job.bank_fingerprint,
     }
-    start = vendors_seen(read_config(job.start)) if job.start else ()
     scores = {name.removeprefix("val/"): best[name] for name in sorted(best) if name.startswith("val/dice")}
     return describe_training(
         store,
@@ -348,5 +350,5 @@ def _training_description(
         semi_supervised=stream.semi_supervised,
         training=training,
         validation=scores,
-        start=start,
+        start=vendors_seen(start),
     )

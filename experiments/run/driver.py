@@ -181,9 +181,7 @@ class Ablation:
         """Score every trained arm again. Returns {label: volumes scored}. Raises InputError if no arm is trained."""
         from actors import stages
 
-        held = jobs.with_finished(self.run, self.settings)
-        runs = jobs.arm_runs(self.run, jobs.trainable_settings(self.run, held))
-        trained = [r for r in runs if r.job.finished()]
+        trained = [r for r in self._held_runs() if r.job.finished()]
         if not trained:
             raise InputError(
                 self.name, "has no trained arm of this configuration", "run `cardiomix train ARM --run RUN`"
@@ -196,8 +194,7 @@ class Ablation:
 
     def report(self) -> ReportPaths:
         """Write tables, figures and the page from what the run folder holds of this configuration."""
-        held = jobs.with_finished(self.run, self.settings)
-        runs = jobs.arm_runs(self.run, jobs.trainable_settings(self.run, held))
+        runs = self._held_runs()
         problems: dict[str, str] = {}
         for run in runs:
             reason = run.failure()
@@ -211,7 +208,7 @@ class Ablation:
                 self.name,
                 self._note(runs, settings),
                 self._mosaic(),
-                arms=held.arms,
+                arms=tuple(dict.fromkeys((*self.settings.arms, *(run.arm for run in runs)))),
                 runs=[(run.arm, run.seed) for run in runs if run.evaluated()],
                 problems=problems,
             )
@@ -236,8 +233,10 @@ class Ablation:
         if replaced:
             self.progress.say(f"made anew, since the configuration, data or bank are others now: {', '.join(replaced)}")
 
-    def _arm_runs(self) -> list[ArmRun]:
-        return jobs.arm_runs(self.run, jobs.trainable_settings(self.run, self.settings))
+    def _held_runs(self) -> list[ArmRun]:
+        """The trainings of the settings' arms, and of other arms that the run holds finished."""
+        held = jobs.with_finished(self.run, self.settings)
+        return jobs.arm_runs(self.run, jobs.trainable_settings(self.run, held))
 
     def _mosaic(self) -> bytes | None:
         """The picture of FA; None if the run has no complete bank, or its bank has none of the run's subjects."""

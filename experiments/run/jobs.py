@@ -124,7 +124,10 @@ def with_finished(run: str, settings: Settings) -> Settings:
     """
     folders = fs.list_names(fs.join(run, ARMS_FOLDER)) if fs.exists(fs.join(run, ARMS_FOLDER)) else []
     others = tuple(arm for arm in ARMS if arm in folders and arm not in settings.arms)
-    known = arm_runs(run, trainable_settings(run, settings.model_copy(update={"arms": others}))) if others else []
+    try:
+        known = arm_runs(run, trainable_settings(run, settings.model_copy(update={"arms": others}))) if others else []
+    except InputError:  # their bank is of an earlier SDNet or damaged: nothing made with it is of this configuration
+        return settings
     finished = {each.arm for each in known if each.evaluated()}
     return settings.model_copy(update={"arms": (*settings.arms, *(arm for arm in others if arm in finished))})
 

@@ -49,7 +49,6 @@ from storage.bank.index import (
 )
 from storage.bank.shard_builder import ShardDraft
 from storage.bank.spec import (
-    INDEX,
     ROOT,
     STYLES,
     WEIGHTS,
@@ -61,12 +60,11 @@ from storage.bank.spec import (
     root_document,
     sha256,
 )
+from storage.bank.unfinished import clear_unfinished
 from storage.errors import InputError
 from storage.parquet import different_texts
 
 __all__ = ["ARRAYS", "BANK_INDEX_SCHEMA", "BankSpec", "FactorBank", "PackedBank"]
-
-KNOWN_FILES = frozenset({ROOT, INDEX, WEIGHTS, WEIGHTS_CONFIG, STYLES, ledger.FOLDER, ledger.MANIFEST, *ARRAYS})
 
 
 @dataclass(frozen=True)
@@ -114,7 +112,7 @@ class FactorBank:
             found = cls.open(bank, partial=True)
             require_same_network(found.spec, spec, fs.base_name(bank))
             return found.append(index)
-        _clear_unfinished(bank)
+        clear_unfinished(bank)
         digest = sha256(decoder, config.encode())
         index_sha256 = write_index(bank, index)
         fs.write_bytes(fs.join(bank, WEIGHTS), decoder)
@@ -382,20 +380,3 @@ class FactorBank:
             and range(entry.start, entry.stop) == self.shard_rows(shard)
             and entry.index_sha256 == self._row_digests[shard]
         )
-
-
-def _clear_unfinished(bank: str) -> None:
-    """Remove what an interrupted creation left. Raises InputError if there is anything else, which stays."""
-    if not fs.exists(bank):
-        return
-    if not fs.is_folder(bank) or not all(_is_of_bank(bank, name) for name in fs.list_names(bank)):
-        raise InputError(fs.base_name(bank), "is there and is not a factor bank", "name a new folder for the bank")
-    fs.remove(bank)
-
-
-def _is_of_bank(bank: str, name: str) -> bool:
-    """Whether a name in a bank's folder, and what lies below it, is what a bank writes there."""
-    if name not in ARRAYS:
-        return name in KNOWN_FILES
-    inside = fs.join(bank, name)
-    return fs.is_folder(inside) and set(fs.list_names(inside)) <= {ROOT, "c"}

@@ -10,9 +10,10 @@ import numpy.typing as npt
 from storage import fs
 from storage.bank import ledger
 from storage.bank.arrays import ARRAYS, METADATA
-from storage.bank.bank import KNOWN_FILES, FactorBank
+from storage.bank.bank import FactorBank
 from storage.bank.spec import STYLES
 from storage.bank.styles import read_styles
+from storage.bank.unfinished import KNOWN_FILES
 from storage.errors import InputError
 
 CLASSES = 4  # background, LV, MYO, RV

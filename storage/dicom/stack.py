@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from storage import fs
+from storage.dicom.geometry import depth, directions, normal, position
 from storage.dicom.read import Plane
 from storage.errors import InputError
 from storage.nifti.orientation import LONG_AXIS
@@ -57,10 +58,10 @@ class Stack:
     def affine(self) -> Floats:
         """(4, 4) float64: from (column, row, slice) to mm to the patient's right, front and head, as in NIfTI."""
         first, last = self.planes[0][0], self.planes[-1][0]
-        along_row, along_column = _directions(first)
+        along_row, along_column = directions(first)
         row_mm, col_mm = first.spacing or (1.0, 1.0)
-        step = (_position(last) - _position(first)) / (len(self.planes) - 1)
-        columns = np.column_stack([along_row * col_mm, along_column * row_mm, step, _position(first)])
+        step = (position(last) - position(first)) / (len(self.planes) - 1)
+        columns = np.column_stack([along_row * col_mm, along_column * row_mm, step, position(first)])
         affine: Floats = np.diag([-1.0, -1.0, 1.0, 1.0]) @ np.vstack([columns, [0, 0, 0, 1]])
         return affine
 
@@ -69,7 +70,7 @@ class Stack:
         """Distance of slices (along the normal), of rows and of columns, in mm."""
         first, last = self.planes[0][0], self.planes[-1][0]
         row_mm, col_mm = first.spacing or (1.0, 1.0)
-        return (_depth(last) - _depth(first)) / (len(self.planes) - 1), row_mm, col_mm
+        return (depth(last) - depth(first)) / (len(self.planes) - 1), row_mm, col_mm
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class _Cine:
 
     @property
     def depth(self) -> float:
-        return _depth(self.planes[0])
+        return depth(self.planes[0])
 
     @property
     def series(self) -> int:
@@ -196,20 +197,20 @@ def _unusable(plane: Plane) -> str | None:
 
 def _groups(planes: Sequence[Plane], left_out: _LeftOut) -> list[list[_Cine]]:
     """The cines across the long axis, grouped by direction, matrix, pixel size and kind of sequence."""
-    directions: list[Floats] = []
+    known: list[Floats] = []
     members: dict[tuple[object, ...], list[Plane]] = defaultdict(list)
     for plane in sorted(planes, key=lambda p: (p.series_number, p.series, p.instance, p.uid, p.index or 0)):
-        own = _directions(plane)
-        at = next((i for i, other in enumerate(directions) if ((own * other).sum(axis=1) > PARALLEL).all()), None)
+        own = directions(plane)
+        at = next((i for i, other in enumerate(known) if ((own * other).sum(axis=1) > PARALLEL).all()), None)
         if at is None:
-            at = len(directions)
-            directions.append(own)
+            at = len(known)
+            known.append(own)
         spacing = tuple(round(mm, 3) for mm in plane.spacing or ())
         members[at, plane.size, spacing, plane.sequence].append(plane)
     groups = []
     for group in members.values():
         cines = _cines(group, left_out)
-        if cines and abs(float(_normal(group[0]) @ LONG_AXIS)) / np.linalg.norm(LONG_AXIS) < SHORT_AXIS:
+        if cines and abs(float(normal(group[0]) @ LONG_AXIS)) / np.linalg.norm(LONG_AXIS) < SHORT_AXIS:
             left_out.add(
                 (plane for cine in cines for plane in cine.planes), "cines along the long axis or oblique to it"
             )
@@ -221,9 +222,9 @@ def _groups(planes: Sequence[Plane], left_out: _LeftOut) -> list[list[_Cine]]:
 def _cines(planes: Sequence[Plane], left_out: _LeftOut) -> list[_Cine]:
     """The cines of one group of images."""
     places: list[list[Plane]] = []
-    for plane in sorted(planes, key=lambda p: (p.series, _depth(p), p.uid, p.index or 0)):
+    for plane in sorted(planes, key=lambda p: (p.series, depth(p), p.uid, p.index or 0)):
         last = places[-1][-1] if places else None
-        if last is not None and last.series == plane.series and _depth(plane) - _depth(last) <= SAME_PLACE_MM:
+        if last is not None and last.series == plane.series and depth(plane) - depth(last) <= SAME_PLACE_MM:
             places[-1].append(plane)
         else:
             places.append([plane])
@@ -355,10 +356,10 @@ def _check_whole(stack: _Candidate, known: Sequence[_Cine], name: str) -> None:
         if phases != stack.usual:
             problem = f"slice {number} of {count} (series {cine.series}) has {phases} phases, others {stack.usual}"
             raise InputError(name, problem, again)
-    ends = _position(cines[0].planes[0]), _position(cines[-1].planes[0])
+    ends = position(cines[0].planes[0]), position(cines[-1].planes[0])
     for number, cine in enumerate(cines, start=1):
         on_line = ends[0] + (ends[1] - ends[0]) * (number - 1) / (count - 1)
-        aside = float(np.linalg.norm(_position(cine.planes[0]) - on_line))
+        aside = float(np.linalg.norm(position(cine.planes[0]) - on_line))
         if aside > ASIDE_MM:
             problem = (
                 f"slice {number} of {count} (series {cine.series}) lies {aside:.0f} mm beside the line of the others"
@@ -371,7 +372,7 @@ def _check_other_matrix(stack: _Candidate, known: Sequence[_Cine], step: float, 
     cines = stack.cines
     first, last = cines[0], cines[-1]
     for other in known:
-        same = (_directions(other.planes[0]) * _directions(first.planes[0])).sum(axis=1) > PARALLEL
+        same = (directions(other.planes[0]) * directions(first.planes[0])).sum(axis=1) > PARALLEL
         alike = other.planes[0].sequence == first.planes[0].sequence
         theirs, ours = (_grid(cine.planes[0]) for cine in (other, first))
         near = first.depth - 1.5 * step < other.depth < last.depth + 1.5 * step
@@ -385,24 +386,3 @@ def _grid(plane: Plane) -> str:
     rows, columns = plane.size
     row_mm, col_mm = plane.spacing or (1.0, 1.0)
     return f"{columns} × {rows} pixels of {col_mm:.4g} × {row_mm:.4g} mm"
-
-
-def _position(plane: Plane) -> Floats:
-    return np.array(plane.position)
-
-
-def _directions(plane: Plane) -> Floats:
-    """Unit vectors (2, 3) along a row and along a column."""
-    return np.array(plane.orientation).reshape(2, 3)
-
-
-def _normal(plane: Plane) -> Floats:
-    """The image's unit normal, (3,): the cross product of the directions along a row and along a column."""
-    normal = np.cross(*_directions(plane))
-    unit: Floats = normal / np.linalg.norm(normal)
-    return unit
-
-
-def _depth(plane: Plane) -> float:
-    """Where the image lies along its normal, in mm."""
-    return float(_normal(plane) @ _position(plane))
