@@ -29,7 +29,7 @@ from typing import Any, Generic
 from actors.crew import AGAIN, Crew, Host, Job, KilledError, Piece, Worker, run_task
 from actors.ray_internals import any_placed
 from actors.waiting import PATIENCE, Patience, Wait
-from storage.errors import InputError, StageError, one_line
+from storage.errors import FinalError, InputError, StageError, one_line
 from storage.lease import fences
 
 log = logging.getLogger(__name__)
@@ -294,8 +294,8 @@ class Pool(Generic[Piece]):
         if left and not with_its_node and isinstance(error, (ActorDiedError, OutOfMemoryError, WorkerCrashedError)):
             self._blame(left[: self.crew.at_once], error)
 
-    def _cannot_start(self, why: str) -> StageError:
-        return StageError(f"{self.crew.stage}: {self.crew.what} cannot start: {why}")
+    def _cannot_start(self, why: str) -> FinalError:
+        return FinalError(f"{self.crew.stage}: {self.crew.what} cannot start: {why}")
 
     def _count_failed_start(self) -> None:
         self._failed_starts += 1

@@ -43,6 +43,13 @@ class ResourceConfig(BaseModel):
         description="who makes samples (FA, RA): data actors on CPUs, or each train worker itself, on its own device, "
         "a whole batch at a time; then there are no data actors",
     )
+    data_gpus: float = added(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of a GPU that each data actor books and draws on; a train worker books what is left of its "
+        "card. 0: data actors draw on CPUs",
+    )
     stream_mb: int = Field(
         256, ge=1, description="MB of made samples that wait in the object store for each train worker, about"
     )
@@ -65,6 +72,12 @@ class ResourceConfig(BaseModel):
             raise ValueError("compile=true chooses kernels by their speed; leave it out where deterministic=true")
         if self.compile and self.train_workers > 1:
             raise ValueError("compile=true is for one train worker an arm; leave it out, or set train_workers=1")
+        return self
+
+    @model_validator(mode="after")
+    def _cards_shared(self) -> ResourceConfig:
+        if self.data_gpus and (self.synthesis == "trainer" or self.gpus is False):
+            raise ValueError("data_gpus is for data actors on GPUs; leave out synthesis=trainer and gpus=false")
         return self
 
 
@@ -134,6 +147,7 @@ class ResourcePlan:
     extract_actors: int
     extract_cpus: float
     extract_gpus: float
+    data_gpus: float = 0.0
     arm_retries: int = 1
     wait_minutes: float = MINUTES
     compile: bool | None = None
@@ -176,15 +190,17 @@ def plan(config: ResourceConfig, cluster: Cluster, jobs: int = 1) -> ResourcePla
     free = [node.cpus - taken * trainer_cpus for node, taken in zip(nodes, seats, strict=True)]
     each, data_cpus = (0, 0.0) if alone else _data_actors(config, free, trainers, cores, use_gpu)
     extract, extract_cpus = _extraction(config, cluster, use_gpu)
+    data_gpus = config.data_gpus if use_gpu else 0.0
     data = _place_data_actors(nodes, free, data_cpus, trainers * each) if each else [0] * len(nodes)
     return ResourcePlan(
         lanes=lanes,
         train_workers=config.train_workers,
         threads=max(1, int(trainer_cpus if use_gpu else cores)),
         trainer_cpus=trainer_cpus,
-        trainer_gpus=1.0 if use_gpu else 0.0,
+        trainer_gpus=_left_of_card(each, data_gpus) if use_gpu else 0.0,
         data_actors=each,
         data_cpus=data_cpus,
+        data_gpus=data_gpus,
         stream_mb=config.stream_mb,
         extract_actors=extract,
         extract_cpus=extract_cpus,
@@ -195,6 +211,18 @@ def plan(config: ResourceConfig, cluster: Cluster, jobs: int = 1) -> ResourcePla
         deterministic=config.deterministic,
         shares=tuple(NodeShare(*share) for share in zip(nodes, seats, data, strict=True)),
     )
+
+
+def _left_of_card(data_actors: int, share: float) -> float:
+    """What a train worker books of its GPU beside data actors with a share of it each.
+
+    Raises InputError if that is less than a tenth.
+    """
+    left = round(1.0 - data_actors * share, 4)
+    if left < 0.1:
+        problem = f"{data_actors} data actors with {share:g} of a GPU each leave {left:g} of it to the training"
+        raise InputError("resources.data_gpus", problem, "lower it, or set resources.data_actors to fewer")
+    return left
 
 
 def _use_gpus(config: ResourceConfig, cluster: Cluster) -> bool:

@@ -51,7 +51,7 @@ def _train_and_evaluate(run: ArmRun, budget: ResourcePlan) -> None:
             fs.remove(fs.join(out, name))
         run_job(run.job, budget)
     if not fs.exists(fs.join(out, CASES)):
-        evaluate(run, budget)
+        evaluate([run], budget)
 
 
 def run_arms(
@@ -139,22 +139,41 @@ def pretrain(job: TrainJob, budget: ResourcePlan, on_tick: Callable[[list[str]],
     on_tick([])
 
 
-def evaluate(run: ArmRun, budget: ResourcePlan, say: Callable[[str], None] | None = None) -> int:
-    """Score a trained arm and replace its `cases.csv`. Returns the number of volumes scored.
+def evaluate(
+    runs: Sequence[ArmRun],
+    budget: ResourcePlan,
+    on_tick: Callable[[], None] = lambda: None,
+    say: Callable[[str], None] | None = None,
+    tick_s: float = 1.0,
+) -> dict[str, int]:
+    """Score trained arms, and replace their `cases.csv`. Returns {label: volumes scored}.
 
-    The task books as much as one train worker; the arm's own train workers have ended. While there is no room, `say` is
-    given a line. Raises FinalError if no node has had room for too long.
+    As many run side by side as there are lanes. A task books as much as one train worker; its arm's own train workers
+    have ended. `on_tick` is called about every `tick_s` seconds. While there is no room, `say` is given a line. Raises
+    FinalError if no node has had room for too long, and what the scoring raises.
     """
     import ray
 
     task = ray.remote(num_cpus=budget.trainer_cpus, num_gpus=budget.trainer_gpus, max_retries=2)(under)
-    precision = run.job.train.precision
-    what = (run.job.stream.run, run.job.out, run.arm, run.seed, budget.threads, precision)
-    reference = task.remote(fences(), evaluate_job, *what)
-    patience = Patience(budget.wait_minutes, say or run.job.say_waiting)
     need = {"CPU": budget.trainer_cpus, "GPU": budget.trainer_gpus}
+    queue, running, volumes = list(runs), dict[Any, ArmRun](), dict[str, int]()
+    wait = Wait(Patience(budget.wait_minutes, say or runs[0].job.say_waiting), "score", "its scoring", need)
     try:
-        return int(ray.get(Wait(patience, "score", "its scoring", need).first({reference: None})))
-    except FinalError:
-        ray.cancel(reference)  # otherwise it would run as soon as there is room
+        while queue or running:
+            while queue and len(running) < budget.lanes:
+                run = queue.pop(0)
+                what = (run.job.stream.run, run.job.out, run.arm, run.seed, budget.threads, run.job.train.precision)
+                running[task.remote(fences(), evaluate_job, *what)] = run
+            finished, _ = ray.wait(list(running), timeout=tick_s)
+            if finished:
+                wait.over()
+            else:
+                wait.check(lambda: any_placed(dict.fromkeys(running)))
+            for reference in finished:
+                volumes[running.pop(reference).label] = int(ray.get(reference))
+            on_tick()
+    except BaseException:
+        for reference in running:  # otherwise a task that waits would run as soon as there is room
+            ray.cancel(reference)
         raise
+    return {run.label: volumes[run.label] for run in runs}

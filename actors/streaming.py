@@ -7,7 +7,7 @@ worker, and takes a whole core there while it holds production back (Ray 2.60); 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +16,11 @@ import numpy as np
 from actors.crew import AGAIN, Crew, KilledError
 from actors.pool import MOST_DEATHS, Pool
 from actors.waiting import PATIENCE, Patience
-from pipeline.samples.maker import MADE_AT, MADE_S, REJECTED, UPLOADED, SampleMaker
+from pipeline.samples.maker import MADE_AT, MADE_S, REJECTED, SampleMaker
 from pipeline.samples.plan import Sample
 from pipeline.samples.stream_config import StreamConfig, open_bank, samples_of_worker, step_plan
 from storage.bank.node_cache import BankView
-from storage.errors import StageError
+from storage.errors import FinalError, StageError
 from storage.slices.store import SliceStore
 
 if TYPE_CHECKING:
@@ -41,19 +41,20 @@ def batches(
     world: int = 1,
     actors: int = 1,
     cpus: float = 0.25,
-    device: str = "cpu",
+    gpus: float = 0.0,
     stream_mb: int = 256,
     maker: type = SampleMaker,
     patience: Patience = PATIENCE,
-) -> Iterator[dict[str, torch.Tensor]]:
+) -> Generator[dict[str, torch.Tensor]]:
     """Yield the batches of `steps` for train worker `rank` of `world`, in order. The actors live as long as the
     iteration.
 
-    A batch has what `SampleMaker.__call__` makes, as tensors: image, mask and twin on `device`, all else on the CPU.
+    A batch has what `SampleMaker.__call__` makes, as tensors on the CPU. An actor that books a share `gpus` of a GPU
+    draws on it.
     The bytes are the same for any number of actors; samples that are lost with an actor or node are made again. At most
     `stream_mb` MB of blocks are made or being made, but always at least two blocks per actor.
-    Raises InputError if a step has no sample for this worker, or the bank is damaged; StageError if one sample kills
-    one maker after the other, makers cannot start, or no node has room for one.
+    Raises InputError if a step has no sample for this worker, or the bank is damaged; FinalError if one sample kills
+    one maker after the other, makers cannot start, or no node has room for one; StageError if they die as they start.
     """
     store = SliceStore.open(config.run)
     bank = open_bank(config, store)
@@ -63,7 +64,7 @@ def batches(
     rows = samples_of_worker(config, plan, rank, world)
     block_bytes = STEPS_PER_BLOCK * rows * config.preprocess.size**2 * (BYTES_A_PIXEL + 4 * config.twins)
     most = max(2 * actors, int(stream_mb * 1e6 / block_bytes))
-    crew = _crew(config, rank, world, actors, cpus, maker)
+    crew = _crew(config, rank, world, actors, cpus, gpus, maker)
     tried: set[int] = set()
 
     def failed(block: Block, error: StageError) -> Any:
@@ -78,7 +79,7 @@ def batches(
     crew = replace(crew, in_flight=most, failed=failed)
     with Pool(crew, patience) as makers:
         for _, made in makers.run(_blocks(steps), ahead=most):
-            yield from _cut(made, rows, device)
+            yield from _cut(made, rows)
             del made
 
 
@@ -87,22 +88,25 @@ def _blocks(steps: range) -> Iterator[Block]:
         yield {"step": np.array(steps[i : i + STEPS_PER_BLOCK], dtype=np.int64)}
 
 
-def _crew(config: StreamConfig, rank: int, world: int, actors: int, cpus: float, maker: type) -> Crew[Block]:
+def _crew(
+    config: StreamConfig, rank: int, world: int, actors: int, cpus: float, gpus: float, maker: type
+) -> Crew[Block]:
     return Crew(
         stage="samples",
         what="a maker of samples",
         make=maker,
-        arguments=(config, rank, world),
+        arguments=(config, rank, world, 1, "cuda" if gpus else "cpu"),
         method="__call__",
         size=actors,
         cpus=cpus,
+        gpus=gpus,
         named=lambda block: f"samples of steps {block['step'][0]} to {block['step'][-1]}",
         remedy="give the makers more memory",
     )
 
 
 def _try_one_by_one(makers: Crew[Block], samples: Sequence[Sample], store: SliceStore, patience: Patience) -> None:
-    """Make these samples one by one in a maker of their own. Raises StageError, with the slice, if a sample kills its
+    """Make these samples one by one in a maker of their own. Raises FinalError, with the slice, if a sample kills its
     makers again."""
 
     def failed(sample: Sample, error: StageError) -> None:
@@ -110,25 +114,24 @@ def _try_one_by_one(makers: Crew[Block], samples: Sequence[Sample], store: Slice
             raise error
         who = [store.column(name)[sample.slice_id] for name in ("slice", "frame", "subject")]
         where = "slice {} of frame {} of subject {}".format(*who)
-        raise StageError(
+        raise FinalError(
             f"{where} ended {MOST_DEATHS} makers of samples; leave the subject out, or {makers.remedy}"
         ) from error
 
-    crew = Crew(makers.stage, makers.what, makers.make, makers.arguments, "make", 1, makers.cpus, failed=failed)
+    crew = Crew(
+        makers.stage, makers.what, makers.make, makers.arguments, "make", 1, makers.cpus, makers.gpus, failed=failed
+    )
     with Pool(crew, patience) as alone:
         for _ in alone.run(samples):
             pass
 
 
-def _cut(made: dict[str, Any], rows: int, device: str) -> Iterator[dict[str, torch.Tensor]]:
-    """The block's batches of `rows` samples each, copied out of the object store and to their devices."""
+def _cut(made: dict[str, Any], rows: int) -> Iterator[dict[str, torch.Tensor]]:
+    """The block's batches of `rows` samples each, copied out of the object store."""
     import torch
 
-    from pipeline.samples.canvas import upload
-
-    where = {name: torch.device(device if name in UPLOADED else "cpu") for name in made}
     for i in range(0, len(made["image"]), rows):
-        yield {name: upload(values[i : i + rows].copy(), where[name]) for name, values in made.items()}
+        yield {name: torch.from_numpy(values[i : i + rows].copy()) for name, values in made.items()}
 
 
 class StreamStats:

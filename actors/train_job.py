@@ -44,9 +44,9 @@ WAITING = "waiting.txt"  # holds a line on what a job last waited for
 class WorkerBudget(BaseModel):
     """What one train worker may use.
 
-    threads: torch threads. data_actors: actors that make its samples; 0 if it makes them itself. data_cpus: CPUs of one
-    data actor. stream_mb: MB of blocks that are made or being made. gpus: GPUs that it has booked. wait_minutes: how
-    long it waits for room. compile, deterministic: as in `ResourceConfig`.
+    threads: torch threads. data_actors: actors that make its samples; 0 if it makes them itself. data_cpus, data_gpus:
+    what one data actor books. stream_mb: MB of blocks that are made or being made. gpus: what it has booked itself.
+    wait_minutes: how long it waits for room. compile, deterministic: as in `ResourceConfig`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -56,6 +56,7 @@ class WorkerBudget(BaseModel):
     data_cpus: float
     stream_mb: int
     gpus: float
+    data_gpus: float = 0.0
     wait_minutes: float = MINUTES
     compile: bool | None = None
     deterministic: bool = False

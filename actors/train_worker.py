@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, closing
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
@@ -133,8 +134,7 @@ def run_epochs(
     job: TrainJob, budget: WorkerBudget, store: SliceStore, state: TrainState, rank: int, world: int
 ) -> None:
     """Run the steps and epochs that are left, as worker `rank` of `world`."""
-    import torch
-
+    from pipeline.samples.canvas import upload
     from pipeline.training.step import Batch, settle, train_step
 
     per_epoch, total = total_steps(job, store)
@@ -142,59 +142,61 @@ def run_epochs(
         return
     device = next(state.model.parameters()).device
     objective = _objective(job, budget, state, total - state.step, world)
-    held_out = validation_volumes(job, store)
-    watched = watched_slices(job, store) if rank == 0 else None
     history = _History(job, state.epoch)
-    stream = _stream(job, budget, range(state.step, total), rank, world, str(device))
     makers = budget.data_actors or 1
-    flow = StreamStats(makers)
-    vendor_of = torch.from_numpy(np.searchsorted(training_vendors(store), store.column("vendor")))
-    teaches = taught_structures(store)
-    taught = None if teaches is None else torch.from_numpy(teaches)
+    vendor_of = np.searchsorted(training_vendors(store), store.column("vendor"))
+    taught = taught_structures(store)
     sums: dict[str, torch.Tensor] = {}
-    before = time.perf_counter()
-    for row in stream:
-        flow.add(row, time.perf_counter() - before)
-        vendor = None
-        if state.alignment is not None:
-            vendor = vendor_of[row["slice_id"]].to(device, non_blocking=True)
-        drawn = None
-        if taught is not None:  # then every batch of the run has it, so that compiled steps need only one graph
-            drawn = taught[row["slice_id"]].to(device, non_blocking=True)
-        mask = row["mask"].long()
-        batch = Batch(row["image"], mask, row["labelled"], row["slice_id"], vendor, row.get(TWIN), drawn)
-        for name, value in train_step(objective, state, batch, job.train).items():
-            sums[name] = sums[name].add_(value) if name in sums else value.double()
-        if state.step % per_epoch == 0:
-            settle(state)  # raises for a loss that is not finite, before anything is saved
-            seen = flow.numbers()
-            record = {f"loss/{name}": value / per_epoch for name, value in _over_workers(sums, world).items()}
-            record |= seen | {"samples_per_s": per_epoch * job.stream.samples_per_step / seen["train_seconds"]}
-            _end_epoch(job, state, record | factors_seen(job, state, watched), held_out, history, rank, world)
-            sums = {}
-            flow = StreamStats(makers)
-        before = time.perf_counter()
+    with _stream(job, budget, range(state.step, total), rank, world, str(device)) as stream:
+        # while the makers start
+        held_out = validation_volumes(job, store)
+        watched = watched_slices(job, store) if rank == 0 else None
+        flow, before = StreamStats(makers), time.perf_counter()
+        for row in stream:
+            flow.add(row, time.perf_counter() - before)
+            vendor = None
+            if state.alignment is not None:
+                vendor = upload(vendor_of[row["slice_id"].numpy()], device)
+            drawn = None
+            if taught is not None:  # then every batch of the run has it, so that compiled steps need only one graph
+                drawn = upload(taught[row["slice_id"].numpy()], device)
+            mask = row["mask"].long()
+            batch = Batch(row["image"], mask, row["labelled"], row["slice_id"], vendor, row.get(TWIN), drawn)
+            for name, value in train_step(objective, state, batch, job.train).items():
+                sums[name] = sums[name].add_(value) if name in sums else value.double()
+            if state.step % per_epoch == 0:
+                settle(state)  # raises for a loss that is not finite, before anything is saved
+                seen = flow.numbers()
+                record = {f"loss/{name}": value / per_epoch for name, value in _over_workers(sums, world).items()}
+                record |= seen | {"samples_per_s": per_epoch * job.stream.samples_per_step / seen["train_seconds"]}
+                _end_epoch(job, state, record | factors_seen(job, state, watched), held_out, history, rank, world)
+                sums = {}
+                flow = StreamStats(makers)
+            before = time.perf_counter()
 
 
 def _stream(
     job: TrainJob, budget: WorkerBudget, steps: range, rank: int, world: int, device: str
-) -> Iterator[dict[str, torch.Tensor]]:
+) -> AbstractContextManager[Iterable[dict[str, torch.Tensor]]]:
     """The worker's batches. Data actors make them; if there are none, a thread of the worker does."""
     if not budget.data_actors:
         from pipeline.samples.batch_maker import batches_ahead
 
-        return batches_ahead(job.stream, steps, rank=rank, world=world, device=device, threads=budget.threads)
-    return batches(
+        return closing(batches_ahead(job.stream, steps, rank=rank, world=world, device=device, threads=budget.threads))
+    from pipeline.samples.one_ahead import OneAhead
+
+    made = batches(
         job.stream,
         steps,
         rank=rank,
         world=world,
         actors=budget.data_actors,
         cpus=budget.data_cpus,
-        device=device,
+        gpus=budget.data_gpus,
         stream_mb=budget.stream_mb,
         patience=Patience(budget.wait_minutes, job.say_waiting),
     )
+    return OneAhead(made, device)
 
 
 def _objective(job: TrainJob, budget: WorkerBudget, state: TrainState, steps: int, world: int) -> Any:

@@ -77,7 +77,7 @@ def _raise_ours(job: TrainJob, budget: ResourcePlan, errors: Iterable[Exception]
     """
     from ray.exceptions import RayError, RayTaskError
 
-    for error in errors:
+    for error in sorted(errors, key=_says_least):
         cause = getattr(error, "cause", None) or error
         if isinstance(cause, (InputError, FinalError)):
             raise cause
@@ -87,6 +87,12 @@ def _raise_ours(job: TrainJob, budget: ResourcePlan, errors: Iterable[Exception]
             raise FinalError(one_line(cause, last=True)) from error
         if not lost and budget.train_workers == 1:
             raise StageError(one_line(cause, last=True)) from error
+
+
+def _says_least(error: Exception) -> bool:
+    """Whether a worker only shares the gradient of another one's slices, which that one's error names."""
+    cause = getattr(error, "cause", None) or error
+    return isinstance(cause, NonFiniteLossError) and not cause.own
 
 
 def _trainer(job: TrainJob, budget: ResourcePlan, scratch: str) -> TorchTrainer:
@@ -108,6 +114,7 @@ def _trainer(job: TrainJob, budget: ResourcePlan, scratch: str) -> TorchTrainer:
                 threads=budget.threads,
                 data_actors=budget.data_actors,
                 data_cpus=budget.data_cpus,
+                data_gpus=budget.data_gpus,
                 stream_mb=budget.stream_mb,
                 wait_minutes=budget.wait_minutes,
                 compile=budget.compile,

@@ -77,6 +77,14 @@ class Settings(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _plan_fits_the_arms(self) -> Settings:
+        for arm in self.arms:
+            problem = ARMS[arm].conflict(self.plan)
+            if problem:
+                raise ValueError(f"{arm} {problem}")
+        return self
+
+    @model_validator(mode="after")
     def _something_to_start_from(self) -> Settings:
         if self.pretrain.start != "scratch":
             raise ValueError("pretrain.start must be scratch: it is what arms start from")
@@ -99,8 +107,7 @@ class Settings(BaseModel):
 def demo() -> Settings:
     """The whole ablation on the phantom: 8 minutes on 2 cores (Zen 4), 2026-11-27.
 
-    Mean volume Dice of 3 test subjects a vendor, one seed: A .87 to .93 LV; D .75 with U-Net+RA, .09 with FS SDNet
-    without RA, .70 with it, .42 with FA. So small an SDNet, trained so briefly, moves by .1 and more between runs.
+    README has its Dice by vendor. So small an SDNet, trained so briefly, moves by .1 and more between runs.
     Pretrained by the paper's loss: 360 steps are few for further terms. After so few steps the decoder does not draw a
     heart from its factors alone (FA by `decode`: D .15 LV), so that FA adds to the real image what the code changes.
     """

@@ -66,12 +66,12 @@ class Progress:
         self.say(f"✓ {name}  {time.perf_counter() - began:.0f} s")
 
     @contextmanager
-    def arms(self, labels: Sequence[str], epochs: int) -> Iterator[ArmBars]:
-        """Show a bar for each arm, in epochs. When all end, print their duration."""
+    def arms(self, name: str, labels: Sequence[str], total: int | None = None) -> Iterator[ArmBars]:
+        """Show a bar for each arm, of `total` epochs if that is known. When all end, print the stage's duration."""
         began = time.perf_counter()
         with self._bars() as bars:
-            yield ArmBars({label: ProgressBar(bars, self.console, label, epochs) for label in labels})
-        self.say(f"✓ arms  {time.perf_counter() - began:.0f} s")
+            yield ArmBars({label: ProgressBar(bars, self.console, label, total) for label in labels})
+        self.say(f"✓ {name}  {time.perf_counter() - began:.0f} s")
 
     def ingested(self, report: IngestReport) -> None:
         """Print what came in by vendor, what was left out of it, and what was skipped and why."""

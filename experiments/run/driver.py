@@ -23,7 +23,7 @@ from experiments.version import provenance
 from storage import fs
 from storage.errors import InputError
 from storage.lease import is_lost
-from storage.slices.store import TABLE
+from storage.slices.store import TABLE, SliceStore
 
 if TYPE_CHECKING:
     from actors.stages import ArmRun
@@ -115,6 +115,7 @@ class Ablation:
             return
         job = jobs.pretrain_job(self.run, self.settings)
         if not job.finished():
+            jobs.require_pretraining_shared(job, self.settings, SliceStore.open(self.run))
             budget = self._ready_to_train()
             self._say_what_is_replaced({"the pretrained SDNet": job})
             with self.progress.stage("pretrain") as step:
@@ -162,7 +163,7 @@ class Ablation:
             self.progress.say(budget.describe())
             self._say_what_is_replaced({run.label: run.job for run in todo})
             before: list[str] = []  # labels that ran at the last tick
-            with self.progress.arms([r.label for r in todo], self.settings.train.epochs) as bars:
+            with self.progress.arms("arms", [r.label for r in todo], self.settings.train.epochs) as bars:
 
                 def tick(running: list[str]) -> None:
                     for run in todo:
@@ -187,7 +188,15 @@ class Ablation:
                 self.name, "has no trained arm of this configuration", "run `cardiomix train ARM --run RUN`"
             )
         budget = self.budget()
-        volumes = {run.label: stages.evaluate(run, budget, self.progress.say) for run in trained}
+        with self.progress.arms("score", [run.label for run in trained]) as bars:
+
+            def tick() -> None:
+                for run in trained:
+                    scored = scored_so_far(run.job.out)
+                    if scored is not None:
+                        bars.of(run.label).update("volumes", *scored)
+
+            volumes = stages.evaluate(trained, budget, tick, self.progress.say)
         for run in trained:
             self.log.finish_arm(run, failed=False)
         return volumes

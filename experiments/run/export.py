@@ -18,7 +18,7 @@ def write_samples(run: str, settings: Settings, out: str, kind: str, samples: in
     """
     from actors.export_samples import Format, export
     from actors.ray_start import start_ray
-    from actors.resources import plan
+    from actors.resources import ResourceConfig, plan
     from actors.waiting import Patience
 
     if kind not in get_args(Format):
@@ -28,7 +28,9 @@ def write_samples(run: str, settings: Settings, out: str, kind: str, samples: in
     progress = Progress()
     with progress.stage("start Ray"):
         cluster = start_ray()
-    budget = plan(settings.resources, cluster)
+    # Samples are made on CPUs, whatever else is there.
+    asked = ResourceConfig(extract_actors=settings.resources.extract_actors, gpus=False)
+    budget = plan(asked, cluster)
     with progress.stage("export") as step:
         count = export(
             arm_stream(run, settings, arm),
@@ -36,7 +38,7 @@ def write_samples(run: str, settings: Settings, out: str, kind: str, samples: in
             kind,  # type: ignore[arg-type]
             samples,
             actors=budget.extract_actors,
-            cpus=min(1.0, budget.extract_cpus),  # an extraction actor on a GPU books more
+            cpus=budget.extract_cpus,
             progress=step.update,
             patience=Patience(settings.resources.wait_minutes, progress.say),
         )

@@ -69,10 +69,11 @@ def require_split_by(run: str, settings: Settings) -> None:
 def _stream(run: str, settings: Settings, arm: ArmConfig, train: TrainConfig, seed: int) -> StreamConfig:
     augmentation = arm.augmentation(settings.plan)
     judged = arm.fa and augmentation.guard == "reencoding"
+    lent = arm.fa and augmentation.fa_policy != "own"  # a slice's own code is in the run's bank
     return StreamConfig(
         run=run,
         bank=bank_uri(run, settings) if arm.uses_bank else None,
-        donors=settings.bank if arm.fa and borrows_donors(run, settings) else None,
+        donors=settings.bank if lent and borrows_donors(run, settings) else None,
         sdnet=sdnet_uri(run, settings) if judged else None,
         preprocess=settings.preprocess,
         plan=augmentation,
@@ -181,8 +182,7 @@ def require_trainable(run: str, settings: Settings) -> None:
     if starts_from_sdnet(settings):
         check_pretrained(run, settings)
     if needs_sdnet(settings) and settings.pretrained is None and settings.bank is None:
-        step = step_plan(pretrain_job(run, settings).stream, store)
-        require_even_shares(step.labelled_per_step, step.unlabelled_per_step, settings, "pretrain.batch_size")
+        require_pretraining_shared(pretrain_job(run, settings), settings, store)
     for name in settings.arms:
         stream = _stream(run, settings, ARMS[name], settings.train, settings.seed)
         try:
@@ -190,6 +190,12 @@ def require_trainable(run: str, settings: Settings) -> None:
         except InputError as error:
             raise InputError(f"arm {name}", error.problem, error.remedy) from error
         require_even_shares(step.labelled_per_step, step.unlabelled_per_step, settings, "train.batch_size")
+
+
+def require_pretraining_shared(job: TrainJob, settings: Settings, store: SliceStore) -> None:
+    """Raises InputError unless the train workers share a step of the pretraining evenly."""
+    step = step_plan(job.stream, store)
+    require_even_shares(step.labelled_per_step, step.unlabelled_per_step, settings, "pretrain.batch_size")
 
 
 def require_even_shares(labelled: int, unlabelled: int, settings: Settings, batch_size: str) -> None:

@@ -7,7 +7,7 @@ choice is confirmed on the other half.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -54,8 +54,9 @@ def direction_settings(settings: Settings, vendor: str, sdnets: str | None) -> S
 def direction_scores(run: str, settings: Settings, vendor: str) -> Scores:
     """The Dice of every test subject of the *other* vendors, for the arms whose seeds are all scored.
 
-    A subject's value is the mean over its phases and over LV, MYO and RV. A structure without a Dice, because neither
-    the mask nor the prediction has it, is left out.
+    A subject's value is the mean over its phases and over LV, MYO and RV. A structure without a Dice in any seed,
+    because neither the mask nor a prediction has it, is left out. If it has one in some seeds, see
+    `compare_arms.filled`.
     """
     from pipeline.scores.tables import read_cases
 
@@ -68,13 +69,24 @@ def direction_scores(run: str, settings: Settings, vendor: str) -> Scores:
         by_seed = []
         for r in own:
             cases = [c for c in read_cases(fs.join(r.job.out, CASES)) if c["vendor"] != vendor]
-            dice: dict[str, list[float]] = {}
-            for case in cases:
-                if not np.isnan(case["dice"]):
-                    dice.setdefault(case["subject"], []).append(case["dice"])
-            by_seed.append([float(np.mean(dice[subject])) for subject in sorted(dice)])
-        found[arm] = np.array(by_seed)
+            by_seed.append({(c["subject"], c["phase"], c["structure"]): float(c["dice"]) for c in cases})
+        found[arm] = subject_means(by_seed)
     return found
+
+
+def subject_means(by_seed: Sequence[Mapping[tuple[str, str, str], float]]) -> npt.NDArray[np.float64]:
+    """The mean Dice (seeds, subjects) of each subject, in the order of their names.
+
+    `by_seed` has, for each seed, {(subject, phase, structure): Dice or NaN}.
+    """
+    from pipeline.scores.compare_arms import filled
+
+    keys = sorted(set().union(*by_seed))
+    dice = filled(np.array([[scored.get(key, np.nan) for key in keys] for scored in by_seed]))
+    there = ~np.isnan(dice[0])  # the same for every seed, now that missing ones are filled
+    subjects = np.array([key[0] for key in keys])
+    means = [dice[:, there & (subjects == name)].mean(axis=1) for name in np.unique(subjects[there])]
+    return np.stack(means, axis=1)
 
 
 def rows(scores: dict[str, Scores], baselines: Sequence[str]) -> list[dict[str, Any]]:

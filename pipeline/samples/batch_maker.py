@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 def batches_ahead(
     config: StreamConfig, steps: range, *, rank: int = 0, world: int = 1, device: str = "cpu", threads: int = 1
-) -> Iterator[Batch]:
+) -> Generator[Batch]:
     """Yield the batches of `steps` for one train worker, in order, made on `device` by a thread of this process.
 
     The samples are those of `actors.streaming.batches`. `threads` becomes torch's number of threads, for the whole

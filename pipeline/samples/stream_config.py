@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from importlib.util import find_spec
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,14 @@ from storage.layouts import LayoutOptions
 from storage.layouts.protocols import excludes_from_training
 from storage.parquet import different_texts
 from storage.slices.store import SliceStore
+
+# A slice's own grid, in pixels and mm: columns of the slice store, and those of a bank's index.
+NATIVE_GRID: Final = {
+    "height": "native_height",
+    "width": "native_width",
+    "row_mm": "native_row_mm",
+    "col_mm": "native_col_mm",
+}
 
 
 class StreamConfig(BaseModel):
@@ -168,7 +177,7 @@ def open_bank(
     if missing:
         raise InputError(
             config.bank,
-            f"lacks {missing} of the run's training slices",
+            f"lacks {missing} of the run's training slices, or has others of the same names",
             "run `cardiomix extract`; or pass the SDNet that filled the bank too, with --sdnet: the run's slices are "
             "then encoded, and the bank gives the modalities",
         )
@@ -237,6 +246,15 @@ def require_bank_may_train(
 
 
 def missing_of_training(store: SliceStore, bank: FactorBank) -> npt.NDArray[np.int64]:
-    """The ids (n,) of a store's training slices that a bank lacks."""
+    """The ids (n,) of a store's training slices that a bank lacks.
+
+    A slice of the same name but with another number or size of native pixels is another slice: hospitals number their
+    patients alike.
+    """
     train = np.flatnonzero(store.column("split") == "train")
-    return train[rows_of(bank.index, store.table)[train] < 0]
+    rows = rows_of(bank.index, store.table)[train]
+    same = rows >= 0
+    for ours, theirs in NATIVE_GRID.items():
+        seen = bank.index[theirs].to_numpy()
+        same[same] = np.isclose(store.column(ours)[train[same]], seen[rows[same]], rtol=1e-4)
+    return train[~same]

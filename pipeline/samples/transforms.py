@@ -173,7 +173,7 @@ class FactorAugment(_OfBank):
         if generator(self.seed, "drawn", index >> 32, index & 0xFFFFFFFF).random() >= self.plan.fa_share:
             return out
         sample = self._stream(index)
-        image = np.asarray(data[self.key], dtype=np.float32)
+        image = np.asarray(_image(data, self.key), dtype=np.float32)
         plane = _plane(image, self.key)
         anatomy, own = self._factors(data, plane)
         texture = self._drawing.texture(plane, anatomy, own) if self.plan.fa_render == "residual" else None
@@ -228,7 +228,7 @@ class RandRegionLooks(_OfBank):
         index, out = _index(data), dict(data)
         rng = generator(self.seed, "regions", index >> 32, index & 0xFFFFFFFF)
         if rng.random() < self.share:
-            image = np.asarray(data[self.key], dtype=np.float32)
+            image = np.asarray(_image(data, self.key), dtype=np.float32)
             plane = _plane(image, self.key)
             anatomy, _ = self._factors(data, plane)
             out[self.key] = _like(data[self.key], region_looks(plane, anatomy, rng).reshape(image.shape))
@@ -259,8 +259,8 @@ class RandPixelArea:
         index = _index(data)
         if AREA not in data:
             raise InputError("a sample", f"has no {AREA}", "give the area in mm² of a pixel of its image")
-        image, labels = (np.asarray(data[k]) if k in data else None for k in (self.image_key, self.mask_key))
-        assert image is not None
+        image = np.asarray(_image(data, self.image_key))
+        labels = np.asarray(data[self.mask_key]) if self.mask_key in data else None
         plane = _plane(image.astype(np.float32), self.image_key)
         mask = np.zeros(plane.shape, np.uint8) if labels is None else _plane(labels.astype(np.uint8), self.mask_key)
         low, high = self.area_range_mm2
@@ -283,6 +283,12 @@ def _index(data: Mapping[str, Any]) -> int:
     if INDEX not in data:
         raise InputError("a sample", f"has no {INDEX}", "number the samples: epoch * len(slices) + i")
     return int(data[INDEX])
+
+
+def _image(data: Mapping[str, Any], key: str) -> Any:
+    if key not in data:
+        raise InputError("a sample", f"has no {key}", "give the slice's image under this key")
+    return data[key]
 
 
 def _plane(array: npt.NDArray[Any], key: str) -> Any:

@@ -128,11 +128,11 @@ def _arm_scores(cases: Sequence[Mapping[str, Any]]) -> _Scores:
         if case["phase"] not in phases:
             phases[case["phase"]] = np.full((len(seeds), len(subjects)), np.nan)
         phases[case["phase"]][row[case["seed"]], column[case["vendor"], case["subject"]]] = case["dice"]
-    dice = {structure: _mean(map(_filled, phases.values())) for structure, phases in volumes.items() if phases}
+    dice = {structure: _mean(map(filled, phases.values())) for structure, phases in volumes.items() if phases}
     return _Scores(seeds, subjects, dice | {ALL: _mean(dice.values())})
 
 
-def _filled(scored_SN: Floats) -> Floats:
+def filled(scored_SN: Floats) -> Floats:
     """Fill missing scores with the mean over the other seeds.
 
     If the reference lacks a structure, only the seeds that invent it have a score, 0. This score then counts for all.

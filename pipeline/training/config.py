@@ -112,6 +112,18 @@ class ArmConfig(BaseModel):
         own["fa_regions"] = self.regions if self.fa or self.regions else "none"
         return plan.model_copy(update={name: value for name, value in own.items() if value is not None})
 
+    def conflict(self, plan: PlanConfig) -> str:
+        """Why this arm cannot be trained with the run's plan, in words that follow its name. Empty if it can."""
+        seen = self.augmentation(plan)
+        if self.fa and seen.fa_order == "ra_first":
+            if seen.moves:
+                return "moves its samples before RA, so plan.fa_order must be fa_first"
+            if seen.fa_render == "decode" and (self.appearance != "none" or seen.fa_regions != "none"):
+                return "has looks, which images decoded after RA would cover, so plan.fa_order must be fa_first"
+        if self.consistency and seen.fa_anatomy != "any":
+            return "compares unlabelled samples with their twins, so plan.fa_anatomy must be any"
+        return ""
+
 
 class TrainConfig(BaseModel):
     """Optimisation (paper section 3.2). An epoch is `steps_per_epoch` steps, or one pass over the labelled slices."""

@@ -91,7 +91,8 @@ def settle(state: TrainState, lag: int = 0) -> None:
         )
         raise NonFiniteLossError(
             f"step {was.step}: {what}, slices {was.slice_id.tolist()}; lower train.learning_rate or set "
-            "train.gradient_clip, and look at these slices"
+            "train.gradient_clip, and look at these slices",
+            own=not math.isfinite(loss),
         )
 
 

@@ -24,7 +24,7 @@ from pipeline.samples.rescale import resample_crop
 from pipeline.samples.stream_config import StreamConfig, open_bank, step_plan
 from storage.bank.bank import FactorBank
 from storage.bank.styles import export_styles, import_styles
-from storage.errors import FinalError, InputError, StageError
+from storage.errors import FinalError, InputError
 from storage.layouts import LayoutOptions
 from storage.node_folder import FOLDER
 from storage.slices.store import SliceStore
@@ -174,6 +174,17 @@ def test_the_fa_arm_refuses_a_bank_that_does_not_fit(run: str) -> None:
     assert step_plan(stream_config(run, fa=False), store).labelled.fa_share == 0
 
 
+@pytest.mark.parametrize("column", ["width", "row_mm"])
+def test_a_bank_with_another_patients_slices_of_the_same_names_lacks_the_runs(run: str, column: str) -> None:
+    store = SliceStore.open(run)
+    field = store.table.schema.field(column)
+    larger = pa.array(store.table[column].to_numpy() * 2, field.type)
+    other = store.table.set_column(store.table.schema.get_field_index(column), field, larger)
+    trained = int((store.column("split") == "train").sum())
+    with pytest.raises(InputError, match=f"lacks {trained} of the run's training slices, or has others of the same"):
+        open_bank(stream_config(run), SliceStore(run, other))
+
+
 def test_every_arm_has_a_plan_before_there_is_a_bank(run: str) -> None:
     """It is what a run is checked by before its SDNet is trained."""
     for policy in ("mix", "own", "styles"):
@@ -317,6 +328,16 @@ def test_a_bank_from_elsewhere_gives_the_modalities_to_the_runs_own_anatomies(ru
     np.testing.assert_array_equal(borrowed.make(sample)[0], crop)
 
 
+def test_an_arm_that_draws_with_each_slices_own_code_takes_none_from_a_lent_bank(run: str, tmp_path: Path) -> None:
+    from experiments.config import demo
+    from experiments.run.jobs import arm_stream
+
+    lender = write_lender(f"{run}/bank.zarr", tmp_path / "lender.zarr", vendor="far")
+    settings = demo().model_copy(update={"bank": lender, "pretrained": f"{run}/sdnet"})
+    assert arm_stream(run, settings, "ss_sdnet_ra_fa").donors == lender
+    assert arm_stream(run, settings, "ss_sdnet_ra_rec").donors is None
+
+
 @pytest.mark.parametrize("order", ["fa_first", "ra_first"])
 def test_residual_images_with_their_own_codes_are_the_real_ones(run: str, order: Any) -> None:
     plan = PlanConfig(fa_policy="own", fa_render="residual", fa_order=order, fa_share=1.0)
@@ -397,7 +418,7 @@ def test_a_slice_that_ends_every_maker_is_given_up_by_name(run: str, tmp_path: P
     at = maker.plan.labelled(14).slice_id
     names = [maker.store.column(name)[at] for name in ("slice", "frame", "subject")]
     told = "slice {} of frame {} of subject {} ended 3 makers of samples".format(*names)
-    with pytest.raises(StageError, match=told):
+    with pytest.raises(FinalError, match=told):  # final: another try of the arm would end as many makers again
         list(batches(config, range(40), actors=2, cpus=0.25, maker=dying(at, 10**6, tmp_path)))
 
 
@@ -432,7 +453,7 @@ def test_a_damaged_bank_and_a_maker_that_cannot_start_are_told_at_once(
         def __init__(self, *_: Any) -> None:
             raise RuntimeError("no room for the factors")
 
-    with pytest.raises(StageError, match=r"a maker of samples cannot start: .*no room for the factors"):
+    with pytest.raises(FinalError, match=r"a maker of samples cannot start: .*no room for the factors"):
         next(batches(stream_config(run), range(4), cpus=0.25, maker=Unable))
     bank = tmp_path / "bank.zarr"
     shutil.copytree(f"{run}/bank.zarr", bank)

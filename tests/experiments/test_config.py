@@ -105,3 +105,17 @@ def test_a_plan_moves_every_arm_but_the_network_that_fills_the_bank() -> None:
     assert (moved.turn_degrees, moved.zoom, moved.elastic) == (34, (0.85, 1.18), 0.2)
     with pytest.raises(InputError, match="leave fa_order at fa_first"):
         config.override(config.preset("cpu"), ["plan.elastic=0.2", "plan.fa_order=ra_first"])
+
+
+@pytest.mark.parametrize(
+    ("arm", "assignment", "why"),
+    [
+        ("unet_ra_fa_residual_moved_bigaug", "plan.fa_order=ra_first", "moves its samples before RA"),
+        ("ss_sdnet_ra_fa_bigaug", "plan.fa_order=ra_first", "has looks, which images decoded after RA would cover"),
+        ("ss_unet_ra_regions_consistency", "plan.fa_anatomy=labelled", "compares unlabelled samples with their twins"),
+    ],
+)
+def test_an_arm_whose_samples_the_plan_would_spoil_is_refused_by_name(arm: str, assignment: str, why: str) -> None:
+    with pytest.raises(InputError, match=f"{arm} {why}"):
+        config.override(config.preset("cpu"), [f"arms=[{arm}]", assignment])
+    config.override(config.preset("cpu"), ["plan.fa_order=ra_first", "plan.fa_anatomy=labelled"])

@@ -18,7 +18,7 @@ import pytest
 from mlflow import MlflowClient
 
 from tests.integration.processes import train_workers
-from tests.integration.test_job_submit import RAY, ROOT, JobServer, free_ports, statuses
+from tests.integration.test_job_submit import RAY, ROOT, JobServer, statuses
 from tests.integration.test_mlflow_server import Server
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
@@ -58,8 +58,7 @@ class Cluster(JobServer):
         return len(json.loads(done.stdout)) if done.returncode == 0 else 0
 
     def add_node(self) -> None:
-        (agent,) = free_ports(1)
-        options = ("--num-cpus=1", "--object-store-memory=150000000", f"--dashboard-agent-listen-port={agent}")
+        options = ("--num-cpus=1", "--object-store-memory=150000000", "--dashboard-agent-listen-port=0")
         address = (self._folder / "ray" / "ray_current_cluster").read_text().strip()
         command = [RAY, "start", f"--address={address}", "--block", *options]
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}

@@ -48,9 +48,9 @@ class JobServer:
         self.stranger = kept | {"PATH": f"{Path(sys.executable).parent}:{kept['PATH']}", "RAY_USAGE_STATS_ENABLED": "0"}
         self.environment = self.stranger | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
         self.environment["CARDIOMIX_CACHE"] = str(folder / "cache")
-        dashboard, agent, client = free_ports(3)
+        dashboard, client = free_ports(2)
         self.address = f"http://127.0.0.1:{dashboard}"
-        listen = {"dashboard-host": "127.0.0.1", "dashboard-port": dashboard, "dashboard-agent-listen-port": agent}
+        listen = {"dashboard-host": "127.0.0.1", "dashboard-port": dashboard, "dashboard-agent-listen-port": 0}
         listen |= {"port": 0, "ray-client-server-port": client, "temp-dir": folder / "ray"}
         options = [f"--{name}={value}" for name, value in listen.items()]
         self._head = subprocess.Popen(

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from experiments.cli.main import app
-from experiments.run.transfer import BOTH, markdown, rows
+from experiments.run.transfer import BOTH, markdown, rows, subject_means
 from pipeline.scores.statistics import crossed_interval
 from storage.errors import InputError
 from tests.integration.test_ablation import TINY, cardiomix
@@ -38,6 +38,14 @@ def test_intervals_are_those_of_seeds_and_subjects() -> None:
     row = next(r for r in rows(other, ["base"]) if r["arm"] == "arm" and r["direction"] == BOTH)
     expected = crossed_interval([other[d]["arm"] - base for d, base in BASE.items()])
     assert (row["difference"], row["low"], row["high"]) == pytest.approx(expected[:3])
+
+
+def test_a_structure_that_one_seed_invents_counts_for_every_seed() -> None:
+    lv, rv = ("p1", "ED", "LV"), ("p1", "ED", "RV")
+    seeds = [{lv: 0.8, rv: 0.0, ("p2", "ED", "LV"): 0.5}, {lv: 0.9, rv: np.nan, ("p2", "ED", "LV"): 0.7}]
+    np.testing.assert_allclose(subject_means(seeds), [[0.4, 0.5], [0.45, 0.7]])
+    only_one = [{lv: np.nan, ("p2", "ED", "LV"): 0.5}, {lv: 0.0, ("p2", "ED", "LV"): 0.7}]
+    np.testing.assert_allclose(subject_means(only_one), [[0.0, 0.5], [0.0, 0.7]])
 
 
 def test_an_arm_without_any_baseline_is_told_with_its_dice_alone() -> None:
