@@ -188,10 +188,16 @@ def plan(config: ResourceConfig, cluster: Cluster, jobs: int = 1) -> ResourcePla
     if use_gpu:
         trainer_cpus = min(2.0 if alone else 1.0, trainer_cpus)
     free = [node.cpus - taken * trainer_cpus for node, taken in zip(nodes, seats, strict=True)]
+    data_gpus = config.data_gpus if use_gpu else 0.0
+    if data_gpus:  # a trainer's data actors are where its card is
+        least = min(left / taken for left, taken in zip(free, seats, strict=True) if taken)
+        free = [least] * trainers
     each, data_cpus = (0, 0.0) if alone else _data_actors(config, free, trainers, cores, use_gpu)
     extract, extract_cpus = _extraction(config, cluster, use_gpu)
-    data_gpus = config.data_gpus if use_gpu else 0.0
-    data = _place_data_actors(nodes, free, data_cpus, trainers * each) if each else [0] * len(nodes)
+    if data_gpus or not each:
+        data = [taken * each for taken in seats]
+    else:
+        data = _place_data_actors(nodes, free, data_cpus, trainers * each)
     return ResourcePlan(
         lanes=lanes,
         train_workers=config.train_workers,

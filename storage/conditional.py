@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from typing import Any
 
 from storage import fs
 from storage.errors import StageError
 
 NOTE = "note"  # name of the metadata that `look` gives back
 NOT_MET = (404, 409, 412)  # HTTP: object is gone, another writes it at this moment, another has written it
+NOT_KNOWN = 501  # HTTP: the store has no such condition
 
 
 @dataclass(frozen=True)
@@ -57,20 +59,28 @@ def write(uri: str, note: str, match: str | None) -> str | None:
 
     The object is written only if the one that is there has the ETag `match`, or, for None, only if there is none.
     Otherwise nothing is written and None is returned. None may also mean that an earlier try succeeded and its answer
-    was lost: `look` tells which. Raises StageError as `storage.fs` does.
+    was lost: `look` tells which. A store that knows no conditions writes in any case, whether it says so or not.
+    Raises StageError as `storage.fs` does.
     """
     condition = {"IfNoneMatch": "*"} if match is None else {"IfMatch": match}
     with fs.remote(uri) as (store, path):
         bucket, key, _ = store.split_path(path)
         try:
-            put = store.call_s3(
-                "put_object", Bucket=bucket, Key=key, Body=note.encode(), Metadata={NOTE: note}, **condition
-            )
+            put = _put(store, bucket, key, note, condition)
         except OSError as error:
             if _not_met(error):
                 return None
-            raise
+            if _status(error) != NOT_KNOWN:
+                raise
+            put = _put(store, bucket, key, note, {})
     return str(put["ETag"])
+
+
+def _put(store: Any, bucket: str, key: str, note: str, condition: dict[str, str]) -> dict[str, Any]:
+    answer: dict[str, Any] = store.call_s3(
+        "put_object", Bucket=bucket, Key=key, Body=note.encode(), Metadata={NOTE: note}, **condition
+    )
+    return answer
 
 
 def remove(uri: str, match: str) -> None:
@@ -88,6 +98,12 @@ def remove(uri: str, match: str) -> None:
 
 
 def _not_met(error: OSError) -> bool:
-    answer = getattr(error.__cause__, "response", None) or {}
-    status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
-    return status in NOT_MET and answer.get("Error", {}).get("Code") != "NoSuchBucket"
+    return _status(error) in NOT_MET and _answer(error).get("Error", {}).get("Code") != "NoSuchBucket"
+
+
+def _status(error: OSError) -> Any:
+    return _answer(error).get("ResponseMetadata", {}).get("HTTPStatusCode")
+
+
+def _answer(error: OSError) -> dict[str, Any]:
+    return getattr(error.__cause__, "response", None) or {}

@@ -109,8 +109,8 @@ def lease(
     finally:
         over.set()
         beat.join()
-        _leave(place)
-        if not is_lost(place):
+        if not is_lost(place):  # otherwise the guard stays: a thread may still want to write
+            _leave(place)
             with suppress(StageError, InputError, OSError):  # the lease runs out by itself
                 held.release()
 
@@ -124,7 +124,7 @@ def _keep(held: _Lease, fence: Fence, over: threading.Event, lost: Callable[[Lea
             _lost.add(fence.place)
             lost(error)
             return
-        except (StageError, InputError, OSError) as error:  # nobody else reaches the store either
+        except Exception as error:  # whatever it is, the lease must be tried again: nobody else may reach the store
             log.debug("%s", error)
 
 
@@ -294,7 +294,8 @@ def refused_for_ever(name: str, lock: str) -> InputError:
         holder = dict(json.loads(fs.read_bytes(lock)))
     except (FileNotFoundError, ValueError, TypeError):
         holder = {}
-    problem = f"is held by {who(holder)}, and its store has no conditional writes, so that nobody can take it over"
+    why = "its store has no conditional writes" if "lease_s" in holder else "another version of cardiomix holds it"
+    problem = f"is held by {who(holder)}, and {why}, so that nobody can take it over"
     return InputError(name, problem, f"wait until it ends; if it was killed, remove {lock}")
 
 

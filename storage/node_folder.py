@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -52,7 +53,9 @@ def make_room(root: Path, key: str, size: int) -> None:
         if earlier or sum(sizes.values()) + own + size > limit or shutil.disk_usage(root).free < size:
             with locked(root / f"{place.name}.lock", wait=False) as ours:
                 if ours:
-                    shutil.rmtree(place, ignore_errors=True)
+                    gone = root / f".{uuid.uuid4().hex}.gone"
+                    place.rename(gone)  # at once, so that nobody opens half a copy
+                    shutil.rmtree(gone, ignore_errors=True)
                     sizes.pop(place)
     free = shutil.disk_usage(root).free
     if free < size:

@@ -15,6 +15,7 @@ from contextlib import nullcontext
 from datetime import timedelta
 from email.utils import format_datetime, parsedate_to_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -24,15 +25,25 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import settings
 
-# No time is asserted in a test: Hypothesis is not to fail one because the machine was busy.
-# Few examples in `make test`; `make test-slow` runs the same properties with `--hypothesis-profile=thorough`.
-settings.register_profile("thorough", deadline=None)
-settings.register_profile("quick", deadline=None, max_examples=25)
-settings.load_profile("quick")
+if find_spec("hypothesis"):  # the tests for a GPU need it not
+    from hypothesis import settings
+
+    # No time is asserted in a test: Hypothesis is not to fail one because the machine was busy.
+    # Few examples in `make test`; `make test-slow` runs the same properties with `--hypothesis-profile=thorough`.
+    settings.register_profile("thorough", deadline=None)
+    settings.register_profile("quick", deadline=None, max_examples=25)
+    settings.load_profile("quick")
 
 REALDATA = Path(__file__).resolve().parents[2] / "shared" / "realdata"
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With `-m gpu`, files without such a test are not even imported: a machine with a GPU may lack what they need."""
+    only_gpu = config.getoption("markexpr", "") == "gpu" and collection_path.suffix == ".py"
+    if only_gpu and "pytest.mark.gpu" not in collection_path.read_text(encoding="utf-8"):
+        return True
+    return None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -121,7 +132,8 @@ class S3Proxy(ThreadingHTTPServer):
 
     A fault is a status, "no answer" (the S3 server did as it was asked; the client is not told) or "half an answer".
     Its clock is `clock_s` seconds ahead of this machine's. Conditional writes are let through one at a time, since
-    moto's server checks and writes in two steps; with `ignores_conditions` they become plain ones.
+    moto's server checks and writes in two steps; with `ignores_conditions` they become plain ones, and with
+    `knows_no_conditions` they are refused as not implemented.
     """
 
     daemon_threads = True
@@ -136,7 +148,7 @@ class S3Proxy(ThreadingHTTPServer):
     def mend(self) -> None:
         """From now on nothing fails, and no request is noted yet."""
         self.fault: Callable[[int, str], str | None] = lambda number, method: None
-        self.clock_s, self.ignores_conditions = 0, False
+        self.clock_s, self.ignores_conditions, self.knows_no_conditions = 0, False, False
         self.requests: list[tuple[str, str]] = []
 
 
@@ -154,6 +166,9 @@ class _Passing(BaseHTTPRequestHandler):
             return
         headers = dict(self.headers)
         conditions = [name for name in headers if name.lower() in ("if-match", "if-none-match")]
+        if self.server.knows_no_conditions and conditions:
+            self._answer(501, "Not Implemented", [], b"", 0)
+            return
         if self.server.ignores_conditions:
             headers = {name: value for name, value in headers.items() if name not in conditions}
         behind = http.client.HTTPConnection(self.server.behind)

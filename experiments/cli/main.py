@@ -198,7 +198,7 @@ def ablate(
     require_usable(run, settings)
     if dry:
         return dry_run.show(run, settings, typer.echo)
-    dry_run.require_space(run, settings)
+    dry_run.require_fits(run, settings)
     with driving(run, settings) as driver:
         paths, failed = run_ablation(driver, strict)
         _show(paths.html, run, driver)

@@ -23,6 +23,7 @@ from experiments.version import provenance
 from storage import fs
 from storage.errors import InputError
 from storage.lease import is_lost
+from storage.lock import bank_lock
 from storage.slices.store import TABLE, SliceStore
 
 if TYPE_CHECKING:
@@ -136,7 +137,8 @@ class Ablation:
         jobs.check_pretrained(self.run, self.settings)
         if jobs.stale_bank(self.run, self.settings):
             self.progress.say("the bank is of an earlier SDNet, preprocessing or data: made anew")
-            fs.remove(bank)
+            with bank_lock(bank, self.progress.say):
+                fs.remove(bank)
         budget = self.budget()
         with self.progress.stage("extract") as step:
             spec = ExtractionSpec(
@@ -324,6 +326,7 @@ def log_from_folder(run: str, say: Callable[[str], None], tracking_uri: str | No
 
     Does nothing if the folder has no scored arm. Raises InputError if another driver holds the run.
     """
+    from experiments.tracking import own_database
     from storage.lock import run_lock
 
     if not fs.exists(fs.join(run, config.CONFIG_FILE)) or not fs.exists(fs.join(run, TABLE)):
@@ -333,6 +336,7 @@ def log_from_folder(run: str, say: Callable[[str], None], tracking_uri: str | No
     if not any(each.evaluated() for each in runs):
         return
     with run_lock(run, say):
+        own_database.let_go(run)  # a copy from before the lock may lack what its last holder logged
         say(f"MLflow does not know {fs.base_name(run)}: it is logged from its folder")
         log = RunLog(run, fs.base_name(run), settings, say, tracking_uri)
         _log_what_is_there(run, settings, runs, log)

@@ -1,4 +1,4 @@
-"""`ablate --dry-run`: which stages would run, on what, and at what cost. `require_space` checks the disk before work.
+"""`ablate --dry-run`: which stages would run, on what, and at what cost. `require_fits` refuses before work begins.
 
 Time and memory are estimates of `experiments.run.cost`. Disk space is estimated from the bytes per pixel and per weight
 that finished runs took (the constants below).
@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from actors.ray_start import inside_cluster, local_cluster, start_ray
+from actors.ray_start import inside_cluster, local_cluster, require_places, start_ray
 from actors.resources import plan
 from experiments.config import Settings
 from experiments.run import jobs
@@ -20,6 +20,7 @@ from pipeline.scores.compare_arms import ALPHA, FEWEST_SEEDS, FEWEST_SUBJECTS, W
 from pipeline.scores.power import POWER, SEED_SDS, SUBJECT_SDS, usually_detectable
 from storage import fs
 from storage.errors import InputError
+from storage.places import require_writable
 
 # Bytes, measured on the phantom, ACDC and Sunnybrook (2026-11-25) and rounded up.
 SLICE_BYTES_A_PIXEL = 1.1  # image and mask in the slice store, 0.99 to 1.08
@@ -38,6 +39,8 @@ def show(run: str, settings: Settings, say: Callable[[str], None]) -> None:
     Writes nothing and starts no Ray; inside a cluster it connects to that cluster. Raises InputError for what `ablate`
     would refuse.
     """
+    require_places()
+    require_writable(run, f"--run {fs.redacted(run)}")
     cluster = start_ray() if inside_cluster() else local_cluster()
     work = workload(run, settings)
     if work.contents.known:
@@ -66,16 +69,24 @@ def show(run: str, settings: Settings, say: Callable[[str], None]) -> None:
         _enough(run, sum(needed.values()), free)
 
 
-def require_space(run: str, settings: Settings) -> None:
-    """Raises InputError, with the shortfall, if the disk of a local run has less room than the run is going to need."""
-    free = _free(run)
-    if free is None:
-        return
+def require_fits(run: str, settings: Settings) -> None:
+    """Refuse, before anything starts, a run that could not end.
+
+    Raises InputError if the data that its studies' headers promise are not enough for the arms, as `require_enough`
+    does; if this machine has no room for the actors; or, with the shortfall, if the disk of a local run has less room
+    than the run is going to need.
+    """
+    if not inside_cluster():
+        plan(settings.resources, local_cluster(), len(settings.arms) * settings.seeds)
     try:
         work = workload(run, settings)
     except InputError:  # ingest may mend it; otherwise the stage concerned raises it
         return
-    _enough(run, sum(storage_needed(settings, work).values()), free)
+    if not work.contents.known:
+        require_enough(run, settings, work.contents)
+    free = _free(run)
+    if free is not None:
+        _enough(run, sum(storage_needed(settings, work).values()), free)
 
 
 def storage_needed(settings: Settings, work: Workload) -> dict[str, float]:

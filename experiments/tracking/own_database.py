@@ -41,7 +41,9 @@ def prepare(run: str) -> Path:
     file = database_file(run)
     if not fs.is_local(run) and not file.exists():
         with suppress(FileNotFoundError):
-            file.write_bytes(fs.read_bytes(fs.join(run, DATABASE)))
+            part = file.with_suffix(".part")
+            part.write_bytes(fs.read_bytes(fs.join(run, DATABASE)))
+            part.replace(file)  # a part of it would pass for a database without runs
     if file.is_file():
         with suppress(sqlite3.Error):  # opening the file reports what is wrong with it
             _point_artifacts(file, artifacts_uri(run))

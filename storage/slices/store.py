@@ -262,9 +262,9 @@ class SliceStore:
                 return self._array(subject, kind).rows(rows)
             except ValueError:
                 opened = self._arrays.pop((subject, kind), None)
-                if opened is None or fs.exists(opened.path):
+                if opened is not None and fs.exists(opened.path):
                     raise
-                # Another process needed the room and removed the copy on this node.
+                # Another process needed the room and removed the copy on this node, perhaps while it was opened.
                 return self._array(subject, kind).rows(rows)
         except ValueError as error:
             folder = subject_folder("", subject)

@@ -27,7 +27,7 @@ CONFIGS = st.builds(
     extract_actors=SOME,
     gpus=st.sampled_from((None, None, True, False)),
     synthesis=st.sampled_from(("actors", "actors", "trainer")),
-)
+) | st.builds(ResourceConfig, lanes=SOME, data_actors=SOME, data_gpus=st.sampled_from((0.05, 0.1, 0.3)))
 
 
 def one(cpus: float, gpus: float = 0.0) -> Cluster:
@@ -51,7 +51,7 @@ def test_no_node_is_ever_overbooked_and_what_has_no_place_is_refused(
     try:
         budget = plan(config, cluster, jobs)
     except InputError as error:
-        assert error.where == "resources" and "\n" not in str(error)
+        assert error.where.startswith("resources") and "\n" not in str(error)
         return
     trainers = budget.lanes * budget.train_workers
     assert budget.lanes <= jobs and budget.threads >= 1
@@ -62,7 +62,8 @@ def test_no_node_is_ever_overbooked_and_what_has_no_place_is_refused(
     for share in budget.shares:
         booked = share.trainers * budget.trainer_cpus + share.data_actors * budget.data_cpus
         assert booked <= share.node.cpus + 1e-6
-        assert share.trainers * budget.trainer_gpus <= share.node.gpus
+        cards = share.trainers * budget.trainer_gpus + share.data_actors * budget.data_gpus
+        assert cards <= share.node.gpus + 1e-6
     assert placed(budget.extract_actors, budget.extract_cpus, budget.extract_gpus, cluster.nodes)
     assert config.lanes is None or budget.lanes == min(config.lanes, jobs)
     assert config.extract_actors in (None, budget.extract_actors)
@@ -127,6 +128,19 @@ def test_trainers_that_make_their_own_samples_leave_no_cpu_to_data_actors() -> N
         "  1 × 16 CPUs: 0 trainers of 1 CPUs",
     ]
     assert plan(ResourceConfig(synthesis="trainer"), Cluster((Node(0.5, 1),))).lanes == 1
+
+
+def test_data_actors_with_a_share_of_a_card_leave_the_rest_of_it_to_the_training() -> None:
+    cluster = Cluster((Node(8, 1),))
+    budget = plan(ResourceConfig(data_actors=3, data_gpus=0.1), cluster)
+    beside = plan(ResourceConfig(data_actors=3, data_gpus=0.1), Cluster((Node(16), Node(8, 2))), 2)
+    assert [share.data_actors for share in beside.shares] == [0, 6]
+    assert (budget.trainer_gpus, budget.data_gpus, budget.extract_gpus) == (0.7, 0.1, 1.0)
+    assert plan(ResourceConfig(data_actors=3, data_gpus=0.1), Cluster((Node(8),))).data_gpus == 0.0  # no GPU is there
+    with pytest.raises(InputError, match=r"4 data actors with 0\.25 of a GPU each leave 0 of it to the training"):
+        plan(ResourceConfig(data_actors=4, data_gpus=0.25), cluster)
+    with pytest.raises(ValueError, match="data_gpus is for data actors on GPUs"):
+        ResourceConfig(data_gpus=0.1, synthesis="trainer")
 
 
 def test_gpus_without_cpus_beside_them_are_left_to_others() -> None:

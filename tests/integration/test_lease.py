@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -99,7 +100,7 @@ def s3(s3_proxy: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 @pytest.fixture
 def run(request: pytest.FixtureRequest) -> str:
-    return f"s3://bucket/leases/{request.node.name}"
+    return f"s3://bucket/leases/{request.node.name.replace('[', '-').replace(']', '')}"
 
 
 @contextmanager
@@ -243,13 +244,14 @@ def test_an_owner_whose_store_was_away_for_longer_than_a_lease_goes_on(
     assert fs.list_names(run) == ["after"]
 
 
-def test_a_server_that_ignores_conditions_is_found_out_and_its_lock_stands(s3: Any, run: str) -> None:
-    s3.ignores_conditions = True
+@pytest.mark.parametrize("so", ["ignores_conditions", "knows_no_conditions"])
+def test_a_server_without_conditions_is_found_out_and_its_lock_stands(s3: Any, run: str, so: str) -> None:
+    setattr(s3, so, True)
     with holder(s3, run) as process:
         process.say("write first")
         assert process.hear() == "done"
         process.send(signal.SIGKILL)
-    refused = f"process {process.pid} .*no conditional writes.*remove {run}/.lock"
+    refused = f"process {process.pid} .*no conditional writes.*remove {re.escape(run)}/.lock"
     with pytest.raises(InputError, match=refused), run_lock(run):
         pass
     fs.remove(fs.join(run, LOCK))

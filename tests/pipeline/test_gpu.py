@@ -18,6 +18,7 @@ from pipeline.networks.config import SDNetConfig, UNetConfig
 from pipeline.networks.files import build, default_device
 from pipeline.networks.sdnet import Decoder, SDNet
 from pipeline.samples import canvas
+from pipeline.samples.one_ahead import OneAhead
 from pipeline.samples.rescale import Axes, Axis, nearest_together, resample_crop, resample_together
 from pipeline.samples.synthesis import encode_exactly, synthesize, synthesize_together
 from pipeline.training.config import LossConfig, TrainConfig
@@ -213,6 +214,20 @@ def test_a_state_that_was_kept_goes_on_with_the_same_losses() -> None:
         for s in (state, again)
     ]
     assert losses[1] == pytest.approx(losses[0], abs=1e-4)
+
+
+def test_batches_sent_one_ahead_arrive_whole_through_one_pinned_buffer() -> None:
+    rng = np.random.default_rng(0)
+    images = [torch.from_numpy(rng.random((4, 1, 64, 64), np.float32)) for _ in range(8)]
+    made = (
+        {"image": image.clone(), "mask": (image[:, 0] > 0.5).byte(), "slice_id": torch.arange(4)} for image in images
+    )
+    with OneAhead(made, "cuda") as stream:
+        kept = list(stream)  # all of them, so that a buffer used too soon would show
+        assert {value.is_pinned() for value in stream._pinned.values()} == {True}
+    for image, batch in zip(images, kept, strict=True):
+        assert batch["image"].device.type == batch["mask"].device.type == "cuda" and not batch["slice_id"].is_cuda
+        assert torch.equal(batch["image"].cpu(), image) and torch.equal(batch["mask"].cpu(), (image[:, 0] > 0.5).byte())
 
 
 def test_validation_scores_are_the_cpu_s() -> None:

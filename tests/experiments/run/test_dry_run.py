@@ -13,7 +13,7 @@ from actors.resources import Cluster, Node, plan
 from experiments.cli.main import app
 from experiments.config import demo, override, validated
 from experiments.run.cost import START_S, Cost, cost
-from experiments.run.dry_run import require_space, storage_needed
+from experiments.run.dry_run import require_fits, storage_needed
 from experiments.run.workload import workload
 from pipeline.networks.config import SDNetConfig, UNetConfig
 from pipeline.training.config import LossConfig, TrainConfig
@@ -91,12 +91,12 @@ def test_what_does_not_fit_the_disk_is_refused_before_work_with_the_shortfall(tm
     with pytest.raises(
         InputError, match=r"run: needs about [\d.]+ GB more and its disk has [\d.]+ GB free, .* too few"
     ):
-        require_space(str(run), wide)
+        require_fits(str(run), wide)
     said = CliRunner().invoke(app, ["ablate", "demo", "--run", str(run), "--set", "unet.width=30000"])
     assert isinstance(said.exception, InputError) and "too few" in str(said.exception)
     assert list(tmp_path.iterdir()) == []
-    require_space(str(run), demo())
-    require_space("memory://somewhere/run", wide)  # an object store has no end that could be asked for
+    require_fits(str(run), demo())
+    require_fits("memory://somewhere/run", wide)  # an object store has no end that could be asked for
 
 
 def test_the_room_asked_for_grows_with_slices_seeds_and_width(tmp_path: Path) -> None:

@@ -83,8 +83,11 @@ def test_the_phantom_of_a_run_in_a_bucket_is_drawn_by_hand() -> None:
         ("resources.gpus=true", "GPUs asked for"),
     ],
 )
-def test_a_dry_run_refuses_what_the_slices_would_show(tmp_path: Path, assignment: str, words: str) -> None:
-    arguments = ["ablate", "demo", "--run", str(tmp_path / "run"), "--dry-run", "--arms", "unet_ra,ss_sdnet_ra"]
+@pytest.mark.parametrize("how", [("--dry-run",), ()])
+def test_what_the_slices_would_show_is_refused_before_anything_starts(
+    tmp_path: Path, assignment: str, words: str, how: tuple[str, ...]
+) -> None:
+    arguments = ["ablate", "demo", "--run", str(tmp_path / "run"), *how, "--arms", "unet_ra,ss_sdnet_ra"]
     for each in (*TINY[:-1], assignment):
         arguments += ["--set", each]
     ended = CliRunner().invoke(app, arguments)
