@@ -5,11 +5,17 @@ from __future__ import annotations
 import os
 import uuid
 from contextlib import suppress
+from pathlib import Path
 
 from storage.errors import InputError
 from storage.fs import is_local, local_path
 
 PROBE = 2**12  # bytes
+
+
+def in_a_jobs_folder() -> bool:
+    """Whether the working directory is the one that Ray made for a job, and removes when the job has ended."""
+    return "runtime_resources" in Path.cwd().parts
 
 
 def require_writable(

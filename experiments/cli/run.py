@@ -18,6 +18,7 @@ import typer
 
 from storage import fs
 from storage.errors import InputError, StageError
+from storage.places import in_a_jobs_folder
 
 if TYPE_CHECKING:
     from experiments.config import Settings
@@ -32,7 +33,7 @@ def absolute(place: str | None) -> str | None:
 
     Raises InputError for a relative path inside a Ray job, because Ray removes the job's working directory afterwards.
     """
-    if place and "://" not in place and not Path(place).is_absolute() and "runtime_resources" in Path.cwd().parts:
+    if place and "://" not in place and not Path(place).is_absolute() and in_a_jobs_folder():
         raise InputError(place, "is relative to a job's own folder, which Ray removes", "give a full path or a URI")
     return None if place is None else fs.absolute(place)
 

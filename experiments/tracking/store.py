@@ -16,6 +16,7 @@ from urllib.parse import unquote
 from experiments.tracking.own_database import DATABASE, database_file, prepare
 from storage import fs
 from storage.errors import InputError, one_line
+from storage.places import in_a_jobs_folder
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -40,8 +41,16 @@ class StoreError(InputError):
 
 def tracking_uri_of(run: str, tracking_uri: str | None = None) -> str:
     """The tracking URI of a run: the one given, else `MLFLOW_TRACKING_URI`, else the run's own SQLite database (see
-    `own_database.database_file`)."""
-    return tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or _own_uri(run)
+    `own_database.database_file`).
+
+    Raises InputError in a Ray job if the address is relative to the job's own folder, since that is removed.
+    """
+    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+    path = (uri or "").removeprefix("sqlite:///").removeprefix("file:")
+    if uri and in_a_jobs_folder() and "://" not in path and not Path(path).is_absolute():
+        problem = "is relative to a job's own folder, which Ray removes"
+        raise InputError(f"MLFLOW_TRACKING_URI={redacted(uri)}", problem, "give a full path, or a server's address")
+    return uri or _own_uri(run)
 
 
 def is_own(run: str, tracking_uri: str) -> bool:

@@ -17,7 +17,7 @@ from experiments.tracking.run_log import RunLog
 from experiments.tracking.store import open_client, tracking_uri_of, ui_command
 from experiments.tracking.tracker import Tracker
 from storage import fs
-from storage.errors import StageError
+from storage.errors import InputError, StageError
 from tests.experiments.logged_runs import contents, make_run, runs_of, write_epochs, write_result
 from tests.tiny_networks import write_unet
 
@@ -38,6 +38,21 @@ def test_a_run_of_any_name_has_its_own_database_inside_it(tmp_path: Path) -> Non
         assert len(list((tmp_path / name / "mlartifacts").rglob("cases.csv"))) == 1
         assert [item.path for item in open_client(tracker.tracking_uri).list_artifacts(tracker.run_id)]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
+
+
+@pytest.mark.parametrize("uri", ["sqlite:///mlflow.db", "mlruns", "file:mlruns"])
+def test_a_database_that_ray_would_remove_with_the_job_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    assert tracking_uri_of(str(tmp_path / "run")) == uri
+    folder = tmp_path / "runtime_resources" / "working_dir_files" / "of_a_job"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    with pytest.raises(InputError, match=r"relative to a job's own folder.*give a full path, or a server's address"):
+        tracking_uri_of(str(tmp_path / "run"))
+    for kept in (f"sqlite:///{tmp_path}/mlflow.db", "http://127.0.0.1:5000", str(tmp_path / "mlruns")):
+        assert tracking_uri_of(str(tmp_path / "run"), kept) == kept
 
 
 @pytest.mark.parametrize("name", ["run", "new name?"], ids=["moved", "moved and renamed"])
