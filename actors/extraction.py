@@ -20,7 +20,7 @@ from actors.extractor import IN_FLIGHT, ExtractionSpec, Extractor
 from actors.pool import Pool
 from actors.progress import Progress
 from actors.waiting import PATIENCE, Patience
-from pipeline.samples.preprocess import PreprocessConfig, canvas_size, working_shape
+from pipeline.samples.preprocess import PreprocessConfig, canvas_size, working_shapes
 from storage import fs
 from storage.bank.anatomy_codec import check_channels
 from storage.bank.bank import BANK_INDEX_SCHEMA, BankSpec, FactorBank
@@ -170,7 +170,7 @@ def prepare_bank(work: ExtractionSpec) -> FactorBank:
     slice_ids = np.flatnonzero(store.column("split") == ENTERS)
     if not len(slice_ids):
         raise InputError(fs.base_name(work.run), "has no training slices", "ingest subjects whose split is train")
-    canvas = canvas_size(store, slice_ids.tolist(), work.preprocess)
+    canvas = canvas_size(store, slice_ids, work.preprocess)
     spec = BankSpec(
         channels=model.config.anatomy_channels,
         modality_size=model.config.modality_size,
@@ -194,8 +194,7 @@ def bank_index(
     import pyarrow as pa
 
     taken = store.table.take(pa.array(slice_ids))
-    grids = zip(*(taken[n].to_pylist() for n in ("height", "width", "row_mm", "col_mm")), strict=True)
-    extents = np.array([working_shape(h, w, row, col, preprocess) for h, w, row, col in grids])  # (N, 2)
+    extents = working_shapes(store, slice_ids, preprocess)
     corners = (np.array(canvas) - extents) // 2  # (N, 2) top and left, where `centre_on` puts the images
     columns = {name: taken[name] for name in BANK_INDEX_SCHEMA.names if name in taken.column_names}
     columns |= {

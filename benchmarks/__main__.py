@@ -19,6 +19,7 @@ NAMES = (
     "far-store",
     "gpu",
     "ingest",
+    "makers",
     "memory",
     "node-cache",
     "overhead",

@@ -199,15 +199,25 @@ def _grid(
     return resampling_matrix(height, shape[0], scale_y), resampling_matrix(width, shape[1], scale_x)
 
 
-def canvas_size(store: SliceStore, slice_ids: Sequence[int], config: PreprocessConfig) -> tuple[int, int]:
+def working_shapes(
+    store: SliceStore, slice_ids: Sequence[int] | npt.NDArray[np.int64], config: PreprocessConfig
+) -> npt.NDArray[np.int64]:
+    """The sizes (N, 2) in working pixels of these slices of a store; see `working_shape`."""
+    grids = np.column_stack(
+        [store.column(name)[np.asarray(slice_ids)] for name in ("height", "width", "row_mm", "col_mm")]
+    )
+    different, which = np.unique(grids, axis=0, return_inverse=True)  # many slices, few grids
+    shapes = [working_shape(int(h), int(w), row, col, config) for h, w, row, col in different.tolist()]
+    return np.array(shapes, dtype=np.int64)[which.reshape(-1)]
+
+
+def canvas_size(
+    store: SliceStore, slice_ids: Sequence[int] | npt.NDArray[np.int64], config: PreprocessConfig
+) -> tuple[int, int]:
     """The smallest canvas (H, W) for all given slices' working images: multiples of 16, at least the input size."""
-    columns = [store.column(name) for name in ("height", "width", "row_mm", "col_mm")]
-    shapes = {tuple(float(c[i]) for c in columns) for i in slice_ids}
-    sizes = [working_shape(int(h), int(w), row, col, config) for h, w, row, col in shapes]
-    rounded = [
-        -(-max([s[axis] for s in sizes] + [config.size]) // CANVAS_MULTIPLE) * CANVAS_MULTIPLE for axis in (0, 1)
-    ]
-    return rounded[0], rounded[1]
+    largest = working_shapes(store, slice_ids, config).max(axis=0).tolist()
+    height, width = (-(-max(n, config.size) // CANVAS_MULTIPLE) * CANVAS_MULTIPLE for n in largest)
+    return height, width
 
 
 def centre_on(array: npt.NDArray[T], canvas: tuple[int, int], fill: float) -> tuple[npt.NDArray[T], int, int]:
