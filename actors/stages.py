@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,12 +84,7 @@ def run_arms(
             tries[run.label] += 1
             fs.remove(fs.join(run.job.out, WAITING))
             running[lane.options(name=run.label).remote(fences(), body, run, budget)] = run
-        finished, _ = ray.wait(list(running), timeout=tick_s)
-        if finished:
-            wait.over()
-        else:
-            wait.check(lambda: any_placed(dict.fromkeys(running)))
-        for reference in finished:
+        for reference in _finished(running, wait, tick_s):
             run = running.pop(reference)
             try:
                 ray.get(reference)
@@ -102,6 +97,18 @@ def run_arms(
                 fs.write_text(fs.join(run.job.out, FAILED), json.dumps({"reason": failed[run.label]}))
         on_tick([r.label for r in running.values()])
     return failed
+
+
+def _finished(running: Mapping[Any, ArmRun], wait: Wait, tick_s: float) -> list[Any]:
+    """The references that have finished, after at most `tick_s` seconds. Raises FinalError as `wait` does."""
+    import ray
+
+    finished, _ = ray.wait(list(running), timeout=tick_s)
+    if finished:
+        wait.over()
+    else:
+        wait.check(lambda: any_placed(dict.fromkeys(running)))
+    return list(finished)
 
 
 def _is_final(error: BaseException) -> bool:
@@ -164,12 +171,7 @@ def evaluate(
                 run = queue.pop(0)
                 what = (run.job.stream.run, run.job.out, run.arm, run.seed, budget.threads, run.job.train.precision)
                 running[task.remote(fences(), evaluate_job, *what)] = run
-            finished, _ = ray.wait(list(running), timeout=tick_s)
-            if finished:
-                wait.over()
-            else:
-                wait.check(lambda: any_placed(dict.fromkeys(running)))
-            for reference in finished:
+            for reference in _finished(running, wait, tick_s):
                 volumes[running.pop(reference).label] = int(ray.get(reference))
             on_tick()
     except BaseException:
