@@ -264,6 +264,8 @@ class Pool(Generic[Piece]):
         if isinstance(cause, InputError):
             raise cause from None
         if job is None:
+            if isinstance(cause, StageError) and not isinstance(cause, FinalError):  # such as a store that is away
+                raise StageError(f"{self.crew.stage}: {self.crew.what} cannot start: {cause}") from error
             raise self._cannot_start(one_line(cause)) from error
         name = self.crew.named(job.piece)
         log.debug("%s", name, exc_info=error)  # the trace names files with their folders

@@ -189,7 +189,7 @@ def plan(config: ResourceConfig, cluster: Cluster, jobs: int = 1) -> ResourcePla
         trainer_cpus = min(2.0 if alone else 1.0, trainer_cpus)
     free = [node.cpus - taken * trainer_cpus for node, taken in zip(nodes, seats, strict=True)]
     data_gpus = config.data_gpus if use_gpu else 0.0
-    if data_gpus:  # a trainer's data actors are where its card is
+    if data_gpus:  # data actors are on nodes with a card
         least = min(left / taken for left, taken in zip(free, seats, strict=True) if taken)
         free = [least] * trainers
     each, data_cpus = (0, 0.0) if alone else _data_actors(config, free, trainers, cores, use_gpu)
@@ -222,10 +222,10 @@ def plan(config: ResourceConfig, cluster: Cluster, jobs: int = 1) -> ResourcePla
 def _left_of_card(data_actors: int, share: float) -> float:
     """What a train worker books of its GPU beside data actors with a share of it each.
 
-    Raises InputError if that is less than a tenth.
+    Raises InputError if that is not more than half, with which Ray could put two train workers on one card.
     """
     left = round(1.0 - data_actors * share, 4)
-    if left < 0.1:
+    if left <= 0.5:
         problem = f"{data_actors} data actors with {share:g} of a GPU each leave {left:g} of it to the training"
         raise InputError("resources.data_gpus", problem, "lower it, or set resources.data_actors to fewer")
     return left

@@ -174,8 +174,8 @@ def evaluate(
             for reference in _finished(running, wait, tick_s):
                 volumes[running.pop(reference).label] = int(ray.get(reference))
             on_tick()
-    except BaseException:
-        for reference in running:  # otherwise a task that waits would run as soon as there is room
+    except FinalError:
+        for reference in running:  # they wait, and would run as soon as there is room
             ray.cancel(reference)
         raise
     return {run.label: volumes[run.label] for run in runs}

@@ -52,7 +52,7 @@ def batches(
     A batch has what `SampleMaker.__call__` makes, as tensors on the CPU. An actor that books a share `gpus` of a GPU
     draws on it.
     The bytes are the same for any number of actors; samples that are lost with an actor or node are made again. At most
-    `stream_mb` MB of blocks are made or being made, but always at least two blocks per actor.
+    `stream_mb` MB of blocks are made or being made, but always at least two steps per actor.
     Raises InputError if a step has no sample for this worker, or the bank is damaged; FinalError if one sample kills
     one maker after the other, makers cannot start, or no node has room for one; StageError if they die as they start.
     """
@@ -62,15 +62,19 @@ def batches(
         _ = BankView(bank).anatomy  # a damaged bank raises here, before any actor starts
     plan = step_plan(config, store, bank)
     rows = samples_of_worker(config, plan, rank, world)
-    block_bytes = STEPS_PER_BLOCK * rows * config.preprocess.size**2 * (BYTES_A_PIXEL + 4 * config.twins)
-    most = max(2 * actors, int(stream_mb * 1e6 / block_bytes))
+    step_bytes = rows * config.preprocess.size**2 * (BYTES_A_PIXEL + 4 * config.twins)
+    room = int(stream_mb * 1e6 / step_bytes)  # steps
+    in_block = min(STEPS_PER_BLOCK, max(1, room // (2 * actors)))
+    most = max(2 * actors, room // in_block)
     crew = _crew(config, rank, world, actors, cpus, gpus, maker)
     tried: set[int] = set()
 
     def failed(block: Block, error: StageError) -> Any:
         first = int(block["step"][0])
-        if not isinstance(error, KilledError) or first in tried:
+        if not isinstance(error, KilledError):
             raise error
+        if first in tried:  # its samples killed nobody one by one, but do so together
+            raise FinalError(str(error)) from error
         tried.add(first)
         samples = [sample for step in block["step"] for sample, _ in plan.samples(int(step), rank, world)]
         _try_one_by_one(crew, samples, store, patience)
@@ -78,14 +82,14 @@ def batches(
 
     crew = replace(crew, in_flight=most, failed=failed)
     with Pool(crew, patience) as makers:
-        for _, made in makers.run(_blocks(steps), ahead=most):
+        for _, made in makers.run(_blocks(steps, in_block), ahead=most):
             yield from _cut(made, rows)
             del made
 
 
-def _blocks(steps: range) -> Iterator[Block]:
-    for i in range(0, len(steps), STEPS_PER_BLOCK):
-        yield {"step": np.array(steps[i : i + STEPS_PER_BLOCK], dtype=np.int64)}
+def _blocks(steps: range, in_block: int) -> Iterator[Block]:
+    for i in range(0, len(steps), in_block):
+        yield {"step": np.array(steps[i : i + in_block], dtype=np.int64)}
 
 
 def _crew(

@@ -7,8 +7,8 @@ read and prepared, shards written and committed. Every actor gets two shards; al
 Efficiency is the rate over that many times the rate of one. The JSON line's ratio is the efficiency of the most.
 
 `CARDIOMIX_BENCH_CROWDS=64,32x8` measures these crowds alone: 64 actors in as many processes, and 256 in 32 processes of
-eight. Beyond 64 a call sleeps longer, so that all of them together still ask for 256 slices a second, which two cores
-can read and write; beyond 32 shards are smaller, so that the phantom has enough for all.
+eight. There a call sleeps longer, so that all of them together ask for 100 slices a second, which two cores can read
+and write; shards are smaller, so that the phantom has enough for all.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from storage.slices.store import SliceStore
 
 SETTINGS = cpu()
 CALL_S, SHARD, SHARDS_EACH, NODES = 0.25, 64, 2, 4
-MOST_A_SECOND, SLICES = 256, 4096  # of all actors; that the phantom has at least
+MOST_A_SECOND, SLICES = 100, 4096  # of all actors; that the phantom has at least
 PHANTOM = PhantomConfig(labelled_a=16, labelled_b=0, unlabelled_c=0, testing=0, frames=26, slices=(10, 10))
 WARM_UP, COUNTED = 64, 256
 
@@ -63,7 +63,7 @@ class Crowd:
     @property
     def call_s(self) -> float:
         """Seconds that one slice takes in the network."""
-        return max(CALL_S, self.actors / MOST_A_SECOND)
+        return CALL_S if self.actors <= CROWDS[-1].actors else self.actors / MOST_A_SECOND
 
     @property
     def shard(self) -> int:

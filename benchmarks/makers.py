@@ -27,8 +27,8 @@ from pipeline.samples.preprocess import PreprocessConfig
 from pipeline.samples.stream_config import StreamConfig
 from storage.layouts import LayoutOptions
 
-MAKERS, SIDE, SUBJECTS, FRAMES, STEPS, BATCH = 12, 512, 4, 25, 1000, 8
-SAMPLE_S = 0.25
+MAKERS, SIDE, SUBJECTS, FRAMES, STEPS, BATCH = 12, 512, 4, 25, 600, 8
+SAMPLE_S = 1.0
 
 
 def run() -> dict[str, Any]:

@@ -84,8 +84,7 @@ def _put(store: Any, bucket: str, key: str, note: str, condition: dict[str, str]
 
 
 def remove(uri: str, match: str) -> None:
-    """Remove an object if it has this ETag; otherwise nothing happens. A store that knows no conditions removes it in
-    any case.
+    """Remove an object if it has this ETag; otherwise nothing happens.
 
     Raises StageError if the store refuses, as one without conditional removal may.
     """
@@ -94,11 +93,8 @@ def remove(uri: str, match: str) -> None:
         try:
             store.call_s3("delete_object", Bucket=bucket, Key=key, IfMatch=match)
         except OSError as error:
-            if _not_met(error):
-                return
-            if _status(error) != NOT_KNOWN:
+            if not _not_met(error):
                 raise
-            store.call_s3("delete_object", Bucket=bucket, Key=key)
 
 
 def _not_met(error: OSError) -> bool:

@@ -45,6 +45,8 @@ def make_room(root: Path, key: str, size: int) -> None:
     Raises InputError if the disk still has too little room.
     """
     limit = float(os.environ.get(LIMIT, DEFAULT_LIMIT_GB)) * 1e9
+    for left in root.glob(".*.gone"):  # by a process that was killed while it removed a copy
+        shutil.rmtree(left, ignore_errors=True)
     others = sorted((p for p in root.iterdir() if p.is_dir() and p.name != key), key=_opened)
     own = _bytes_in(root / key)
     sizes = {place: _bytes_in(place) for place in others}
@@ -54,7 +56,8 @@ def make_room(root: Path, key: str, size: int) -> None:
             with locked(root / f"{place.name}.lock", wait=False) as ours:
                 if ours:
                     gone = root / f".{uuid.uuid4().hex}.gone"
-                    place.rename(gone)  # at once, so that nobody opens half a copy
+                    with suppress(FileNotFoundError):  # another process has removed it
+                        place.rename(gone)  # at once, so that nobody opens half a copy
                     shutil.rmtree(gone, ignore_errors=True)
                     sizes.pop(place)
     free = shutil.disk_usage(root).free

@@ -189,7 +189,7 @@ class Ablation:
             raise InputError(
                 self.name, "has no trained arm of this configuration", "run `cardiomix train ARM --run RUN`"
             )
-        budget = self.budget()
+        budget = self.budget(len(trained))
         with self.progress.arms("score", [run.label for run in trained]) as bars:
 
             def tick() -> None:

@@ -76,12 +76,12 @@ def require_fits(run: str, settings: Settings) -> None:
     does; if this machine has no room for the actors; or, with the shortfall, if the disk of a local run has less room
     than the run is going to need.
     """
-    if not inside_cluster():
-        plan(settings.resources, local_cluster(), len(settings.arms) * settings.seeds)
     try:
         work = workload(run, settings)
     except InputError:  # ingest may mend it; otherwise the stage concerned raises it
         return
+    if not inside_cluster():
+        plan(settings.resources, local_cluster(), max(1, sum(arm.state != "done" for arm in work.arms)))
     if not work.contents.known:
         require_enough(run, settings, work.contents)
     free = _free(run)

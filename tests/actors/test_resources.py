@@ -27,7 +27,7 @@ CONFIGS = st.builds(
     extract_actors=SOME,
     gpus=st.sampled_from((None, None, True, False)),
     synthesis=st.sampled_from(("actors", "actors", "trainer")),
-) | st.builds(ResourceConfig, lanes=SOME, data_actors=SOME, data_gpus=st.sampled_from((0.05, 0.1, 0.3)))
+) | st.builds(ResourceConfig, lanes=SOME, data_actors=SOME, data_gpus=st.sampled_from((0.02, 0.05, 0.3)))
 
 
 def one(cpus: float, gpus: float = 0.0) -> Cluster:
