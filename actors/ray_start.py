@@ -39,19 +39,12 @@ def inside_cluster() -> bool:
 
 
 def _require_answer(address: str) -> None:
-    """Raises InputError if nothing listens at host:port. Ray itself would go on trying for minutes.
-
-    `auto` stands for the address that the last `ray start` on this machine noted; its head may have died since.
-    """
+    """Raises InputError if nothing listens at host:port. Ray itself would go on trying for minutes."""
     import socket
 
-    noted = os.path.join(os.environ.get("RAY_TMPDIR", "/tmp"), "ray", "ray_current_cluster")
-    if address == "auto" and os.path.isfile(noted):
-        with open(noted, encoding="utf-8") as file:
-            address = file.read().strip()
     host, separator, port = address.rpartition("://")[2].rpartition(":")
     if not separator or not port.isdigit():
-        return  # such as `local`, which Ray resolves itself
+        return  # such as `auto`, which Ray resolves itself
     try:
         socket.create_connection((host.strip("[]"), int(port)), ANSWER_S).close()
     except OSError as error:

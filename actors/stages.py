@@ -157,25 +157,35 @@ def evaluate(
 
     As many run side by side as there are lanes. A task books as much as one train worker; its arm's own train workers
     have ended. `on_tick` is called about every `tick_s` seconds. While there is no room, `say` is given a line. Raises
-    FinalError if no node has had room for too long, and what the scoring raises.
+    FinalError if no node has had room for too long. What a scoring raises is raised once those under way have ended.
     """
     import ray
 
     task = ray.remote(num_cpus=budget.trainer_cpus, num_gpus=budget.trainer_gpus, max_retries=2)(under)
     need = {"CPU": budget.trainer_cpus, "GPU": budget.trainer_gpus}
-    queue, running, volumes = list(runs), dict[Any, ArmRun](), dict[str, int]()
+    queue = list(runs)
+    running: dict[Any, ArmRun] = {}
+    volumes: dict[str, int] = {}
+    failed: Exception | None = None
     wait = Wait(Patience(budget.wait_minutes, say or runs[0].job.say_waiting), "score", "its scoring", need)
-    try:
-        while queue or running:
-            while queue and len(running) < budget.lanes:
-                run = queue.pop(0)
-                what = (run.job.stream.run, run.job.out, run.arm, run.seed, budget.threads, run.job.train.precision)
-                running[task.remote(fences(), evaluate_job, *what)] = run
-            for reference in _finished(running, wait, tick_s):
-                volumes[running.pop(reference).label] = int(ray.get(reference))
-            on_tick()
-    except FinalError:
-        for reference in running:  # they wait, and would run as soon as there is room
-            ray.cancel(reference)
-        raise
+    while running or (queue and failed is None):
+        while queue and failed is None and len(running) < budget.lanes:
+            run = queue.pop(0)
+            what = (run.job.stream.run, run.job.out, run.arm, run.seed, budget.threads, run.job.train.precision)
+            running[task.remote(fences(), evaluate_job, *what)] = run
+        try:
+            finished = _finished(running, wait, tick_s)
+        except FinalError:
+            for reference in running:  # they wait, and would run as soon as there is room
+                ray.cancel(reference)
+            raise
+        for reference in finished:
+            run = running.pop(reference)
+            try:
+                volumes[run.label] = int(ray.get(reference))
+            except Exception as error:  # raised once the others have ended
+                failed = failed or error
+        on_tick()
+    if failed is not None:
+        raise failed
     return {run.label: volumes[run.label] for run in runs}

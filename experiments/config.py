@@ -77,14 +77,6 @@ class Settings(BaseModel):
         return self
 
     @model_validator(mode="after")
-    def _plan_fits_the_arms(self) -> Settings:
-        for arm in self.arms:
-            problem = ARMS[arm].conflict(self.plan)
-            if problem:
-                raise ValueError(f"{arm} {problem}")
-        return self
-
-    @model_validator(mode="after")
     def _something_to_start_from(self) -> Settings:
         if self.pretrain.start != "scratch":
             raise ValueError("pretrain.start must be scratch: it is what arms start from")

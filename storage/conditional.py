@@ -18,6 +18,10 @@ NOT_MET = (404, 409, 412)  # HTTP: object is gone, another writes it at this mom
 NOT_KNOWN = 501  # HTTP: the store has no such condition
 
 
+class NoConditionsError(StageError):
+    """The store refuses conditional writes as something that it does not have."""
+
+
 @dataclass(frozen=True)
 class Seen:
     """An object as the store describes it: its ETag, its note, and its age.
@@ -59,28 +63,31 @@ def write(uri: str, note: str, match: str | None) -> str | None:
 
     The object is written only if the one that is there has the ETag `match`, or, for None, only if there is none.
     Otherwise nothing is written and None is returned. None may also mean that an earlier try succeeded and its answer
-    was lost: `look` tells which. A store that knows no conditions writes in any case, whether it says so or not.
-    Raises StageError as `storage.fs` does.
+    was lost: `look` tells which. Raises NoConditionsError if the store says that it has none, and StageError as
+    `storage.fs` does.
     """
     condition = {"IfNoneMatch": "*"} if match is None else {"IfMatch": match}
     with fs.remote(uri) as (store, path):
-        bucket, key, _ = store.split_path(path)
         try:
-            put = _put(store, bucket, key, note, condition)
+            return _put(store, path, note, condition)
         except OSError as error:
             if _not_met(error):
                 return None
             if _status(error) != NOT_KNOWN:
                 raise
-            put = _put(store, bucket, key, note, {})
+    raise NoConditionsError(f"{fs.redacted(uri)}: the object store has no conditional writes")
+
+
+def write_in_any_case(uri: str, note: str) -> str:
+    """As `write`, without a condition, for stores that have none. Returns the object's ETag."""
+    with fs.remote(uri) as (store, path):
+        return _put(store, path, note, {})
+
+
+def _put(store: Any, path: str, note: str, condition: dict[str, str]) -> str:
+    bucket, key, _ = store.split_path(path)
+    put = store.call_s3("put_object", Bucket=bucket, Key=key, Body=note.encode(), Metadata={NOTE: note}, **condition)
     return str(put["ETag"])
-
-
-def _put(store: Any, bucket: str, key: str, note: str, condition: dict[str, str]) -> dict[str, Any]:
-    answer: dict[str, Any] = store.call_s3(
-        "put_object", Bucket=bucket, Key=key, Body=note.encode(), Metadata={NOTE: note}, **condition
-    )
-    return answer
 
 
 def remove(uri: str, match: str) -> None:

@@ -142,8 +142,9 @@ class _Lease:
             "lease_s": LEASE_S,
             "renewed": 0,
         }
+        self._plain = False  # the store has told that it has no conditions, before we held the place
         self._etag = self._take(say)
-        if not self._conditions_are_kept():
+        if self._plain or not self._conditions_are_kept():
             self._document |= {"lease_s": None}
             self.renew()
 
@@ -179,7 +180,11 @@ class _Lease:
                 assert seen is not None
                 return seen.etag
             if seen is None or _is_free(holder, seen.age_s):
-                etag = self._write(None if seen is None else seen.etag)
+                try:
+                    etag = self._write(None if seen is None else seen.etag)
+                except conditional.NoConditionsError:
+                    self._plain = True
+                    continue
                 if etag is not None:
                     return etag
                 continue
@@ -194,6 +199,8 @@ class _Lease:
             time.sleep(min(POLL_S, self.lasts_s / RENEWALS))
 
     def _write(self, match: str | None) -> str | None:
+        if self._plain:
+            return conditional.write_in_any_case(self._lock, json.dumps(self._document))
         return conditional.write(self._lock, json.dumps(self._document), match)
 
     def _conditions_are_kept(self) -> bool:
@@ -294,7 +301,11 @@ def refused_for_ever(name: str, lock: str) -> InputError:
         holder = dict(json.loads(fs.read_bytes(lock)))
     except (FileNotFoundError, ValueError, TypeError):
         holder = {}
-    why = "its store has no conditional writes" if "lease_s" in holder else "another version of cardiomix holds it"
+    why = (
+        "its store has no conditional writes"
+        if "lease_s" in holder or not holder
+        else "another version of cardiomix holds it"
+    )
     problem = f"is held by {who(holder)}, and {why}, so that nobody can take it over"
     return InputError(name, problem, f"wait until it ends; if it was killed, remove {lock}")
 

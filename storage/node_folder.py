@@ -56,7 +56,7 @@ def make_room(root: Path, key: str, size: int) -> None:
             with locked(root / f"{place.name}.lock", wait=False) as ours:
                 if ours:
                     gone = root / f".{uuid.uuid4().hex}.gone"
-                    with suppress(FileNotFoundError):  # another process has removed it
+                    with suppress(OSError):  # another process has removed it, or it is another user's
                         place.rename(gone)  # at once, so that nobody opens half a copy
                     shutil.rmtree(gone, ignore_errors=True)
                     sizes.pop(place)

@@ -169,9 +169,11 @@ def arm_runs(run: str, settings: Settings) -> list[ArmRun]:
 def require_trainable(run: str, settings: Settings) -> None:
     """Check, before hours are spent, that the run's data can train these arms.
 
-    Raises InputError if there is no labelled validation volume to choose weights by, an arm has nothing to train on, or
-    the train workers cannot share a step evenly. If an arm starts from the SDNet, also as `check_pretrained` does.
+    Raises InputError if there is no labelled validation volume to choose weights by, an arm has nothing to train on,
+    the train workers cannot share a step evenly, or as `require_plan_fits_arms` does. If an arm starts from the SDNet,
+    also as `check_pretrained` does.
     """
+    require_plan_fits_arms(settings)
     store = SliceStore.open(run)
     if not any(volume.labelled for volume in store.volumes("validation")):
         raise InputError(
@@ -190,6 +192,17 @@ def require_trainable(run: str, settings: Settings) -> None:
         except InputError as error:
             raise InputError(f"arm {name}", error.problem, error.remedy) from error
         require_even_shares(step.labelled_per_step, step.unlabelled_per_step, settings, "train.batch_size")
+
+
+def require_plan_fits_arms(settings: Settings) -> None:
+    """Raises InputError, naming the arm, if the plan would spoil an arm's samples (`ArmConfig.conflict`).
+
+    A run that was trained so by an earlier version can still be opened, so the configuration itself does not refuse.
+    """
+    for arm in settings.arms:
+        problem = ARMS[arm].conflict(settings.plan)
+        if problem:
+            raise InputError(f"arm {arm}", problem, "change the plan, or leave the arm out")
 
 
 def require_pretraining_shared(job: TrainJob, settings: Settings, store: SliceStore) -> None:

@@ -13,11 +13,13 @@ from storage.layouts import LAYOUTS
 
 
 def require_usable(run: str, settings: Settings) -> None:
-    """Raises InputError if layout, data, bank or network are absent or do not fit the settings, or if the phantom is
-    the data and cannot be drawn. Reads no study and none of the run's slices, and starts nothing."""
+    """Raises InputError if layout, data, bank or network are absent or do not fit the settings, if the plan does not
+    fit an arm, or if the phantom is the data and cannot be drawn. Reads no study and none of the run's slices, and
+    starts nothing."""
     if settings.layout not in ("auto", *LAYOUTS):
         problem = "there is no such layout"
         raise InputError(f"--layout {settings.layout}", problem, f"choose from auto, {', '.join(LAYOUTS)}")
+    jobs.require_plan_fits_arms(settings)
     require_local_phantom(run, settings)
     for folder in settings.data:
         if not fs.exists(folder):

@@ -86,7 +86,7 @@ def subject_means(by_seed: Sequence[Mapping[tuple[str, str, str], float]]) -> np
     there = ~np.isnan(dice[0])  # the same for every seed, now that missing ones are filled
     subjects = np.array([key[0] for key in keys])
     means = [dice[:, there & (subjects == name)].mean(axis=1) for name in np.unique(subjects[there])]
-    return np.stack(means, axis=1)
+    return np.array(means).reshape(len(means), len(by_seed)).T
 
 
 def rows(scores: dict[str, Scores], baselines: Sequence[str]) -> list[dict[str, Any]]:

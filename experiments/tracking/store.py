@@ -47,7 +47,8 @@ def tracking_uri_of(run: str, tracking_uri: str | None = None) -> str:
     """
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
     path = (uri or "").removeprefix("sqlite:///").removeprefix("file:")
-    if uri and in_a_jobs_folder() and "://" not in path and not Path(path).is_absolute():
+    is_path = "://" not in path and not path.startswith("databricks")
+    if uri and in_a_jobs_folder() and is_path and not Path(path).is_absolute():
         problem = "is relative to a job's own folder, which Ray removes"
         raise InputError(f"MLFLOW_TRACKING_URI={redacted(uri)}", problem, "give a full path, or a server's address")
     return uri or _own_uri(run)

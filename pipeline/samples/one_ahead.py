@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from types import TracebackType
 
 import torch
 from torch import Tensor
 
 from pipeline.samples.maker import UPLOADED
+
+STUCK_S = 30.0  # how long the error of a trainer waits for the fetch that is under way
 
 Batch = dict[str, Tensor]
 
@@ -19,6 +21,9 @@ class OneAhead:
 
     A thread fetches them, from the moment on when this is made. To a GPU they go through one pinned buffer, on a stream
     of their own. Use it as a context manager; its end closes `made`. Raises what `made` raises.
+
+    If the trainer fails while `made` waits for long, such as for a node, its error does not wait with it; `made` then
+    stays open until the process ends.
     """
 
     def __init__(self, made: Generator[Batch], device: str) -> None:
@@ -32,7 +37,9 @@ class OneAhead:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._next.cancel()
+        if error is not None and not wait([self._next], STUCK_S).done:
+            self._thread.shutdown(wait=False)
+            return
         self._thread.shutdown()  # waits for the fetch under way: a generator cannot be closed while it runs
         self._made.close()
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from actors import stages
 from actors.resources import Cluster, Node, ResourceConfig, ResourcePlan, plan
 from actors.stages import ArmRun, run_arms
 from storage.errors import FinalError, InputError, StageError
@@ -67,6 +69,30 @@ def test_a_failing_arm_is_tried_again_unless_that_is_hopeless_and_the_others_go_
     kept = tmp_path / "b" / "failed.json"
     assert kept.exists() == (reason is not None)
     assert reason is None or json.loads(kept.read_text()) == {"reason": reason}
+
+
+def test_scorings_run_side_by_side_and_those_under_way_end_before_one_that_failed_is_told(
+    ray_local: None, tmp_path: Path, arms: list[ArmRun], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    marks = str(tmp_path)
+
+    def scoring(run: str, out: str, arm: str, *_: object) -> int:
+        (Path(marks) / f"{arm}.began").touch()
+        until = time.monotonic() + 60
+        while not all((Path(marks) / f"{one}.began").exists() for one in "ab") and time.monotonic() < until:
+            time.sleep(0.05)  # each waits for the other
+        if arm == "a":
+            raise InputError("slices.parquet", "is damaged", "ingest again")
+        time.sleep(1.0)
+        (Path(marks) / f"{arm}.ended").touch()
+        return 7
+
+    monkeypatch.setattr(stages, "evaluate_job", scoring)
+    budget = replace(PLAN, lanes=2, trainer_cpus=0.5)
+    with pytest.raises(InputError, match="is damaged; ingest again"):
+        stages.evaluate(arms, budget)
+    assert sorted(path.name for path in tmp_path.glob("*.*")) == ["a.began", "b.began", "b.ended"]  # c never began
+    assert stages.evaluate(arms[1:2], budget) == {"b/seed0": 7}
 
 
 def test_once_is_the_default() -> None:

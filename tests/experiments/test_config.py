@@ -6,6 +6,7 @@ import pytest
 
 from experiments import config
 from experiments.arms import ARMS, PRETRAIN
+from experiments.run.jobs import require_plan_fits_arms
 from pipeline.samples.plan import PlanConfig
 from storage.bank.spec import code_version
 from storage.errors import InputError
@@ -116,6 +117,9 @@ def test_a_plan_moves_every_arm_but_the_network_that_fills_the_bank() -> None:
     ],
 )
 def test_an_arm_whose_samples_the_plan_would_spoil_is_refused_by_name(arm: str, assignment: str, why: str) -> None:
-    with pytest.raises(InputError, match=f"{arm} {why}"):
-        config.override(config.preset("cpu"), [f"arms=[{arm}]", assignment])
-    config.override(config.preset("cpu"), ["plan.fa_order=ra_first", "plan.fa_anatomy=labelled"])
+    settings = config.override(config.preset("cpu"), [f"arms=[{arm}]", assignment])  # what an earlier run may hold
+    with pytest.raises(InputError, match=f"arm {arm}: {why}"):
+        require_plan_fits_arms(settings)
+    require_plan_fits_arms(
+        config.override(config.preset("cpu"), ["plan.fa_order=ra_first", "plan.fa_anatomy=labelled"])
+    )

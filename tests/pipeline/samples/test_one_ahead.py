@@ -8,6 +8,7 @@ from collections.abc import Generator
 import pytest
 import torch
 
+from pipeline.samples import one_ahead
 from pipeline.samples.one_ahead import Batch, OneAhead
 
 
@@ -45,7 +46,7 @@ def test_the_first_is_fetched_before_it_is_asked_for_and_then_one_ahead() -> Non
         assert made.asked.acquire(timeout=30)
         next(stream)
         assert made.asked.acquire(timeout=30)
-        assert not made.asked.acquire(blocking=False)  # not two ahead
+        assert not made.asked.acquire(timeout=0.2)  # not two ahead
     assert made.closed
 
 
@@ -63,3 +64,19 @@ def test_a_trainer_that_fails_closes_the_source() -> None:
         next(stream)
         raise RuntimeError("the loss is not finite")
     assert made.closed
+
+
+def test_a_trainer_s_error_does_not_wait_for_a_source_that_is_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(one_ahead, "STUCK_S", 0.1)
+    go_on = threading.Event()
+
+    def stuck() -> Generator[Batch]:
+        go_on.wait(60)
+        yield {}
+
+    try:
+        with pytest.raises(RuntimeError, match="not finite"), OneAhead(stuck(), "cpu"):
+            raise RuntimeError("the loss is not finite")
+        assert not go_on.is_set()
+    finally:
+        go_on.set()
