@@ -66,7 +66,7 @@ def ingest(
     chosen, run = options or LayoutOptions(), fs.absolute(run)
     subjects, skipped = collect(data, chosen, layout)
     if strict and skipped:
-        raise _strictly(skipped[0])
+        raise skipped[0].as_error()
     stored: dict[str, StoredSubject] = {}
     before = 0
 
@@ -80,8 +80,7 @@ def ingest(
 
         entered = splits.assign_splits_and_read(subjects, chosen, read, skipped)
     if not stored:
-        first = skipped[0]
-        raise InputError(_place_of(first), f"{first.reason} (no subject came in)", first.remedy)
+        raise skipped[0].as_error(" (no subject came in)")
     finalise(run, stored, skipped, entered, chosen)
     slices = sum(found.slices for found in stored.values())
     undrawn = tuple(_undrawn_lines(entered, stored))
@@ -132,7 +131,7 @@ def _convert_subjects(
     for done, (subject, outcome) in enumerate(pool.run(wanted), start=1):
         if isinstance(outcome, Skipped):
             if strict:
-                raise _strictly(outcome)
+                raise outcome.as_error()
             skipped.append(outcome)
             stored.pop(subject.subject, None)
         else:
@@ -141,18 +140,10 @@ def _convert_subjects(
             progress("ingest", before + done, before + len(wanted))
     repeated = same_images({name: found.digests for name, found in stored.items()})
     if strict and repeated:
-        raise _strictly(repeated[0])
+        raise repeated[0].as_error()
     for copy in repeated:
         del stored[copy.subject]
     return skipped + repeated
-
-
-def _strictly(skipped: Skipped) -> InputError:
-    return InputError(_place_of(skipped), skipped.reason, skipped.remedy)
-
-
-def _place_of(skipped: Skipped) -> str:
-    return ", ".join(name for name in (skipped.subject, skipped.file) if name != "-")
 
 
 def _undrawn_lines(subjects: Sequence[Subject], stored: Mapping[str, StoredSubject]) -> Iterator[str]:

@@ -8,6 +8,8 @@ from typing import Final
 
 import pyarrow as pa
 
+from storage.errors import InputError
+
 BACKGROUND, LV, MYO, RV = 0, 1, 2, 3
 STRUCTURES: Final = {"LV": LV, "MYO": MYO, "RV": RV}
 ALL_STRUCTURES: Final = tuple(STRUCTURES)
@@ -83,6 +85,11 @@ class Skipped:
     file: str
     reason: str
     remedy: str
+
+    def as_error(self, more: str = "") -> InputError:
+        """The same as an error, for callers that cannot go on without this subject. `more` is added to the reason."""
+        where = ", ".join(name for name in (self.subject, self.file) if name != "-")
+        return InputError(where, f"{self.reason}{more}", self.remedy)
 
 
 # One row a slice. `row` is the index in the subject's own arrays, `slice` the index along the volume's slice axis;

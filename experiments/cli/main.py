@@ -197,7 +197,7 @@ def ablate(
     settings = config.validated(document, "ablate")
     require_usable(run, settings)
     if dry:
-        return dry_run.show(run, settings, typer.echo)
+        return dry_run.show(run, settings, typer.echo, strict)
     dry_run.require_fits(run, settings)
     with driving(run, settings) as driver:
         paths, failed = run_ablation(driver, strict)

@@ -15,7 +15,7 @@ from actors.resources import plan
 from experiments.config import Settings
 from experiments.run import jobs
 from experiments.run.cost import cost_lines
-from experiments.run.workload import Training, Workload, require_enough, workload
+from experiments.run.workload import Training, Workload, require_enough, require_none_skipped, workload
 from pipeline.scores.compare_arms import ALPHA, FEWEST_SEEDS, FEWEST_SUBJECTS, WHOLE_SHARE, trainings
 from pipeline.scores.power import POWER, SEED_SDS, SUBJECT_SDS, usually_detectable
 from storage import fs
@@ -33,16 +33,18 @@ REPORT_BYTES = 10e6  # for the report and MLflow's database
 GB = 1e9
 
 
-def show(run: str, settings: Settings, say: Callable[[str], None]) -> None:
+def show(run: str, settings: Settings, say: Callable[[str], None], strict: bool = False) -> None:
     """Say, line by line, what `ablate` would do with these settings.
 
     Writes nothing and starts no Ray; inside a cluster it connects to that cluster. Raises InputError for what `ablate`
-    would refuse.
+    would refuse; with `strict`, also for a subject that would be skipped, as far as listings and headers can tell.
     """
     require_places()
     require_writable(run, f"--run {fs.redacted(run)}")
     cluster = start_ray() if inside_cluster() else local_cluster()
     work = workload(run, settings)
+    if strict:
+        require_none_skipped(settings, work.contents)
     if work.contents.known:
         jobs.require_trainable(run, settings)
         jobs.check_pretrained(run, settings)

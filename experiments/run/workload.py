@@ -40,8 +40,8 @@ class Contents:
 
     slices, pixels: of the whole run, on the native grids. train, train_pixels: of the training split. labelled:
     labelled training slices. known: counted from the run's own slices, not from headers or from the phantom's plan.
-    unreadable: studies that would be skipped. tested: subjects of the test split with a mask. validated, scored:
-    labelled volumes of the validation split and of the test split.
+    unreadable: one error for each study that would be skipped. tested: subjects of the test split with a mask.
+    validated, scored: labelled volumes of the validation split and of the test split.
     """
 
     slices: int
@@ -50,7 +50,7 @@ class Contents:
     train_pixels: float
     labelled: int
     known: bool
-    unreadable: int = 0
+    unreadable: tuple[InputError, ...] = ()
     drawn: int = 0  # slices of a phantom that is still to be written
     tested: int = 0
     validated: int = 0
@@ -88,7 +88,8 @@ def workload(run: str, settings: Settings) -> Workload:
     """What is left to do for these settings. Raises InputError if data, a bank or a network cannot be used."""
     contents = _contents(run, settings)
     said = f"{contents.slices} slices"
-    skipped = f"; studies that would be skipped: {contents.unreadable}" if contents.unreadable else ""
+    unreadable = len(contents.unreadable)
+    skipped = f"; studies that would be skipped: {unreadable}" if unreadable else ""
     said = f"done: {said}; studies that are new or changed are read" if contents.known else f"to do: about {said}"
     stages = [("ingest", said + skipped)]
     pretrain = None
@@ -141,7 +142,8 @@ def _headers(data: tuple[str, ...], settings: Settings) -> Contents:
 
     subjects, skipped = collect(data, settings.layouts, settings.layout)
     read = fs.map_concurrently(data[0], _volumes, subjects)
-    found = [(s, shapes) for s, shapes in zip(subjects, read, strict=True) if shapes]
+    found = [(s, shapes) for s, shapes in zip(subjects, read, strict=True) if not isinstance(shapes, InputError)]
+    unreadable = [skip.as_error() for skip in skipped] + [shapes for shapes in read if isinstance(shapes, InputError)]
     if not found:
         raise InputError(fs.base_name(data[0]), "has no study that can be read", "see `cardiomix inspect DATA`")
     entered = splits.assign([s for s, _ in found], settings.layouts)
@@ -158,9 +160,17 @@ def _headers(data: tuple[str, ...], settings: Settings) -> Contents:
         float(pixels[train].sum()),
         int(slices[train & labelled].sum()),
         False,
-        len(skipped) + len(subjects) - len(found),
+        tuple(unreadable),
         **_held_out(entered),
     )
+
+
+def require_none_skipped(settings: Settings, contents: Contents) -> None:
+    """Raises InputError for the first study that ingest would skip, as far as listings and headers can tell."""
+    if contents.known and settings.data:
+        contents = _headers(settings.data, settings)
+    if contents.unreadable:
+        raise contents.unreadable[0]
 
 
 def _held_out(subjects: Sequence[Subject]) -> dict[str, Any]:
@@ -186,8 +196,8 @@ def _labelled_volumes(subjects: Iterable[Subject], split: str) -> int:
     return sum(frame.mask is not None for s in subjects if s.split == split for frame in s.frames)
 
 
-def _volumes(subject: Subject) -> list[tuple[int, int, int]]:
-    """(slices, height, width) of each frame; empty if a header cannot be read."""
+def _volumes(subject: Subject) -> list[tuple[int, int, int]] | InputError:
+    """(slices, height, width) of each frame, or why a header cannot be read."""
     from storage.images import read_image_header
 
     try:
@@ -196,8 +206,8 @@ def _volumes(subject: Subject) -> list[tuple[int, int, int]]:
             image: read_image_header(image, subject.spacing, subject.orientation).volume_shape for image in images
         }
         return [shapes[frame.image] for frame in subject.frames]
-    except InputError:
-        return []
+    except InputError as error:
+        return InputError(f"{subject.subject}, {error.where}", error.problem, error.remedy)
 
 
 def _planned(settings: Settings) -> Contents:

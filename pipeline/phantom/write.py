@@ -22,6 +22,7 @@ from pipeline.phantom.acquisition import SYSTOLE, Protocol, acquire
 from pipeline.phantom.anatomy import PATHOLOGIES, Patient, draw_patient
 from pipeline.phantom.plan import SPLITS, Order, PhantomConfig, codes, orders
 from pipeline.phantom.vendors import VENDORS, Vendor
+from storage import fs
 from storage.csv_table import csv_text
 from storage.errors import InputError
 from storage.identity import identity
@@ -95,7 +96,7 @@ def write_phantom(
         if progress is not None:
             progress(done, len(named))
     rows = [dict(zip(COLUMNS, subject.row, strict=True)) for subject in subjects]
-    _replace(out / INFORMATION_CSV, csv_text(COLUMNS, rows).encode())
+    fs.write_bytes(str(out / INFORMATION_CSV), csv_text(COLUMNS, rows).encode())
     return subjects
 
 
@@ -116,8 +117,8 @@ def _claim(out: Path, config: PhantomConfig, folders: list[str]) -> None:
         _clear(out, note)
     out.mkdir(parents=True, exist_ok=True)
     document = {"format": FORMAT, "config": identity(config), "subjects": folders}
-    _replace(out / NOTE, (json.dumps(document, indent=1) + "\n").encode())
-    _replace(out / TERMS_FILE, TERMS.encode())
+    fs.write_bytes(str(out / NOTE), (json.dumps(document, indent=1) + "\n").encode())
+    fs.write_bytes(str(out / TERMS_FILE), TERMS.encode())
 
 
 def _read_note(out: Path) -> dict[str, Any] | None:
@@ -219,14 +220,4 @@ def _write_nifti(path: Path, data: npt.NDArray[np.int16] | npt.NDArray[np.uint8]
     packed = io.BytesIO()
     with gzip.GzipFile(filename="", mode="wb", compresslevel=_GZIP_LEVEL, fileobj=packed, mtime=0) as stream:
         stream.write(image.to_bytes())
-    _replace(path, packed.getvalue())
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Write atomically: under a temporary name, then renamed."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    fs.write_bytes(str(path), packed.getvalue())

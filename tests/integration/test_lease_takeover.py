@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pytest
 
 from experiments import config
@@ -19,7 +20,8 @@ from tests.integration.s3_faults import FAULTS
 from tests.integration.test_ablation import TINY
 from tests.integration.test_object_store import environment
 
-DATA, RUN = "s3://bucket/takeover/phantom", "s3://bucket/takeover/run"
+BUCKET = "s3://bucket/takeover"
+DATA = f"{BUCKET}/phantom"
 LEASE_S = 8.0
 ARMS = ("unet_ra", "ss_sdnet_ra_fa")
 # The command line with short leases, on a machine whose processes are not ours.
@@ -32,66 +34,120 @@ main()
 """
 
 
-def driver(endpoint: str, data: str, run: str, home: Path) -> subprocess.Popen[str]:
-    sets = [part for assignment in (*TINY, "train.epochs=4", "resources.lanes=1") for part in ("--set", assignment)]
+def driver(endpoint: str, data: str, run: str, home: Path, tracking: str | None = None) -> subprocess.Popen[str]:
+    sets = [
+        part
+        for assignment in (*TINY, "pretrain.epochs=3", "train.epochs=4", "resources.lanes=1")
+        for part in ("--set", assignment)
+    ]
     words = ["ablate", "demo", "--data", data, "--run", run, "--arms", ",".join(ARMS), *sets]
     return subprocess.Popen(
         [sys.executable, "-c", COMMAND, *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=environment(endpoint) | {"MLFLOW_TRACKING_URI": f"sqlite:///{home / 'mlflow.db'}"},
+        env=environment(endpoint) | ({"MLFLOW_TRACKING_URI": tracking} if tracking else {}),
         cwd=home,
     )
 
 
 def wait_until(seen: Callable[[], Any], process: subprocess.Popen[str]) -> None:
-    for _ in range(1200):
+    for _ in range(3000):
         if seen():
             return
         assert process.poll() is None, process.communicate()
-        time.sleep(0.25)
+        time.sleep(0.1)
     raise TimeoutError
+
+
+@pytest.fixture(scope="module")
+def undisturbed(s3_proxy: Any, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A run in a folder that nothing disturbed, with its phantom in a folder. The same phantom is in the bucket."""
+    home = tmp_path_factory.mktemp("undisturbed")
+    folder, run = home / "phantom", str(home / "run")
+    settings = config.override(config.demo(), [a for a in TINY if a.startswith("phantom.")])
+    write_phantom(folder, settings.phantom)
+    for path in (p for p in folder.rglob("*") if p.is_file()):
+        fs.write_bytes(fs.join(DATA, str(path.relative_to(folder))), path.read_bytes())
+    process = driver(s3_proxy.url, str(folder), run, home)
+    told = process.communicate(timeout=500)
+    assert process.returncode == 0, told
+    return run
+
+
+def assert_same(run: str, expected: str) -> None:
+    for arm in ARMS:
+        weights = f"arms/{arm}/seed0/model.safetensors"
+        assert fs.read_bytes(f"{run}/{weights}") == fs.read_bytes(f"{expected}/{weights}")
+    for table in ("table.csv", "cases.csv", "slices.csv"):
+        assert fs.read_bytes(f"{run}/report/{table}") == fs.read_bytes(f"{expected}/report/{table}")
+    assert not fs.exists(f"{run}/.lock")
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_a_run_in_a_bucket_goes_on_under_another_driver_and_gives_the_table_of_an_undisturbed_local_one(
-    s3_proxy: Any, tmp_path: Path
+    s3_proxy: Any, undisturbed: str, tmp_path: Path
 ) -> None:
-    folder, local = tmp_path / "phantom", str(tmp_path / "local")
-    settings = config.override(config.demo(), [a for a in TINY if a.startswith("phantom.")])
-    write_phantom(folder, settings.phantom)
-    for path in (p for p in folder.rglob("*") if p.is_file()):
-        fs.write_bytes(fs.join(DATA, str(path.relative_to(folder))), path.read_bytes())
-    undisturbed = driver(s3_proxy.url, str(folder), local, tmp_path)
-    told = undisturbed.communicate(timeout=500)
-    assert undisturbed.returncode == 0, told
-
-    first = driver(s3_proxy.url, DATA, RUN, tmp_path)
-    wait_until(lambda: fs.exists(f"{RUN}/arms/unet_ra/seed0/history.jsonl"), first)
+    run, tracking = f"{BUCKET}/run", f"sqlite:///{tmp_path / 'mlflow.db'}"
+    first = driver(s3_proxy.url, DATA, run, tmp_path, tracking)
+    wait_until(lambda: fs.exists(f"{run}/arms/unet_ra/seed0/history.jsonl"), first)
     first.send_signal(signal.SIGSTOP)  # its workers go on
-    second = driver(s3_proxy.url, DATA, RUN, tmp_path)
-    wait_until(lambda: str(second.pid) in fs.read_text(f"{RUN}/.lock"), second)
+    second = driver(s3_proxy.url, DATA, run, tmp_path, tracking)
+    wait_until(lambda: str(second.pid) in fs.read_text(f"{run}/.lock"), second)
     first.send_signal(signal.SIGCONT)
     out, err = first.communicate(timeout=120)
     assert first.returncode == 1, (out, err)
     assert f"failed: run: its lease ran out and process {second.pid} on" in err.splitlines()[-1]
     assert "Traceback" not in err
 
-    wait_until(lambda: fs.exists(f"{RUN}/arms/ss_sdnet_ra_fa/seed0/history.jsonl"), second)
+    wait_until(lambda: fs.exists(f"{run}/arms/ss_sdnet_ra_fa/seed0/history.jsonl"), second)
     second.kill()
     second.communicate()
     s3_proxy.fault = lambda number, method: FAULTS[number // 20 % len(FAULTS)] if number % 20 == 0 else None
     try:
-        third = driver(s3_proxy.url, DATA, RUN, tmp_path)
+        third = driver(s3_proxy.url, DATA, run, tmp_path, tracking)
         out, err = third.communicate(timeout=600)
     finally:
         s3_proxy.mend()
     assert third.returncode == 0, (out, err)
     assert f"run: held by process {second.pid} on" in out + err
-    for arm in ARMS:
-        weights = f"arms/{arm}/seed0/model.safetensors"
-        assert fs.read_bytes(f"{RUN}/{weights}") == fs.read_bytes(f"{local}/{weights}")
-    assert fs.read_bytes(f"{RUN}/report/table.csv") == fs.read_bytes(f"{local}/report/table.csv")
-    assert not fs.exists(f"{RUN}/.lock")
+    assert_same(run, undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_run_in_a_bucket_survives_a_kill_in_every_stage_with_mlflows_database_in_it(
+    s3_proxy: Any, undisturbed: str, tmp_path: Path
+) -> None:
+    run = f"{BUCKET}/killed"
+    # When a stage is under way, and the folder that the stage after it makes.
+    stages: dict[str, tuple[Callable[[], Any], str]] = {
+        "ingest": (lambda: len(fs.list_names(f"{run}/slices.zarr")) > 2, "sdnet"),
+        "pretrain": (lambda: fs.exists(f"{run}/sdnet/history.jsonl"), "bank.zarr"),
+        "extract": (lambda: fs.list_names(f"{run}/bank.zarr/ledger"), "arms"),
+        "train": (lambda: fs.exists(f"{run}/arms/ss_sdnet_ra_fa/seed0/history.jsonl"), "report"),
+    }
+    for stage, (under_way, after) in stages.items():
+        (tmp_path / stage).mkdir()
+        process = driver(s3_proxy.url, DATA, run, tmp_path / stage)
+        wait_until(under_way, process)
+        process.kill()
+        process.communicate()
+        assert not fs.exists(f"{run}/{after}"), stage
+    (tmp_path / "last").mkdir()
+    last = driver(s3_proxy.url, DATA, run, tmp_path / "last")
+    out, err = last.communicate(timeout=600)
+    assert last.returncode == 0, (out, err)
+    assert_same(run, undisturbed)
+    database = tmp_path / "taken.db"
+    database.write_bytes(fs.read_bytes(f"{run}/mlflow.db"))
+    assert runs_in(database) == runs_in(Path(undisturbed) / "mlflow.db")
+
+
+def runs_in(database: Path) -> set[tuple[str, str, float]]:
+    """(run, status, Dice of vendor C's LV) of all runs in MLflow's database that were not deleted."""
+    client = mlflow.MlflowClient(f"sqlite:///{database}")
+    experiments = [e.experiment_id for e in client.search_experiments() if e.name != "Default"]
+    found = client.search_runs(experiments)
+    return {(r.info.run_name or "", r.info.status, r.data.metrics.get("dice/C/LV", -1.0)) for r in found}

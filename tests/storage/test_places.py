@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from storage.errors import InputError
+from storage import fs
+from storage.errors import InputError, StageError
 from storage.places import require_writable, require_writable_file
 
 
@@ -26,3 +28,22 @@ def test_a_place_that_cannot_be_written_is_told_and_one_that_can_is_left_as_it_i
     with pytest.raises(InputError, match="--out: is a folder"):
         require_writable_file(str(tmp_path), "--out")
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_remote_place_is_tried_and_left_as_it_is(s3_impatient: dict[str, Any], s3_proxy: Any) -> None:
+    place = "s3://bucket/places"
+    require_writable(place, "--out")
+    require_writable_file(f"{place}/page.html", "--out")
+    assert fs.list_names(place) == []
+    fs.write_bytes(f"{place}/there/file", b"")
+    with pytest.raises(InputError, match=r"^--out: is a folder; name a file"):
+        require_writable_file(f"{place}/there", "--out")
+    with pytest.raises(InputError, match=r"^--out: there is no such bucket; make it"):
+        require_writable("s3://absent/places", "--out")
+    s3_proxy.fault = lambda number, method: "503" if method == "PUT" else None
+    for refused in (require_writable, require_writable_file):
+        with pytest.raises(StageError, match=r"^--out: the object store failed"):
+            refused(place + "/new", "--out")
+    s3_proxy.mend()
+    with pytest.raises(StageError, match=r"^--out: the object store failed"):
+        require_writable("http://127.0.0.1:9/places", "--out")  # read-only

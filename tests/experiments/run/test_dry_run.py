@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from experiments.cli.main import app
 from experiments.config import demo, override, validated
 from experiments.run.cost import START_S, Cost, cost
 from experiments.run.dry_run import require_fits, storage_needed
-from experiments.run.workload import workload
+from experiments.run.workload import require_none_skipped, workload
 from pipeline.networks.config import SDNetConfig, UNetConfig
 from pipeline.training.config import LossConfig, TrainConfig
 from pipeline.training.step_time import seconds_a_step
@@ -72,7 +73,7 @@ def test_slices_are_counted_from_headers_as_ingest_would_split_them(
     assert (counted.slices, counted.train) == (len(store), int(train.sum()))
     assert counted.labelled == int((train & store.column("labelled").astype(bool)).sum())
     assert counted.pixels == (store.column("height").astype(float) * store.column("width")).sum()
-    assert counted.unreadable == 0
+    assert counted.unreadable == ()
     assert counted.tested == workload(run, settings).contents.tested == 1  # of headers, and of the slices themselves
 
 
@@ -81,8 +82,15 @@ def test_a_study_that_cannot_be_opened_is_told(
 ) -> None:
     data = mnms_folder(GROUP)
     next(data.rglob("C0C0C0_sa.nii.gz")).write_bytes(b"nothing")
-    work = workload(str(tmp_path / "run"), validated(demo().model_dump() | {"data": (str(data),)}, "test"))
+    settings = validated(demo().model_dump() | {"data": (str(data),)}, "test")
+    work = workload(str(tmp_path / "run"), settings)
     assert "studies that would be skipped: 1" in dict(work.stages)["ingest"]
+    for known in (False, True):
+        with pytest.raises(InputError, match=r"^C0C0C0, C0C0C0_sa\.nii\.gz: .*; "):
+            require_none_skipped(settings, replace(work.contents, known=known))
+    command = ["ablate", "demo", "--data", str(data), "--run", str(tmp_path / "run"), "--arms", "unet_ra", "--dry-run"]
+    said = CliRunner().invoke(app, [*command, "--strict"])
+    assert isinstance(said.exception, InputError) and said.exception.where == "C0C0C0, C0C0C0_sa.nii.gz"
 
 
 def test_what_does_not_fit_the_disk_is_refused_before_work_with_the_shortfall(tmp_path: Path) -> None:

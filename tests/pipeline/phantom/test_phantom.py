@@ -346,7 +346,7 @@ def test_progress_is_told_of_every_subject_and_no_part_of_a_file_stays(tmp_path:
     told: list[tuple[int, int]] = []
     write_phantom(tmp_path, ONE.model_copy(update={"unlabelled_c": 1}), lambda done, total: told.append((done, total)))
     assert told == [(1, 2), (2, 2)]
-    assert not list(tmp_path.rglob("*.part"))
+    assert not list(tmp_path.rglob(".*"))
 
 
 @pytest.mark.parametrize(
