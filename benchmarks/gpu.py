@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from pipeline.inference.predictor import Predictor
 from pipeline.networks.config import Precision, SDNetConfig, UNetConfig
 from pipeline.networks.files import build, default_device
 from pipeline.networks.sdnet import Decoder, SDNet
+from pipeline.samples.one_ahead import OneAhead
 from pipeline.samples.preprocess import PreprocessConfig
 from pipeline.samples.synthesis import synthesize, synthesize_together
 from pipeline.training.config import LossConfig, TrainConfig
@@ -40,32 +42,44 @@ def told(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-def batch(labelled: int, unlabelled: int, device: torch.device) -> Batch:
-    """A step's samples as the stream uploads them: images and masks on the device, counts and names on the CPU."""
+def rows(labelled: int, unlabelled: int) -> dict[str, torch.Tensor]:
+    """A step's samples as makers give them, on the CPU."""
     count, draw = labelled + unlabelled, torch.Generator().manual_seed(0)
     image = torch.rand((count, 1, SIZE, SIZE), generator=draw) * 2 - 1
-    mask = torch.randint(0, 4, (count, SIZE, SIZE), generator=draw)
+    mask = torch.randint(0, 4, (count, SIZE, SIZE), generator=draw, dtype=torch.uint8)
     order = torch.arange(count)
-    return Batch(image.to(device), mask.to(device), order < labelled, order)
+    return {"image": image, "mask": mask, "labelled": order < labelled, "slice_id": order}
+
+
+def batch(row: dict[str, torch.Tensor]) -> Batch:
+    """As the train worker makes it."""
+    return Batch(row["image"], row["mask"].long(), row["labelled"], row["slice_id"])
+
+
+def endless(row: dict[str, torch.Tensor]) -> Generator[dict[str, torch.Tensor]]:
+    """The same samples for ever."""
+    while True:
+        yield row
 
 
 def milliseconds_a_step(
     network: UNetConfig | SDNetConfig, labelled: int, unlabelled: int, steps: int, compiled: bool = False
 ) -> float:
-    """Of a long run of steps, the device waited for only at its end."""
+    """Of a long run of steps, each with its upload, as in a training; the device is waited for only at the end."""
     state = TrainState.create(network, TrainConfig(), seed=0)
     objective = Objective(state.model, LossConfig(), state.latent)
     if compiled:
         objective.compile_terms()
-    samples = batch(labelled, unlabelled, next(state.model.parameters()).device)
-    for _ in range(min(WARM, steps)):
-        train_step(objective, state, samples, TrainConfig())
-    settle(state)
-    began = time.perf_counter()
-    for _ in range(steps):
-        train_step(objective, state, samples, TrainConfig())
-    settle(state)
-    return 1000 * (time.perf_counter() - began) / steps
+    device = next(state.model.parameters()).device
+    with OneAhead(endless(rows(labelled, unlabelled)), str(device)) as stream:
+        for row in islice(stream, min(WARM, steps)):
+            train_step(objective, state, batch(row), TrainConfig())
+        settle(state)
+        began = time.perf_counter()
+        for row in islice(stream, steps):
+            train_step(objective, state, batch(row), TrainConfig())
+        settle(state)
+        return 1000 * (time.perf_counter() - began) / steps
 
 
 def a_second(work: Callable[[], int]) -> float:
@@ -118,5 +132,5 @@ def run() -> dict[str, Any]:
     told(f"synthesis, {min(TOGETHER, slices)} samples at a time: {a_second(drawn_together):.0f} samples/s")
     predictor = Predictor([build(unet).to(device)], PreprocessConfig(size=SIZE), InferenceConfig())
     told(f"segmentation: {a_second(lambda: len(predictor.shares(images[:, :SIZE, :SIZE]))):.0f} slices/s")
-    samples = batch(4, 0, device)
+    samples = batch({name: values.to(device) for name, values in rows(4, 0).items()})
     return ratio(rates(sides(unet, samples), rounds=3), "steps/minute")
