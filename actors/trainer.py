@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from actors.cuda_build import cuda_is_missing, has_cuda
 from actors.ray_internals import is_train_error, waited_for_a_node
 from actors.resources import ResourcePlan
 from actors.train_job import DONE, TrainJob, WorkerBudget, read_history
@@ -19,6 +20,7 @@ from storage.lease import fences
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
 
+ANSWER_S = 60.0  # for a node to say which build of torch it has
 MAX_DEATHS = 3  # of workers in a row, without a new epoch in between
 
 
@@ -26,19 +28,14 @@ def run_job(job: TrainJob, budget: ResourcePlan) -> None:
     """Train a job to its end. If workers die, they are started again, as long as a new epoch ends in between.
 
     Raises FinalError if the loss is not finite, memory runs out, or no node has room; StageError if the loop itself
-    fails, or workers die `MAX_DEATHS` times in a row without a new epoch; InputError if the cluster has GPUs and torch
-    is a build without CUDA, or the loop met bad input.
+    fails, or workers die `MAX_DEATHS` times in a row without a new epoch; InputError if torch cannot use GPUs where
+    the cluster has them, or the loop met bad input.
     """
-    import torch
     from ray.exceptions import RayActorError
     from ray.train import TrainingFailedError
 
-    if budget.trainer_gpus and not torch.backends.cuda.is_built():
-        raise InputError(
-            "torch",
-            "is a build without CUDA, and the cluster has GPUs",
-            "install a CUDA build, or pass --set resources.gpus=false",
-        )
+    if budget.trainer_gpus:
+        _require_cuda()
     fs.remove(fs.join(job.out, DONE))
     need = {"CPU": budget.trainer_cpus * budget.train_workers, "GPU": budget.trainer_gpus * budget.train_workers}
     wait = Wait(Patience(budget.wait_minutes, job.say_waiting), "train", "its train workers", need)
@@ -68,6 +65,29 @@ def run_job(job: TrainJob, budget: ResourcePlan) -> None:
                     f"{one_line(errors[0], last=True)}; the same command goes on from there; if memory ran out, lower "
                     "train.batch_size or resources.lanes first"
                 ) from error
+
+
+def _require_cuda(has_cuda: Callable[[], bool] = has_cuda) -> None:
+    """Raises InputError if torch is a build without CUDA here and on some node with GPUs.
+
+    This process may be on a node without GPUs, which may have torch's smaller build.
+    """
+    import ray
+    from ray.exceptions import GetTimeoutError, RayError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    if has_cuda():
+        return
+    with_gpus = [str(n["NodeID"]) for n in ray.nodes() if n["Alive"] and n["Resources"].get("GPU")]
+    task: Any = ray.remote(num_cpus=0)(has_cuda)
+    there = [NodeAffinitySchedulingStrategy(node, soft=False) for node in with_gpus]
+    asked = [task.options(scheduling_strategy=strategy).remote() for strategy in there]
+    try:
+        usable = bool(asked) and all(ray.get(asked, timeout=ANSWER_S))
+    except (RayError, GetTimeoutError):  # a node that is lost or too busy to answer: the training itself will tell
+        usable = True
+    if not usable:
+        raise cuda_is_missing()
 
 
 def _raise_ours(job: TrainJob, budget: ResourcePlan, errors: Iterable[Exception]) -> None:

@@ -24,6 +24,7 @@ from pipeline.inference.predictor import Predictor
 from pipeline.networks.config import Precision, SDNetConfig, UNetConfig
 from pipeline.networks.files import build, default_device
 from pipeline.networks.sdnet import Decoder, SDNet
+from pipeline.samples.maker import UPLOADED
 from pipeline.samples.one_ahead import OneAhead
 from pipeline.samples.preprocess import PreprocessConfig
 from pipeline.samples.synthesis import synthesize, synthesize_together
@@ -132,5 +133,5 @@ def run() -> dict[str, Any]:
     told(f"synthesis, {min(TOGETHER, slices)} samples at a time: {a_second(drawn_together):.0f} samples/s")
     predictor = Predictor([build(unet).to(device)], PreprocessConfig(size=SIZE), InferenceConfig())
     told(f"segmentation: {a_second(lambda: len(predictor.shares(images[:, :SIZE, :SIZE]))):.0f} slices/s")
-    samples = batch({name: values.to(device) for name, values in rows(4, 0).items()})
+    samples = batch({name: values.to(device) if name in UPLOADED else values for name, values in rows(4, 0).items()})
     return ratio(rates(sides(unet, samples), rounds=3), "steps/minute")

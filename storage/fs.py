@@ -208,15 +208,15 @@ def list_names(uri: str) -> list[str]:
     if is_local(uri):
         folder = local_path(uri)
         names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
-        return sorted(n for n in names if not (n.startswith(".") and n.endswith(".tmp")))
-    try:
-        with remote(uri) as (fs, path):
-            found = fs.ls(path, detail=False)
-    except FileNotFoundError:
-        return []
-    # An object store may list the prefix itself as an entry of its own.
-    names = [str(p).rstrip("/").rsplit("/", 1)[-1] for p in found if str(p).strip("/") != str(path).strip("/")]
-    return sorted(names)
+    else:
+        try:
+            with remote(uri) as (fs, path):
+                found = fs.ls(path, detail=False)
+        except FileNotFoundError:
+            return []
+        # An object store may list the prefix itself as an entry of its own.
+        names = [base_name(str(p)) for p in found if str(p).strip("/") != str(path).strip("/")]
+    return sorted(n for n in names if not (n.startswith(".") and n.endswith(".tmp")))
 
 
 def map_concurrently(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import uuid
 from contextlib import suppress
+from glob import has_magic
 from pathlib import Path
 
 from storage import fs
@@ -27,7 +28,7 @@ def require_writable(
     Nothing is left behind: a file is written and removed.
     """
     if not fs.is_local(folder):
-        _require_accepted(fs.join(folder, f".{uuid.uuid4().hex}.tmp"), what)
+        _require_accepted(folder, what, is_file=False)
         return
     place = fs.local_path(folder).absolute()
     there = next(f for f in (place, *place.parents) if os.path.lexists(f))
@@ -48,22 +49,35 @@ def require_writable(
             probe.unlink(missing_ok=True)
 
 
-def _require_accepted(probe: str, what: str) -> None:
-    """Write a remote file and remove it. Errors name `what` instead."""
+def require_writable_file(file: str, what: str) -> None:
+    """Like `require_writable` for the folder of a file. Also raises InputError if the file is a folder."""
+    if not fs.is_local(file):
+        _require_accepted(file, what, is_file=True)
+        return
+    if fs.local_path(file).is_dir():
+        raise InputError(what, "is a folder", "name a file")
+    require_writable(str(fs.local_path(file).absolute().parent), what)
+
+
+def _require_accepted(place: str, what: str, *, is_file: bool) -> None:
+    """Write an object into a remote folder, or beside a remote file, and remove it. Errors name `what`."""
+    what, place = fs.redacted(what), place.rstrip("/")
+    folder = place[: -len(fs.base_name(place))] if is_file else place + "/"
+    probe = f"{folder}.{uuid.uuid4().hex}.tmp"
     try:
-        fs.write_bytes(probe, bytes(PROBE))
+        if has_magic(place):
+            raise InputError(what, "has one of * ? [ in its name", "name it without")
+        if is_file and fs.is_folder(place):
+            raise InputError(what, "is a folder", "name a file")
+        try:
+            fs.write_bytes(probe, bytes(PROBE))
+        except BaseException:
+            with suppress(InputError, StageError):  # it may be there: the answer alone may have been lost
+                fs.remove(probe)
+            raise
         fs.remove(probe)
     except InputError as error:
         raise InputError(what, error.problem, error.remedy) from error
     except StageError as error:
-        raise StageError(str(error).replace(fs.redacted(probe), what)) from error
-
-
-def require_writable_file(file: str, what: str) -> None:
-    """Like `require_writable` for the folder of a file. Also raises InputError if the file is a folder."""
-    if fs.is_folder(file):
-        raise InputError(what, "is a folder", "name a file")
-    if fs.is_local(file):
-        require_writable(str(fs.local_path(file).absolute().parent), what)
-    else:
-        _require_accepted(f"{file}.{uuid.uuid4().hex}.tmp", what)
+        told = str(error).removeprefix(fs.redacted(probe)).removeprefix(fs.redacted(place))
+        raise StageError(f"{what}{told}") from error

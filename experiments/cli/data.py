@@ -87,9 +87,7 @@ def inspect_data(
         typer.echo(line)
     typer.echo(f"\npage: {out}")
     if found.skipped and (strict or not found.subjects):
-        first = found.skipped[0]
-        none = "" if found.subjects else " (no subject can come in)"
-        raise InputError(f"{first.subject}, {first.file}", first.reason + none, first.remedy)
+        raise found.skipped[0].as_error("" if found.subjects else " (no subject can come in)")
 
 
 def _layout_options(assignments: list[str] | None) -> LayoutOptions:

@@ -54,6 +54,8 @@ def transfer(
     document |= {"layout": layout} if layout else {}
     document["layouts"]["test_half"] = half
     settings = config.validated(document, "transfer")
+    if sdnets is not None and not fs.exists(sdnets):
+        raise InputError(f"--sdnets {fs.redacted(sdnets)}", "no such folder", "check the path")
     require_writable(out, f"--out {out}")
     failed: dict[str, str] = {}
     todo = {} if table_only else {v: directions.direction_settings(settings, v, sdnets) for v in sources}

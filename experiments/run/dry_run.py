@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from actors.cuda_build import cuda_is_missing, has_cuda
 from actors.ray_start import inside_cluster, local_cluster, require_places, start_ray
 from actors.resources import plan
 from experiments.config import Settings
@@ -36,8 +37,9 @@ GB = 1e9
 def show(run: str, settings: Settings, say: Callable[[str], None], strict: bool = False) -> None:
     """Say, line by line, what `ablate` would do with these settings.
 
-    Writes nothing and starts no Ray; inside a cluster it connects to that cluster. Raises InputError for what `ablate`
-    would refuse; with `strict`, also for a subject that would be skipped, as far as listings and headers can tell.
+    Leaves nothing behind and starts no Ray; inside a cluster it connects to that cluster. Raises InputError for what
+    `ablate` would refuse; with `strict`, also for a subject that would be skipped, as far as listings and headers can
+    tell.
     """
     require_places()
     require_writable(run, f"--run {fs.redacted(run)}")
@@ -53,6 +55,8 @@ def show(run: str, settings: Settings, say: Callable[[str], None], strict: bool 
         require_enough(run, settings, work.contents)
     todo = [arm for arm in work.arms if arm.state != "done"]
     budget = plan(settings.resources, cluster, max(1, len(todo)))
+    if budget.trainer_gpus and not inside_cluster() and not has_cuda():
+        raise cuda_is_missing()
     say(f"resources: {cluster}")
     for line in budget.describe().splitlines():
         say(f"  {line}")
@@ -75,15 +79,17 @@ def require_fits(run: str, settings: Settings) -> None:
     """Refuse, before anything starts, a run that could not end.
 
     Raises InputError if the data that its studies' headers promise are not enough for the arms, as `require_enough`
-    does; if this machine has no room for the actors; or, with the shortfall, if the disk of a local run has less room
-    than the run is going to need.
+    does; if this machine has no room for the actors, or has GPUs that its torch cannot use; or, with the shortfall, if
+    the disk of a local run has less room than the run is going to need.
     """
     try:
         work = workload(run, settings)
     except InputError:  # ingest may mend it; otherwise the stage concerned raises it
         return
     if not inside_cluster():
-        plan(settings.resources, local_cluster(), max(1, sum(arm.state != "done" for arm in work.arms)))
+        budget = plan(settings.resources, local_cluster(), max(1, sum(arm.state != "done" for arm in work.arms)))
+        if budget.trainer_gpus and not has_cuda():
+            raise cuda_is_missing()
     if not work.contents.known:
         require_enough(run, settings, work.contents)
     free = _free(run)

@@ -144,6 +144,9 @@ def _headers(data: tuple[str, ...], settings: Settings) -> Contents:
     read = fs.map_concurrently(data[0], _volumes, subjects)
     found = [(s, shapes) for s, shapes in zip(subjects, read, strict=True) if not isinstance(shapes, InputError)]
     unreadable = [skip.as_error() for skip in skipped] + [shapes for shapes in read if isinstance(shapes, InputError)]
+    if not found and unreadable:
+        first = unreadable[0]
+        raise InputError(first.where, f"{first.problem} (no study can be read)", first.remedy)
     if not found:
         raise InputError(fs.base_name(data[0]), "has no study that can be read", "see `cardiomix inspect DATA`")
     entered = splits.assign([s for s, _ in found], settings.layouts)

@@ -85,10 +85,27 @@ EXPECTED = {
 }
 
 
-def found(environment: dict[str, str]) -> Any:
+# Torch has CUDA on no node, and on every node but the driver's.
+BUILDS = """
+import json
+import ray
+from actors import trainer
+from actors.ray_start import start_ray
+from storage.errors import InputError
+start_ray()
+here = ray.get_runtime_context().get_node_id()
+trainer._require_cuda(lambda: ray.get_runtime_context().get_node_id() != here)
+try:
+    trainer._require_cuda(lambda: False)
+except InputError as error:
+    print(json.dumps(str(error)))
+"""
+
+
+def found(environment: dict[str, str], script: str = STAGES) -> Any:
     # with the token that a Ray of this process may have made the cluster ask for
     kept = {k: v for k, v in os.environ.items() if not k.startswith("RAY_") or k.startswith("RAY_AUTH")}
-    command = [sys.executable, "-c", STAGES]
+    command = [sys.executable, "-c", script]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=kept | environment)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
@@ -108,3 +125,16 @@ def test_on_a_cluster_that_was_joined_each_stage_books_the_gpu_that_it_uses_and_
 @pytest.mark.slow
 def test_on_a_ray_of_ones_own_each_stage_books_the_gpu_that_it_uses_and_the_others_see_none() -> None:
     assert found({}) == EXPECTED
+
+
+@pytest.mark.slow
+def test_a_driver_whose_torch_has_no_cuda_trains_on_nodes_whose_torch_has() -> None:
+    from ray.cluster_utils import Cluster as Nodes
+
+    nodes = Nodes(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 0, "include_dashboard": False})
+    try:
+        nodes.add_node(num_cpus=1, num_gpus=1)
+        told = found({"RAY_ADDRESS": nodes.address}, BUILDS)
+        assert told.startswith("torch: is a build without CUDA, and the cluster has GPUs; ")
+    finally:
+        nodes.shutdown()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 
 from storage import fs
@@ -44,6 +46,17 @@ def test_a_remote_place_is_tried_and_left_as_it_is(s3_impatient: dict[str, Any],
     for refused in (require_writable, require_writable_file):
         with pytest.raises(StageError, match=r"^--out: the object store failed"):
             refused(place + "/new", "--out")
-    s3_proxy.mend()
+    s3_proxy.fault = lambda number, method: "503"
     with pytest.raises(StageError, match=r"^--out: the object store failed"):
-        require_writable("http://127.0.0.1:9/places", "--out")  # read-only
+        require_writable_file(place + "/page.html", "--out")
+    answers = iter(["no answer"])
+    s3_proxy.fault = lambda number, method: next(answers, None) if method == "PUT" else None
+    with suppress(StageError):
+        require_writable(place, "--out")
+    s3_proxy.mend()
+    assert next(answers, None) is None and fs.list_names(place) == ["there"]
+    assert len(fsspec.filesystem("s3").ls(place)) == 1  # nor one that a listing of ours would not show
+    with pytest.raises(InputError, match=r"^--out: has one of \* \? \[ in its name; name it without"):
+        require_writable(f"{place}/a[b]", "--out")
+    with pytest.raises(StageError, match=r"^--out http://127\.0\.0\.1:9/places: the object store failed"):
+        require_writable("http://me:hidden@127.0.0.1:9/places", "--out http://me:hidden@127.0.0.1:9/places")
