@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,17 @@ main()
 """
 
 
-def driver(endpoint: str, data: str, run: str, home: Path, tracking: str | None = None) -> subprocess.Popen[str]:
+def under_another_name(host: str) -> list[str]:
+    """Words before a command that give its processes another host name, where the system allows that."""
+    allowed = (
+        shutil.which("unshare") and not subprocess.run(["unshare", "--uts", "true"], capture_output=True).returncode
+    )
+    return ["unshare", "--uts", "sh", "-c", 'hostname "$0" && exec "$@"', host] if allowed else []
+
+
+def driver(
+    endpoint: str, data: str, run: str, home: Path, tracking: str | None = None, host: str | None = None
+) -> subprocess.Popen[str]:
     sets = [
         part
         for assignment in (*TINY, "pretrain.epochs=3", "train.epochs=4", "resources.lanes=1")
@@ -42,7 +54,7 @@ def driver(endpoint: str, data: str, run: str, home: Path, tracking: str | None 
     ]
     words = ["ablate", "demo", "--data", data, "--run", run, "--arms", ",".join(ARMS), *sets]
     return subprocess.Popen(
-        [sys.executable, "-c", COMMAND, *words],
+        [*(under_another_name(host) if host else []), sys.executable, "-c", COMMAND, *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -75,6 +87,21 @@ def undisturbed(s3_proxy: Any, tmp_path_factory: pytest.TempPathFactory) -> str:
     return run
 
 
+@pytest.fixture
+def started() -> Iterator[list[subprocess.Popen[str]]]:
+    """The drivers that a test has started. At its end none is left."""
+    processes: list[subprocess.Popen[str]] = []
+    yield processes
+    for process in processes:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+
+
+def every_twentieth(number: int, method: str) -> str | None:
+    return FAULTS[number // 20 % len(FAULTS)] if number % 20 == 0 else None
+
+
 def assert_same(run: str, expected: str) -> None:
     for arm in ARMS:
         weights = f"arms/{arm}/seed0/model.safetensors"
@@ -87,26 +114,32 @@ def assert_same(run: str, expected: str) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_a_run_in_a_bucket_goes_on_under_another_driver_and_gives_the_table_of_an_undisturbed_local_one(
-    s3_proxy: Any, undisturbed: str, tmp_path: Path
+    s3_proxy: Any, undisturbed: str, started: list[subprocess.Popen[str]], tmp_path: Path
 ) -> None:
     run, tracking = f"{BUCKET}/run", f"sqlite:///{tmp_path / 'mlflow.db'}"
+    costliest, cheapest = (
+        f"{run}/arms/{arm}/seed0/history.jsonl" for arm in reversed(ARMS)
+    )  # in the order of training
     first = driver(s3_proxy.url, DATA, run, tmp_path, tracking)
-    wait_until(lambda: fs.exists(f"{run}/arms/unet_ra/seed0/history.jsonl"), first)
+    started.append(first)
+    wait_until(lambda: fs.exists(costliest), first)
     first.send_signal(signal.SIGSTOP)  # its workers go on
     second = driver(s3_proxy.url, DATA, run, tmp_path, tracking)
-    wait_until(lambda: str(second.pid) in fs.read_text(f"{run}/.lock"), second)
+    started.append(second)
+    wait_until(lambda: json.loads(fs.read_text(f"{run}/.lock"))["pid"] == second.pid, second)
     first.send_signal(signal.SIGCONT)
     out, err = first.communicate(timeout=120)
     assert first.returncode == 1, (out, err)
     assert f"failed: run: its lease ran out and process {second.pid} on" in err.splitlines()[-1]
     assert "Traceback" not in err
 
-    wait_until(lambda: fs.exists(f"{run}/arms/ss_sdnet_ra_fa/seed0/history.jsonl"), second)
+    wait_until(lambda: fs.exists(cheapest), second)
     second.kill()
     second.communicate()
-    s3_proxy.fault = lambda number, method: FAULTS[number // 20 % len(FAULTS)] if number % 20 == 0 else None
+    s3_proxy.fault = every_twentieth
     try:
         third = driver(s3_proxy.url, DATA, run, tmp_path, tracking)
+        started.append(third)
         out, err = third.communicate(timeout=600)
     finally:
         s3_proxy.mend()
@@ -117,27 +150,35 @@ def test_a_run_in_a_bucket_goes_on_under_another_driver_and_gives_the_table_of_a
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_a_run_in_a_bucket_survives_a_kill_in_every_stage_with_mlflows_database_in_it(
-    s3_proxy: Any, undisturbed: str, tmp_path: Path
+def test_a_run_in_a_failing_bucket_survives_a_kill_in_every_stage_with_mlflows_database_in_it(
+    s3_proxy: Any, undisturbed: str, started: list[subprocess.Popen[str]], tmp_path: Path
 ) -> None:
     run = f"{BUCKET}/killed"
+    costliest, cheapest = (f"{run}/arms/{arm}/seed0" for arm in reversed(ARMS))  # in the order of training
     # When a stage is under way, and the folder that the stage after it makes.
     stages: dict[str, tuple[Callable[[], Any], str]] = {
         "ingest": (lambda: len(fs.list_names(f"{run}/slices.zarr")) > 2, "sdnet"),
         "pretrain": (lambda: fs.exists(f"{run}/sdnet/history.jsonl"), "bank.zarr"),
         "extract": (lambda: fs.list_names(f"{run}/bank.zarr/ledger"), "arms"),
-        "train": (lambda: fs.exists(f"{run}/arms/ss_sdnet_ra_fa/seed0/history.jsonl"), "report"),
+        "train": (lambda: fs.exists(f"{costliest}/history.jsonl"), f"arms/{ARMS[0]}"),
+        "score": (lambda: fs.exists(f"{cheapest}/model.safetensors"), "report"),
     }
-    for stage, (under_way, after) in stages.items():
-        (tmp_path / stage).mkdir()
-        process = driver(s3_proxy.url, DATA, run, tmp_path / stage)
-        wait_until(under_way, process)
-        process.kill()
-        process.communicate()
-        assert not fs.exists(f"{run}/{after}"), stage
-    (tmp_path / "last").mkdir()
-    last = driver(s3_proxy.url, DATA, run, tmp_path / "last")
-    out, err = last.communicate(timeout=600)
+    s3_proxy.fault = every_twentieth
+    try:
+        for stage, (under_way, after) in stages.items():
+            (tmp_path / stage).mkdir()
+            process = driver(s3_proxy.url, DATA, run, tmp_path / stage, host=f"host-{stage}")
+            started.append(process)
+            wait_until(under_way, process)
+            process.kill()
+            process.communicate()
+            assert not fs.exists(f"{run}/{after}"), stage
+        (tmp_path / "last").mkdir()
+        last = driver(s3_proxy.url, DATA, run, tmp_path / "last", host="host-last")
+        started.append(last)
+        out, err = last.communicate(timeout=600)
+    finally:
+        s3_proxy.mend()
     assert last.returncode == 0, (out, err)
     assert_same(run, undisturbed)
     database = tmp_path / "taken.db"

@@ -251,6 +251,23 @@ def test_no_step_asks_the_device_for_a_number(network: SDNetConfig | UNetConfig)
     assert len(ours) == 1  # `labelled.sum()`, of a tensor that lies on the CPU
 
 
+@pytest.mark.parametrize(("network", "most"), [(SDNET, 1000), (UNetConfig(width=4), 450)])
+def test_a_step_dispatches_few_operators_whatever_its_batch(
+    network: SDNetConfig | UNetConfig, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each costs a GPU's host some microseconds, which a small batch does not hide."""
+    monkeypatch.setattr("pipeline.networks.sdnet.adain", adain_at_once)  # as on a GPU
+    state, objective = fresh(network)
+    counts = []
+    for b in (batch(), batch(6, 6)):
+        train_step(objective, state, b, FP32)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            train_step(objective, state, b, FP32)
+        operators = [e for e in profile.events() if e.name.startswith("aten::")]
+        counts.append(sum(not any(name.startswith("aten::") for name in around(e)) for e in operators))
+    assert counts[0] == counts[1] <= most
+
+
 def test_adain_of_all_images_at_once_equals_that_of_each() -> None:
     g = torch.Generator().manual_seed(0)
     x, scale, shift = torch.randn(3, 5, 9, 7, generator=g) * 4 + 2, torch.randn(3, 5, generator=g), torch.randn(3, 5)
