@@ -29,6 +29,13 @@ def machine_gpus() -> int:
     return int(manager.get_current_node_num_accelerators()) if manager is not None else 0
 
 
+def noted_cluster() -> str:
+    """host:port of the cluster that `RAY_ADDRESS=auto` means. Raises ConnectionError if there is none to be found."""
+    from ray._private.services import canonicalize_bootstrap_address
+
+    return str(canonicalize_bootstrap_address("auto"))
+
+
 def any_placed(calls: Mapping[Any, Any]) -> bool:
     """Whether Ray has found a node for any of these calls.
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from actors.ray_internals import machine_cpus, machine_gpus
+from actors.ray_internals import machine_cpus, machine_gpus, noted_cluster
 from actors.resources import Cluster, Node
 from storage.errors import InputError
 from storage.places import require_writable
@@ -22,7 +22,10 @@ HIDE_UNBOOKED = "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"
 SOCKET = "ray/session_2026-01-01_00-00-00_000000_{pid}/sockets/plasma_store"  # the longest path that Ray makes
 SOCKET_BYTES = 107  # the longest socket path that Linux accepts
 SHARED = "/dev/shm"
-ANSWER_S = 10.0  # seconds that a cluster may take to accept a connection
+ANSWER_S = 10.0  # seconds that a cluster may take to accept a connection, and again to answer
+# Ray speaks gRPC, so HTTP/2: a server answers the preface and an empty frame of settings with its own (RFC 9113, 3.4)
+HTTP2_SETTINGS = b"\x04"  # the fourth byte of a frame is its type
+HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + HTTP2_SETTINGS + bytes(5)
 
 
 def local_cluster(cpus: int | None = None) -> Cluster:
@@ -39,14 +42,21 @@ def inside_cluster() -> bool:
 
 
 def _require_answer(address: str) -> None:
-    """Raises InputError if nothing listens at host:port. Ray itself would go on trying for minutes."""
+    """Raises InputError if no Ray listens at host:port, or at what `auto` finds. Ray itself would try for minutes."""
     import socket
 
-    host, separator, port = address.rpartition("://")[2].rpartition(":")
-    if not separator or not port.isdigit():
-        return  # such as `auto`, which Ray resolves itself
     try:
-        socket.create_connection((host.strip("[]"), int(port)), ANSWER_S).close()
+        host, separator, port = (noted_cluster() if address == "auto" else address).rpartition("://")[2].rpartition(":")
+    except ConnectionError as error:
+        raise _no_cluster(str(error).splitlines()[0]) from error
+    if not separator or not port.isdigit():
+        return
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), ANSWER_S) as connection:
+            if os.environ.get("RAY_USE_TLS", "0") == "0":
+                connection.sendall(HTTP2_PREFACE)
+                if connection.recv(9)[3:4] != HTTP2_SETTINGS:
+                    raise _no_cluster("what listens there is no Ray")
     except OSError as error:
         raise _no_cluster(error.strerror or str(error)) from error
 
@@ -101,7 +111,7 @@ def start_ray(cpus: int | None = None) -> Cluster:
 
     A local cluster listens on loopback, has no dashboard, and ignores every other Ray on this machine. `cpus` is its
     number of CPUs; None for as many as Ray finds.
-    Raises InputError if the cluster does not answer (at a host:port, after `ANSWER_S` seconds). Also, before anything
+    Raises InputError if the cluster does not answer within twice `ANSWER_S` seconds. Also, before anything
     is started, if this machine has no place for Ray's files.
     """
     import logging

@@ -3,8 +3,13 @@ from __future__ import annotations
 import ipaddress
 import json
 import os
+import socket
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler as Handler
+from http.server import ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -208,9 +213,36 @@ def test_a_local_ray_listens_on_loopback_alone_and_is_ones_own() -> None:
     assert first != second
 
 
+# Other tests may run a Ray on this machine at the same time, which `auto` would find.
+JOIN = """
+import functools
+from ray._private import services
+services.find_gcs_addresses = functools.cache(set)
+from actors.ray_start import start_ray
+start_ray()
+"""
+
+
+def told_of(address: str, **environment: str) -> str:
+    """The last line on standard error of what joins the cluster at this address."""
+    command = [sys.executable, "-c", JOIN]
+    joined = os.environ | environment | {"RAY_ADDRESS": address}
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, env=joined).stderr.splitlines()[-1]
+
+
 @pytest.mark.parametrize("address", ["127.0.0.1:9", "ray://127.0.0.1:9"])
 def test_an_address_where_nothing_answers_is_one_line_within_seconds(address: str) -> None:
-    environment = os.environ | {"RAY_ADDRESS": address}
-    command = [sys.executable, "-c", "from actors.ray_start import start_ray; start_ray()"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, env=environment)
-    assert f"InputError: RAY_ADDRESS={address}: no Ray cluster answers there (" in done.stderr
+    assert f"InputError: RAY_ADDRESS={address}: no Ray cluster answers there (" in told_of(address)
+
+
+def test_a_cluster_that_is_gone_and_a_listener_that_is_no_ray_are_one_line(tmp_path: Path) -> None:
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray/ray_current_cluster").write_text("127.0.0.1:9")  # of a Ray that was killed
+    gone = told_of("auto", RAY_TMPDIR=str(tmp_path))
+    assert "InputError: RAY_ADDRESS=auto: no Ray cluster answers there (" in gone
+    with socket.create_server(("127.0.0.1", 0)) as silent, ThreadingHTTPServer(("127.0.0.1", 0), Handler) as web:
+        threading.Thread(target=web.serve_forever, daemon=True).start()
+        for port, why in ((silent.getsockname()[1], "timed out"), (web.server_port, "what listens there is no Ray")):
+            told = told_of(f"127.0.0.1:{port}")
+            assert f"RAY_ADDRESS=127.0.0.1:{port}: no Ray cluster answers there ({why})" in told
+        web.shutdown()
