@@ -84,8 +84,23 @@ class JobServer:
         self._head.wait(60)
 
 
+# A driver on the same machine, whose own Ray has the usual ports.
+DRIVER = "from actors.ray_start import start_ray; start_ray(1); print(flush=True); input()"
+
+
 @pytest.fixture(scope="module")
-def server() -> Iterator[JobServer]:
+def beside() -> Iterator[None]:
+    """A driver that has started its Ray before the head, and is there until the last test."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_"))}
+    command = [sys.executable, "-c", DRIVER]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT, env=kept) as driver:
+        assert driver.stdout is not None and driver.stdout.readline() == b"\n"
+        yield
+        driver.communicate(b"\n", timeout=60)
+
+
+@pytest.fixture(scope="module")
+def server(beside: None) -> Iterator[JobServer]:
     folder = Path(tempfile.mkdtemp(dir="/tmp"))  # Ray's sockets want a short path
     started = JobServer(folder)
     try:
