@@ -24,6 +24,7 @@ ORDER = (
     *("pipeline.scores", "pipeline.training", "pipeline.inference"),
     *(
         "actors.progress",
+        "actors.cuda_build",
         "actors.ray_internals",
         "actors.waiting",
         "actors.crew",
