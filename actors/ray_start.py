@@ -47,15 +47,15 @@ def _require_answer(address: str) -> None:
 
     try:
         host, separator, port = (noted_cluster() if address == "auto" else address).rpartition("://")[2].rpartition(":")
-    except ConnectionError as error:
-        raise _no_cluster(str(error).splitlines()[0]) from error
+    except (ConnectionError, ValueError) as error:  # ValueError: the note of the last cluster is cut off
+        raise _no_cluster(str(error).partition("\n")[0]) from error
     if not separator or not port.isdigit():
         return
     try:
         with socket.create_connection((host.strip("[]"), int(port)), ANSWER_S) as connection:
             if os.environ.get("RAY_USE_TLS", "0") == "0":
                 connection.sendall(HTTP2_PREFACE)
-                if connection.recv(9)[3:4] != HTTP2_SETTINGS:
+                if connection.recv(9, socket.MSG_WAITALL)[3:4] != HTTP2_SETTINGS:
                     raise _no_cluster("what listens there is no Ray")
     except OSError as error:
         raise _no_cluster(error.strerror or str(error)) from error

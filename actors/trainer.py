@@ -68,7 +68,7 @@ def run_job(job: TrainJob, budget: ResourcePlan) -> None:
 
 
 def _require_cuda(has_cuda: Callable[[], bool] = has_cuda) -> None:
-    """Raises InputError if torch is a build without CUDA here and on some node with GPUs.
+    """Raises InputError if torch is a build without CUDA here and on some node that has GPUs.
 
     This process may be on a node without GPUs, which may have torch's smaller build.
     """
@@ -83,9 +83,11 @@ def _require_cuda(has_cuda: Callable[[], bool] = has_cuda) -> None:
     there = [NodeAffinitySchedulingStrategy(node, soft=False) for node in with_gpus]
     asked = [task.options(scheduling_strategy=strategy).remote() for strategy in there]
     try:
-        usable = bool(asked) and all(ray.get(asked, timeout=ANSWER_S))
+        usable = all(ray.get(asked, timeout=ANSWER_S))  # if no such node is there now, the training waits for one
     except (RayError, GetTimeoutError):  # a node that is lost or too busy to answer: the training itself will tell
-        usable = True
+        for question in asked:
+            ray.cancel(question)
+        return
     if not usable:
         raise cuda_is_missing()
 

@@ -76,6 +76,9 @@ def _require_accepted(place: str, what: str, *, is_file: bool) -> None:
                 fs.remove(probe)
             raise
         fs.remove(probe)
+    except OSError as error:  # such as a bucket that is not there, which each store says in its own way
+        problem = f"cannot be written ({error.strerror or type(error).__name__})"
+        raise InputError(what, problem, "name a place that is there and that you may write to") from error
     except InputError as error:
         raise InputError(what, error.problem, error.remedy) from error
     except StageError as error:

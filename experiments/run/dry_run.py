@@ -12,7 +12,7 @@ from pathlib import Path
 
 from actors.cuda_build import cuda_is_missing, has_cuda
 from actors.ray_start import inside_cluster, local_cluster, require_places, start_ray
-from actors.resources import plan
+from actors.resources import ResourcePlan, plan
 from experiments.config import Settings
 from experiments.run import jobs
 from experiments.run.cost import cost_lines
@@ -55,8 +55,8 @@ def show(run: str, settings: Settings, say: Callable[[str], None], strict: bool 
         require_enough(run, settings, work.contents)
     todo = [arm for arm in work.arms if arm.state != "done"]
     budget = plan(settings.resources, cluster, max(1, len(todo)))
-    if budget.trainer_gpus and not inside_cluster() and not has_cuda():
-        raise cuda_is_missing()
+    if not inside_cluster():
+        _require_cuda(work, budget)
     say(f"resources: {cluster}")
     for line in budget.describe().splitlines():
         say(f"  {line}")
@@ -88,13 +88,19 @@ def require_fits(run: str, settings: Settings) -> None:
         return
     if not inside_cluster():
         budget = plan(settings.resources, local_cluster(), max(1, sum(arm.state != "done" for arm in work.arms)))
-        if budget.trainer_gpus and not has_cuda():
-            raise cuda_is_missing()
+        _require_cuda(work, budget)
     if not work.contents.known:
         require_enough(run, settings, work.contents)
     free = _free(run)
     if free is not None:
         _enough(run, sum(storage_needed(settings, work).values()), free)
+
+
+def _require_cuda(work: Workload, budget: ResourcePlan) -> None:
+    """Raises InputError if something is to be trained on GPUs of this machine, and its torch cannot use them."""
+    trains = any(training.steps for training in (work.pretrain, *work.arms) if training is not None)
+    if trains and budget.trainer_gpus and not has_cuda():
+        raise cuda_is_missing()
 
 
 def storage_needed(settings: Settings, work: Workload) -> dict[str, float]:

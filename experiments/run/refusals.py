@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from experiments.config import Settings
 from experiments.run import jobs
-from pipeline.networks.description import WEIGHTS, read_config
+from pipeline.networks.description import WEIGHTS, read_config, sdnet_fingerprint
 from storage import fs
 from storage.bank.bank import FactorBank
 from storage.errors import InputError
@@ -61,6 +61,11 @@ def _require_sdnet(folder: str, settings: Settings) -> None:
         raise InputError(flag, error.problem, error.remedy) from error
     if document["kind"] != "sdnet":
         raise InputError(flag, f"is a {document['kind']}, not an SDNet", "give the folder of a pretrained SDNet")
+    if settings.bank is not None:
+        made_by = FactorBank.open(settings.bank).spec.sdnet_fingerprint.partition("-")[0]
+        if sdnet_fingerprint(folder) != made_by:
+            problem = f"is not the SDNet that filled --bank {fs.redacted(settings.bank)}"
+            raise InputError(flag, problem, f"give the one with fingerprint {made_by}")
     if not fs.exists(fs.join(folder, WEIGHTS)):
         raise InputError(flag, f"has no {WEIGHTS}", "restore it, or pretrain again")
     if document["preprocess"] != identity(settings.preprocess):

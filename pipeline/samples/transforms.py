@@ -34,6 +34,7 @@ from storage.slices.store import SliceStore
 Factors = tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]  # anatomy (h, w), modality (M,)
 
 IMAGE, MASK, INDEX, AREA = "image", "mask", "index", "pixel_area_mm2"
+AREA_TOLERANCE = 1e-3  # relative: of two roundings of one spacing
 RESIDUAL = PlanConfig(fa_render="residual", fa_step=(0.5, 2.0), fa_guard="none")
 
 
@@ -56,7 +57,11 @@ def slice_sample(store: SliceStore, i: int, preprocess: PreprocessConfig) -> dic
 
 
 class _OfBank:
-    """The shared part of the transforms with a bank. Slices that the bank lacks are encoded by the bank's SDNet."""
+    """The shared part of the transforms with a bank. Slices that the bank lacks are encoded by the bank's SDNet.
+
+    The bank has a slice if it has one of the same subject, frame and slice, of the same size and, if the sample says
+    its `pixel_area_mm2`, of the same pixels.
+    """
 
     STATE: tuple[str, ...] = ("uri", "sdnet", "seed", "key")
 
@@ -83,15 +88,31 @@ class _OfBank:
         row = self._row_of.get(key) if key is not None else None
         if row is not None:
             anatomy = self._view.anatomy[row]
-            if anatomy.shape != image.shape:
-                theirs, ours = ("{} × {}".format(*array.shape) for array in (image, anatomy))
+            other = self._difference(data, image, anatomy, row)
+            if other is None:
+                return anatomy, self._view.modality[row]
+            if self.sdnet is None:
                 remedy = "transform slices on the working grid, as `slice_sample` gives them, before cropping"
-                raise InputError(f"image of {key}", f"is {theirs}, in the bank it is {ours}", remedy)
-            return anatomy, self._view.modality[row]
+                raise InputError(f"image of {key}", other, f"{remedy}; if it is another patient's, pass sdnet=")
         if self.sdnet is None:
             who = f"slice {key}" if key else "an image without subject, frame and slice"
             raise InputError(who, "is not in the bank", "pass sdnet=, the folder of the SDNet that filled the bank")
         return self._encoded(image)
+
+    def _difference(
+        self, data: Mapping[str, Any], image: npt.NDArray[np.float32], anatomy: npt.NDArray[np.uint8], row: int
+    ) -> str | None:
+        """How an image differs from the slice of its name in the bank, whose grid its own must be; None if it does not.
+
+        Hospitals number their patients alike, so the name alone says little.
+        """
+        if anatomy.shape != image.shape:
+            theirs, ours = ("{} × {}".format(*array.shape) for array in (image, anatomy))
+            return f"is {theirs}, in the bank it is {ours}"
+        area = float(self._areas[row])
+        if AREA in data and not np.isclose(float(data[AREA]), area, rtol=AREA_TOLERANCE):
+            return f"has pixels of {float(data[AREA]):.4g} mm², in the bank they are of {area:.4g} mm²"
+        return None
 
     def _encoded(self, image: npt.NDArray[np.float32]) -> Factors:
         """Encode an image as extraction does: anatomy of the whole field of view, modality of the centre crop."""
@@ -117,6 +138,11 @@ class _OfBank:
     @cached_property
     def _row_of(self) -> dict[Key, int]:
         return {key: row for row, key in enumerate(slice_keys(self._bank.index))}
+
+    @cached_property
+    def _areas(self) -> npt.NDArray[np.float64]:
+        areas: npt.NDArray[np.float64] = self._bank.index[AREA].to_numpy()
+        return areas
 
     @cached_property
     def _model(self) -> Any:

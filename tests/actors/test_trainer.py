@@ -362,12 +362,6 @@ def test_a_loss_that_is_not_finite_fails_its_arm_at_once_and_names_the_slices(
     assert arm.failure() == reason
 
 
-@pytest.mark.skipif(torch.backends.cuda.is_built(), reason="this torch can use a GPU")
-def test_a_torch_without_cuda_is_refused_where_ray_has_gpus(run: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"torch: is a build without CUDA.*resources.gpus=false"):
-        run_job(training(run, tmp_path), replace(PLAN, trainer_gpus=1.0))
-
-
 def by_hand(job: TrainJob, data_actors: int = PLAN.data_actors) -> TrainState:
     """The job's epochs in this process, from whatever it starts from."""
     store = SliceStore.open(job.stream.run)

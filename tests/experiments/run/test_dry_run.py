@@ -14,7 +14,7 @@ from actors.resources import Cluster, Node, plan
 from experiments.cli.main import app
 from experiments.config import demo, override, validated
 from experiments.run.cost import START_S, Cost, cost
-from experiments.run.dry_run import require_fits, storage_needed
+from experiments.run.dry_run import require_fits, show, storage_needed
 from experiments.run.workload import require_none_skipped, workload
 from pipeline.networks.config import SDNetConfig, UNetConfig
 from pipeline.training.config import LossConfig, TrainConfig
@@ -164,3 +164,19 @@ def test_a_phantom_that_is_not_drawn_is_counted_as_it_would_be_split(tmp_path: P
     trained = [s for s in splits.assign(subjects, settings.layouts) if s.split == "train"]
     assert planned.train == len(trained) * 2 * 3
     assert planned.labelled == sum(s.labelled for s in trained) * 2 * 3
+
+
+def test_a_card_that_torch_cannot_use_is_refused_where_something_is_left_to_train(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("experiments.run.dry_run.local_cluster", lambda: Cluster((Node(8, 1),)))
+    monkeypatch.setattr("experiments.run.dry_run.has_cuda", lambda: False)
+    settings = override(demo(), [*TINY, "arms=[unet_ra]"])
+    for refuse in (require_fits, lambda run, settings: show(run, settings, print)):
+        with pytest.raises(InputError, match=r"torch: is a build without CUDA.*resources.gpus=false"):
+            refuse(str(tmp_path / "run"), settings)
+    require_fits(str(tmp_path / "run"), override(settings, ["resources.gpus=false"]))
+    whole = workload(str(tmp_path / "run"), settings)
+    done = replace(whole, pretrain=None, arms=[replace(arm, state="done", steps=0) for arm in whole.arms])
+    monkeypatch.setattr("experiments.run.dry_run.workload", lambda run, settings: done)
+    require_fits(str(tmp_path / "run"), settings)

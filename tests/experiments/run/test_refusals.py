@@ -64,6 +64,25 @@ def test_a_bank_or_a_network_that_does_not_fit_is_refused(tmp_path: Path) -> Non
     assert not Path(run).exists()
 
 
+def test_a_network_that_did_not_fill_the_bank_is_refused(tmp_path: Path) -> None:
+    run, bank, sdnet = (str(tmp_path / name) for name in ("run", "bank.zarr", "sdnet"))
+    preprocess = identity(demo().preprocess)
+    made(bank, preprocess=preprocess)
+    save_model(sdnet, SDNet(SMALL), SMALL, preprocess, ["phantom"])
+    line = refused("demo", "--run", run, "--bank", bank, "--sdnet", sdnet)
+    assert line.startswith(
+        f"--sdnet {sdnet}: is not the SDNet that filled --bank {bank}; give the one with fingerprint "
+    )
+
+
+def test_sdnets_of_an_earlier_transfer_that_are_not_there_are_refused(tmp_path: Path) -> None:
+    absent = str(tmp_path / "absent")
+    words = ["--data", str(tmp_path), "--vendors", "A", "--arms", "unet_ra", "--out", str(tmp_path / "out")]
+    ended = CliRunner().invoke(app, ["transfer", "cpu", *words, "--sdnets", absent])
+    assert str(ended.exception).startswith(f"--sdnets {absent}: no such folder; ")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_phantom_of_a_run_in_a_bucket_is_drawn_by_hand() -> None:
     line = refused("demo", "--run", "s3://bucket/runs/first")
     assert line.startswith("--run s3://bucket/runs/first: the demo draws its phantom into the run, ")

@@ -79,6 +79,11 @@ def test_a_slice_that_the_bank_lacks_is_encoded_by_its_sdnet(made: Path) -> None
     for lacking in (stranger, sample | {"subject": "nobody"}):
         with pytest.raises(InputError, match="is not in the bank; pass sdnet="):
             alone(lacking)
+    namesake = sample | {"image": np.flip(sample["image"], 2).copy(), "pixel_area_mm2": 1.5 * sample["pixel_area_mm2"]}
+    encoded = augment({k: v for k, v in namesake.items() if k != "subject"})["image"]
+    np.testing.assert_array_equal(augment(namesake)["image"], encoded)  # another patient, with other pixels
+    with pytest.raises(InputError, match=r"has pixels of .* mm², in the bank they are of .* mm²; .* pass sdnet="):
+        alone(namesake)
 
 
 def test_region_looks_are_those_of_the_banks_own_anatomy(made: Path) -> None:
