@@ -157,7 +157,6 @@ class Ablation:
         from actors import stages
 
         jobs.require_trainable(self.run, self.settings)
-        jobs.check_pretrained(self.run, self.settings)
         jobs.require_bank_without_other_masks(self.run, self.settings)
         runs = jobs.arm_runs(self.run, self.settings)
         todo = [r for r in runs if not r.evaluated()]

@@ -49,7 +49,6 @@ def show(run: str, settings: Settings, say: Callable[[str], None], strict: bool 
         require_none_skipped(settings, work.contents)
     if work.contents.known:
         jobs.require_trainable(run, settings)
-        jobs.check_pretrained(run, settings)
         jobs.require_bank_without_other_masks(run, settings)
     else:
         require_enough(run, settings, work.contents)

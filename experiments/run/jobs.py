@@ -170,8 +170,8 @@ def require_trainable(run: str, settings: Settings) -> None:
     """Check, before hours are spent, that the run's data can train these arms.
 
     Raises InputError if there is no labelled validation volume to choose weights by, an arm has nothing to train on,
-    the train workers cannot share a step evenly, or as `require_plan_fits_arms` does. If an arm starts from the SDNet,
-    also as `check_pretrained` does.
+    the train workers cannot share a step evenly, or as `require_plan_fits_arms` does. If an arm needs the SDNet, also
+    as `check_pretrained` does.
     """
     require_plan_fits_arms(settings)
     store = SliceStore.open(run)
@@ -181,7 +181,7 @@ def require_trainable(run: str, settings: Settings) -> None:
             "has no labelled validation subject to choose by",
             "see splits.csv; add labelled subjects",
         )
-    if starts_from_sdnet(settings):
+    if needs_sdnet(settings):
         check_pretrained(run, settings)
     if needs_sdnet(settings) and settings.pretrained is None and settings.bank is None:
         require_pretraining_shared(pretrain_job(run, settings), settings, store)

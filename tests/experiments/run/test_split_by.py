@@ -124,6 +124,10 @@ def test_masks_that_an_sdnet_saw_and_the_run_has_not_are_refused(tmp_path: Path)
     jobs.check_pretrained(run, settings.model_copy(update={"pretrained": str(tmp_path / "same")}))
     with pytest.raises(InputError, match=rf"learned from masks of 1 subjects .* such as {without[0]}; its anatomy"):
         jobs.check_pretrained(run, settings.model_copy(update={"pretrained": str(tmp_path / "more")}))
+    given = settings.model_copy(update={"pretrained": str(tmp_path / "more")})
+    with pytest.raises(InputError, match=r"learned from masks of 1 subjects"):
+        jobs.require_trainable(run, given.model_copy(update={"arms": ("ss_sdnet_ra_fa",)}))
+    jobs.require_trainable(run, given.model_copy(update={"arms": ("unet_ra",)}))  # which does not use it
 
 
 def test_a_pretrained_network_that_saw_a_vendor_which_is_left_out_is_refused(tmp_path: Path) -> None:
