@@ -3,9 +3,9 @@
 Ray is told to restart nothing. It would restart for ever, and it cannot tell the piece that kills its actors from the
 pieces beside it. The policy is here, and it is the same for every stage:
 
-- If an actor dies, its unfinished pieces are given out again. If it worked on one piece, that counts as a death of the
-  piece; after `MOST_DEATHS` the piece has failed, and the error names it. If it worked on several pieces, each of them
-  runs alone next.
+- If an actor dies, its unfinished pieces are given out again. If it had one piece, that counts as a death of the piece;
+  after `MOST_DEATHS` the piece has failed, and the error names it. If it had several pieces, each of those that it may
+  have worked on runs alone next.
 - If the whole node died, no piece is blamed.
 - If `MOST_FAILED_STARTS` actors in a row die while they start, the stage ends with a one-line error. An exception in an
   actor's start is raised here: an InputError as it is, anything else as a StageError.
@@ -294,7 +294,8 @@ class Pool(Generic[Piece]):
             self._set_part(job, 0)
         self._waiting.extendleft(reversed(left))
         if left and not with_its_node and isinstance(error, (ActorDiedError, OutOfMemoryError, WorkerCrashedError)):
-            self._blame(left[: self.crew.at_once], error)
+            # One more than it works on at a time: an answer on its way here may have died with the actor.
+            self._blame(left[: self.crew.at_once + 1], error)
 
     def _cannot_start(self, why: str) -> FinalError:
         return FinalError(f"{self.crew.stage}: {self.crew.what} cannot start: {why}")
@@ -308,9 +309,9 @@ class Pool(Generic[Piece]):
             )
 
     def _blame(self, at: list[Job[Piece]], error: BaseException) -> None:
-        """Note that an actor died while it worked on the jobs `at`.
+        """Note that an actor died that may have worked on the jobs `at`.
 
-        If it was one job, the death counts against that job. If there were several, each of them must run alone next.
+        If it had one job, the death counts against that job. If there were several, each of them must run alone next.
         """
         from ray.exceptions import OutOfMemoryError
 

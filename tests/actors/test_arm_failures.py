@@ -53,7 +53,7 @@ def test_a_slice_that_ends_every_maker_ends_its_arm_by_name_and_at_the_first_try
     reason = failed["unet_ra/seed0"]
     assert reason.startswith(f"{where} ended 3 makers of samples; leave the subject out") and " tries)" not in reason
     assert arm.failure() == reason
-    assert len(list((tmp_path / "marks").iterdir())) <= 6  # three with their block, three alone: no second try
+    assert len(list((tmp_path / "marks").iterdir())) <= 7  # one beside others, three with their block, three alone
 
 
 @pytest.mark.slow

@@ -182,11 +182,11 @@ def test_a_node_that_is_not_there_any_more_is_lost() -> None:
 def test_three_deaths_alone_give_a_piece_up_by_name(tmp_path: Path, kind: str) -> None:
     line = "number 4: its process died 3 times with nothing else to do, perhaps for .*; count less; the same"
     notes = str(tmp_path)
-    # An actor that ends at once may take the answer before along, and that piece is then blamed: so it ends later.
-    dying = crew(notes, 99, 0.2, in_flight=3) if kind == "actors" else crew(notes, 99, make=square, method=None)
+    # The actor ends at once, and may take the answer before along: that piece must not be blamed.
+    dying = crew(notes, 99, in_flight=3) if kind == "actors" else crew(notes, 99, make=square, method=None)
     with Pool(dying) as pool, pytest.raises(KilledError, match=line):
         list(pool.run(range(9)))
-    assert len(list(tmp_path.iterdir())) == MOST_DEATHS
+    assert MOST_DEATHS <= len(list(tmp_path.iterdir())) <= MOST_DEATHS + 1 + (kind == "actors")
 
 
 @pytest.mark.slow
