@@ -44,6 +44,7 @@ def transfer(
     from experiments import config
     from experiments.run import transfer as directions
     from experiments.run.driver import ablate
+    from experiments.run.dry_run import require_fits
     from experiments.run.refusals import require_usable
 
     settings = config.load(preset) if preset.endswith((".yaml", ".yml")) else config.preset(preset)
@@ -61,6 +62,7 @@ def transfer(
     todo = {} if table_only else {v: directions.direction_settings(settings, v, sdnets) for v in sources}
     for vendor, own in todo.items():
         require_usable(directions.direction_run(out, vendor), own)
+        require_fits(directions.direction_run(out, vendor), own)
     for vendor, own in todo.items():
         with driving(directions.direction_run(out, vendor), own) as driver:
             driver.progress.say(f"from {vendor}")

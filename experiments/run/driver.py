@@ -19,6 +19,7 @@ from experiments.run import jobs
 from experiments.run.refusals import require_local_phantom
 from experiments.tracking.run_log import TABLE as REPORT_TABLE
 from experiments.tracking.run_log import RunLog
+from experiments.tracking.store import require_answer
 from experiments.version import provenance
 from storage import fs
 from storage.errors import InputError
@@ -233,6 +234,8 @@ class Ablation:
 
     def _ready_to_train(self, trainings: int = 1) -> ResourcePlan:
         """The budget. Raises InputError if MLflow does not answer: hours of training must not end without a log."""
+        if self._cluster is None:  # before Ray takes seconds to start
+            require_answer(self.run)
         self.log.start()
         budget = self.budget(trainings)
         self.log.require()

@@ -17,6 +17,7 @@ from experiments.config import Settings
 from experiments.run import jobs
 from experiments.run.cost import cost_lines
 from experiments.run.workload import Training, Workload, require_enough, require_none_skipped, workload
+from experiments.tracking.store import require_answer
 from pipeline.scores.compare_arms import ALPHA, FEWEST_SEEDS, FEWEST_SUBJECTS, WHOLE_SHARE, trainings
 from pipeline.scores.power import POWER, SEED_SDS, SUBJECT_SDS, usually_detectable
 from storage import fs
@@ -56,6 +57,7 @@ def show(run: str, settings: Settings, say: Callable[[str], None], strict: bool 
     budget = plan(settings.resources, cluster, max(1, len(todo)))
     if not inside_cluster():
         _require_cuda(work, budget)
+    _require_log(run, work)
     say(f"resources: {cluster}")
     for line in budget.describe().splitlines():
         say(f"  {line}")
@@ -90,6 +92,7 @@ def require_fits(run: str, settings: Settings) -> None:
         _require_cuda(work, budget)
     if not work.contents.known:
         require_enough(run, settings, work.contents)
+    _require_log(run, work)
     free = _free(run)
     if free is not None:
         _enough(run, sum(storage_needed(settings, work).values()), free)
@@ -100,6 +103,12 @@ def _require_cuda(work: Workload, budget: ResourcePlan) -> None:
     trains = any(training.steps for training in (work.pretrain, *work.arms) if training is not None)
     if trains and budget.trainer_gpus and not has_cuda():
         raise cuda_is_missing()
+
+
+def _require_log(run: str, work: Workload) -> None:
+    """Raises InputError if something is to be trained or scored, and MLflow cannot take it."""
+    if any(training.state != "done" for training in (work.pretrain, *work.arms) if training is not None):
+        require_answer(run)
 
 
 def storage_needed(settings: Settings, work: Workload) -> dict[str, float]:

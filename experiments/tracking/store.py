@@ -7,8 +7,9 @@ import logging
 import os
 import re
 import shlex
+import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
@@ -122,6 +123,27 @@ def open_store(run: str, tracking_uri: str) -> MlflowClient:
     return open_client(tracking_uri)
 
 
+def require_answer(run: str) -> None:
+    """Raises StoreError if `MLFLOW_TRACKING_URI`, or the database that a local run has, cannot be used for this run.
+
+    Only reads: no database, folder or experiment is made. A database that is not there yet is checked by its folder.
+    """
+    own = fs.is_local(run) and is_own(run, tracking_uri_of(run))
+    if not own and not os.environ.get("MLFLOW_TRACKING_URI"):
+        return  # the run's own database in an object store
+    uri = tracking_uri_of(run)
+    try:
+        if sqlite_file(uri) is not None:
+            _look_into_sqlite(uri, new=own)
+        elif "://" in uri and not is_server(uri) and not uri.startswith(("databricks", "file:")):
+            _look_into_database(uri)
+        elif is_server(uri) or os.environ.get("MLFLOW_ALLOW_FILE_STORE", "").lower() not in ("true", "1"):
+            open_client(uri)  # a folder is refused; where it is allowed, this would make it
+    except StoreError as error:
+        where = error.where if own else f"MLFLOW_TRACKING_URI={redacted(uri)}"
+        raise StoreError(where, error.problem, error.remedy) from None
+
+
 def open_client(tracking_uri: str) -> MlflowClient:
     """A client whose store has answered. MLflow will not repeat failed requests by itself.
 
@@ -227,3 +249,35 @@ def _check_sqlite(tracking_uri: str) -> None:
         raise StoreError(
             tracking_uri, "cannot open the MLflow store here", "give a writable file in an existing folder"
         )
+
+
+def _look_into_sqlite(tracking_uri: str, new: bool) -> None:
+    """Raises StoreError if an SQLite file is none or cannot be written. If it is absent and `new`, it will be made."""
+    path = sqlite_file(tracking_uri)
+    if path is None or (new and not path.exists()):
+        return
+    _check_sqlite(tracking_uri)
+    if not path.exists():
+        return
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
+            database.execute("SELECT count(*) FROM sqlite_master")
+    except sqlite3.OperationalError:  # somebody writes to it at this moment
+        return
+    except sqlite3.DatabaseError as error:
+        remedy = "move the file away, or name another"
+        raise StoreError(tracking_uri, f"cannot open the MLflow store ({error})", remedy) from None
+
+
+def _look_into_database(tracking_uri: str) -> None:
+    """Raises StoreError if a database server does not answer. MLflow would find out only after 100 seconds."""
+    from sqlalchemy import create_engine
+
+    try:
+        engine = create_engine(tracking_uri)
+        engine.connect().close()
+        engine.dispose()
+    except Exception as error:  # drivers raise types of their own: no driver, no database, permission or connection
+        problem = f"cannot open the MLflow store ({type(error).__name__})"
+        remedy = "check that it is reachable, or give another tracking URI"
+        raise StoreError(redacted(tracking_uri), problem, remedy) from None

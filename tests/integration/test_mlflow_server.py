@@ -21,6 +21,7 @@ from mlflow import MlflowClient
 from actors.stages import ArmRun
 from experiments.tracking import run_log, writer
 from experiments.tracking.run_log import RunLog
+from experiments.tracking.store import require_answer
 from storage.errors import InputError
 from tests.conftest import S3Proxy
 from tests.experiments.logged_runs import contents, make_run, runs_of, write_epochs, write_result
@@ -198,6 +199,19 @@ def test_requests_that_were_carried_out_but_never_answered_leave_one_copy(
     assert {("POST", call) for call in calls} <= set(lost)
     seen = contents(MlflowClient(server.url), "lost answers")
     assert shorn(seen) == undisturbed
+
+
+@pytest.mark.slow
+def test_a_server_is_asked_before_work_without_a_trace(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.kill()
+    server.start()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url)
+    before = [e.experiment_id for e in MlflowClient(server.url).search_experiments()]
+    require_answer(str(tmp_path / "run"))
+    assert [e.experiment_id for e in MlflowClient(server.url).search_experiments()] == before
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow

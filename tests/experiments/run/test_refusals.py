@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from importlib import metadata
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from benchmarks.scale import draw_up
 from experiments import version
 from experiments.cli.main import app
 from experiments.config import demo, override
+from experiments.tracking.store import require_answer
 from pipeline.networks.config import SDNetConfig, UNetConfig
 from pipeline.networks.files import build, save_model
 from pipeline.networks.sdnet import SDNet
@@ -80,6 +82,39 @@ def test_sdnets_of_an_earlier_transfer_that_are_not_there_are_refused(tmp_path: 
     words = ["--data", str(tmp_path), "--vendors", "A", "--arms", "unet_ra", "--out", str(tmp_path / "out")]
     ended = CliRunner().invoke(app, ["transfer", "cpu", *words, "--sdnets", absent])
     assert str(ended.exception).startswith(f"--sdnets {absent}: no such folder; ")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("place", "problem"),
+    [
+        ("http://me:secret@127.0.0.1:9", "the MLflow server does not answer (connection refused)"),
+        ("postgresql://me:secret@127.0.0.1:9/mlflow", "cannot open the MLflow store ("),
+        ("sqlite:////proc/absent/mlflow.db", "cannot open the MLflow store here"),
+        ("sqlite:///{file}", "cannot open the MLflow store (file is not a database)"),
+    ],
+)
+def test_an_mlflow_that_does_not_answer_is_refused_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, problem: str
+) -> None:
+    (tmp_path / "text.db").write_text("no database " * 100)
+    uri = place.format(file=tmp_path / "text.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    sets = [part for each in TINY for part in ("--set", each)]
+    began = time.monotonic()
+    line = refused("demo", "--run", str(tmp_path / "run"), "--arms", "unet_ra", *sets)
+    assert line.startswith(f"MLFLOW_TRACKING_URI={uri.replace('me:secret', '***')}: {problem}")
+    assert "\n" not in line and time.monotonic() - began < 60
+    assert [path.name for path in tmp_path.iterdir()] == ["text.db"]
+
+
+def test_a_look_at_a_database_that_is_to_be_made_does_not_make_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    require_answer(str(tmp_path / "run"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/new.db")
+    require_answer(str(tmp_path / "run"))
+    require_answer("memory://run")
     assert list(tmp_path.iterdir()) == []
 
 
