@@ -172,31 +172,17 @@ class _Lease:
 
         Raises InputError if the holder is alive, or if its store cannot tell.
         """
-        first: str | None = None  # the ETag that we wait to see replaced
-        while True:
-            seen = conditional.look(self._lock)
-            holder = _document(seen)
-            if holder.get("token") == self.token:  # the answer to our own write was lost
-                assert seen is not None
+        for seen in _when_free(self._lock, self._name, say, self.token):
+            if seen is not None and _document(seen).get("token") == self.token:  # the answer to our own write was lost
                 return seen.etag
-            if seen is None or _is_free(holder, seen.age_s):
-                try:
-                    etag = self._write(None if seen is None else seen.etag)
-                except conditional.NoConditionsError:
-                    self._plain = True
-                    continue
-                if etag is not None:
-                    return etag
+            try:
+                etag = self._write(None if seen is None else seen.etag)
+            except conditional.NoConditionsError:
+                self._plain = True
                 continue
-            if not holder.get("lease_s"):
-                raise refused_for_ever(self._name, self._lock)
-            if first is None:
-                first = seen.etag
-                left = max(0.0, holder["lease_s"] - seen.age_s)
-                say(f"{self._name}: held by {who(holder)}; waiting up to {left:.0f} s to see whether that still runs")
-            elif seen.etag != first:
-                raise refused(self._name, holder)
-            time.sleep(min(POLL_S, self.lasts_s / RENEWALS))
+            if etag is not None:
+                return etag
+        raise AssertionError("the place becomes free, or an error says why not")
 
     def _write(self, match: str | None) -> str | None:
         if self._plain:
@@ -208,6 +194,34 @@ class _Lease:
         note = json.dumps(self._document)
         written = (conditional.write(self._lock, note, match) for match in (None, NO_ETAG))
         return all(etag is None for etag in written)
+
+
+def wait_until_free(lock: str, name: str, say: Callable[[str], None]) -> None:
+    """Return once nobody holds the place of the lock object; as `lease`, but without taking it. Only reads."""
+    next(_when_free(lock, name, say, ""))
+
+
+def _when_free(lock: str, name: str, say: Callable[[str], None], token: str) -> Iterator[conditional.Seen | None]:
+    """Yield what the lock object is whenever nobody else than `token` holds the place. Never ends.
+
+    Raises InputError if the holder is alive, or if its store cannot tell.
+    """
+    first: str | None = None  # the ETag that we wait to see replaced
+    while True:
+        seen = conditional.look(lock)
+        holder = _document(seen)
+        if seen is None or holder.get("token") == token or _is_free(holder, seen.age_s):
+            yield seen
+            continue
+        if not holder.get("lease_s"):
+            raise refused_for_ever(name, lock)
+        if first is None:
+            first = seen.etag
+            left = max(0.0, holder["lease_s"] - seen.age_s)
+            say(f"{name}: held by {who(holder)}; waiting up to {left:.0f} s to see whether that still runs")
+        elif seen.etag != first:
+            raise refused(name, holder)
+        time.sleep(min(POLL_S, holder["lease_s"] / RENEWALS))
 
 
 def _enter(fence: Fence) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 
 from storage import conditional, fs
 from storage.errors import InputError, LeaseLostError
-from storage.lease import lease, refused, refused_for_ever
+from storage.lease import lease, refused, refused_for_ever, wait_until_free
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +35,20 @@ def run_lock(
 ) -> AbstractContextManager[None]:
     """Hold the lock of a run for the body of a `with` statement; see `lock`. Makes a local folder if it is absent."""
     return lock(fs.join(run, LOCK), fs.base_name(run), say, lost)
+
+
+def require_free(run: str, say: Callable[[str], None] = log.warning) -> None:
+    """Raises InputError if `run_lock` would: if another driver holds the run. Only reads, and makes nothing.
+
+    In S3 this waits as `run_lock` does. The lock of a local run is held for a moment if its last driver was killed.
+    """
+    path, name = fs.join(run, LOCK), fs.base_name(run)
+    if fs.is_local(path):
+        _require_unlocked(fs.local_path(path), name)
+    elif conditional.supported(path):
+        wait_until_free(path, name, say)
+    elif fs.exists(path):
+        raise refused_for_ever(name, path)
 
 
 def bank_lock(bank: str, say: Callable[[str], None] = log.warning) -> AbstractContextManager[None]:
@@ -69,16 +83,33 @@ def _local(path: Path, name: str) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle = _acquire(path, name)
     except OSError as error:
-        problem = f"cannot be written ({error.strerror})"
-        raise InputError(
-            str(path.parent), problem, "name a place that you may write to, on a disk with room"
-        ) from error
+        raise _unwritable(path.parent, error) from error
     try:
         yield
     finally:
         # The lock is still held here. A process that has opened this file already finds it gone, and tries again.
         path.unlink(missing_ok=True)
         os.close(handle)
+
+
+def _require_unlocked(path: Path, name: str) -> None:
+    try:
+        handle = os.open(path, os.O_RDWR)  # as `_acquire` does, so that it fails where that would
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise _unwritable(path.parent, error) from error
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise refused(name, _parsed_holder(os.pread(handle, 4096, 0))) from error
+    finally:
+        os.close(handle)
+
+
+def _unwritable(folder: Path, error: OSError) -> InputError:
+    problem = f"cannot be written ({error.strerror})"
+    return InputError(str(folder), problem, "name a place that you may write to, on a disk with room")
 
 
 def _acquire(path: Path, name: str) -> int:

@@ -92,13 +92,15 @@ def ingest(
 ) -> None:
     """Read studies of any layout into the run's slice store; says what came in and what was skipped, and why."""
     from experiments import config
-    from experiments.run.refusals import require_usable
+    from experiments.progress import Progress
+    from experiments.run.refusals import require_place, require_usable
 
     document = settings_of(run, preset, assignments).model_dump()
     document |= {"data": tuple(map(fs.absolute, data))} if data else {}
     document |= {"layout": layout} if layout else {}
     settings = config.validated(document, "ingest")
     require_usable(run, settings)
+    require_place(run, Progress().say)
     with driving(run, settings) as driver:
         driver.ingest(strict)
 
@@ -180,9 +182,10 @@ def ablate(
 ) -> None:
     """The whole ablation, from studies to the report; stages already done are reused."""
     from experiments import config
+    from experiments.progress import Progress
     from experiments.run import dry_run
     from experiments.run.driver import ablate as run_ablation
-    from experiments.run.refusals import require_usable
+    from experiments.run.refusals import require_place, require_usable
 
     settings = config.load(preset) if preset.endswith((".yaml", ".yml")) else config.preset(preset)
     document = config.override(settings, assignments or []).model_dump()
@@ -196,6 +199,7 @@ def ablate(
     document |= {name: value for name, value in given.items() if value is not None}
     settings = config.validated(document, "ablate")
     require_usable(run, settings)
+    require_place(run, Progress().say)
     if dry:
         return dry_run.show(run, settings, typer.echo, strict)
     dry_run.require_fits(run, settings)

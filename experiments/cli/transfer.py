@@ -42,10 +42,12 @@ def transfer(
     `--half confirm --seeds 3` in another folder.
     """
     from experiments import config
+    from experiments.progress import Progress
     from experiments.run import transfer as directions
     from experiments.run.driver import ablate
     from experiments.run.dry_run import require_fits
     from experiments.run.refusals import require_usable
+    from storage.lock import require_free
 
     settings = config.load(preset) if preset.endswith((".yaml", ".yml")) else config.preset(preset)
     sources, beside = _names(vendors), _names(baselines)
@@ -62,6 +64,7 @@ def transfer(
     todo = {} if table_only else {v: directions.direction_settings(settings, v, sdnets) for v in sources}
     for vendor, own in todo.items():
         require_usable(directions.direction_run(out, vendor), own)
+        require_free(directions.direction_run(out, vendor), Progress().say)
         require_fits(directions.direction_run(out, vendor), own)
     for vendor, own in todo.items():
         with driving(directions.direction_run(out, vendor), own) as driver:

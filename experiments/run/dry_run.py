@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from actors.cuda_build import cuda_is_missing, has_cuda
-from actors.ray_start import inside_cluster, local_cluster, require_places, start_ray
+from actors.ray_start import inside_cluster, local_cluster, start_ray
 from actors.resources import ResourcePlan, plan
 from experiments.config import Settings
 from experiments.run import jobs
@@ -22,7 +22,6 @@ from pipeline.scores.compare_arms import ALPHA, FEWEST_SEEDS, FEWEST_SUBJECTS, W
 from pipeline.scores.power import POWER, SEED_SDS, SUBJECT_SDS, usually_detectable
 from storage import fs
 from storage.errors import InputError
-from storage.places import require_writable
 
 # Bytes, measured on the phantom, ACDC and Sunnybrook (2026-11-25) and rounded up.
 SLICE_BYTES_A_PIXEL = 1.1  # image and mask in the slice store, 0.99 to 1.08
@@ -42,8 +41,6 @@ def show(run: str, settings: Settings, say: Callable[[str], None], strict: bool 
     `ablate` would refuse; with `strict`, also for a subject that would be skipped, as far as listings and headers can
     tell.
     """
-    require_places()
-    require_writable(run, f"--run {fs.redacted(run)}")
     cluster = start_ray() if inside_cluster() else local_cluster()
     work = workload(run, settings)
     if strict:

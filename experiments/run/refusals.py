@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from actors.ray_start import require_places
 from experiments.config import Settings
 from experiments.run import jobs
 from pipeline.networks.description import WEIGHTS, read_config, sdnet_fingerprint
@@ -10,6 +13,8 @@ from storage.bank.bank import FactorBank
 from storage.errors import InputError
 from storage.identity import identity
 from storage.layouts import LAYOUTS
+from storage.lock import require_free
+from storage.places import require_writable
 
 
 def require_usable(run: str, settings: Settings) -> None:
@@ -28,6 +33,16 @@ def require_usable(run: str, settings: Settings) -> None:
         _require_bank(settings.bank, settings)
     if settings.pretrained is not None:
         _require_sdnet(settings.pretrained, settings)
+
+
+def require_place(run: str, say: Callable[[str], None]) -> None:
+    """Raises InputError if Ray or the run has no place that can be written, or if another driver holds the run.
+
+    Leaves nothing behind. `say` shows a line to the user where this waits for the lease of a driver that may be dead.
+    """
+    require_places()
+    require_writable(run, f"--run {fs.redacted(run)}")
+    require_free(run, say)
 
 
 def require_local_phantom(run: str, settings: Settings) -> None:

@@ -10,14 +10,17 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TextIO, cast
 
 import fsspec.config
 import pytest
+from typer.testing import CliRunner
 
+from experiments.cli.main import app
 from storage import conditional, fs, lease
 from storage.errors import InputError, LeaseLostError, StageError
-from storage.lock import LOCK, run_lock
+from storage.lock import LOCK, require_free, run_lock
 
 LEASE_S = 4.0  # the least that the seconds in the store's answers allow
 # Holds a run, on a host that has no process of ours, and does as it is told line by line.
@@ -111,6 +114,21 @@ def holder(s3: Any, run: str, elsewhere: str = "another machine") -> Iterator[Pr
         yield process
     finally:
         process.end()
+
+
+def test_a_look_refuses_a_living_owner_and_leaves_a_dead_ones_lock(s3: Any, run: str, tmp_path: Path) -> None:
+    lock = fs.join(run, LOCK)
+    with holder(s3, run) as process:
+        command = ["ablate", "cpu", "--data", str(tmp_path), "--run", run, "--dry-run"]
+        ended = CliRunner().invoke(app, command)
+        assert str(ended.exception).startswith(f"{fs.base_name(run)}: is being worked on by process {process.pid} on ")
+    before = conditional.look(lock)
+    said: list[str] = []
+    require_free(run, said.append)  # once the lease has run out
+    after = conditional.look(lock)
+    assert before is not None and after is not None and before.etag == after.etag
+    assert len(said) == 1 and "waiting up to" in said[0]
+    assert fs.list_names(run) == [LOCK]
 
 
 def test_a_living_owner_is_not_succeeded_and_leaves_no_trace(s3: Any, run: str) -> None:

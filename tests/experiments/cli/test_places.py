@@ -19,9 +19,14 @@ ABSENT = "/proc/nope"  # nobody can make it, root neither
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("ingest", ".", "--run", f"{ABSENT}/run"), f"{ABSENT}/run: cannot be written (No such file"),
-        (("ingest", ".", "--run", "file"), "file: cannot be written (File exists)"),
-        (("ablate", "cpu", "--data", ".", "--run", "file/run"), "file/run: cannot be written (Not a directory)"),
+        (("ingest", ".", "--run", f"{ABSENT}/run"), f"--run {ABSENT}/run, in /proc: cannot be written (No such file"),
+        (("ingest", ".", "--run", "file"), "file: cannot be written (Not a directory)"),
+        (("ablate", "cpu", "--data", ".", "--run", "file/run"), "file: cannot be written (Not a directory)"),
+        (
+            ("ablate", "cpu", "--data", ".", "--run", ABSENT, "--dry-run"),
+            f"--run {ABSENT}, in /proc: cannot be written",
+        ),
+        (("ablate", "cpu", "--data", ".", "--run", ABSENT), f"--run {ABSENT}, in /proc: cannot be written"),
         (("predict", "model", "image", "--out", "file"), "--out file: cannot be written (Not a directory)"),
         (("predict", "model", "image", "--out", ABSENT), f"--out {ABSENT}, in /proc: cannot be written"),
         (("export-model", "model", "--onnx", f"{ABSENT}/x.onnx"), f"--onnx {ABSENT}/x.onnx, in /proc: cannot be"),
@@ -65,7 +70,7 @@ def test_a_place_for_results_that_cannot_be_written_is_one_line(
         ("SHARED", ABSENT, f"{ABSENT}: is not there, and Ray's object store needs it; mount it"),
     ],
 )
-def test_a_place_for_ray_that_is_no_use_is_one_line_before_the_phantom_is_drawn(
+def test_a_place_for_ray_that_is_no_use_is_one_line_before_the_run_is_made(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -84,7 +89,7 @@ def test_a_place_for_ray_that_is_no_use_is_one_line_before_the_phantom_is_drawn(
     assert says in done.err
     assert name == "SHARED" or done.err.startswith(f"error: {name}={folder}")
     assert len(done.err.splitlines()) == 1
-    assert not (tmp_path / "run" / "phantom").exists()
+    assert not (tmp_path / "run").exists()
 
 
 FULL = "mount -t tmpfs -o size=64k tmpfs {0} && { head -c 100000 /dev/zero > {0}/fill 2>/dev/null; true; }"

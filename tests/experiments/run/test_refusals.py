@@ -23,8 +23,10 @@ from storage.bank import spec
 from storage.bank.bank import FactorBank
 from storage.errors import InputError
 from storage.identity import identity
+from storage.lock import LOCK, require_free
 from tests.storage.banks import DECODER, DECODER_CONFIG, factors, index, made, write
 from tests.storage.banks import spec as bank_spec
+from tests.storage.test_lock import holder
 
 TINY = ("preprocess.size=32", "unet.width=4", "train.epochs=3", "train.steps_per_epoch=7", "phantom.subjects=10")
 SMALL = SDNetConfig(anatomy_width=4, modality_width=4, segmentor_width=4, decoder_width=4)
@@ -116,6 +118,17 @@ def test_a_look_at_a_database_that_is_to_be_made_does_not_make_it(
     require_answer(str(tmp_path / "run"))
     require_answer("memory://run")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_another_driver_holds_is_refused_and_a_dead_ones_lock_is_left(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with holder(str(run)) as process:
+        before = (run / LOCK).read_bytes()
+        line = refused("demo", "--run", str(run))
+        assert line.startswith(f"run: is being worked on by process {process.pid} on ")
+        assert [path.name for path in run.iterdir()] == [LOCK] and (run / LOCK).read_bytes() == before
+    require_free(str(run))  # its process is dead
+    assert (run / LOCK).read_bytes() == before
 
 
 def test_the_phantom_of_a_run_in_a_bucket_is_drawn_by_hand() -> None:
