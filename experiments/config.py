@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from actors.resources import ResourceConfig
 from experiments.arms import ARMS, PAPER
@@ -37,6 +37,21 @@ def _for_bank(config: TrainConfig) -> TrainConfig:
 def _brief(batch_size: int, epochs: int) -> TrainConfig:
     """Epochs of 60 steps, and a plateau rule that suits a short run."""
     return TrainConfig(batch_size=batch_size, epochs=epochs, steps_per_epoch=60, plateau_patience=2, plateau_factor=0.3)
+
+
+def arms_fault(arms: Sequence[str]) -> str:
+    """What is wrong with these names of arms; empty if nothing is."""
+    unknown = ", ".join(arm for arm in arms if arm not in ARMS)
+    return f"unknown arms: {unknown}" if unknown else "" if arms else "names no arm"
+
+
+def named_arms(text: str) -> tuple[str, ...]:
+    """The arms of `--arms a,b`. Raises InputError, by the flag, if one is unknown or none is named."""
+    arms = tuple(name.strip() for name in text.split(",") if name.strip())
+    fault = arms_fault(arms)
+    if fault:
+        raise InputError(f"--arms {text}", fault, f"choose from {', '.join(ARMS)}")
+    return arms
 
 
 class Settings(BaseModel):
@@ -69,12 +84,13 @@ class Settings(BaseModel):
     bank: str | None = Field(None, description="a factor bank from elsewhere; nothing is pretrained or extracted then")
     pretrained: str | None = Field(None, description="folder of a trained SDNet from elsewhere")
 
-    @model_validator(mode="after")
-    def _known_arms(self) -> Settings:
-        unknown = [arm for arm in self.arms if arm not in ARMS]
-        if unknown or not self.arms:
-            raise ValueError(f"unknown arms {unknown}; choose from {', '.join(ARMS)}")
-        return self
+    @field_validator("arms")
+    @classmethod
+    def _known_arms(cls, arms: tuple[str, ...]) -> tuple[str, ...]:
+        fault = arms_fault(arms)
+        if fault:
+            raise ValueError(f"{fault}; choose from {', '.join(ARMS)}")
+        return arms
 
     @model_validator(mode="after")
     def _something_to_start_from(self) -> Settings:

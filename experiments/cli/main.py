@@ -123,7 +123,7 @@ def extract(run: Run, assignments: Set = None) -> None:
 def train(
     arm: Annotated[str, typer.Argument(help="An arm: unet_ra, ss_sdnet_ra_fa, …; docs/experiments.md has them all.")],
     run: Run,
-    seeds: Annotated[int | None, typer.Option(help="Replicates.")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Replicates.")] = None,
     assignments: Set = None,
 ) -> None:
     """Train one arm and score it on the test subjects; continues where it stopped."""
@@ -168,7 +168,7 @@ def ablate(
         list[str] | None, typer.Option("--data", help="Folder of studies; repeatable. None: the phantom.")
     ] = None,
     arms: Annotated[str | None, typer.Option("--arms", help="Only these, separated by commas.")] = None,
-    seeds: Annotated[int | None, typer.Option(help="Replicates of each arm.")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Replicates of each arm.")] = None,
     bank: Annotated[
         str | None, typer.Option("--bank", callback=absolute, help="Reuse a factor bank from elsewhere.")
     ] = None,
@@ -194,7 +194,7 @@ def ablate(
     elif settings.preset != "demo" and not settings.data:
         raise InputError(f"preset {preset}", "needs data", "name folders of studies with --data")
     if arms is not None:
-        document["arms"] = tuple(arm.strip() for arm in arms.split(",") if arm.strip())
+        document["arms"] = config.named_arms(arms)
     given = {"layout": layout, "seeds": seeds, "bank": bank, "pretrained": sdnet}
     document |= {name: value for name, value in given.items() if value is not None}
     settings = config.validated(document, "ablate")

@@ -53,7 +53,7 @@ def transfer(
     sources, beside = _names(vendors), _names(baselines)
     settings = directions.direction_settings(settings, sources[0], None)  # `--set` may then use what needs a vendor
     document = config.override(settings, assignments or []).model_dump()
-    document |= {"data": tuple(map(fs.absolute, data)), "arms": _names(arms), "seeds": seeds}
+    document |= {"data": tuple(map(fs.absolute, data)), "arms": config.named_arms(arms), "seeds": seeds}
     document |= {"layout": layout} if layout else {}
     document["layouts"]["test_half"] = half
     settings = config.validated(document, "transfer")

@@ -105,7 +105,13 @@ def test_help_settings_and_plans_import_nothing_heavy(modules: str, light: tuple
         (("ablate", "fast", "--run", "r"), "there is no such preset"),
         (("ablate", "cpu", "--run", "r"), "needs data"),
         (("ablate", "cpu", "--run", "r", "--data", "x", "--set", "train.epoch=1"), "no field train.epoch"),
-        (("ablate", "cpu", "--run", "r", "--data", "x", "--arms", "unet"), "unknown arms"),
+        (("ablate", "cpu", "--run", "r", "--data", "x", "--arms", "unet"), "--arms unet: unknown arms: unet; choose"),
+        (("ablate", "cpu", "--run", "r", "--data", "x", "--arms", ","), "--arms ,: names no arm; choose from unet_ra"),
+        (("ablate", "cpu", "--run", "r", "--data", "x", "--set", "arms=[unet]"), "--set arms=[unet]: arms: unknown"),
+        (
+            ("transfer", "cpu", "--data", "x", "--vendors", "A", "--out", "o", "--arms", "unet_ra,unet"),
+            "--arms unet_ra,unet: unknown arms: unet; choose from",
+        ),
         (("ablate", "absent.yaml", "--run", "r"), "no such run configuration"),
         (("train", "fs_sdnet", "--run", "absent"), "has no slices"),
         (("pretrain", "--run", "absent"), "has no slices"),
@@ -136,6 +142,9 @@ def test_bad_input_is_one_line_and_exit_status_2(
 def test_bad_usage_has_exit_status_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert cardiomix(capsys, "ablate").status == 2
     assert cardiomix(capsys, "no-such-verb").status == 2
+    for verb in (("ablate", "demo"), ("train", "unet_ra")):
+        done = cardiomix(capsys, *verb, "--run", "absent", "--seeds", "0")
+        assert done.status == 2 and "--seeds" in done.err and "Traceback" not in done.err
 
 
 def test_the_module_is_the_console_script(tmp_path: Path) -> None:
