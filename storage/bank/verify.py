@@ -37,7 +37,7 @@ def _problems(bank: FactorBank, progress: Callable[[int, int], None] | None) -> 
     def check(shard: int) -> list[str]:
         return list(_of_shard(bank, shard, entries.get(shard)))
 
-    for problems in fs.map_concurrently(bank.uri, check, range(shards), tell):
+    for problems in fs.map_concurrently(bank.uri, check, range(shards), tell, computes=True):
         yield from problems
     manifest = ledger.read_manifest(bank.uri)
     if manifest is not None and set(entries) >= set(range(shards)) and manifest != bank.ledger_as_manifest():

@@ -189,6 +189,12 @@ def test_each_waits_for_remote_places_side_by_side_and_reads_local_ones_in_turn(
     )
 
 
+def test_what_computes_has_a_thread_for_each_cpu_at_a_local_place_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1, 2})
+    together = threading.Barrier(3)
+    assert fs.map_concurrently("folder", lambda n: together.wait(60) >= 0, range(3), computes=True) == [True] * 3
+
+
 @pytest.mark.parametrize("scheme", ["memory", "s3"])
 def test_a_name_is_never_removed_as_a_pattern(scheme: str, s3_endpoint: str) -> None:
     base = f"{scheme}://bucket/{uuid.uuid4().hex}"
