@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -87,9 +88,11 @@ def predict(
         try:
             for outcome in outcomes:
                 done += 1
-                if not _print_outcome(outcome):
+                with suppress(OSError):  # a full or closed output ends no loop; the last line will meet it too
+                    _print_outcome(outcome)
+                if outcome.report is None:
                     failed.append((outcome.study, outcome.failure))
-                elif any(not found["known"] for found in (outcome.report or {})["orientation"]):
+                elif any(not found["known"] for found in outcome.report["orientation"]):
                     unknown += 1
         finally:
             if done:
@@ -103,14 +106,14 @@ def predict(
         raise typer.Exit(FAILED)
 
 
-def _print_outcome(outcome: Outcome) -> bool:
-    """Print what became of a study. Returns whether it was segmented."""
+def _print_outcome(outcome: Outcome) -> None:
+    """Print what became of a study."""
     from pipeline.inference.study import headline
     from storage.nifti.orientation import AS_STORED
 
     if outcome.report is None:
         typer.echo(f"failed {outcome.failure}", err=True)
-        return False
+        return
     typer.echo(headline(outcome.report))
     for found in outcome.report["orientation"]:
         if found["turn"] != AS_STORED.words and not found["doubt"]:  # a doubt is printed as a warning
@@ -119,7 +122,6 @@ def _print_outcome(outcome: Outcome) -> bool:
         typer.echo(f"  {outcome.study.name}: left out: {line}", err=True)
     for warning in outcome.report["warnings"]:
         typer.echo(f"  {outcome.study.name}: {warning}", err=True)
-    return True
 
 
 def export_model(

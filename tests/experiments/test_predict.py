@@ -73,6 +73,21 @@ def test_a_bad_study_fails_alone_in_one_line(done: tuple[Done, Path], folder: Pa
     assert [line.split(",")[0] for line in table] == ["study", "cine", "sub/broken", "sub/p1"]
 
 
+def test_a_full_output_costs_no_mask_and_ends_in_one_line(tmp_path: Path, arm: Path) -> None:
+    for seed in (1, 2):
+        write_frame(tmp_path / "in" / f"s{seed}.nii.gz", seed)
+    command = [sys.executable, "-m", "experiments", "predict", str(arm / "seed0"), "in", "--out", "out"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=240, cwd=tmp_path)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert [line for line in done.stderr.splitlines() if "No space left" in line] == [
+        "failed: output: No space left on device; mend that, then give the same command again"
+    ]
+    assert {path.name for path in (tmp_path / "out").glob("*.nii.gz")} == {"s1_pred.nii.gz", "s2_pred.nii.gz"}
+    table = (tmp_path / "out" / "volumes.csv").read_text(encoding="utf-8-sig").splitlines()
+    assert [line.split(",")[0] for line in table] == ["study", "s1", "s2"]
+
+
 def test_a_mask_lies_on_its_image_s_very_grid(done: tuple[Done, Path], folder: Path) -> None:
     ours, theirs = nib.load(done[1] / "cine_pred.nii.gz"), nib.load(folder / "cine.nii.gz")
     assert ours.shape == theirs.shape
