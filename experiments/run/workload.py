@@ -200,15 +200,11 @@ def _labelled_volumes(subjects: Iterable[Subject], split: str) -> int:
 
 
 def _volumes(subject: Subject) -> list[tuple[int, int, int]] | InputError:
-    """(slices, height, width) of each frame, or why a header cannot be read."""
-    from storage.images import read_image_header
+    """(slices, height, width) of each frame, or why ingest would skip the subject, as far as headers can tell."""
+    from storage.slices.frames import frame_shapes
 
     try:
-        images = {frame.image for frame in subject.frames}
-        shapes = {
-            image: read_image_header(image, subject.spacing, subject.orientation).volume_shape for image in images
-        }
-        return [shapes[frame.image] for frame in subject.frames]
+        return frame_shapes(subject)
     except InputError as error:
         return InputError(f"{subject.subject}, {error.where}", error.problem, error.remedy)
 

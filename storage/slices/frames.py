@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,6 +90,26 @@ def read_frames(subject: Subject) -> Iterator[Frame]:
     A file that holds several frames is opened once and read forwards. Raises InputError for the first fault. The checks
     of files and grids are in `nifti` and `dicom`, the check of the order of labels is in `label_order`.
     """
+    with _opened(subject) as opened:
+        for source in subject.frames:
+            file = opened[source.image]
+            mask = None if source.mask is None else _mask(opened[source.mask], source, subject)
+            image = checked_image(file.frame(source.image_index), file.name, source.image_index)
+            yield Frame(source, file.header, quantise(image), statistics(image), mask, file.orientation)
+
+
+def frame_shapes(subject: Subject) -> list[tuple[int, int, int]]:
+    """(slices, height, width) of each frame, by the headers alone.
+
+    Raises InputError for the first fault that the headers of images and masks show, as `read_frames` does.
+    """
+    with _opened(subject) as opened:
+        return [opened[source.image].header.volume_shape for source in subject.frames]
+
+
+@contextmanager
+def _opened(subject: Subject) -> Iterator[dict[str, Image]]:
+    """All images and masks of a subject, open, by their paths. Raises InputError for the first fault of a header."""
     opened: dict[str, Image] = {}
     try:
         for source in subject.frames:
@@ -96,27 +117,28 @@ def read_frames(subject: Subject) -> Iterator[Frame]:
                 opened[source.image] = open_image(source.image, subject.spacing, subject.orientation)
             if source.mask is not None and source.mask not in opened:  # a mask is turned as its image is
                 opened[source.mask] = open_image(source.mask, subject.spacing, opened[source.image].orientation)
-        placement = subject.check_masks and not subject.trust_mask_place
-        for source in subject.frames:
-            if source.mask is not None:
-                ours, theirs = opened[source.image], opened[source.mask]
-                check_same_grid(ours.stored.header, theirs.stored.header, placement, subject.subject)
-                check_mask_frame(ours.header, theirs.header, source.mask_index)
-        size = opened[subject.frames[0].image].header.volume_shape[1:]
-        for source in subject.frames:
-            file = opened[source.image]
-            if file.header.volume_shape[1:] != size:
-                raise InputError(
-                    file.name,
-                    f"its slices are {_by(file.header.volume_shape[1:])}, another frame's {_by(size)}",
-                    "list the frames as subjects of their own in a table",
-                )
-            mask = None if source.mask is None else _mask(opened[source.mask], source, subject)
-            image = checked_image(file.frame(source.image_index), file.name, source.image_index)
-            yield Frame(source, file.header, quantise(image), statistics(image), mask, file.orientation)
+        _check_headers(subject, opened)
+        yield opened
     finally:
         for file in opened.values():
             file.close()
+
+
+def _check_headers(subject: Subject, opened: Mapping[str, Image]) -> None:
+    placement = subject.check_masks and not subject.trust_mask_place
+    size = opened[subject.frames[0].image].header.volume_shape[1:]
+    for source in subject.frames:
+        ours = opened[source.image]
+        if source.mask is not None:
+            theirs = opened[source.mask]
+            check_same_grid(ours.stored.header, theirs.stored.header, placement, subject.subject)
+            check_mask_frame(ours.header, theirs.header, source.mask_index)
+        if ours.header.volume_shape[1:] != size:
+            raise InputError(
+                ours.name,
+                f"its slices are {_by(ours.header.volume_shape[1:])}, another frame's {_by(size)}",
+                "list the frames as subjects of their own in a table",
+            )
 
 
 def _mask(file: Image, source: FrameSource, subject: Subject) -> npt.NDArray[np.uint8]:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -91,6 +92,27 @@ def test_a_study_that_cannot_be_opened_is_told(
     command = ["ablate", "demo", "--data", str(data), "--run", str(tmp_path / "run"), "--arms", "unet_ra", "--dry-run"]
     said = CliRunner().invoke(app, [*command, "--strict"])
     assert isinstance(said.exception, InputError) and said.exception.where == "C0C0C0, C0C0C0_sa.nii.gz"
+
+
+def test_a_mask_that_cannot_enter_is_told_by_its_header(
+    tmp_path: Path, mnms_folder: Callable[[dict[str, tuple[str, str]]], Path], write_nifti: Callable[..., Path]
+) -> None:
+    data, run = mnms_folder(GROUP), tmp_path / "run"
+    mask = next(data.rglob("A1A1A1_sa_gt.nii.gz"))
+    command = ["ablate", "demo", "--data", str(data), "--run", str(run), "--arms", "unet_ra", "--dry-run", "--strict"]
+    for shape, zooms, words in (
+        ((24, 20, 2, 4), (1.5, 1.5, 8.0), "the mask is 24 × 20 × 2 voxels, the image 24 × 20 × 3"),
+        ((24, 20, 3, 4), (1.0, 1.0, 8.0), "voxels"),
+        (None, (), "is not a NIfTI file"),
+    ):
+        if shape is None:
+            mask.write_bytes(b"")
+        else:
+            write_nifti(mask, np.ones(shape, np.uint8), zooms)
+        ended = CliRunner().invoke(app, command)
+        assert isinstance(ended.exception, InputError), ended.output
+        assert ended.exception.where == "A1A1A1, A1A1A1_sa_gt.nii.gz" and words in str(ended.exception)
+    assert not run.exists()
 
 
 def test_what_does_not_fit_the_disk_is_refused_before_work_with_the_shortfall(tmp_path: Path) -> None:
