@@ -226,14 +226,10 @@ def map_concurrently(
     finished: Callable[[int], None] | None = None,
     computes: bool = False,
 ) -> list[B]:
-    """Call `function` with each item, one at a time for a local place, up to 16 at a time for a remote one.
+    """Call `function` with each item. Returns the results in order, or raises the first exception once all calls ended.
 
-    With `computes`, a local place has one call at a time for each CPU of this process, up to 16. This gains if
-    `function` mostly hashes or decompresses, for which Python lets other threads run.
-
-    Returns the results in order. `finished` is called in this thread with the number of results that are there. A
-    request to an object store takes tens of milliseconds whatever it asks, so hundreds of requests one after another
-    would take minutes. The first exception is raised once no call is running any more.
+    A remote place has up to 16 calls at a time, since a request takes tens of milliseconds. A local place has one; with
+    `computes` (such as hashing) one for each CPU, up to 16. `finished` is called in this thread with the number done.
     """
     at_once = min(REQUESTS, len(os.sched_getaffinity(0)) if computes else 1) if is_local(place) else REQUESTS
     if at_once == 1:
