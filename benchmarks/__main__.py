@@ -18,6 +18,7 @@ NAMES = (
     "extract",
     "far-store",
     "gpu",
+    "gpu-stages",
     "ingest",
     "makers",
     "memory",
