@@ -61,10 +61,10 @@ class Crew(Generic[Piece]):
 class Job(Generic[Piece]):
     """A piece of work and its state.
 
-    deaths: how many actors died while this was their only piece. suspect: an actor died that may have worked on
-    this piece, and had others. answer: reference to the call's answer, which may be large and stays where it was made. over: future of
-    the call's second value, which is empty and arrives together with the answer. made: the answer is there. part: how
-    much of the piece its actor has reported as done.
+    deaths: how many actors died while this was their only piece. suspect: an actor died that may have worked on this
+    piece, and had others. answer: reference to the call's answer, which may be large and stays where it was made.
+    over: future of the call's second value, which is empty and arrives together with the answer. made: the answer is
+    there. part: how much of the piece its actor has reported as done.
     """
 
     piece: Piece
