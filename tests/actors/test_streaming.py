@@ -233,22 +233,28 @@ def test_the_fa_arm_refuses_a_bank_with_a_vendor_that_the_protocol_keeps_out(
             open_bank(stream_config(run, plan=PlanConfig(fa_policy=policy)), store)
 
 
-def test_imported_styles_of_a_vendor_that_is_left_out_are_for_the_arm_that_is_named_after_them(
-    run: str, tmp_path: Path
-) -> None:
-    bank, out = shutil.copytree(Path(run) / "bank.zarr", tmp_path / "bank.zarr"), tmp_path / "styles.parquet"
+def with_styles(run: str, folder: Path, vendor: str = "Z") -> str:
+    """A copy of the run's bank that has its own codes, each number one higher, as imported styles of another vendor."""
+    bank, out = shutil.copytree(Path(run) / "bank.zarr", folder / "bank.zarr"), folder / "styles.parquet"
     export_styles(FactorBank.open(str(bank)), str(out))
     styles = pq.read_table(out)
     others = pa.array([[v + 1 for v in row] for row in styles["modality"].to_pylist()], styles["modality"].type)
     styles = styles.set_column(styles.column_names.index("modality"), styles.schema.field("modality"), others)
-    vendors = pa.array(["Z"] * styles.num_rows)
+    vendors = pa.array([vendor] * styles.num_rows)
     pq.write_table(styles.set_column(styles.column_names.index("vendor"), styles.schema.field("vendor"), vendors), out)
     import_styles(str(out), FactorBank.open(str(bank)))
+    return str(bank)
+
+
+def test_imported_styles_of_a_vendor_that_is_left_out_are_for_the_arm_that_is_named_after_them(
+    run: str, tmp_path: Path
+) -> None:
+    bank = with_styles(run, tmp_path)
     store = split_by(run, protocol="leave_one_vendor_out", protocol_vendor="Z")
     with pytest.raises(InputError, match="holds vendor Z, which may not train under leave_one_vendor_out Z"):
-        open_bank(stream_config(run, bank=str(bank)), store)
+        open_bank(stream_config(run, bank=bank), store)
     for allowed, config in ((store, PlanConfig(fa_policy="styles")), (split_by(run), PlanConfig())):
-        assert open_bank(stream_config(run, bank=str(bank), plan=config), allowed) is not None
+        assert open_bank(stream_config(run, bank=bank, plan=config), allowed) is not None
 
 
 def test_drawing_in_bfloat16_is_a_choice_and_stays_near(run: str) -> None:
@@ -356,11 +362,16 @@ def test_a_step_of_one_is_the_donors_code_to_the_bit_and_of_none_the_slices_own(
     np.testing.assert_allclose(images(fa_step=(0.0, 0.0)), images(fa_policy="own"), rtol=0, atol=1e-6)
 
 
-def test_a_residual_image_differs_from_the_real_one_by_what_the_code_changes(run: str) -> None:
-    plan = PlanConfig(fa_render="residual", fa_share=1.0)
-    maker = SampleMaker(stream_config(run, plan=plan, ra=False))
+@pytest.mark.parametrize("policy", ["mix", "styles"])
+def test_a_residual_image_differs_from_the_real_one_by_what_the_code_changes(
+    run: str, tmp_path: Path, policy: Any
+) -> None:
+    bank = with_styles(run, tmp_path)
+    plan = PlanConfig(fa_render="residual", fa_share=1.0, fa_policy=policy, fa_guard="none")
+    maker = SampleMaker(stream_config(run, plan=plan, ra=False, bank=bank))
     sample = maker.plan.labelled(0)
     assert maker.drawing is not None and sample.donor_id is not None
+    assert policy == "mix" or sample.donor_id >= len(FactorBank.open(bank).index)  # styles come after the slices
     draw = maker.drawing.decoded
     own = maker.drawing.donors.modality[maker._row_of[sample.slice_id]]
     anatomy, real = maker.anatomy(sample.slice_id), maker.working(sample.slice_id).image

@@ -182,6 +182,32 @@ def test_torchs_worker_processes_and_monais_compose_give_the_same_samples(made: 
     torch.testing.assert_close(tensors["image"], expected[1], rtol=0, atol=1e-6)
 
 
+def test_the_lines_of_the_documents_run_with_monai_and_without(made: Path) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "experiments.md").read_text()
+    lines = next(block for block in page.split("```python\n")[1:] if "DataLoader(Augmented()" in block).split("```")[0]
+    lines = lines.replace('"runs/demo/bank.zarr"', repr(str(made / "bank.zarr")))
+    lines = lines.replace('"runs/demo"', repr(str(made / "run")))
+    composed = "Compose([RandRegionLooks(bank, seed=1), RandPixelArea(preprocess, seed=1)])"
+    assert composed in lines and "runs/" not in lines
+    looks, area = "RandRegionLooks(bank, seed=1)", "RandPixelArea(preprocess, seed=1)"
+    plain = lines.replace("from monai.transforms import Compose\n", "").replace(
+        composed, f"(lambda looks, area: lambda sample: area(looks(sample)))({looks}, {area})"
+    )
+    batches = []
+    for code in (lines, plain):
+        names: dict[str, Any] = {"__name__": "a script"}
+        torch.manual_seed(0)  # of the order of the slices
+        exec(compile(code, "docs/experiments.md", "exec"), names)
+        batches.append(names["batch"])
+        assert len(names["slices"]) > 8
+    one, other = batches
+    size = PREPROCESS.size
+    assert one["image"].shape[1:] == one["mask"].shape[1:] == (1, size, size)
+    assert one["image"].dtype == torch.float32 and one["mask"].dtype == torch.uint8
+    torch.testing.assert_close(one["image"], other["image"], rtol=0, atol=1e-6)
+    torch.testing.assert_close(one["mask"], other["mask"], rtol=0, atol=0)
+
+
 def test_neither_ray_nor_mlflow_is_imported(made: Path, tmp_path: Path) -> None:
     shutil.copytree(made / "bank.zarr", tmp_path / "bank.zarr")
     code = (
