@@ -55,7 +55,7 @@ def test_fields_are_set_by_dotted_path() -> None:
 )
 def test_a_wrong_setting_is_one_line_that_names_it(assignment: str, message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
-        config.override(config.preset("cpu"), [assignment])
+        config.override(config.preset("demo"), [assignment])
     assert "\n" not in str(caught.value)
 
 

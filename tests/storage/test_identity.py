@@ -57,8 +57,10 @@ def test_every_field_since_version_0_1_0_is_declared_as_added(model: type[BaseMo
 @pytest.mark.parametrize("name", ["demo", "cpu", "paper"])
 def test_presets_have_the_hash_that_version_0_1_0_gave_them(name: str) -> None:
     settings = PRESETS[name]()
-    # what was changed on purpose since: an arm more and another normalisation in `cpu`, residual images in `demo`
+    # changed on purpose since: an arm more, another normalisation and an average in `cpu`, residual images in `demo`
     plan = settings.plan.model_copy(update={"fa_render": "decode"})
     preprocess = settings.preprocess.model_copy(update={"normalisation": "zscore"})
-    settings = settings.model_copy(update={"arms": tuple(PAPER), "plan": plan, "preprocess": preprocess})
+    train = settings.train.model_copy(update={"ema": None})
+    changes = {"arms": tuple(PAPER), "plan": plan, "preprocess": preprocess, "train": train}
+    settings = settings.model_copy(update=changes)
     assert settings.config_hash == json.loads(FIELDS.read_text())["hashes"][name]
