@@ -30,6 +30,7 @@ from pipeline.phantom import PhantomConfig, write_phantom
 
 ARM, EPOCHS, ROUNDS = "ss_sdnet_ra_fa", 2, 3
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
+COMPILED = "resources.compile=true"  # as a training of the preset's length is
 ALWAYS = (f"arms=[{ARM}]", f"train.epochs={EPOCHS}", f"pretrain.epochs={EPOCHS}")
 
 
@@ -54,10 +55,10 @@ def phantoms(training: int, frames: int, testing: int) -> tuple[PhantomConfig, P
 
 
 # An epoch may begin with 127 batches that lie ready. So the arm's epochs have many more steps, which shows how long the
-# train worker waits. The steps are compiled, as they are in a training of the preset's length.
+# train worker waits.
 CARD = Size(
     *phantoms(training=20, frames=8, testing=9),
-    ("train.steps_per_epoch=600", "pretrain.steps_per_epoch=150", "resources.compile=true"),
+    ("train.steps_per_epoch=600", "pretrain.steps_per_epoch=150"),
 )
 SMALL = Size(
     *phantoms(training=2, frames=3, testing=1),
@@ -131,7 +132,10 @@ def stages(run: str) -> None:
     from experiments.progress import Progress
     from experiments.run.driver import Ablation
 
-    with Ablation(run, config.load(run), Progress()) as driver:
+    settings = config.load(run)
+    if default_device().type == "cuda":
+        settings = config.override(settings, [COMPILED])
+    with Ablation(run, settings, Progress()) as driver:
         driver.budget()  # starts Ray
         extraction(driver)
         failed = driver.train()

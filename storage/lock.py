@@ -103,6 +103,8 @@ def _require_unlocked(path: Path, name: str) -> None:
         fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise refused(name, _parsed_holder(os.pread(handle, 4096, 0))) from error
+    except OSError as error:  # a file system without locks
+        raise _unwritable(path.parent, error) from error
     finally:
         os.close(handle)
 

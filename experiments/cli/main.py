@@ -15,7 +15,19 @@ from experiments.cli.bank import bank_app
 from experiments.cli.compare import compare
 from experiments.cli.data import inspect_data, phantom
 from experiments.cli.predict import export_model, predict
-from experiments.cli.run import Data, Layout, Preset, Run, Set, absolute, driving, interruptible, settings_of, stage
+from experiments.cli.run import (
+    Data,
+    Layout,
+    Preset,
+    Run,
+    Set,
+    absolute,
+    driving,
+    interruptible,
+    require_place_for,
+    settings_of,
+    stage,
+)
 from experiments.cli.transfer import transfer
 from storage import fs
 from storage.errors import InputError, StageError
@@ -92,15 +104,14 @@ def ingest(
 ) -> None:
     """Read studies of any layout into the run's slice store; says what came in and what was skipped, and why."""
     from experiments import config
-    from experiments.progress import Progress
-    from experiments.run.refusals import require_place, require_usable
+    from experiments.run.refusals import require_usable
 
     document = settings_of(run, preset, assignments).model_dump()
     document |= {"data": tuple(map(fs.absolute, data))} if data else {}
     document |= {"layout": layout} if layout else {}
     settings = config.validated(document, "ingest")
     require_usable(run, settings)
-    require_place(run, Progress().say)
+    require_place_for(run)
     with driving(run, settings) as driver:
         driver.ingest(strict)
 
@@ -182,10 +193,9 @@ def ablate(
 ) -> None:
     """The whole ablation, from studies to the report; stages already done are reused."""
     from experiments import config
-    from experiments.progress import Progress
     from experiments.run import dry_run
     from experiments.run.driver import ablate as run_ablation
-    from experiments.run.refusals import require_place, require_usable
+    from experiments.run.refusals import require_usable
 
     settings = config.load(preset) if preset.endswith((".yaml", ".yml")) else config.preset(preset)
     document = config.override(settings, assignments or []).model_dump()
@@ -199,7 +209,7 @@ def ablate(
     document |= {name: value for name, value in given.items() if value is not None}
     settings = config.validated(document, "ablate")
     require_usable(run, settings)
-    require_place(run, Progress().say)
+    require_place_for(run)
     if dry:
         return dry_run.show(run, settings, typer.echo, strict)
     dry_run.require_fits(run, settings)

@@ -186,6 +186,16 @@ class _Stop:
             self._again.cancel()
 
 
+def require_place_for(run: str) -> None:
+    """`require_place`. An interrupt while it waits for a lease ends with one line."""
+    from experiments.progress import Progress
+    from experiments.run.refusals import require_place
+
+    progress = Progress()
+    with interruptible(progress.say):
+        require_place(run, progress.say)
+
+
 def stage(run: str, assignments: list[str] | None = None) -> AbstractContextManager[Ablation]:
     """`driving` for a run that has slices. Raises InputError if it has none, or they were split by other options."""
     from experiments.run.driver import require_data

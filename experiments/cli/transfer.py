@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from experiments.cli.run import Layout, Set, absolute, driving
+from experiments.cli.run import Layout, Set, absolute, driving, interruptible
 from storage import fs
 from storage.errors import InputError
 from storage.places import require_writable
@@ -62,10 +62,11 @@ def transfer(
     require_writable(out, f"--out {out}")
     failed: dict[str, str] = {}
     todo = {} if table_only else {v: directions.direction_settings(settings, v, sdnets) for v in sources}
-    for vendor, own in todo.items():
-        require_usable(directions.direction_run(out, vendor), own)
-        require_free(directions.direction_run(out, vendor), Progress().say)
-        require_fits(directions.direction_run(out, vendor), own)
+    with interruptible(Progress().say):
+        for vendor, own in todo.items():
+            require_usable(directions.direction_run(out, vendor), own)
+            require_free(directions.direction_run(out, vendor), Progress().say)
+            require_fits(directions.direction_run(out, vendor), own)
     for vendor, own in todo.items():
         with driving(directions.direction_run(out, vendor), own) as driver:
             driver.progress.say(f"from {vendor}")

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 PARENT_TAG, RUN_TAG = "mlflow.parentRunId", "cardiomix_run"
 FINGERPRINTS = ("data_fingerprint", "bank_fingerprint", "sdnet_fingerprint", "start_fingerprint")  # tags of a child
 OWN_FOLDER = "this folder"
+_DATABASES = ("postgresql", "mysql", "mssql")  # how their addresses begin, `+driver` or not
 _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",  # a machine with patients' data must not report to anyone
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
@@ -126,7 +127,8 @@ def open_store(run: str, tracking_uri: str) -> MlflowClient:
 def require_answer(run: str) -> None:
     """Raises StoreError if `MLFLOW_TRACKING_URI`, or the database that a local run has, cannot be used for this run.
 
-    Only reads: no database, folder or experiment is made. A database that is not there yet is checked by its folder.
+    Only reads: no database, folder or experiment is made. A database that is not there yet is checked by its folder,
+    unless the run makes that folder. What only a plugin of MLflow can open is not checked.
     """
     own = fs.is_local(run) and is_own(run, tracking_uri_of(run))
     if not own and not os.environ.get("MLFLOW_TRACKING_URI"):
@@ -134,14 +136,20 @@ def require_answer(run: str) -> None:
     uri = tracking_uri_of(run)
     try:
         if sqlite_file(uri) is not None:
-            _look_into_sqlite(uri, new=own)
-        elif "://" in uri and not is_server(uri) and not uri.startswith(("databricks", "file:")):
+            _look_into_sqlite(uri, run)
+        elif uri.startswith(_DATABASES):
             _look_into_database(uri)
-        elif is_server(uri) or os.environ.get("MLFLOW_ALLOW_FILE_STORE", "").lower() not in ("true", "1"):
+        elif is_server(uri) or uri.startswith("databricks"):
+            open_client(uri)
+        elif ("://" not in uri or uri.startswith("file:")) and not _folders_allowed():
             open_client(uri)  # a folder is refused; where it is allowed, this would make it
     except StoreError as error:
         where = error.where if own else f"MLFLOW_TRACKING_URI={redacted(uri)}"
         raise StoreError(where, error.problem, error.remedy) from None
+
+
+def _folders_allowed() -> bool:
+    return os.environ.get("MLFLOW_ALLOW_FILE_STORE", "").lower() in ("true", "1")
 
 
 def open_client(tracking_uri: str) -> MlflowClient:
@@ -149,8 +157,7 @@ def open_client(tracking_uri: str) -> MlflowClient:
 
     Raises StoreError if the store cannot be opened or does not answer.
     """
-    for name, value in _ENVIRONMENT.items():  # before the import, because MLflow reads some of them only once
-        os.environ.setdefault(name, value)
+    _set_environment()
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
@@ -173,6 +180,12 @@ def open_client(tracking_uri: str) -> MlflowClient:
         remedy = "check that it is reachable and writable, or unset MLFLOW_TRACKING_URI"
         raise StoreError(redacted(tracking_uri), problem, remedy) from None
     return client
+
+
+def _set_environment() -> None:
+    """Call this before MLflow is imported, because it reads some variables only once."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
 
 
 @contextmanager
@@ -251,10 +264,13 @@ def _check_sqlite(tracking_uri: str) -> None:
         )
 
 
-def _look_into_sqlite(tracking_uri: str, new: bool) -> None:
-    """Raises StoreError if an SQLite file is none or cannot be written. If it is absent and `new`, it will be made."""
+def _look_into_sqlite(tracking_uri: str, run: str) -> None:
+    """Raises StoreError if an SQLite file is none or cannot be written. It may be absent from a folder of the run."""
     path = sqlite_file(tracking_uri)
-    if path is None or (new and not path.exists()):
+    if path is None:
+        return
+    made = Path(fs.local_path(run)).absolute() if fs.is_local(run) else None
+    if not path.exists() and made is not None and path.absolute().parent in (made, *made.parents):
         return
     _check_sqlite(tracking_uri)
     if not path.exists():
@@ -271,10 +287,11 @@ def _look_into_sqlite(tracking_uri: str, new: bool) -> None:
 
 def _look_into_database(tracking_uri: str) -> None:
     """Raises StoreError if a database server does not answer. MLflow would find out only after 100 seconds."""
-    from sqlalchemy import create_engine
+    _set_environment()
+    from mlflow.store.db.utils import create_sqlalchemy_engine
 
     try:
-        engine = create_engine(tracking_uri)
+        engine = create_sqlalchemy_engine(tracking_uri)  # with the certificates that MLflow's variables name
         engine.connect().close()
         engine.dispose()
     except Exception as error:  # drivers raise types of their own: no driver, no database, permission or connection

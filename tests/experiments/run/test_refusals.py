@@ -117,6 +117,9 @@ def test_a_look_at_a_database_that_is_to_be_made_does_not_make_it(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/new.db")
     require_answer(str(tmp_path / "run"))
     require_answer("memory://run")
+    for elsewhere in (f"sqlite:///{tmp_path}/runs/all.db", "a-plugin://somewhere"):  # the run makes the folder `runs`
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", elsewhere)
+        require_answer(str(tmp_path / "runs" / "first"))
     assert list(tmp_path.iterdir()) == []
 
 
