@@ -24,12 +24,11 @@ from typing import Any
 
 import torch
 
-from pipeline.networks.config import Precision
+from benchmarks.gpu import PRECISIONS, told
 from pipeline.networks.files import default_device
 from pipeline.phantom import PhantomConfig, write_phantom
 
 ARM, EPOCHS, ROUNDS = "ss_sdnet_ra_fa", 2, 3
-PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
 COMPILED = "resources.compile=true"  # as a training of the preset's length is
 ALWAYS = (f"arms=[{ARM}]", f"train.epochs={EPOCHS}", f"pretrain.epochs={EPOCHS}")
 
@@ -74,11 +73,6 @@ SMALL = Size(
         "bank_shard=8",
     ),
 )
-
-
-def told(text: str) -> None:
-    """A figure beside the ratio."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def run() -> dict[str, Any]:
