@@ -186,9 +186,8 @@ def test_three_deaths_alone_give_a_piece_up_by_name(tmp_path: Path, kind: str) -
     dying = crew(notes, 99, in_flight=3) if kind == "actors" else crew(notes, 99, make=square, method=None)
     with Pool(dying) as pool, pytest.raises(KilledError, match=line):
         list(pool.run(range(9)))
-    beside_others = (
-        2 if kind == "actors" else 0
-    )  # deaths that count for nobody; a second if two answers were on the way
+    # A death beside others counts for nobody. There is a second one if two answers were on their way.
+    beside_others = 2 if kind == "actors" else 0
     assert MOST_DEATHS <= len(list(tmp_path.iterdir())) <= MOST_DEATHS + beside_others
 
 

@@ -366,8 +366,8 @@ def test_a_step_of_one_is_the_donors_code_to_the_bit_and_of_none_the_slices_own(
 def test_a_residual_image_differs_from_the_real_one_by_what_the_code_changes(
     run: str, tmp_path: Path, policy: Any
 ) -> None:
-    bank = with_styles(run, tmp_path)
-    plan = PlanConfig(fa_render="residual", fa_share=1.0, fa_policy=policy, fa_guard="none")
+    bank = with_styles(run, tmp_path) if policy == "styles" else f"{run}/bank.zarr"
+    plan = PlanConfig(fa_render="residual", fa_share=1.0, fa_policy=policy)
     maker = SampleMaker(stream_config(run, plan=plan, ra=False, bank=bank))
     sample = maker.plan.labelled(0)
     assert maker.drawing is not None and sample.donor_id is not None

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import time
 from importlib import metadata
 from pathlib import Path
 
@@ -103,10 +102,9 @@ def test_an_mlflow_that_does_not_answer_is_refused_before_anything_starts(
     uri = place.format(file=tmp_path / "text.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     sets = [part for each in TINY for part in ("--set", each)]
-    began = time.monotonic()
     line = refused("demo", "--run", str(tmp_path / "run"), "--arms", "unet_ra", *sets)
     assert line.startswith(f"MLFLOW_TRACKING_URI={uri.replace('me:secret', '***')}: {problem}")
-    assert "\n" not in line and time.monotonic() - began < 60
+    assert "\n" not in line
     assert [path.name for path in tmp_path.iterdir()] == ["text.db"]
 
 
