@@ -141,7 +141,6 @@ def run_epochs(
     if state.step >= total:  # killed after the last epoch
         return
     device = next(state.model.parameters()).device
-    objective = _objective(job, budget, state, total - state.step, world)
     history = _History(job, state.epoch)
     makers = budget.data_actors or 1
     vendor_of = np.searchsorted(training_vendors(store), store.column("vendor"))
@@ -149,6 +148,7 @@ def run_epochs(
     sums: dict[str, torch.Tensor] = {}
     with _stream(job, budget, range(state.step, total), rank, world, str(device)) as stream:
         # while the makers start
+        objective = _objective(job, budget, state, total - state.step, world)
         held_out = validation_volumes(job, store)
         watched = watched_slices(job, store) if rank == 0 else None
         flow, before = StreamStats(makers), time.perf_counter()

@@ -12,6 +12,7 @@ from experiments.arms import ARMS, PRETRAIN
 from experiments.config import Settings
 from pipeline.networks.description import CONFIG as MODEL
 from pipeline.networks.description import read_config, sdnet_fingerprint, subject_key, vendors_seen
+from pipeline.samples.plan import require_even_shares
 from pipeline.samples.stream_config import StreamConfig, missing_of_training, name_of_banks, open_bank, step_plan
 from pipeline.training.config import ArmConfig, LossConfig, TrainConfig
 from storage import fs
@@ -191,7 +192,7 @@ def require_trainable(run: str, settings: Settings) -> None:
             step = step_plan(stream, store)
         except InputError as error:
             raise InputError(f"arm {name}", error.problem, error.remedy) from error
-        require_even_shares(step.labelled_per_step, step.unlabelled_per_step, settings, "train.batch_size")
+        require_even_shares(step.labelled_per_step, step.unlabelled_per_step, settings.resources.train_workers)
 
 
 def require_plan_fits_arms(settings: Settings) -> None:
@@ -208,18 +209,8 @@ def require_plan_fits_arms(settings: Settings) -> None:
 def require_pretraining_shared(job: TrainJob, settings: Settings, store: SliceStore) -> None:
     """Raises InputError unless the train workers share a step of the pretraining evenly."""
     step = step_plan(job.stream, store)
-    require_even_shares(step.labelled_per_step, step.unlabelled_per_step, settings, "pretrain.batch_size")
-
-
-def require_even_shares(labelled: int, unlabelled: int, settings: Settings, batch_size: str) -> None:
-    """Raises InputError, naming the setting `batch_size`, unless the train workers share a step's samples evenly."""
     workers = settings.resources.train_workers
-    if labelled % workers or unlabelled % workers:
-        raise InputError(
-            "resources.train_workers",
-            f"{workers} workers cannot share {labelled} labelled and {unlabelled} unlabelled samples evenly",
-            f"choose {batch_size} and plan.unlabelled_ratio as multiples",
-        )
+    require_even_shares(step.labelled_per_step, step.unlabelled_per_step, workers, "pretrain.batch_size")
 
 
 def check_pretrained(run: str, settings: Settings) -> None:

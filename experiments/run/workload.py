@@ -17,6 +17,7 @@ from experiments import config
 from experiments.arms import ARMS, PRETRAIN
 from experiments.run import jobs
 from pipeline.networks.config import SDNetConfig, UNetConfig
+from pipeline.samples.plan import require_even_shares
 from pipeline.samples.stream_config import require_bank_may_train
 from pipeline.training.config import ArmConfig, LossConfig, TrainConfig
 from storage import fs
@@ -259,7 +260,7 @@ def require_enough(run: str, settings: Settings, contents: Contents) -> None:
 
     def share_evenly(train: TrainConfig, semi_supervised: bool, batch_size: str) -> None:
         more = round(train.batch_size * settings.plan.unlabelled_ratio) if semi_supervised else 0
-        jobs.require_even_shares(train.batch_size, more, settings, batch_size)
+        require_even_shares(train.batch_size, more, settings.resources.train_workers, batch_size)
 
     if jobs.needs_sdnet(settings) and settings.pretrained is None and settings.bank is None:
         share_evenly(settings.pretrain, unlabelled > 0, "pretrain.batch_size")

@@ -24,7 +24,7 @@ from pipeline.samples.maker import TWIN, UPLOADED, SampleMaker, facts_of
 from pipeline.samples.plan import Sample
 from pipeline.samples.preprocess import WorkingSlice
 from pipeline.samples.rescale import Axes, Axis, inside, nearest_together, resample_together
-from pipeline.samples.stream_config import StreamConfig, samples_of_worker
+from pipeline.samples.stream_config import StreamConfig
 from storage.errors import FinalError
 
 AHEAD = 2  # batches that are ready or in progress while the trainer uses one
@@ -39,14 +39,14 @@ def batches_ahead(
     """Yield the batches of `steps` for one train worker, in order, made on `device` by a thread of this process.
 
     The samples are those of `actors.streaming.batches`. `threads` becomes torch's number of threads, for the whole
-    process. Raises InputError if a step has no sample for this worker or the bank is damaged, and FinalError if the
+    process. Raises InputError if the workers cannot share a step evenly or the bank is damaged, and FinalError if the
     device's memory runs out.
     """
     left = iter(steps)
     ahead: deque[Future[Batch]] = deque()
     with ThreadPoolExecutor(1, thread_name_prefix="samples") as thread:
         maker = _result(thread.submit(BatchMaker, config, rank, world, device, threads))
-        samples_of_worker(config, maker.maker.plan, rank, world)
+        maker.maker.plan.rows(rank, world)  # raises if the workers cannot share a step
         try:
             while True:
                 room = range(AHEAD + 1 - len(ahead))

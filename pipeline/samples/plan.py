@@ -18,6 +18,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pipeline.networks.config import Precision
+from storage.errors import InputError
 from storage.identity import added
 
 PairPolicy = Literal["uniform", "vendor_balanced", "cross_vendor"]
@@ -345,13 +346,22 @@ class Stream:
         return int(candidates[int(place * len(candidates))])
 
 
+def require_even_shares(labelled: int, unlabelled: int, workers: int, batch_size: str = "train.batch_size") -> None:
+    """Raises InputError, naming the setting `batch_size`, unless `workers` share a step's samples evenly."""
+    if labelled % workers or unlabelled % workers:
+        raise InputError(
+            "resources.train_workers",
+            f"{workers} workers cannot share {labelled} labelled and {unlabelled} unlabelled samples evenly",
+            f"choose {batch_size} and plan.unlabelled_ratio as multiples",
+        )
+
+
 @dataclass(frozen=True)
 class StepPlan:
     """The composition of a training step: first samples from the stream `labelled`, then samples from `unlabelled`.
 
-    With several workers, each `rank` of `world` takes a contiguous part of both. Together the parts are the whole step.
-    If `world` does not divide a count, parts differ by one sample: later workers get more labelled samples, earlier
-    workers more unlabelled ones.
+    With several workers, each `rank` of `world` takes a contiguous part of both. The parts have the same size, and
+    together they are the whole step. Methods raise InputError if `world` does not divide both counts.
     """
 
     labelled: Stream
@@ -374,7 +384,6 @@ class StepPlan:
     def _parts(self, rank: int, world: int) -> tuple[range, range]:
         """The labelled and the unlabelled samples of a step that a worker takes, as ranges within the step."""
         n, m = self.labelled_per_step, self.unlabelled_per_step if self.unlabelled is not None else 0
-        return (
-            range(n * rank // world, n * (rank + 1) // world),
-            range(-(-m * rank // world), -(-m * (rank + 1) // world)),
-        )
+        require_even_shares(n, m, world)
+        n, m = n // world, m // world
+        return range(n * rank, n * (rank + 1)), range(m * rank, m * (rank + 1))

@@ -136,18 +136,6 @@ def step_plan(config: StreamConfig, store: SliceStore, bank: FactorBank | None =
     )
 
 
-def samples_of_worker(config: StreamConfig, plan: StepPlan, rank: int, world: int) -> int:
-    """The number of samples of a step for one train worker. Raises InputError if it is 0."""
-    rows = plan.rows(rank, world)
-    if rows == 0:
-        raise InputError(
-            "resources.train_workers",
-            f"a step has {config.batch_size} labelled samples, none of them for worker {rank + 1} of {world}",
-            "lower resources.train_workers or raise train.batch_size",
-        )
-    return rows
-
-
 def open_bank(
     config: StreamConfig, store: SliceStore, open_at: Callable[[str], FactorBank] = FactorBank.open
 ) -> FactorBank | None:

@@ -19,7 +19,8 @@ import functools, json, os, types
 import ray
 if "RAY_ADDRESS" not in os.environ:
     ray.init = functools.partial(ray.init, num_gpus=1)  # as Ray finds it where there is a card
-from actors import export_samples, extraction, predict_studies, stages, streaming
+import ray.train.torch
+from actors import export_samples, extraction, ingest, predict_studies, stages, streaming, train_worker, trainer
 from actors.extraction import ExtractionActors
 from actors.pool import Pool
 from actors.ray_start import start_ray
@@ -51,11 +52,20 @@ found = {"task": ray.get(ray.remote(num_cpus=0)(booked).remote())}
 stages.evaluate_job = lambda *_: json.dumps(booked())
 stages.int = str  # of which `evaluate` otherwise makes a number of volumes
 job = some(stream=some(run=""), out="", train=some(precision="fp32"), say_waiting=print, finished=lambda: False)
+job.model_dump, job.name = dict, "arm"
 run = some(arm="arm", seed=0, label="arm/seed0", job=job, evaluated=lambda: False)
 found["score"] = json.loads(stages.evaluate([run], budget)["arm/seed0"])
 stages._cost, stages.fs = (lambda run: 0), some(write_text=print, remove=print, join=os.path.join)
 found["lane"] = told(stages.run_arms([run], budget, lambda _: None, body=body)["arm/seed0"])
 stages.run_job = body
+trainer._require_cuda = lambda: None  # torch may be a build without CUDA here
+torch_trainer, gloo = ray.train.torch.TorchTrainer, ray.train.torch.TorchConfig("gloo")  # NCCL needs a card
+ray.train.torch.TorchTrainer = functools.partial(torch_trainer, torch_config=gloo)
+train_worker.train_loop, trainer.fs = body, stages.fs
+found["train"] = raised(lambda: trainer.run_job(job, budget))
+ingest._read = booked
+with ingest._readers("", 1.0, PATIENCE) as pool:
+    found["ingest"] = next(iter(pool.run([0])))[1]
 found["pretrain"] = raised(lambda: stages.pretrain(job, budget, lambda _: None))
 actors = ExtractionActors(1, budget.extract_cpus, budget.extract_gpus)
 with extraction.extractors(some(helpers=1), some(), actors, Booked) as pool:
@@ -77,6 +87,8 @@ EXPECTED = {
     "score": CARD,
     "lane": NONE,
     "pretrain": NONE,
+    "train": CARD,
+    "ingest": NONE,
     "extract": CARD,
     "make": NONE,
     "make on the card": CARD,

@@ -402,8 +402,8 @@ def test_a_policy_that_cannot_be_had_is_refused(run: str, monkeypatch: pytest.Mo
         SampleMaker(stream_config(run, plan=PlanConfig(fa_policy="gaussian")))
 
 
-def test_a_worker_for_whom_a_step_holds_nothing_is_refused(run: str) -> None:
-    with pytest.raises(InputError, match="none of them for worker 1 of 5"):
+def test_workers_that_cannot_share_a_step_evenly_are_refused(run: str) -> None:
+    with pytest.raises(InputError, match="5 workers cannot share 4 labelled"):
         next(batches(stream_config(run, semi_supervised=False), range(4), rank=0, world=5))
 
 

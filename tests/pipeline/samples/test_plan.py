@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.samples.plan import StepPlan, Stream, StreamSpec
+from storage.errors import InputError
 
 POOL = np.arange(100, 137)
 DONORS = np.arange(50)
@@ -70,14 +71,19 @@ def test_cross_vendor_donors_come_from_another_vendor() -> None:
 
 
 @given(st.integers(0, 30), st.integers(1, 9), st.integers(1, 12), st.integers(0, 12))
-def test_any_number_of_workers_partitions_a_step(step: int, world: int, labelled: int, unlabelled: int) -> None:
+def test_workers_share_a_step_evenly_or_are_refused(step: int, world: int, labelled: int, unlabelled: int) -> None:
     second = Stream(StreamSpec(0, "unlabelled", np.arange(11)))
     plan = StepPlan(stream(ra_range=(1.0, 2.0)), second, labelled, unlabelled)
+    if labelled % world or unlabelled % world:
+        for refused in (plan.samples, lambda *_: plan.rows(0, world)):
+            with pytest.raises(InputError, match=f"{world} workers cannot share {labelled} labelled and {unlabelled}"):
+                refused(step, 0, world)
+        plan = replace(plan, labelled_per_step=labelled * world, unlabelled_per_step=unlabelled * world)
     parts = [plan.samples(step, rank, world) for rank in range(world)]
     for kind in (True, False):
         split = [[s for s, is_labelled in part if is_labelled is kind] for part in parts]
         assert [s for part in split for s in part] == [s for s, k in plan.samples(step) if k is kind]
-        assert max(map(len, split)) - min(map(len, split)) <= 1
+        assert len(set(map(len, split))) == 1
     assert [len(p) for p in parts] == [plan.rows(rank, world) for rank in range(world)]
 
 
