@@ -136,10 +136,10 @@ def quality(
     console.print(table)
     if moved:
         table = Table(box=None, pad_edge=False)
-        for name in ("drawn as", "structure", "real difference", "moved by the code"):
-            table.add_column(name, justify="left" if name in ("drawn as", "structure") else "right")
+        for name in ("drawn as", "region", "real difference", "moved by the code"):
+            table.add_column(name, justify="left" if name in ("drawn as", "region") else "right")
         for m in moved:
-            table.add_row(f"{m.source} → {m.target}", m.structure, f"{m.real:+.3f}", f"{m.moved:+.3f}")
+            table.add_row(f"{m.source} → {m.target}", m.region, f"{m.real:+.3f}", f"{m.moved:+.3f}")
         console.print(table)
 
 

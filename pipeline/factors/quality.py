@@ -6,7 +6,7 @@ codes does not move grey levels as far as two vendors differ, the codes cannot s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,7 @@ from scipy.ndimage import distance_transform_edt
 from pipeline.samples.drawing import Drawing
 from pipeline.samples.plan import PlanConfig, generator
 from pipeline.samples.preprocess import PreprocessConfig, working_slice
+from storage.bank.anatomy_codec import unpack
 from storage.bank.bank import FactorBank
 from storage.bank.index import rows_of
 from storage.bank.node_cache import BankView
@@ -25,10 +26,11 @@ from storage.parquet import text_array
 from storage.slices.store import SliceStore
 from storage.subjects import STRUCTURES
 
-FEWEST = 20  # pixels; a slice counts only if each structure has at least this many
-REST = "rest"
+FEWEST = 20  # pixels that a region needs to count in a slice
+REST = "rest"  # all that is no structure
 Labels = npt.NDArray[np.uint8]
 Image = npt.NDArray[np.float32]
+Regions = dict[str, npt.NDArray[np.bool_]]  # (H, W) each
 
 
 @dataclass(frozen=True)
@@ -50,15 +52,16 @@ class Kept:
 
 @dataclass(frozen=True)
 class Moved:
-    """Differences in the mean grey level of one structure (or `rest`) between two vendors. Images are in [-1, 1].
+    """Differences in the mean grey level of one region between two vendors. Images are in [-1, 1].
 
-    real: the real images of `target` minus those of `source`. moved: the change of `source` images when they are drawn
-    with codes of `target`. The change is the same for whole and residual drawing, before clipping.
+    region: a structure, `rest`, or the rest in one anatomy channel, such as `rest, channel 3`. real: the real images of
+    `target` minus those of `source`. moved: the change of `source` images when they are drawn with codes of `target`.
+    The change is the same for whole and residual drawing, before clipping.
     """
 
     source: str
     target: str
-    structure: str
+    region: str
     real: float
     moved: float
 
@@ -68,16 +71,17 @@ class _Slice:
     vendor: str
     image: Image
     mask: Labels
-    anatomy: Labels
+    anatomy: Labels  # packed, channel c in bit c
     code: npt.NDArray[np.float32]
     drawn: Image
 
 
 def quality(run: str, bank: FactorBank, a_vendor: int = 150) -> tuple[list[Kept], list[Moved]]:
-    """Measure a bank with the images of its run: one `Kept` a vendor, and one `Moved` a vendor pair and structure.
+    """Measure a bank with the images of its run: one `Kept` a vendor, and one `Moved` a vendor pair and region.
 
     Uses up to `a_vendor` labelled slices of each vendor, spread over the bank, in which LV, MYO and RV have at least 20
-    pixels each. Raises InputError if the run shares no such slice with the bank.
+    pixels each. A channel that has 20 pixels of the rest in no slice of one of the vendors is left out.
+    Raises InputError if the run shares no such slice with the bank.
     """
     store, preprocess = SliceStore.open(run), PreprocessConfig(**bank.spec.preprocess)
     draw = Drawing(bank, modality_donors(bank), PlanConfig())
@@ -89,7 +93,7 @@ def quality(run: str, bank: FactorBank, a_vendor: int = 150) -> tuple[list[Kept]
     of = {vendor: [one for one in found if one.vendor == vendor] for vendor in vendors}
     kept = [_kept(vendor, of[vendor]) for vendor in vendors]
     pairs = [(a, b) for a in vendors for b in vendors if a != b]
-    return kept, [row for a, b in pairs for row in _moved(a, b, of[a], of[b], draw)]
+    return kept, [row for a, b in pairs for row in _moved(a, b, of[a], of[b], draw, bank.spec.channels)]
 
 
 def _slices(
@@ -116,10 +120,20 @@ def _has_all(mask: Labels) -> bool:
     return bool((counts[1:4] >= FEWEST).all())
 
 
-def _levels(image: Image, mask: Labels) -> dict[str, float]:
-    return {name: float(image[mask == label].mean()) for name, label in STRUCTURES.items()} | {
-        REST: float(image[mask == 0].mean())
-    }
+def _structures(mask: Labels) -> Regions:
+    return {name: mask == label for name, label in STRUCTURES.items()} | {REST: mask == 0}
+
+
+def _regions(one: _Slice, channels: int) -> Regions:
+    """The structures, the rest, and the rest in each of the anatomy's channels."""
+    found = _structures(one.mask)
+    apart = enumerate(unpack(one.anatomy, channels).astype(bool))
+    return found | {f"{REST}, channel {c}": found[REST] & there for c, there in apart}
+
+
+def _levels(image: Image, regions: Regions) -> dict[str, float]:
+    """The mean grey level of each region; NaN where a region has fewer than `FEWEST` pixels."""
+    return {n: float(image[r].mean()) if np.count_nonzero(r) >= FEWEST else np.nan for n, r in regions.items()}
 
 
 def _wall(mask: Labels) -> float:
@@ -133,9 +147,9 @@ def _wall(mask: Labels) -> float:
 
 
 def _kept(vendor: str, slices: Sequence[_Slice]) -> Kept:
-    real, drawn = ([_levels(image, one.mask) for one, image in zip(slices, images, strict=True)] for images in (
-        [one.image for one in slices], [one.drawn for one in slices],
-    ))  # fmt: skip
+    structures = [_structures(one.mask) for one in slices]
+    real = [_levels(one.image, regions) for one, regions in zip(slices, structures, strict=True)]
+    drawn = [_levels(one.drawn, regions) for one, regions in zip(slices, structures, strict=True)]
     walls = np.array([_wall(one.mask) for one in slices])
     thin = np.flatnonzero(walls <= np.quantile(walls, 1 / 3))
 
@@ -148,18 +162,22 @@ def _kept(vendor: str, slices: Sequence[_Slice]) -> Kept:
     return Kept(vendor, len(slices), error, share("LV", every), share("RV", every), share("LV", thin.tolist()))
 
 
-def _moved(source: str, target: str, ours: Sequence[_Slice], theirs: Sequence[_Slice], draw: Drawing) -> list[Moved]:
-    real = [
-        {n: np.mean([_levels(o.image, o.mask)[n] for o in of]) for n in (*STRUCTURES, REST)} for of in (ours, theirs)
-    ]
+def _moved(
+    source: str, target: str, ours: Sequence[_Slice], theirs: Sequence[_Slice], draw: Drawing, channels: int
+) -> list[Moved]:
     rng = generator(0, "quality")
     changes = []
     for one in ours:
-        code = theirs[int(rng.integers(len(theirs)))].code
-        drawn = _levels(draw.decoded(one.anatomy, code), one.mask)
-        own = _levels(one.drawn, one.mask)
-        changes.append({name: drawn[name] - own[name] for name in drawn})
-    return [
-        Moved(source, target, n, float(real[1][n] - real[0][n]), float(np.mean([c[n] for c in changes])))
-        for n in (*STRUCTURES, REST)
-    ]
+        code, regions = theirs[int(rng.integers(len(theirs)))].code, _regions(one, channels)
+        swapped, own = _levels(draw.decoded(one.anatomy, code), regions), _levels(one.drawn, regions)
+        changes.append({name: swapped[name] - own[name] for name in regions})
+    real = [[_levels(o.image, _regions(o, channels)) for o in of] for of in (ours, theirs)]
+    at_source, at_target, moved = (_means(levels) for levels in (*real, changes))
+    there = [name for name in moved if name in at_source and name in at_target]
+    return [Moved(source, target, name, at_target[name] - at_source[name], moved[name]) for name in there]
+
+
+def _means(levels: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of each region over the slices in which it counts. A region that counts in none is left out."""
+    found = {name: [one[name] for one in levels if not np.isnan(one[name])] for name in levels[0]}
+    return {name: float(np.mean(values)) for name, values in found.items() if values}

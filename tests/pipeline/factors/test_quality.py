@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from pipeline.factors import quality as module
-from pipeline.factors.quality import _kept, _levels, _Slice, _wall
+from pipeline.factors.quality import _kept, _levels, _moved, _regions, _Slice, _structures, _wall
+from pipeline.samples.drawing import Drawing
 from storage.subjects import STRUCTURES
 
 
@@ -51,8 +52,42 @@ def test_the_wall_is_about_as_thick_as_it_was_drawn(wall: int) -> None:
 
 def test_levels_are_means_of_structures_and_the_rest() -> None:
     one = made(5, 1.0)
-    levels = _levels(one.image, one.mask)
+    levels = _levels(one.image, _structures(one.mask))
     assert levels == pytest.approx({"LV": 0.6, "MYO": -0.4, "RV": 0.5, module.REST: -0.8})
+
+
+def test_the_rest_is_told_apart_by_anatomy_channel_and_a_swap_of_codes_with_it() -> None:
+    class ByChannel(Drawing):
+        """Draws channel c with the code's number c."""
+
+        def __init__(self) -> None:
+            pass
+
+        def decoded(self, anatomy_HW: np.ndarray, code_M: np.ndarray) -> np.ndarray:
+            return np.sum([(anatomy_HW >> c & 1) * code_M[c] for c in range(3)], axis=0, dtype=np.float32)
+
+    def one(vendor: str, code: tuple[float, float, float]) -> _Slice:
+        mask, drawing = ring(12, 5), ByChannel()
+        anatomy = np.where(mask > 0, 1, np.where(np.arange(64)[:, None] < 16, 2, 0)).astype(np.uint8)
+        anatomy[-1, -10:] = 4  # too few pixels to count
+        drawn = drawing.decoded(anatomy, np.array(code))
+        return _Slice(vendor, drawn + np.float32(0.1 if vendor == "B" else 0), mask, anatomy, np.array(code), drawn)
+
+    a, b = [one("A", (0.1, 0.2, 0.3))] * 2, [one("B", (0.5, -0.4, 0.9))] * 2
+    assert list(_regions(a[0], 3)) == [
+        "LV",
+        "MYO",
+        "RV",
+        "rest",
+        "rest, channel 0",
+        "rest, channel 1",
+        "rest, channel 2",
+    ]
+    found = {row.region: row for row in _moved("A", "B", a, b, ByChannel(), 3)}
+    assert set(found) == {"LV", "MYO", "RV", "rest", "rest, channel 1"}  # channel 0 is in no rest, 2 has ten pixels
+    for name, moved in (("LV", 0.4), ("MYO", 0.4), ("RV", 0.4), ("rest, channel 1", -0.6)):
+        assert (found[name].moved, found[name].real) == pytest.approx((moved, moved + 0.1))
+    assert -0.6 < found["rest"].moved < 0
 
 
 def test_a_run_that_shares_nothing_with_the_bank_is_refused(tmp_path: Path) -> None:
@@ -63,4 +98,6 @@ def test_a_run_that_shares_nothing_with_the_bank_is_refused(tmp_path: Path) -> N
     with pytest.raises(InputError, match="has no labelled slice with LV, MYO and RV"):
         module.quality(run, bank)
     kept, moved = module.quality(*reversed(filled_bank(tmp_path / "with")))
-    assert {k.vendor for k in kept} == {"A", "B"} and len(moved) == 2 * 4
+    assert {k.vendor for k in kept} == {"A", "B"}
+    assert {(m.source, m.region) for m in moved} >= {(v, r) for v in "AB" for r in ("LV", "MYO", "RV", "rest")}
+    assert any(m.region.startswith("rest, channel ") for m in moved)
