@@ -97,7 +97,7 @@ def interruptible(
             with _stopped(stop, say, line):
                 yield stop
         finally:
-            if stop.number is None:  # after an interrupt the handler stays, to catch the next one too
+            if stop.number is None:  # after an interrupt, the next ones are ignored while the process ends
                 for number, handler in before.items():
                     signal.signal(number, handler)
 
@@ -115,6 +115,9 @@ def _stopped(stop: _Stop, say: Callable[[str], None], line: str) -> Iterator[Non
             stop.number = signal.SIGTERM
         if stop.number is None:
             raise
+        stop.over = True  # only Ray's own end is left, and another interrupt would tear it
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, stop)
         stop.heard()
         say(line)
         raise SystemExit(128 + stop.number) from None  # while Ray waits, it turns any exit status into 1
@@ -164,9 +167,12 @@ class _Stop:
         self.number: int | None = None
         self._silence = silence
         self.reason: StageError | None = None
+        self.over = False  # the process ends already
         self._again: threading.Timer | None = None
 
     def __call__(self, number: int, _frame: object) -> None:
+        if self.over:
+            return
         self.heard()
         self._silence()
         self.number = number
