@@ -125,7 +125,7 @@ def start_ray(cpus: int | None = None) -> Cluster:
     if not inside_cluster():
         # Ray reads this when it is imported. Without it even a cluster of one node listens on every interface.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-        # Ray Train would give each training a process that asks whether a cluster is about to take its node away
+        # No cluster takes this node away; Ray Train would start a process in each training to ask for that.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     require_places()
     import ray

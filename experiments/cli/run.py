@@ -116,7 +116,7 @@ def _stopped(stop: _Stop, say: Callable[[str], None], line: str) -> Iterator[Non
         if stop.number is None:
             raise
         stop.over = True  # only Ray's own end is left, and another interrupt would tear it
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT):  # in place of Ray's, if it was still starting
             signal.signal(number, stop)
         stop.heard()
         say(line)

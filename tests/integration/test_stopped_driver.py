@@ -63,6 +63,31 @@ def test_a_driver_stops_where_python_swallows_the_exception(tmp_path: Path) -> N
     assert not (run / ".lock").exists()
 
 
+STOPPED_AGAIN_AT_EXIT = """
+import atexit, os, signal, sys, time
+from experiments.cli.run import driving
+from experiments.config import demo
+
+@atexit.register
+def end():  # as Ray's own end, which takes seconds
+    os.kill(os.getpid(), int(sys.argv[2]))
+    time.sleep(0.1)
+    print("ended")
+
+with driving(sys.argv[1], demo()):
+    os.kill(os.getpid(), int(sys.argv[2]))
+    time.sleep(20)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_interrupt_while_the_process_ends_already_tears_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    command = [sys.executable, "-c", STOPPED_AGAIN_AT_EXIT, str(tmp_path / "first"), str(int(number))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.stderr == "stopped; the same command goes on from here\n"
+    assert (done.stdout, done.returncode) == ("ended\n", 128 + number)
+
+
 STOPPED_WHILE_RAY_RUNS = """
 import sys, time
 from actors.ray_start import start_ray

@@ -74,15 +74,7 @@ def test_the_rest_is_told_apart_by_anatomy_channel_and_a_swap_of_codes_with_it()
         return _Slice(vendor, drawn + np.float32(0.1 if vendor == "B" else 0), mask, anatomy, np.array(code), drawn)
 
     a, b = [one("A", (0.1, 0.2, 0.3))] * 2, [one("B", (0.5, -0.4, 0.9))] * 2
-    assert list(_regions(a[0], 3)) == [
-        "LV",
-        "MYO",
-        "RV",
-        "rest",
-        "rest, channel 0",
-        "rest, channel 1",
-        "rest, channel 2",
-    ]
+    assert list(_regions(a[0], 3)) == ["LV", "MYO", "RV", "rest", *(f"rest, channel {c}" for c in range(3))]
     found = {row.region: row for row in _moved("A", "B", a, b, ByChannel(), 3)}
     assert set(found) == {"LV", "MYO", "RV", "rest", "rest, channel 1"}  # channel 0 is in no rest, 2 has ten pixels
     for name, moved in (("LV", 0.4), ("MYO", 0.4), ("RV", 0.4), ("rest, channel 1", -0.6)):
