@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner, Result
@@ -22,7 +23,7 @@ from storage.identity import identity
 from storage.layouts import LayoutOptions
 from storage.slices.store import SliceStore
 from storage.slices.writer import LAYOUTS_KEY
-from tests.actors.tiny_runs import PREPROCESS
+from tests.actors.tiny_runs import PREPROCESS, filled_bank
 from tests.experiments.logged_runs import make_run
 
 LEFT_OUT = {"protocol": "leave_one_vendor_out", "protocol_vendor": "D"}
@@ -128,6 +129,22 @@ def test_masks_that_an_sdnet_saw_and_the_run_has_not_are_refused(tmp_path: Path)
     with pytest.raises(InputError, match=r"learned from masks of 1 subjects"):
         jobs.require_trainable(run, given.model_copy(update={"arms": ("ss_sdnet_ra_fa",)}))
     jobs.require_trainable(run, given.model_copy(update={"arms": ("unet_ra",)}))  # which does not use it
+
+
+def test_a_bank_with_masks_that_the_run_has_not_is_refused(tmp_path: Path) -> None:
+    run, settings, _ = make_run(tmp_path)
+    bank, _ = filled_bank(tmp_path / "lender")  # of the same subjects, with the same masks
+    jobs.require_bank_without_other_masks(run, settings.model_copy(update={"bank": bank.uri}))
+    table = SliceStore.open(run).table
+    subjects, labelled = table["subject"].to_pylist(), table["labelled"].to_pylist()
+    split = table["split"].to_pylist()
+    hidden = next(who for who, has, of in zip(subjects, labelled, split, strict=True) if has and of == "train")
+    fewer = pa.array([has and who != hidden for who, has in zip(subjects, labelled, strict=True)])
+    column = table.column_names.index("labelled")
+    table = table.set_column(column, table.schema.field(column), fewer)
+    pq.write_table(table, Path(run) / "slices.parquet")
+    with pytest.raises(InputError, match=rf"bank.zarr: learned from masks of 1 subjects .* such as {hidden}; its"):
+        jobs.require_bank_without_other_masks(run, settings.model_copy(update={"bank": bank.uri}))
 
 
 def test_a_pretrained_network_that_saw_a_vendor_which_is_left_out_is_refused(tmp_path: Path) -> None:

@@ -104,6 +104,22 @@ def test_a_batch_made_at_once_is_the_actors_batch(made: Path, changes: dict[str,
     assert found[MADE_S].shape == found[MADE_AT].shape == expected[MADE_S].shape and (found[MADE_S] > 0).all()
 
 
+def test_the_papers_samples_are_drawn_as_they_were_recorded(made: Path) -> None:
+    """Recorded by commit fe846f6, before there were residual images; every second sample of a stream is drawn."""
+    images = SampleMaker(stream_config(made))({"step": np.arange(3)})["image"][:8].reshape(8, -1)
+    means = [-0.0043, 0.1278, -0.0022, 0.1216, -0.2632, -0.5531, -0.2114, -0.6062]
+    spreads = [0.2827, 0.1389, 0.2231, 0.0699, 0.2471, 0.5733, 0.288, 0.5086]
+    np.testing.assert_allclose(images.mean(axis=1), means, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(images.std(axis=1), spreads, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("order", ["fa_first", "ra_first"])
+def test_residual_images_with_their_own_codes_are_the_real_ones(made: Path, order: Any) -> None:
+    plan = PlanConfig(fa_policy="own", fa_render="residual", fa_order=order, fa_share=1.0)
+    drawn, real = (BatchMaker(stream_config(made, plan=plan, fa=fa))(3)["image"] for fa in (True, False))
+    torch.testing.assert_close(drawn, real, rtol=0, atol=1e-6)
+
+
 def test_the_guard_turns_down_some_images_of_those_plans_that_are_to_show_it(made: Path) -> None:
     for plan in (
         PlanConfig(fa_step=(0.5, 2.0), fa_order="ra_first"),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from dataclasses import replace
 
@@ -95,6 +96,28 @@ def test_steps_follow_one_another_without_gap_or_overlap(labelled: int, unlabell
     assert [s for s, k in taken if k] == [plan.labelled(i) for i in range(12 * labelled)]
     assert plan.unlabelled is not None
     assert [s for s, k in taken if not k] == [plan.unlabelled(i) for i in range(12 * unlabelled)]
+
+
+@pytest.mark.parametrize(
+    ("options", "digest"),
+    [
+        ({}, "faa2ce0c65c142c7"),
+        ({"pairs": "vendor_balanced"}, "11f8cdca2794ec92"),
+        ({"pairs": "cross_vendor"}, "85c018a049753436"),
+        ({"policy": "interpolate"}, "9d3454732a9722f2"),
+    ],
+    ids=["mix", "vendor_balanced", "cross_vendor", "interpolate"],
+)
+def test_the_papers_plan_is_the_one_that_was_recorded(options: dict[str, object], digest: str) -> None:
+    """Recorded by commit fe846f6, before there were residual images, steps and regions."""
+    pool_vendors = np.array(["A", "B"])[POOL % 2]
+    planned = stream(seed=7, fa_share=0.5, ra_range=(0.954, 2.692), pool_vendors=pool_vendors, **options)
+    lines = []
+    for sample in map(planned, range(400)):
+        assert sample.area is not None
+        numbers = (sample.slice_id, sample.donor_id, sample.area.hex(), sample.other_id, float(sample.weight).hex())
+        lines.append(" ".join(map(str, numbers)))
+    assert hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16] == digest
 
 
 def test_uniform_donors_come_as_often_as_their_vendor_has_rows() -> None:
