@@ -81,7 +81,11 @@ class Settings(BaseModel):
     resources: ResourceConfig = ResourceConfig()
     bank_shard: int = Field(64, ge=1, description="slices in a shard of the factor bank")
     bank_precision: Precision = Field("fp32", description="of the encoders that fill the bank")
-    bank: str | None = Field(None, description="a factor bank from elsewhere; nothing is pretrained or extracted then")
+    bank: str | None = Field(
+        None,
+        description="a factor bank from elsewhere; nothing is pretrained then, and slices are extracted only if "
+        "`pretrained` is given too",
+    )
     pretrained: str | None = Field(None, description="folder of a trained SDNet from elsewhere")
 
     @field_validator("arms")

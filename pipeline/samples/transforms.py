@@ -35,7 +35,7 @@ Factors = tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]  # anatomy (h, w
 
 IMAGE, MASK, INDEX, AREA = "image", "mask", "index", "pixel_area_mm2"
 AREA_TOLERANCE = 1e-3  # relative: of two roundings of one spacing
-RESIDUAL = PlanConfig(fa_render="residual", fa_step=(0.5, 2.0), fa_guard="none")
+RESIDUAL = PlanConfig(fa_render="residual", fa_guard="none")
 
 
 def bank_preprocess(bank: str | FactorBank) -> PreprocessConfig:
@@ -157,9 +157,9 @@ class FactorAugment(_OfBank):
 
     bank: a URI or a `FactorBank`. sdnet: folder of the SDNet that filled the bank, for slices that the bank lacks.
     key: of the image. plan: how images are drawn (`fa_share`, `fa_policy`, `fa_reach`, `fa_render`, `fa_step`, `pairs`,
-    `fa_precision`). By default half of the images are drawn, residual, with a code between half and twice the way to a
-    donor's. These need a run's stream and are refused here: the policies `own` and `styles`, pairs `cross_vendor`,
-    region looks, turns, zooms, bends, and a guard.
+    `fa_precision`). By default half of the images are drawn, residual, with a donor's code. These need a run's stream
+    and are refused here: the policies `own` and `styles`, pairs `cross_vendor`, region looks, turns, zooms, bends, and
+    a guard.
 
     The constructor raises InputError for such a plan, a bank that cannot be opened, or an SDNet that did not fill the
     bank. A call raises InputError for a sample without `index`, an image that is not on the bank's grid and, if there

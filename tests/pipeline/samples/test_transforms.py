@@ -194,13 +194,16 @@ def test_the_lines_of_the_documents_run_with_monai_and_without(made: Path) -> No
         composed, f"(lambda looks, area: lambda sample: area(looks(sample)))({looks}, {area})"
     )
     batches = []
-    for code in (lines, plain):
+    with_fa = lines.replace("RandRegionLooks", "FactorAugment")  # as the page says
+    for code in (lines, plain, with_fa):
         names: dict[str, Any] = {"__name__": "a script"}
         torch.manual_seed(0)  # of the order of the slices
         exec(compile(code, "docs/experiments.md", "exec"), names)
         batches.append(names["batch"])
         assert len(names["slices"]) > 8
-    one, other = batches
+    one, other, drawn = batches
+    torch.testing.assert_close(drawn["mask"], one["mask"], rtol=0, atol=0)
+    assert isinstance(names["augment"].transforms[0], FactorAugment)
     size = PREPROCESS.size
     assert one["image"].shape[1:] == one["mask"].shape[1:] == (1, size, size)
     assert one["image"].dtype == torch.float32 and one["mask"].dtype == torch.uint8
