@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -76,6 +76,19 @@ def cost_lines(work: Workload, settings: Settings, cluster: Cluster, budget: Res
     if budget.trainer_gpus and not torch.cuda.is_available():
         return ["time: not estimated, training would be on GPUs and this machine has none to time a step on"]
     return cost(work, settings, cluster, budget).lines()
+
+
+def slow_precision(settings: Settings, budget: ResourcePlan, sections: Sequence[str]) -> str | None:
+    """A line, if these sections (`train`, `pretrain`) train in bf16 on processors like this one, which has no bf16."""
+    from pipeline.training.kernels import lacks_bf16
+
+    slow = [f"--set {name}.precision=fp32" for name in sections if getattr(settings, name).precision == "bf16"]
+    if not slow or budget.trainer_gpus or not lacks_bf16():
+        return None
+    return (
+        "precision: this machine's processor has no bf16 and is about twice as fast in fp32: "
+        f"{' '.join(slow)} (rounds differently, so results differ)"
+    )
 
 
 def cost(work: Workload, settings: Settings, cluster: Cluster, budget: ResourcePlan) -> Cost:

@@ -16,6 +16,7 @@ from experiments.config import Settings
 from experiments.progress import Progress
 from experiments.report.build import SHARED_BANK, ReportPaths, build_report
 from experiments.run import jobs
+from experiments.run.cost import slow_precision
 from experiments.run.refusals import require_local_phantom
 from experiments.tracking.run_log import TABLE as REPORT_TABLE
 from experiments.tracking.run_log import RunLog
@@ -118,7 +119,7 @@ class Ablation:
         job = jobs.pretrain_job(self.run, self.settings)
         if not job.finished():
             jobs.require_pretraining_shared(job, self.settings, SliceStore.open(self.run))
-            budget = self._ready_to_train()
+            budget = self._ready_to_train("pretrain")
             self._say_what_is_replaced({"the pretrained SDNet": job})
             with self.progress.stage("pretrain") as step:
                 stages.pretrain(job, budget, lambda _: self._follow("pretrain", 0, job, step))
@@ -162,7 +163,7 @@ class Ablation:
         runs = jobs.arm_runs(self.run, self.settings)
         todo = [r for r in runs if not r.evaluated()]
         if todo:
-            budget = self._ready_to_train(len(todo))
+            budget = self._ready_to_train("train", len(todo))
             self.progress.say(budget.describe())
             self._say_what_is_replaced({run.label: run.job for run in todo})
             before: list[str] = []  # labels that ran at the last tick
@@ -232,13 +233,19 @@ class Ablation:
     def _patience(self) -> Patience:
         return Patience(self.settings.resources.wait_minutes, self.progress.say)
 
-    def _ready_to_train(self, trainings: int = 1) -> ResourcePlan:
-        """The budget. Raises InputError if MLflow does not answer: hours of training must not end without a log."""
+    def _ready_to_train(self, section: str, trainings: int = 1) -> ResourcePlan:
+        """The budget. Raises InputError if MLflow does not answer: hours of training must not end without a log.
+
+        Says so if what `section` sets (`pretrain` or `train`) is slow on this processor.
+        """
         if self._cluster is None:  # before Ray takes seconds to start
             require_answer(self.run)
         self.log.start()
         budget = self.budget(trainings)
         self.log.require()
+        slow = slow_precision(self.settings, budget, [section])
+        if slow is not None:
+            self.progress.say(slow)
         return budget
 
     def _say_what_is_replaced(self, trainings: Mapping[str, TrainJob]) -> None:

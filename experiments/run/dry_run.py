@@ -15,7 +15,7 @@ from actors.ray_start import inside_cluster, local_cluster, start_ray
 from actors.resources import ResourcePlan, plan
 from experiments.config import Settings
 from experiments.run import jobs
-from experiments.run.cost import cost_lines
+from experiments.run.cost import cost_lines, slow_precision
 from experiments.run.workload import Training, Workload, require_enough, require_none_skipped, workload
 from experiments.tracking.store import require_answer
 from pipeline.scores.compare_arms import ALPHA, FEWEST_SEEDS, FEWEST_SUBJECTS, WHOLE_SHARE, trainings
@@ -64,6 +64,10 @@ def show(run: str, settings: Settings, say: Callable[[str], None], strict: bool 
         say(f"  {name:{width}}  {state}")
     for line in cost_lines(work, settings, cluster, budget):
         say(line)
+    trained = {"pretrain": work.pretrain is not None and work.pretrain.steps, "train": any(arm.steps for arm in todo)}
+    slow = slow_precision(settings, budget, [name for name, steps in trained.items() if steps])
+    if slow is not None:
+        say(slow)
     say(_power(settings.seeds, work.contents.tested))
     needed, free = storage_needed(settings, work), _free(run)
     parts = ", ".join(f"{name} {_size(size)}" for name, size in needed.items() if size)

@@ -1,10 +1,13 @@
-"""How a step is computed: compiled, with the fastest convolutions of this GPU, or with the same bits every time."""
+"""How a step is computed: compiled, with the fastest convolutions of this GPU, or with the same bits every time.
+
+And whether this processor has bf16 at all.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +18,7 @@ from storage.errors import one_line
 
 log = logging.getLogger(__name__)
 
+BF16_UNITS = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")  # torch's names of x86's and ARM's instructions for bf16
 WORTH_COMPILING = 3000  # steps on a GPU: compiling takes half a minute and saves about 10 ms a step
 
 
@@ -102,3 +106,14 @@ def same_bits_every_time() -> None:
     torch.backends.cudnn.deterministic = True
     # Warn only: 2 × 2 pooling is listed as not deterministic, but it is here, since its windows do not overlap.
     torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def lacks_bf16(capabilities: Mapping[str, Any] | None = None) -> bool:
+    """Whether a processor computes bf16 without instructions for it, so that it is slower than fp32.
+
+    `capabilities` is what `torch.cpu.get_capabilities` tells; if not given, this processor's. A torch too old to tell
+    gives False.
+    """
+    if capabilities is None:
+        capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities) and not any(capabilities.get(name) for name in BF16_UNITS)

@@ -14,15 +14,17 @@ from typer.testing import CliRunner
 from actors.resources import Cluster, Node, plan
 from experiments.cli.main import app
 from experiments.config import demo, override, validated
-from experiments.run.cost import START_S, Cost, cost
+from experiments.run.cost import START_S, Cost, cost, slow_precision
 from experiments.run.dry_run import require_fits, show, storage_needed
 from experiments.run.workload import require_none_skipped, workload
 from pipeline.networks.config import SDNetConfig, UNetConfig
 from pipeline.training.config import LossConfig, TrainConfig
+from pipeline.training.kernels import lacks_bf16
 from pipeline.training.step_time import seconds_a_step
 from storage.errors import InputError
 
 TINY = ("preprocess.size=32", "unet.width=4", "train.epochs=3", "train.steps_per_epoch=7", "phantom.subjects=10")
+PRECISION = "precision: this machine's processor has no bf16 and is about twice as fast in fp32: --set train.precision"
 GROUP = {
     "A0A0A0": ("Training/Labeled", "A"),
     "A1A1A1": ("Training/Labeled", "A"),
@@ -44,6 +46,7 @@ def test_a_dry_run_says_plan_stages_time_and_disk_and_writes_nothing(tmp_path: P
         "ingest         to do: about ",
         "unet_ra/seed0  to do: 3 epochs of 7 steps",
         "time: about ",
+        *([PRECISION] if lacks_bf16() else []),
         "power: one training: descriptive, no verdict; 3 seeds and 11 test subjects show a difference of 0.054 to ",
         "An estimate",
         "storage: ",
@@ -52,6 +55,21 @@ def test_a_dry_run_says_plan_stages_time_and_disk_and_writes_nothing(tmp_path: P
         assert words in said.output, said.output
     assert "pretrain" not in said.output  # no arm of this one needs it
     assert list(tmp_path.iterdir()) == []
+
+
+def test_precision_is_spoken_of_only_where_bf16_would_be_emulated() -> None:
+    settings = demo()
+    processors = Cluster((Node(2),))
+    budget = plan(settings.resources, processors, 1)
+    said = slow_precision(settings, budget, ["pretrain", "train"])
+    assert (said is not None) is lacks_bf16()
+    if said is not None:
+        assert "--set pretrain.precision=fp32 --set train.precision=fp32" in said
+        only = slow_precision(override(settings, ["train.precision=fp32"]), budget, ["pretrain", "train"])
+        assert only is not None and "--set train" not in only
+    exact = override(settings, ["train.precision=fp32", "pretrain.precision=fp32"])
+    assert slow_precision(exact, budget, ["pretrain", "train"]) is None
+    assert slow_precision(settings, replace(budget, trainer_gpus=1), ["train"]) is None  # a GPU computes it
 
 
 def test_slices_are_counted_from_headers_as_ingest_would_split_them(

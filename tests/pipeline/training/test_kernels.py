@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import logging
+import platform
 import shutil
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -10,7 +12,7 @@ import torch
 
 from pipeline.networks.config import SDNetConfig, UNetConfig
 from pipeline.training.config import LossConfig, TrainConfig
-from pipeline.training.kernels import Compiled, fastest_convolutions, same_bits_every_time
+from pipeline.training.kernels import Compiled, fastest_convolutions, lacks_bf16, same_bits_every_time
 from pipeline.training.objective import Objective
 from pipeline.training.state import TrainState
 from pipeline.training.step import Batch, settle, train_step
@@ -180,3 +182,32 @@ def test_convolutions_are_tried_on_a_gpu_alone_and_never_where_bits_must_stay(mo
     finally:
         torch.use_deterministic_algorithms(False)
     assert seen == [False, True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "lacks"),
+    [
+        pytest.param(
+            {"architecture": "x86_64", "avx512_f": True, "avx512_bf16": False, "amx_bf16": False}, True, id="Ice Lake"
+        ),
+        pytest.param(
+            {"architecture": "x86_64", "avx512_f": True, "avx512_bf16": True, "amx_bf16": False}, False, id="Zen 4"
+        ),
+        pytest.param({"architecture": "x86_64", "avx512_bf16": False, "amx_bf16": True}, False, id="AMX alone"),
+        pytest.param({"architecture": "x86_64", "avx2": True}, True, id="AVX2"),
+        pytest.param({"architecture": "aarch64", "neon": True, "bf16": False}, True, id="Apple M1"),
+        pytest.param({"architecture": "aarch64", "neon": True, "bf16": True}, False, id="Graviton 3"),
+        pytest.param({}, False, id="a torch that cannot tell"),
+    ],
+)
+def test_a_processor_lacks_bf16_without_any_of_its_instructions(capabilities: dict[str, Any], lacks: bool) -> None:
+    assert lacks_bf16(capabilities) is lacks
+
+
+@pytest.mark.skipif(
+    platform.machine() != "x86_64" or not Path("/proc/cpuinfo").exists(), reason="x86's flags as Linux shows them"
+)
+@pytest.mark.skipif(not hasattr(torch.cpu, "get_capabilities"), reason="this torch does not tell what a processor has")
+def test_this_processor_lacks_bf16_if_linux_shows_no_flag_of_it() -> None:
+    flags = next(x for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("flags")).split()
+    assert lacks_bf16() is {"avx512_bf16", "amx_bf16"}.isdisjoint(flags)
