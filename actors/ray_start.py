@@ -15,7 +15,7 @@ from typing import Any
 
 from actors.ray_internals import machine_cpus, machine_gpus, noted_cluster
 from actors.resources import Cluster, Node
-from storage.errors import InputError
+from storage.errors import InputError, one_line
 from storage.places import require_writable
 
 HIDE_UNBOOKED = "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"
@@ -68,6 +68,12 @@ def _no_cluster(why: str) -> InputError:
     )
 
 
+def _temporary() -> tuple[str, str]:
+    """The folder under which Ray puts its files on this machine, after what names it."""
+    name = next((name for name in ("RAY_TMPDIR", "TMPDIR") if name in os.environ), "the folder for temporary files")
+    return name, os.environ.get(name, "/tmp")
+
+
 def require_places() -> None:
     """Raises InputError if a local Ray could not put its files, sockets or shared memory on this machine.
 
@@ -75,8 +81,7 @@ def require_places() -> None:
     """
     if inside_cluster():
         return
-    name = next((name for name in ("RAY_TMPDIR", "TMPDIR") if name in os.environ), "the folder for temporary files")
-    folder = os.environ.get(name, "/tmp")
+    name, folder = _temporary()
     remedy = "set RAY_TMPDIR to a short path on a disk with room, such as /tmp"
     longest = os.path.join(os.path.abspath(folder), SOCKET.format(pid=os.getpid()))
     excess = len(os.fsencode(longest)) - SOCKET_BYTES
@@ -111,8 +116,8 @@ def start_ray(cpus: int | None = None) -> Cluster:
 
     A local cluster listens on loopback, has no dashboard, and ignores every other Ray on this machine. `cpus` is its
     number of CPUs; None for as many as Ray finds.
-    Raises InputError if the cluster does not answer within twice `ANSWER_S` seconds. Also, before anything
-    is started, if this machine has no place for Ray's files.
+    Raises InputError if the cluster does not answer within twice `ANSWER_S` seconds, if the local one does not start,
+    and before anything is started if this machine has no place for Ray's files.
     """
     import logging
 
@@ -143,5 +148,13 @@ def start_ray(cpus: int | None = None) -> Cluster:
                 ray.init(**options)
         except ConnectionError as error:
             raise _no_cluster(str(error).splitlines()[0]) from error
+        except Exception as error:  # Ray raises bare exceptions if its processes die, or do not answer in time
+            if inside_cluster():
+                raise
+            raise InputError(
+                "Ray",
+                f"did not start on this machine ({one_line(error).partition('. ')[0]})",
+                f"try again when the machine is less busy; Ray's logs are in {_temporary()[1]}/ray/session_latest/logs",
+            ) from error
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return Cluster(tuple(Node(float(n.get("CPU", 0.0)), float(n.get("GPU", 0.0))) for n in alive))
