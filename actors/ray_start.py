@@ -68,6 +68,15 @@ def _no_cluster(why: str) -> InputError:
     )
 
 
+def _not_started(why: str) -> InputError:
+    logs = os.path.join(_temporary()[1], "ray/session_latest/logs")
+    return InputError(
+        "Ray",
+        f"did not start on this machine ({why.partition('. ')[0]})",
+        f"try again when the machine is less busy; Ray's logs are in {logs}",
+    )
+
+
 def _temporary() -> tuple[str, str]:
     """The folder under which Ray puts its files on this machine, after what names it."""
     name = next((name for name in ("RAY_TMPDIR", "TMPDIR") if name in os.environ), "the folder for temporary files")
@@ -146,15 +155,11 @@ def start_ray(cpus: int | None = None) -> Cluster:
         try:
             with _signal_handlers_kept():
                 ray.init(**options)
-        except ConnectionError as error:
-            raise _no_cluster(str(error).splitlines()[0]) from error
         except Exception as error:  # Ray raises bare exceptions if its processes die, or do not answer in time
-            if inside_cluster():
-                raise
-            raise InputError(
-                "Ray",
-                f"did not start on this machine ({one_line(error).partition('. ')[0]})",
-                f"try again when the machine is less busy; Ray's logs are in {_temporary()[1]}/ray/session_latest/logs",
-            ) from error
+            if not inside_cluster():
+                raise _not_started(one_line(error)) from error
+            if isinstance(error, ConnectionError):
+                raise _no_cluster(str(error).splitlines()[0]) from error
+            raise
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return Cluster(tuple(Node(float(n.get("CPU", 0.0)), float(n.get("GPU", 0.0))) for n in alive))

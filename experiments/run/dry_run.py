@@ -64,8 +64,8 @@ def show(run: str, settings: Settings, say: Callable[[str], None], strict: bool 
         say(f"  {name:{width}}  {state}")
     for line in cost_lines(work, settings, cluster, budget):
         say(line)
-    trained = {"pretrain": work.pretrain is not None and work.pretrain.steps, "train": any(arm.steps for arm in todo)}
-    slow = slow_precision(settings, budget, [name for name, steps in trained.items() if steps])
+    trained = {"pretrain": [work.pretrain] if work.pretrain else [], "train": todo}
+    slow = slow_precision(settings, budget, [name for name, some in trained.items() if any(t.steps for t in some)])
     if slow is not None:
         say(slow)
     say(_power(settings.seeds, work.contents.tested))

@@ -1,7 +1,4 @@
-"""How a step is computed: compiled, with the fastest convolutions of this GPU, or with the same bits every time.
-
-And whether this processor has bf16 at all.
-"""
+"""How a step is computed: compiled, with the fastest convolutions, the same bits every time, or emulated bf16."""
 
 from __future__ import annotations
 

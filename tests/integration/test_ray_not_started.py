@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -37,11 +38,17 @@ def test_a_ray_that_does_not_answer_is_one_line_and_nothing_of_it_stays(
         time.sleep(0.01)
     for raylet in stopped:  # as on a machine that is too busy to run it
         raylet.send_signal(signal.SIGSTOP)
-    _, said = driver.communicate(timeout=120)
+    try:
+        _, said = driver.communicate(timeout=120)
+        psutil.wait_procs(stopped, timeout=10)
+        left = [p for p in stopped if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    finally:
+        for process in (driver, *stopped):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
     assert driver.returncode == 2
     assert said.splitlines()[-1].startswith("error: Ray: did not start on this machine (")
     assert "/ray/session_latest/logs" in said
     assert "Traceback" not in said
-    psutil.wait_procs(stopped, timeout=10)
-    assert not any(raylet.is_running() and raylet.status() != psutil.STATUS_ZOMBIE for raylet in stopped)
+    assert left == []
     assert not (run / ".lock").exists()

@@ -57,19 +57,19 @@ def test_a_dry_run_says_plan_stages_time_and_disk_and_writes_nothing(tmp_path: P
     assert list(tmp_path.iterdir()) == []
 
 
-def test_precision_is_spoken_of_only_where_bf16_would_be_emulated() -> None:
-    settings = demo()
-    processors = Cluster((Node(2),))
-    budget = plan(settings.resources, processors, 1)
-    said = slow_precision(settings, budget, ["pretrain", "train"])
-    assert (said is not None) is lacks_bf16()
-    if said is not None:
-        assert "--set pretrain.precision=fp32 --set train.precision=fp32" in said
-        only = slow_precision(override(settings, ["train.precision=fp32"]), budget, ["pretrain", "train"])
-        assert only is not None and "--set train" not in only
+def test_precision_is_spoken_of_only_where_bf16_would_be_emulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, both = demo(), ["pretrain", "train"]
+    budget = plan(settings.resources, Cluster((Node(2),)), 1)
+    monkeypatch.setattr("pipeline.training.kernels.lacks_bf16", lambda: True)  # no machine has both processors
+    said = slow_precision(settings, budget, both)
+    assert said is not None and "--set pretrain.precision=fp32 --set train.precision=fp32" in said
+    said = slow_precision(override(settings, ["train.precision=fp32"]), budget, both)
+    assert said is not None and "--set pretrain.precision=fp32" in said and "--set train" not in said
     exact = override(settings, ["train.precision=fp32", "pretrain.precision=fp32"])
-    assert slow_precision(exact, budget, ["pretrain", "train"]) is None
-    assert slow_precision(settings, replace(budget, trainer_gpus=1), ["train"]) is None  # a GPU computes it
+    assert slow_precision(exact, budget, both) is None
+    assert slow_precision(settings, replace(budget, trainer_gpus=1), both) is None  # a GPU computes it
+    monkeypatch.setattr("pipeline.training.kernels.lacks_bf16", lambda: False)
+    assert slow_precision(settings, budget, both) is None
 
 
 def test_slices_are_counted_from_headers_as_ingest_would_split_them(
